@@ -1,0 +1,198 @@
+"""The one checkpoint format: `<folder>/<step>/{state, config, digest}`.
+
+`state` is a flat dict of arrays, written by Orbax, named by their path in the state
+("params.towers.image.encoder..."). `config` is the run's config, so that a checkpoint
+needs nothing beside it. `digest` holds a checksum of every array: Orbax alone restores a
+flipped bit without a word. Nothing is ever unpickled.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from polyview import config as configs
+from polyview.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read whole; the message says what is wrong with it."""
+
+
+class Checkpoints:
+    """The checkpoints of one folder; saving happens in the background."""
+
+    def __init__(self, folder: str | Path, keep: int = 3):
+        """keep: how many of the newest stay, at least 2, so that one may be damaged."""
+        if keep < 2:
+            raise InputError(f"keep={keep}: keep at least 2 checkpoints")
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, state, config_text: str) -> None:
+        """Save a state under its step; returns once the arrays are copied."""
+        arrays = flatten(state)
+        digest = {"config": configs.digest(config_text), "state": checksums(arrays)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(arrays),
+                config=ocp.args.JsonSave({"config": config_text}),
+                digest=ocp.args.JsonSave(digest),
+            ),
+        )
+
+    def newest(self) -> int | None:
+        """The newest step that was completely written, or None."""
+        self._manager.wait_until_finished()
+        return self._manager.latest_step()
+
+    def restore_newest(self, template):
+        """Return (step, state) of the newest undamaged checkpoint, or None.
+
+        template: a state of arrays or shapes with shardings. A damaged checkpoint is
+        set aside under `<folder>/../damaged/<step>`, with one warning, and the one
+        before it is used.
+        """
+        while (step := self.newest()) is not None:
+            try:
+                return step, read_state(self.folder / str(step), template)
+            except Damaged as damage:
+                log.warning("checkpoint %s skipped: %s", self.folder / str(step), damage)
+                self._set_aside(step)
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self.folder.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (self.folder / str(step)).rename(aside / str(step))
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Return when everything saved is on the disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish what is being written, and stop."""
+        self._manager.close()
+
+
+def flatten(tree) -> dict[str, jax.Array]:
+    """Name each leaf of a state by its path, joined with dots."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def read_config(folder: str | Path):
+    """Return the config inside a checkpoint `<folder>`, as data: nothing is built.
+
+    Raises Damaged when it cannot be read or does not match its digest.
+    """
+    text = _read_item(folder, "config")["config"]
+    if configs.digest(text) != _read_item(folder, "digest").get("config"):
+        raise Damaged("its config does not match its digest")
+    try:
+        return configs.from_json(text)
+    except InputError as error:
+        raise Damaged(str(error)) from error
+
+
+def read_state(folder: str | Path, template):
+    """Return the arrays that `template` names, in its shapes, types and shardings.
+
+    template: any part of a state, such as `{"params": {...}}`; leaves are arrays or
+    `jax.ShapeDtypeStruct`s. Raises Damaged when a file cannot be read or an array does
+    not match its checksum, InputError when the checkpoint holds another model.
+    """
+    folder = Path(folder).absolute()
+    expected = _read_item(folder, "digest").get("state")
+    wanted = flatten(template)
+    if not isinstance(expected, dict):
+        raise Damaged("its digest lists no arrays")
+    for name, leaf in wanted.items():
+        if name not in expected:
+            raise InputError(f"checkpoint {folder} has no array {name!r}: another model?")
+        kind = [list(leaf.shape), str(leaf.dtype)]
+        if expected[name][:2] != kind:
+            raise InputError(f"checkpoint {folder}: {name} is {expected[name][:2]}, not {kind}")
+    try:
+        arrays = ocp.PyTreeCheckpointHandler().restore(
+            folder / "state",
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+    except Exception as error:  # Orbax raises bare Exceptions, with a page of text
+        raise Damaged(f"its arrays cannot be read ({_first_line(error)})") from error
+    found = checksums(arrays)
+    wrong = [name for name in wanted if found[name] != expected[name]]
+    if wrong:
+        raise Damaged(f"{wrong[0]} does not match its checksum ({len(wrong)} arrays in all)")
+    structure = jax.tree.structure(template)
+    return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
+
+
+def _read_item(folder: str | Path, name: str) -> dict:
+    try:
+        found = ocp.JsonCheckpointHandler().restore(Path(folder).absolute() / name)
+    except Exception as error:
+        raise Damaged(f"its {name} cannot be read ({_first_line(error)})") from error
+    if not isinstance(found, dict):
+        raise Damaged(f"its {name} is not an object of keys")
+    return found
+
+
+def checksums(arrays: dict[str, jax.Array]) -> dict[str, list]:
+    """Return [shape, dtype, checksum] of each array, the same on any sharding.
+
+    The checksum is two sums modulo 2^32 of the array's 32-bit words, each times an odd
+    number that depends on its position: sums of integers do not depend on their order,
+    and an odd factor loses no bit, so that any one flipped bit changes both.
+    """
+    sums = jax.device_get(_sums(arrays))
+    return {
+        name: [list(a.shape), str(a.dtype), "".join(f"{int(s):08x}" for s in sums[name])]
+        for name, a in arrays.items()
+    }
+
+
+@jax.jit
+def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return jax.tree.map(_sum_of_words, arrays)
+
+
+def _sum_of_words(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    bits = 8 * array.dtype.itemsize
+    unsigned = jnp.dtype(f"uint{min(bits, 32)}")
+    words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    # Positions are built from one iota an axis, so that a sharded array stays sharded.
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        position = position * np.uint32(size) + iota
+    factors = (2 * position + 1, position * np.uint32(0x9E3779B8) + np.uint32(0x85EBCA6B))
+    return jnp.stack([jnp.sum(words * f, dtype=jnp.uint32) for f in factors])
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:120] if text else ''}"

@@ -1,0 +1,292 @@
+"""Geometry on the host: decode an image once, look at it m times.
+
+Colour and blur run on the accelerator (`nn/photometry`); what is left here is what must
+see the full-size image, so that only `uint8[m, size, size, c]` travels. Resizing is
+bicubic without antialiasing, as in SimCLR (Chen et al. 2020), except where a crop shrinks
+more than twofold: bicubic would alias there, and the average over each area is taken.
+
+Images wear their pixels as RGB in the order they are stored: the EXIF orientation is
+ignored, as in the usual ImageNet pipelines, so that figures compare.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from polyview.data.source import CorruptRecord
+
+MAX_PIXELS = 64_000_000  # refused before decoding: a small file can unfold to gigabytes
+
+# Parallelism is over examples; threads inside OpenCV would only fight with it.
+cv2.setNumThreads(1)
+
+_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION,
+    4: cv2.IMREAD_REDUCED_COLOR_4 | cv2.IMREAD_IGNORE_ORIENTATION,
+    8: cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION,
+}
+
+
+class Header(NamedTuple):
+    """What an encoded image says of itself before it is decoded."""
+
+    kind: str  # "jpeg", "png" or "other"
+    height: int
+    width: int
+    plain: bool  # 8-bit grey or YCbCr JPEG, or PNG without alpha: OpenCV reads it right
+
+
+def read_header(data: bytes) -> Header:
+    """Read size and kind from the content, never from a file's name.
+
+    Raises:
+      CorruptRecord: not an image, or one of more than `MAX_PIXELS`.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            header = _jpeg_header(data)
+        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+            header = _png_header(data)
+        else:
+            header = _other_header(data)
+    except (struct.error, IndexError) as error:
+        raise CorruptRecord(f"image header cut short: {error}") from None
+    if header.height < 1 or header.width < 1:
+        raise CorruptRecord(f"image of {header.width}x{header.height} pixels")
+    if header.height * header.width > MAX_PIXELS:
+        raise CorruptRecord(
+            f"image of {header.width}x{header.height} pixels, more than {MAX_PIXELS}"
+        )
+    return header
+
+
+def _jpeg_header(data: bytes) -> Header:
+    position = 2
+    while True:
+        if data[position] != 0xFF:
+            raise CorruptRecord("JPEG segments are out of step")
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        # Start of frame is C0..CF without the tables C4 (Huffman), CC and reserved C8.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, components = struct.unpack_from(
+                ">BHHB", data, position + 4
+            )
+            return Header("jpeg", height, width, precision == 8 and components < 4)
+        if marker in (0xD9, 0xDA):
+            raise CorruptRecord("JPEG without a frame header")
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+
+
+def _png_header(data: bytes) -> Header:
+    width, height, _, colour = struct.unpack_from(">IIBB", data, 16)
+    transparent = colour in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
+    return Header("png", height, width, not transparent)
+
+
+def _other_header(data: bytes) -> Header:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return Header("other", image.height, image.width, False)
+    except Exception as error:  # Pillow's readers raise whatever they stumble on
+        raise CorruptRecord(f"not an image: {error}") from None
+
+
+def decode(data: bytes, *, reduce: int = 1) -> np.ndarray:
+    """Decode an image to RGB.
+
+    Grey becomes three equal channels, 16 bits become 8, transparency is laid on white.
+
+    Args:
+      data: a JPEG, PNG or anything else Pillow reads, told apart by content.
+      reduce: 1, 2, 4 or 8: decode a JPEG at this fraction of its size (the inverse
+        transform of each block is then smaller, which saves most of the time).
+
+    Returns:
+      uint8[h, w, 3].
+
+    Raises:
+      CorruptRecord: not an image, truncated, or larger than `MAX_PIXELS`.
+    """
+    return _decode(data, read_header(data), reduce)
+
+
+def _decode(data: bytes, header: Header, reduce: int) -> np.ndarray:
+    # OpenCV fills what a truncated file lacks with grey and says nothing, so it gets
+    # only files that end as they should; Pillow judges the others (trailing bytes after
+    # the image are harmless, a missing end is not).
+    if header.kind == "jpeg":
+        whole = data.endswith(b"\xff\xd9")
+    else:
+        whole = header.kind == "png" and data[-8:-4] == b"IEND"
+    image = None
+    if header.plain and whole:
+        encoded = np.frombuffer(data, np.uint8)
+        if reduce > 1:
+            image = cv2.imdecode(encoded, _REDUCED[reduce])
+            if image is not None:
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        else:
+            image = cv2.imdecode(encoded, _COLOR)
+    if image is None:
+        image = _decode_with_pillow(data)
+    return image
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode.startswith("I;16"):  # Pillow would clip rather than scale
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            if image.has_transparency_data:
+                layer = image.convert("RGBA")
+                white = Image.new("RGBA", layer.size, "white")
+                image = Image.alpha_composite(white, layer)
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's readers raise whatever they stumble on
+        raise CorruptRecord(f"image cannot be decoded: {error}") from None
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Crop a random part, resize it to a square, perhaps flip it: m times.
+
+    The area is uniform in `scale` (a fraction of the image) and the aspect ratio
+    log-uniform in `ratio`; a box that does not fit is drawn again, ten times in all, and
+    then the largest central box of an allowed ratio is taken (Szegedy et al. 2015, in
+    torchvision's form). Called as `crop(image, rng, m)`; `image` is `uint8[h, w, c]` or
+    still encoded, which is quicker for photographs so large that every crop would shrink:
+    those are decoded at a half, a quarter or an eighth as long as none is enlarged by it.
+
+    Attributes:
+      size: side of the result in pixels.
+      scale: smallest and largest area.
+      ratio: smallest and largest width / height.
+      flip: probability of a horizontal flip.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __call__(
+        self, image: np.ndarray | bytes, rng: np.random.Generator, m: int
+    ) -> np.ndarray:
+        """Return uint8[m, size, size, c]."""
+        if isinstance(image, bytes):
+            header = read_header(image)
+            boxes, flips = self.draw(header.height, header.width, rng, m)
+            reduce = 1
+            if header.kind == "jpeg":
+                reduce = _reduction(int(boxes[:, 2:].min()), self.size)
+            pixels = _decode(image, header, reduce)
+            if reduce > 1:
+                boxes = _scale_boxes(boxes, header, pixels)
+        else:
+            pixels = image
+            boxes, flips = self.draw(*pixels.shape[:2], rng, m)
+        views = np.empty((m, self.size, self.size, pixels.shape[2]), np.uint8)
+        for view, box, flipped in zip(
+            views, boxes.tolist(), flips.tolist(), strict=True
+        ):
+            _resize(pixels, box, view)
+            if flipped:
+                cv2.flip(view, 1, dst=view)
+        return views
+
+    def draw(
+        self, height: int, width: int, rng: np.random.Generator, m: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw m boxes, int[m, 4] as (top, left, height, width), and flips, bool[m]."""
+        # One call for all: areas and ratios of ten attempts, a place, a flip.
+        uniform = rng.random((m, 23))
+        low, high = self.scale
+        area = (low + (high - low) * uniform[:, :10]) * (height * width)
+        low, high = np.log(self.ratio)
+        ratio = np.exp(low + (high - low) * uniform[:, 10:20])
+        heights = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        widths = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        fits = (
+            (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+        )
+        rows, first = np.arange(m), fits.argmax(axis=1)
+        boxes = np.empty((m, 4), np.int64)
+        boxes[:, 2] = heights[rows, first]
+        boxes[:, 3] = widths[rows, first]
+        room = (height, width) - boxes[:, 2:] + 1
+        boxes[:, :2] = room * uniform[:, 20:22]
+        failed = ~fits[rows, first]
+        if failed.any():
+            boxes[failed] = self._central_box(height, width)
+        return boxes, uniform[:, 22] < self.flip
+
+    def _central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        ratio = np.clip(width / height, *self.ratio)
+        box_height = min(height, round(width / ratio))
+        box_width = min(width, round(height * ratio))
+        top, left = (height - box_height) // 2, (width - box_width) // 2
+        return top, left, box_height, box_width
+
+
+@dataclass(frozen=True)
+class ResizeCenterCrop:
+    """The view used for evaluation: the central square, resized.
+
+    The square's side is `fraction` of the shorter side (.875 for ImageNet, Chen et al.
+    2020). Nothing is random: all m views are the same.
+    """
+
+    size: int
+    fraction: float = 0.875
+
+    def __call__(
+        self, image: np.ndarray | bytes, rng: np.random.Generator, m: int
+    ) -> np.ndarray:
+        """Return uint8[m, size, size, c]."""
+        if isinstance(image, bytes):
+            header = read_header(image)
+            side = self._side(header.height, header.width)
+            reduce = _reduction(side, self.size) if header.kind == "jpeg" else 1
+            pixels = _decode(image, header, reduce)
+        else:
+            pixels = image
+        height, width, channels = pixels.shape
+        side = self._side(height, width)
+        view = np.empty((self.size, self.size, channels), np.uint8)
+        _resize(pixels, ((height - side) // 2, (width - side) // 2, side, side), view)
+        return np.repeat(view[None], m, axis=0)
+
+    def _side(self, height: int, width: int) -> int:
+        return max(1, round(self.fraction * min(height, width)))
+
+
+def _reduction(smallest_side: int, size: int) -> int:
+    return next((r for r in (8, 4, 2) if smallest_side >= r * size), 1)
+
+
+def _scale_boxes(boxes: np.ndarray, header: Header, pixels: np.ndarray) -> np.ndarray:
+    factors = np.divide(pixels.shape[:2], (header.height, header.width))
+    corners = np.rint(boxes[:, :2] * factors).astype(np.int64)
+    sides = np.maximum(np.rint(boxes[:, 2:] * factors).astype(np.int64), 1)
+    return np.concatenate([corners, np.minimum(sides, pixels.shape[:2] - corners)], 1)
+
+
+def _resize(pixels: np.ndarray, box, view: np.ndarray) -> None:
+    """Resize the box of `pixels` into `view`, in place."""
+    top, left, height, width = box
+    size = view.shape[0]
+    part = pixels[top : top + height, left : left + width]
+    shrinks = height >= 2 * size and width >= 2 * size
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    cv2.resize(part, (size, size), dst=view, interpolation=interpolation)

@@ -1,0 +1,39 @@
+"""Noisy readings of a Gaussian factor: views whose mutual information is known.
+
+c ~ N(0, s0^2) and view a is x_a ~ N(c, s^2), so the views are independent given c
+(Shidani et al. 2024); `objectives.bounds.gaussian_information` is the closed form.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Factors:
+    """A source of `size` independent draws of the factor, each {"factor": float}."""
+
+    def __init__(self, size: int, deviation: float = 1.0, seed: int = 0):
+        self._draws = np.random.default_rng(seed).normal(0.0, deviation, size)
+        self.targets = {}
+
+    def __len__(self):
+        return len(self._draws)
+
+    def __getitem__(self, index):
+        return {"factor": self._draws[index]}
+
+
+@dataclass(frozen=True)
+class Readings:
+    """m readings of a factor with independent noise: views["x"] is float32[m, 1]."""
+
+    m: int
+    deviation: float = 0.5
+
+    def __call__(self, example, rng):
+        x = rng.normal(example["factor"], self.deviation, size=(self.m, 1))
+        return {
+            "views": {"x": x.astype(np.float32)},
+            "present": {"x": np.ones(self.m, bool)},
+            "targets": {},
+        }

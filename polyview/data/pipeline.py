@@ -1,0 +1,268 @@
+"""Batches as a pure function of (seed, step), on any number of hosts and workers.
+
+    epoch, place = divmod(step, len // B)
+    batch(step) = views(source[permutation(seed, epoch)[place B : (place + 1) B]])
+
+Each row draws from its own random stream, keyed by (seed, epoch, index), so a row looks
+the same whoever computes it: host p of n makes the contiguous block p B/n .. (p+1) B/n of
+every batch, and hosts, threads and processes may change between runs. There is no
+iterator state to save: the position of a run is its step.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from polyview.data.source import CorruptRecord, Source
+from polyview.errors import InputError
+
+Views = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+Batch = dict[str, Any]
+
+PADDING = -1  # `index` of a row that is no example
+_ORDER, _VIEWS = 0, 1  # what a random stream is for
+_GIVE_UP = 100  # corrupt records in a row before the source is called unreadable
+
+_log = logging.getLogger(__name__)
+
+
+def batches(
+    source: Source,
+    views: Views,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Iterator[tuple[int, Batch]]:
+    """Yield (step, batch) for the steps start .. steps - 1.
+
+    Every epoch is a fresh permutation; the len(source) % batch_size rows at its end are
+    dropped, so a batch never spans two epochs. A corrupt record is replaced by the next
+    valid one of the source, which `index` then names.
+
+    Args:
+      source: the examples.
+      views: from `polyview.data.views`.
+      seed: 0 .. 2**64 - 1.
+      batch_size: unique samples of the global batch.
+      steps: the step to end before.
+      start: the first step, anything but 0 when a run is resumed.
+      process_index: this host.
+      process_count: all hosts.
+      workers: processes that make batches; 0 makes them in threads of this process.
+
+    Yields:
+      The step and this host's rows: `views` {name: [b, m, ...]}, `present`
+      {name: bool[b, m]}, `targets` {name: [b, ...]} and `index` int64[b].
+
+    Raises:
+      InputError: the batch does not fit the source or the hosts, or the source is
+        unreadable.
+    """
+    if len(source) < batch_size:
+        raise InputError(
+            f"batch_size is {batch_size}, but {source!r} has only {len(source)} "
+            "examples; use a smaller batch or more data"
+        )
+    order = _Shuffled(len(source), batch_size, seed)
+    block = _block(batch_size, process_index, process_count)
+    made = _Batches(source, views, order, seed, block, steps)
+    return _read(made, start, workers)
+
+
+def ordered(
+    source: Source,
+    views: Views,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yield every row of the source once, in order, as batches of one size.
+
+    The last batch is filled up with repeated rows whose `index` is -1; so is the place of
+    a corrupt record, since no row may count twice in an evaluation. Arguments and rows
+    are those of `batches`.
+    """
+    order = _InOrder(len(source), batch_size)
+    block = _block(batch_size, process_index, process_count)
+    made = _Batches(source, views, order, seed, block, -(-len(source) // batch_size))
+    return (batch for _, batch in _read(made, 0, 0))
+
+
+@dataclass(frozen=True)
+class _Shuffled:
+    """Rows of a training step: a permutation per epoch, cut into whole batches."""
+
+    length: int
+    batch_size: int
+    seed: int
+
+    def rows(self, step: int) -> tuple[int, np.ndarray]:
+        epoch, place = divmod(step, self.length // self.batch_size)
+        start = place * self.batch_size
+        order = _permutation(self.length, self.seed, epoch)
+        return epoch, order[start : start + self.batch_size]
+
+    def name(self, wanted: int, read: int) -> int:
+        """Return the `index` of a row that was read in the place of another."""
+        return read
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Rows of an evaluation: 0, 1, 2 ..., and padding behind the last."""
+
+    length: int
+    batch_size: int
+
+    def rows(self, step: int) -> tuple[int, np.ndarray]:
+        rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return 0, np.where(rows < self.length, rows, PADDING)
+
+    def name(self, wanted: int, read: int) -> int:
+        return read if read == wanted else PADDING
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    # Raw Philox words are the one random stream NumPy promises never to change.
+    words = _philox(seed, number=epoch, epoch=0, purpose=_ORDER).random_raw(length)
+    return np.argsort(words, kind="stable")
+
+
+def _philox(seed: int, *, number: int, epoch: int, purpose: int) -> np.random.Philox:
+    """Return an independent stream: a counter-based generator needs only its key."""
+    return np.random.Philox(
+        key=np.array([seed, number], np.uint64),
+        counter=np.array([0, 0, purpose, epoch], np.uint64),
+    )
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The batches of one host as a sequence: element `step` is a pure function."""
+
+    source: Source
+    views: Views
+    order: _Shuffled | _InOrder
+    seed: int
+    block: slice
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[int, Batch, np.ndarray]:
+        """Return the step, its batch and the indices of corrupt records met."""
+        epoch, wanted = self.order.rows(step)
+        wanted = wanted[self.block].tolist()
+        read, looks = zip(*(self._look(index, epoch) for index in wanted), strict=True)
+        batch = _stack(looks)
+        names = [self.order.name(w, r) for w, r in zip(wanted, read, strict=True)]
+        batch["index"] = np.array(names, np.int64)
+        corrupt = [
+            w for w, r in zip(wanted, read, strict=True) if w != r and w != PADDING
+        ]
+        return step, batch, np.array(corrupt, np.int64)
+
+    def _look(self, index: int, epoch: int) -> tuple[int, dict[str, Any]]:
+        """Look at a row, or at the next valid one behind it."""
+        length = len(self.source)
+        first = length - 1 if index == PADDING else index
+        stream = _philox(self.seed, number=first, epoch=epoch, purpose=_VIEWS)
+        rng = np.random.Generator(stream)
+        reason = ""
+        for candidate in range(first, first + min(length, _GIVE_UP)):
+            candidate %= length
+            try:
+                return candidate, self.views(self.source[candidate], rng)
+            except CorruptRecord as error:
+                reason = str(error)
+        raise InputError(
+            f"{self.source!r} is unreadable: {min(length, _GIVE_UP)} corrupt records in "
+            f"a row from index {first} (the last: {reason})"
+        )
+
+
+def _stack(rows: Sequence[dict[str, Any]]) -> Batch:
+    batch: Batch = {}
+    for part in ("views", "present", "targets"):
+        batch[part] = {}
+        for name in rows[0][part]:
+            values = [row[part][name] for row in rows]
+            try:
+                batch[part][name] = np.stack(values)
+            except ValueError:
+                shapes = sorted({value.shape for value in values})
+                raise InputError(
+                    f"examples differ in the shape of {part} '{name}': "
+                    f"{', '.join(map(str, shapes))}; give the views an augmentation "
+                    "that makes them alike"
+                ) from None
+    return batch
+
+
+def _block(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(
+            f"batch_size is {batch_size}, which {process_count} hosts cannot share "
+            "evenly; use a positive multiple of the number of hosts"
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def _read(made: _Batches, start: int, workers: int) -> Iterator[tuple[int, Batch]]:
+    if not 0 <= made.seed < 2**64:
+        raise InputError(f"seed is {made.seed}; it must be 0 or more, below 2**64")
+    if workers < 0:
+        raise InputError(f"workers is {workers}; it must be 0 or more")
+    if start >= made.steps:
+        return iter(())
+    # OpenCV lets go of the interpreter lock, so threads do run beside each other; more
+    # than a few only wait for it between its calls.
+    threads = 1 if workers else min(4, os.cpu_count() or 1)
+    dataset = grain.MapDataset.source(made)[start:].to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    )
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads one, even outside absl.app.run
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        )
+    return _report(iter(dataset), made.source)
+
+
+def _report(
+    read: grain.DatasetIterator, source: Source
+) -> Iterator[tuple[int, Batch]]:
+    """Pass batches on, and warn of corrupt records: one line a minute at most."""
+    total, quiet_until = 0, 0.0
+    with contextlib.closing(read):
+        for step, batch, corrupt in read:
+            total += len(corrupt)
+            if len(corrupt) and time.monotonic() >= quiet_until:
+                quiet_until = time.monotonic() + 60
+                _log.warning(
+                    "%r: %d corrupt records so far (now index %d) were passed over",
+                    source,
+                    total,
+                    corrupt[0],
+                )
+            yield step, batch

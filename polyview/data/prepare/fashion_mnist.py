@@ -1,0 +1,160 @@
+"""Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey images of 28x28, ten classes.
+
+The four files of the original are taken from Debian's package, installed or downloaded
+(30.9 MB; neither needs root, nor leaves anything on the system), else from the authors'
+address. They are checked against the sums below, which are those of the unpacked content,
+so it does not matter who compressed it.
+"""
+
+import gzip
+import hashlib
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from polyview.data.prepare import records
+from polyview.errors import InputError
+
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+CLASSES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
+
+
+class _NotThere(Exception):
+    """This way of getting the files does not work here; the message says why."""
+
+
+def prepare(directory: Path) -> None:
+    """Write train (60,000) and test (10,000): image uint8[28, 28, 1], label int.
+
+    Raises:
+      InputError: no way to the files works; the message lists what was tried.
+    """
+    reasons = []
+    ways: list[Callable[[Path], Path]] = [_installed, _debian, _zalando]
+    with tempfile.TemporaryDirectory() as scratch:
+        for way in ways:
+            try:
+                files = way(Path(scratch))
+                arrays = {name: _read(files, name) for name in SHA256}
+                break
+            except _NotThere as reason:
+                reasons.append(str(reason))
+        else:
+            raise InputError(
+                f"Fashion-MNIST could not be had: {'; '.join(reasons)}. With a network "
+                f"run `apt-get install {PACKAGE}`, or put the four "
+                f"files of the original into {INSTALLED}"
+            )
+        records.write(
+            directory,
+            {split: _examples(arrays, prefix) for split, prefix in _SPLITS.items()},
+            version="1.0.0",
+            targets={"label": {"kind": "class", "classes": 10, "names": CLASSES}},
+            source="Fashion-MNIST, Zalando Research (Xiao et al. 2017)",
+            licence="MIT",
+            provenance={"way": way.__name__.strip("_"), "sha256": SHA256},
+        )
+
+
+_SPLITS = {"train": "train", "test": "t10k"}
+
+
+def _examples(arrays: dict[str, bytes], prefix: str) -> Iterator[dict]:
+    images = np.frombuffer(arrays[f"{prefix}-images-idx3-ubyte"], np.uint8, offset=16)
+    labels = np.frombuffer(arrays[f"{prefix}-labels-idx1-ubyte"], np.uint8, offset=8)
+    images = images.reshape(-1, 28, 28, 1)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        yield {"image": image, "label": label}
+
+
+def _read(folder: Path, name: str) -> bytes:
+    path = folder / f"{name}.gz"
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise _NotThere(f"{path}: {error}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[name]:
+        raise _NotThere(f"{path} is not the original (sha256 {digest})")
+    return content
+
+
+def _installed(scratch: Path) -> Path:
+    if not INSTALLED.is_dir():
+        raise _NotThere(f"{PACKAGE} is not installed")
+    return INSTALLED
+
+
+def _debian(scratch: Path) -> Path:
+    """Download and unpack the package with apt's lists and cache in `scratch`."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise _NotThere("apt-get is not here")
+    (scratch / "lists" / "partial").mkdir(parents=True)
+    (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
+    apt = [
+        "apt-get",
+        "-qq",
+        "-o",
+        f"Dir::State::Lists={scratch / 'lists'}",
+        "-o",
+        f"Dir::Cache={scratch / 'cache'}",
+        # As root, apt would hand the download to a user who may not write here.
+        "-o",
+        "APT::Sandbox::User=root",
+    ]
+    try:
+        for command in ([*apt, "update"], [*apt, "download", PACKAGE]):
+            _run(command, scratch)
+        package = next(scratch.glob("*.deb"))
+        _run(["dpkg-deb", "-x", str(package), str(scratch / "root")], scratch)
+    except StopIteration:
+        raise _NotThere(f"apt-get did not download {PACKAGE}") from None
+    return scratch / "root" / INSTALLED.relative_to("/")
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=600
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _NotThere(f"{command[0]}: {error}") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise _NotThere(f"{command[0]} failed: {lines[-1]}")
+
+
+def _zalando(scratch: Path) -> Path:
+    """Download from the authors' own address; the sums make up for its lack of TLS."""
+    for name in SHA256:
+        try:
+            with urllib.request.urlopen(f"{URL}{name}.gz", timeout=60) as answer:
+                (scratch / f"{name}.gz").write_bytes(answer.read())
+        except OSError as error:
+            raise _NotThere(f"{URL}: {error}") from None
+    return scratch

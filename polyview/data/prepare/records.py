@@ -1,0 +1,157 @@
+"""Write a data set: array_record files and the manifest that says what they are.
+
+Everything goes into a hidden folder beside the destination, which is renamed when it is
+whole: a data set is either there or not, whatever interrupted the writing.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tqdm import tqdm
+
+from polyview.data.source import pack, read_manifest
+from polyview.errors import InputError
+
+_SHARD_BYTES = 2**30
+# One record a group: any record can be read alone. Images are compressed already.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+def prepared(directory: Path) -> bool:
+    """Say whether a whole data set is there.
+
+    Raises:
+      InputError: there is something else, or a file lacks records its manifest lists.
+    """
+    if not directory.exists():
+        return False
+    if not (directory / "manifest.json").is_file():
+        raise InputError(
+            f"{directory} exists but was not written by this command; "
+            "remove it or give another --data_dir"
+        )
+    for name, split in read_manifest(directory)["splits"].items():
+        for file in split["files"]:
+            found = _count(directory / file["name"])
+            if found != file["records"]:
+                raise InputError(
+                    f"{directory / file['name']} holds {found} records of {name}, not "
+                    f"{file['records']}; remove {directory} and prepare again"
+                )
+    return True
+
+
+def write(
+    directory: Path,
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    *,
+    version: str,
+    targets: Mapping[str, Mapping[str, Any]],
+    source: str,
+    licence: str,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write examples and their manifest into a new directory, wholly or not at all.
+
+    Args:
+      directory: the data set's folder; it must not exist.
+      splits: the examples of each split.
+      version: of the data, so that other data never pass for these.
+      targets: see `polyview.data.source.Source`.
+      source: where the data come from, in words or as an address.
+      licence: its terms.
+      provenance: what was done to them: files with their sums, the rule of the split.
+    """
+    with whole_folder(directory) as folder:
+        entries = {
+            name: _write_split(folder, name, examples)
+            for name, examples in splits.items()
+        }
+        empty = [name for name, entry in entries.items() if not entry["count"]]
+        if empty:
+            raise InputError(f"nothing to write for the split {', '.join(empty)}")
+        manifest = {
+            "name": directory.name,
+            "version": version,
+            "splits": entries,
+            "targets": targets,
+            "source": source,
+            "licence": licence,
+            "provenance": provenance or {},
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def whole_folder(directory: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes `directory` if the block succeeds."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
+        )
+    except OSError as error:
+        raise InputError(
+            f"cannot write into {directory.parent}: {error.strerror}; give another "
+            "--data_dir"
+        ) from None
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())  # mkdtemp made it private
+        os.rename(folder, directory)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_split(
+    folder: Path, split: str, examples: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    files: list[dict[str, Any]] = []
+    writer, size, count = None, 0, 0
+
+    def finish() -> None:
+        path = folder / f"{split}-{len(files):05d}.array_record"
+        writer.close()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files.append({"name": path.name, "sha256": digest, "records": count})
+
+    for example in tqdm(examples, desc=split, unit=" examples", delay=3):
+        if writer is None:
+            path = folder / f"{split}-{len(files):05d}.array_record"
+            writer, size, count = ArrayRecordWriter(str(path), _OPTIONS), 0, 0
+        record = pack(example)
+        writer.write(record)
+        size, count = size + len(record), count + 1
+        if size >= _SHARD_BYTES:
+            finish()
+            writer = None
+    if writer is not None:
+        finish()
+    return {"count": sum(file["records"] for file in files), "files": files}
+
+
+def _count(path: Path) -> int:
+    try:
+        reader = ArrayRecordReader(str(path))
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()
+    except (OSError, RuntimeError, ValueError):
+        return 0

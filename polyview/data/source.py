@@ -1,0 +1,383 @@
+"""Where examples come from: anything with a length and an index.
+
+A source maps an index to one example, a dict of fields: an image is either its encoded
+`bytes` (decoded in `augment`, where the size of the crops is known) or `uint8[h, w, c]`,
+a label an int, a text a str. `targets` says what can be predicted from an example. A
+source reads lazily, may be shared by threads, and can be pickled into worker processes.
+
+Our own files are array_record: random access by index without a separate shuffle, each
+record one msgpack dict. Nothing here unpickles, since data may be a stranger's.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from polyview.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
+_ARRAY = 1  # msgpack extension code of a numpy array
+
+
+class CorruptRecord(ValueError):
+    """A record that cannot be decoded; the pipeline reads another in its place."""
+
+
+class Source(Protocol):
+    """A sequence of examples.
+
+    `targets` maps a field to its task, `{"kind": "class", "classes": 10, "names": [...]}`
+    where names are optional; it is empty for unlabelled data.
+    """
+
+    targets: dict[str, dict[str, Any]]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def default_data_dir() -> Path:
+    """Return `$POLYVIEW_DATA`, or `data` in the current directory."""
+    return Path(os.environ.get("POLYVIEW_DATA") or "data")
+
+
+def pack(example: Mapping[str, Any]) -> bytes:
+    """Write one example as a record: msgpack, with arrays as (dtype, shape, bytes)."""
+    return msgpack.packb(dict(example), default=_pack_value)
+
+
+def unpack(record: bytes) -> dict[str, Any]:
+    """Read one example from a record; raises `CorruptRecord` for anything else."""
+    try:
+        example = msgpack.unpackb(record, ext_hook=_unpack_array)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CorruptRecord(f"not a msgpack record: {error}") from None
+    if not isinstance(example, dict):
+        raise CorruptRecord(f"a record holds a dict, not a {type(example).__name__}")
+    return example
+
+
+def _pack_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise ValueError("an array of objects cannot be written without pickle")
+        fields = (value.dtype.str, value.shape, value.tobytes())
+        return msgpack.ExtType(_ARRAY, msgpack.packb(fields))
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(f"a record cannot hold a {type(value).__name__}")
+
+
+def _unpack_array(code: int, data: bytes) -> np.ndarray:
+    if code != _ARRAY:
+        raise ValueError(f"unknown extension code {code}")
+    dtype, shape, values = msgpack.unpackb(data)
+    return np.frombuffer(values, np.dtype(dtype)).reshape(shape)
+
+
+def parse_split(split: str, counts: Mapping[str, int]) -> tuple[str, int, int]:
+    """Turn `train[:90%]` into a split's name and its range of indices.
+
+    Args:
+      split: `name`, or `name[start:stop]` where either bound is a count, a percentage
+        (rounded to the nearest example) or absent.
+      counts: the number of examples of each split.
+
+    Raises:
+      InputError: the split is unknown, does not parse or holds no example.
+    """
+    match = re.fullmatch(r"(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?", split)
+    if not match:
+        raise InputError(
+            f"split '{split}' is not of the form train, train[:90%] or train[100:5000]"
+        )
+    name, first, last = match.groups()
+    if name not in counts:
+        raise InputError(f"no split '{name}' here; there are: {', '.join(counts)}")
+    count = counts[name]
+
+    def position(bound: str) -> int:
+        if not bound.endswith("%"):
+            return int(bound)
+        if int(bound[:-1]) > 100:
+            raise InputError(f"split '{split}' asks for more than 100%")
+        return round(int(bound[:-1]) * count / 100)
+
+    start = position(first or "0")
+    stop = min(position(last or "100%"), count)
+    if start >= stop:
+        raise InputError(f"split '{split}' is empty: '{name}' has {count} examples")
+    return name, start, stop
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read the manifest of a prepared data set, checked as far as it is relied on."""
+    path = directory / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        for split in manifest["splits"].values():
+            if split["count"] != sum(int(file["records"]) for file in split["files"]):
+                raise ValueError("the counts of its files do not add up")
+            for file in split["files"]:
+                if Path(file["name"]).name != file["name"]:
+                    raise ValueError(f"'{file['name']}' is not a plain file name")
+        manifest["targets"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a manifest ({error}); remove {directory} and prepare again"
+        ) from None
+    return manifest
+
+
+class ArrayRecord:
+    """A data set written by `python -m polyview.prepare`.
+
+    Args:
+      name: the data set, a folder of `data_dir`.
+      split: see `parse_split`.
+      data_dir: by default `$POLYVIEW_DATA`, else `./data`.
+    """
+
+    def __init__(
+        self, name: str, split: str = "train", data_dir: str | Path | None = None
+    ):
+        directory = Path(data_dir or default_data_dir()) / name
+        if not (directory / "manifest.json").is_file():
+            flag = f" --data_dir {data_dir}" if data_dir else ""
+            raise InputError(
+                f"no data set '{name}' in {directory.parent.absolute()}; "
+                f"run: python -m polyview.prepare {name}{flag}"
+            )
+        manifest = read_manifest(directory)
+        counts = {name: entry["count"] for name, entry in manifest["splits"].items()}
+        split_name, self._start, self._stop = parse_split(split, counts)
+        files = [file["name"] for file in manifest["splits"][split_name]["files"]]
+        try:
+            self._records = ArrayRecordDataSource([str(directory / f) for f in files])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{directory} is damaged ({_first_line(error)}); "
+                "remove it and prepare again"
+            ) from None
+        if len(self._records) != counts[split_name]:
+            raise InputError(
+                f"{directory} holds {len(self._records)} {split_name} records, its "
+                f"manifest says {counts[split_name]}; remove it and prepare again"
+            )
+        self.targets: dict[str, dict[str, Any]] = manifest["targets"]
+        self._description = f"ArrayRecord('{name}', '{split}')"
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            record = self._records[self._start + int(index)]
+        except (RuntimeError, ValueError) as error:
+            raise CorruptRecord(_first_line(error)) from None
+        return unpack(record)
+
+    def __repr__(self) -> str:
+        return self._description
+
+
+class Tfds:
+    """An already prepared TFDS data set (array_record files), read without TensorFlow.
+
+    Images stay encoded; a `ClassLabel` becomes a target.
+
+    Args:
+      name: `cifar10`, or `name/config`; the newest version found is read.
+      split: see `parse_split`.
+      data_dir: where TFDS prepared; by default our own data directory, then
+        `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+    """
+
+    def __init__(
+        self, name: str, split: str = "train", data_dir: str | Path | None = None
+    ):
+        builder = _tfds_builder(name, data_dir)
+        counts = {key: info.num_examples for key, info in builder.info.splits.items()}
+        split_name, start, stop = parse_split(split, counts)
+        tfds = _import_tfds()
+        features = builder.info.features
+        decoders = {
+            field: tfds.decode.SkipDecoding()
+            for field, feature in features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        try:
+            with _without_tensorflow_banner():
+                self._examples = builder.as_data_source(
+                    f"{split_name}[{start}:{stop}]", decoders=decoders
+                )
+        except NotImplementedError as error:
+            raise InputError(
+                f"{builder.data_dir} cannot be indexed ({_first_line(error)}); "
+                "prepare it with file_format='array_record'"
+            ) from None
+        self.targets: dict[str, dict[str, Any]] = {
+            field: {
+                "kind": "class",
+                "classes": feature.num_classes,
+                "names": feature.names,
+            }
+            for field, feature in features.items()
+            if isinstance(feature, tfds.features.ClassLabel)
+        }
+        self._description = f"Tfds('{name}', '{split}')"
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._examples[int(index)]
+
+    def __repr__(self) -> str:
+        return self._description
+
+
+def _import_tfds():
+    import tensorflow_datasets  # takes a second: only those who read TFDS pay it
+
+    return tensorflow_datasets
+
+
+@contextlib.contextmanager
+def _without_tensorflow_banner() -> Iterator[None]:
+    """Keep TFDS from announcing at length that TensorFlow, not needed, is absent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _tfds_builder(name: str, data_dir: str | Path | None):
+    if data_dir is not None:
+        roots = [Path(data_dir)]
+    else:
+        roots = [default_data_dir()]
+        if os.environ.get("TFDS_DATA_DIR"):
+            roots.append(Path(os.environ["TFDS_DATA_DIR"]))
+        roots.append(Path.home() / "tensorflow_datasets")
+    for root in roots:
+        versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+        if versions:
+            newest = max(versions, key=_version_key)
+            with _without_tensorflow_banner():
+                return _import_tfds().builder_from_directory(newest)
+    flag = f" --data_dir {data_dir}" if data_dir else ""
+    raise InputError(
+        f"no prepared TFDS data set '{name}' in {', '.join(map(str, roots))}; "
+        f"run: python -m polyview.prepare {name}{flag}"
+    )
+
+
+def _version_key(directory: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", directory.name))
+
+
+class Folder:
+    """Image files: one folder per class, or one flat folder without labels.
+
+    The order is that of the sorted paths, whatever the file system says. A symbolic link
+    to a file is read; one to a folder is not entered, so that no loop can occur.
+    """
+
+    def __init__(self, path: str | Path):
+        root = Path(path)
+        if not root.is_dir():
+            raise InputError(f"{root} is not a folder of images")
+        self._paths = _image_files(root)
+        if not self._paths:
+            raise InputError(f"no image in {root} (looked for {_suffixes()})")
+        classes = sorted({file.relative_to(root).parts[0] for file in self._paths})
+        flat = all(file.parent == root for file in self._paths)
+        if not flat and any(file.parent == root for file in self._paths):
+            raise InputError(
+                f"{root} holds images both beside and inside its class folders; "
+                "move the loose ones into a class"
+            )
+        self.targets: dict[str, dict[str, Any]] = {}
+        self._labels: list[int] | None = None
+        if not flat:
+            label = {name: number for number, name in enumerate(classes)}
+            self._labels = [label[f.relative_to(root).parts[0]] for f in self._paths]
+            self.targets["label"] = {
+                "kind": "class",
+                "classes": len(classes),
+                "names": classes,
+            }
+        self._root = root
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self._paths[index]
+        try:
+            example: dict[str, Any] = {"image": path.read_bytes()}
+        except OSError as error:
+            raise CorruptRecord(f"{path}: {error}") from None
+        example["file"] = path.relative_to(self._root).as_posix()
+        if self._labels is not None:
+            example["label"] = self._labels[index]
+        return example
+
+    def __repr__(self) -> str:
+        return f"Folder('{self._root}')"
+
+
+def _image_files(root: Path) -> list[Path]:
+    files = [
+        Path(directory, name)
+        for directory, _, names in os.walk(root, followlinks=False)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    return sorted(files, key=lambda file: file.relative_to(root).as_posix())
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(IMAGE_SUFFIXES))
+
+
+class InMemory:
+    """Examples held as columns: `{"image": uint8[n, h, w, c], "label": int[n]}`."""
+
+    def __init__(
+        self,
+        columns: Mapping[str, Sequence[Any] | np.ndarray],
+        targets: Mapping[str, dict[str, Any]] | None = None,
+    ):
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise InputError(f"columns of one length are needed, not {lengths}")
+        self._columns = dict(columns)
+        self._length = next(iter(lengths.values()))
+        self.targets: dict[str, dict[str, Any]] = dict(targets or {})
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: column[index] for name, column in self._columns.items()}
+
+    def __repr__(self) -> str:
+        return f"InMemory({', '.join(self._columns)}: {self._length})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

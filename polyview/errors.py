@@ -1,0 +1,39 @@
+"""How the program stops: one or two lines and an exit status, never a traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class Stop(Exception):
+    """The program ends here, with a message for the user and an exit status."""
+
+    status = 1
+
+
+class InputError(Stop):
+    """What the user gave is wrong; the message says what, where, and what to do."""
+
+    status = 2
+
+
+class NonFiniteError(Stop):
+    """A loss, gradient or state is not finite; the state before it is in a dump."""
+
+    status = 3
+
+
+class Preempted(Stop):
+    """The run was told to end (SIGTERM), saved its state, and can be resumed."""
+
+    status = 75  # EX_TEMPFAIL: run the same command again
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command line; a `Stop` becomes its message on stderr and its status."""
+    try:
+        main()
+    except Stop as stop:
+        print(f"{'error: ' if stop.status < 75 else ''}{stop}", file=sys.stderr)
+        sys.exit(stop.status)
+    except KeyboardInterrupt:
+        sys.exit(130)

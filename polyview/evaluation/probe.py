@@ -1,0 +1,211 @@
+"""Linear probe: how well can a hyperplane read the classes off frozen features?
+
+Multinomial logistic regression on standardised features x = (h - mean) / deviation of
+the training rows:
+
+    minimise over W, c:  mean_i -log softmax(x_i W + c)[y_i] + decay / 2 |W|^2
+
+by SGD with momentum and a cosine schedule. Learning rate and weight decay are swept:
+all pairs train at once, on the same mini-batches, as one vmapped program. The pair is
+chosen on a held-out part of the training rows, then fitted again on all of them; the
+test rows are read once, by that probe.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polyview.errors import InputError
+
+_MOMENTUM = 0.9
+
+
+class Fitted(NamedTuple):
+    """Probes of p hyper-parameter pairs: weight [p, d, c], bias [p, c], shift and scale
+    [d] of the standardisation."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    shift: np.ndarray
+    scale: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Held-out top-1 of each pair [learning rates, weight decays], and the best one."""
+
+    accuracy: np.ndarray
+    learning_rate: float
+    weight_decay: float
+    border: tuple[str, ...]  # the axes of the grid at whose end the best pair lies
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
+    """The grid and the length of a fit.
+
+    `steps` is rounded up to whole epochs; `batch_size` shrinks to the rows there are.
+    """
+
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)
+    steps: int = 2000
+    batch_size: int = 500
+
+    def __post_init__(self):
+        for name in ("learning_rates", "weight_decays"):
+            values = tuple(getattr(self, name))  # a config read from JSON has lists
+            object.__setattr__(self, name, values)
+            if not values or list(values) != sorted(set(values)) or min(values) < 0:
+                raise InputError(
+                    f"probe: {name} must be non-negative and rising, not {values}"
+                )
+        if self.steps < 1 or self.batch_size < 1:
+            raise InputError("probe: steps and batch_size must be at least 1")
+
+    def sweep(
+        self,
+        h: np.ndarray,
+        labels: np.ndarray,
+        classes: int,
+        *,
+        validation: float,
+        seed: int,
+    ) -> Sweep:
+        """Fit all pairs on 1 - `validation` of the rows and score them on the rest.
+
+        h is float[n, d], labels int[n]. Ties go to the larger weight decay, then to the
+        smaller learning rate.
+        """
+        held = held_out(labels, validation, seed)
+        pairs = [(lr, wd) for lr in self.learning_rates for wd in self.weight_decays]
+        fitted = self.fit(h[~held], labels[~held], classes, pairs, seed=seed)
+        predicted = scores(fitted, h[held]).argmax(axis=-1)
+        accuracy = (predicted == labels[held]).mean(axis=1)
+        best = max(range(len(pairs)), key=lambda p: (accuracy[p], pairs[p][1], -p))
+        learning_rate, weight_decay = pairs[best]
+        return Sweep(
+            accuracy=accuracy.reshape(
+                len(self.learning_rates), len(self.weight_decays)
+            ),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            border=self._border(learning_rate, weight_decay),
+        )
+
+    def fit(
+        self,
+        h: np.ndarray,
+        labels: np.ndarray,
+        classes: int,
+        pairs: list[tuple[float, float]],
+        *,
+        seed: int,
+    ) -> Fitted:
+        """Train one probe per (learning rate, weight decay), all on the same batches.
+
+        h is float[n, d], labels int[n]. A function of its arguments and the seed alone.
+        """
+        shift = h.mean(axis=0, dtype=np.float64).astype(np.float32)
+        scale = h.std(axis=0, dtype=np.float64).astype(np.float32)
+        scale = np.where(scale > 1e-3 * scale.max(initial=0), scale, np.inf)
+        learning_rate, weight_decay = np.asarray(pairs, np.float32).T
+        batch_size = min(self.batch_size, len(h))
+        weight, bias = _fit(
+            (h - shift) / scale,
+            np.asarray(labels, np.int32),
+            learning_rate,
+            weight_decay,
+            np.uint32(seed),
+            classes=classes,
+            epochs=math.ceil(self.steps / (len(h) // batch_size)),
+            batch_size=batch_size,
+        )
+        return Fitted(np.asarray(weight), np.asarray(bias), shift, scale)
+
+    def _border(self, learning_rate: float, weight_decay: float) -> tuple[str, ...]:
+        ends = []
+        if len(self.learning_rates) > 1 and learning_rate in (
+            self.learning_rates[0],
+            self.learning_rates[-1],
+        ):
+            ends.append("learning_rate")
+        # Nothing lies below a weight decay of zero.
+        last = self.weight_decays[-1]
+        first = self.weight_decays[0] or last
+        if len(self.weight_decays) > 1 and weight_decay in (first, last):
+            ends.append("weight_decay")
+        return tuple(ends)
+
+
+def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Mask bool[n] of the held-out rows: the same fraction of every class, at random.
+
+    Raises InputError when nothing would be held out, or nothing left to fit.
+    """
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        held[rng.permutation(rows)[: round(fraction * len(rows))]] = True
+    if not held.any() or held.all():
+        raise InputError(
+            f"holding out {fraction:g} of {len(labels)} training rows leaves one part "
+            "empty; give more rows, or another --config.evaluation.validation in (0, 1)"
+        )
+    return held
+
+
+def scores(fitted: Fitted, h: np.ndarray) -> np.ndarray:
+    """Logits of every probe, float32[p, n, c]."""
+    x = (h - fitted.shift) / fitted.scale
+    return (
+        np.einsum("nd,pdc->pnc", x, fitted.weight, optimize=True)
+        + (fitted.bias[:, None, :])
+    )
+
+
+@partial(jax.jit, static_argnames=("classes", "epochs", "batch_size"))
+def _fit(x, labels, learning_rate, weight_decay, seed, *, classes, epochs, batch_size):
+    rows, dimensions = x.shape
+    steps = rows // batch_size
+    key = jax.random.key(seed)
+
+    def loss(parameters, batch, target, decay):
+        weight, bias = parameters
+        logits = jnp.matmul(batch, weight, precision="highest") + bias
+        likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), target, axis=1)
+        return -jnp.mean(likelihood) + decay / 2 * jnp.sum(jnp.square(weight))
+
+    def update(parameters, velocity, batch, target, rate, decay):
+        gradient = jax.grad(loss)(parameters, batch, target, decay)
+        velocity = jax.tree.map(lambda v, g: _MOMENTUM * v + g, velocity, gradient)
+        return jax.tree.map(lambda p, v: p - rate * v, parameters, velocity), velocity
+
+    def step(carry, rows_and_time):
+        batch_rows, time = rows_and_time
+        anneal = (1 + jnp.cos(jnp.pi * time)) / 2
+        batch, target = x[batch_rows], labels[batch_rows][:, None]
+        each = jax.vmap(update, in_axes=(0, 0, None, None, 0, 0))
+        carry = each(*carry, batch, target, learning_rate * anneal, weight_decay)
+        return carry, None
+
+    def epoch(carry, number):
+        order = jax.random.permutation(jax.random.fold_in(key, number), rows)
+        order = order[: steps * batch_size].reshape(steps, batch_size)
+        time = (number * steps + jnp.arange(steps)) / (epochs * steps)
+        return jax.lax.scan(step, carry, (order, time))[0], None
+
+    probes = len(learning_rate)
+    zeros = (
+        jnp.zeros((probes, dimensions, classes), x.dtype),
+        jnp.zeros((probes, classes), x.dtype),
+    )
+    (fitted, _), _ = jax.lax.scan(epoch, (zeros, zeros), jnp.arange(epochs))
+    return fitted

@@ -1,0 +1,60 @@
+"""`python -m polyview.main`: flags -> config -> `train.run(config, workdir)`."""
+
+import argparse
+import sys
+
+from polyview import config as configs
+from polyview import errors
+from polyview.errors import InputError
+
+
+def main() -> None:
+    """Read the command line and train; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m polyview.main",
+        description="Train what a config describes; the same command again resumes it.",
+        epilog="Any key of the config: --config.key=value, --config.group.key=value. "
+        "Status: 0 finished, 2 bad input, 3 not finite, 75 stopped by SIGTERM and saved.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
+    parser.add_argument("--workdir", metavar="DIR", required=True)
+    parser.add_argument(
+        "--replay", action="store_true", help="take the dumped step of DIR once more"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of this run"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="if JAX cannot know")
+    parser.add_argument("--processes", type=int, help="how many there are")
+    parser.add_argument("--process", type=int, help="which one this is, from 0")
+    flags, rest = parser.parse_known_args()
+    overrides = dict(_override(argument) for argument in rest)
+    if not flags.replay:
+        if flags.config is None:
+            raise InputError("give --config FILE.py (or --replay)")
+        config = configs.load(flags.config, overrides)
+        configs.check(config)
+
+    from polyview import mesh, train  # JAX: after the mistakes that need none of it
+
+    if flags.distributed:
+        mesh.start(flags.coordinator, flags.processes, flags.process)
+    if flags.replay:
+        train.replay(flags.workdir)
+    else:
+        train.run(config, flags.workdir)
+
+
+def _override(argument: str) -> tuple[str, str]:
+    key, equals, value = argument.removeprefix("--config.").partition("=")
+    if not argument.startswith("--config.") or not equals:
+        known = ["--config", "--workdir", "--replay", "--distributed", "--coordinator"]
+        name = argument.split("=")[0]
+        raise InputError(f"unknown argument {argument!r}{configs.nearest(name, known)}")
+    return key, value
+
+
+if __name__ == "__main__":
+    errors.run(main)
+    sys.exit(0)

@@ -1,0 +1,118 @@
+"""What a run reports: metrics.jsonl (the truth), TensorBoard, and a line or a bar.
+
+A line of metrics.jsonl is one JSON object: "step", the values at that step, and under
+"time" all that depends on the clock, so that two runs can be compared without it.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from polyview.errors import InputError
+
+
+def read(path: str | Path) -> list[dict]:
+    """Return the lines of a metrics.jsonl; a last line cut short is left out."""
+    lines = []
+    text = Path(path).read_text().splitlines() if Path(path).exists() else []
+    for number, line in enumerate(text, 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            if number < len(text):
+                raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+    return lines
+
+
+def keep_until(path: str | Path, step: int) -> None:
+    """Drop, atomically, the lines past `step`: they will be written again."""
+    lines = read(path)
+    kept = [line for line in lines if line["step"] <= step]
+    part = Path(path).with_suffix(".part")
+    with part.open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class Writer:
+    """Writes metrics of the first process; on the others it does nothing."""
+
+    def __init__(self, workdir: Path, step: int, steps: int, views: int, active: bool):
+        """step: where the run stands, of `steps`. views: per step, for the rate."""
+        self._steps, self._views, self._active = steps, views, active
+        self._last = self._began = (step, time.monotonic())
+        if not active:
+            return
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        keep_until(path, step)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        # A bar in a log file would be thousands of lines.
+        self._bar = (
+            tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record the values at a step."""
+        if not self._active:
+            return
+        now = time.monotonic()
+        steps = step - self._last[0]
+        rate = steps / max(now - self._last[1], 1e-9)
+        self._last = (step, now)
+        times = {
+            "seconds": now - self._began[1],
+            "steps_per_second": rate,
+            "views_per_second": rate * self._views,
+        }
+        self._file.write(json.dumps({"step": step, **values, "time": times}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._board.add_scalar("views_per_second", times["views_per_second"], step)
+        text = f"loss {values['loss']:.4f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            left = (self._steps - step) / max(rate, 1e-9)
+            say(
+                f"step {step}/{self._steps}  {text}  {rate:.2f} steps/s  "
+                f"{rate * self._views:.0f} views/s  {duration(left)} left"
+            )
+
+    def advance(self, step: int) -> None:
+        """Move the bar, if there is one."""
+        if self._active and self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+            if self._bar is not None:
+                self._bar.close()
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 1h02m, 3m04s or 5s."""
+    seconds = round(seconds)
+    hours, minutes = divmod(seconds // 60, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

@@ -1,0 +1,64 @@
+"""Projectors: what stands between a representation and a loss.
+
+The loss reads z = g(h), probes read h: the projector may throw away what the loss asks
+it to forget, and the representation keeps it (Chen et al. 2020, section 4.2).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from polyview.nn.norm import BatchNorm
+
+
+class Projector(nnx.Module):
+    """SimCLR's head: Linear, BatchNorm, ReLU for each hidden width, then Linear.
+
+    `h[n, in_features] -> z[n, out]`. As in google-research/simclr no linear layer under
+    a BatchNorm has a bias, and the last BatchNorm has a scale but no bias. Without
+    `last_norm` the last linear layer has a bias instead (Chen et al. 2020).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        hidden: Sequence[int] = (2048,),
+        out: int = 128,
+        last_norm: bool = True,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        linear, norm = [], []
+        for features in hidden:
+            linear.append(_linear(in_features, features, use_bias=False, **options))
+            norm.append(BatchNorm(features, **options))
+            in_features = features
+        self.linear, self.norm = nnx.List(linear), nnx.List(norm)
+        self.last = _linear(in_features, out, use_bias=not last_norm, **options)
+        self.last_norm = BatchNorm(out, bias=False, **options) if last_norm else None
+
+    def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
+        for linear, norm in zip(self.linear, self.norm, strict=True):
+            h = jax.nn.relu(norm(linear(h), train=train))
+        z = self.last(h)
+        return z if self.last_norm is None else self.last_norm(z, train=train)
+
+
+class Identity(nnx.Module):
+    """No projector: z = h."""
+
+    def __init__(self, in_features: int, *, rngs: nnx.Rngs):
+        del in_features, rngs
+
+    def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
+        return h
+
+
+def _linear(in_features: int, out: int, **options) -> nnx.Linear:
+    he = jax.nn.initializers.he_normal()
+    return nnx.Linear(in_features, out, kernel_init=he, **options)

@@ -1,0 +1,41 @@
+"""An encoder for views that are plain vectors, and the projector that does nothing."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Mlp(nnx.Module):
+    """One hidden layer with GELU: x[n, inputs] -> h[n, features], and local[n, 1, ...].
+
+    A vector has one position, so `local` is h itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: int,
+        hidden: int = 64,
+        features: int = 16,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.features = features
+        layer = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.hidden = nnx.Linear(inputs, hidden, **layer)
+        self.output = nnx.Linear(hidden, features, **layer)
+
+    def __call__(self, x: jax.Array, *, train: bool, key=None):
+        h = self.output(nnx.gelu(self.hidden(x)))
+        return h, h[:, None, :]
+
+
+class Identity(nnx.Module):
+    """The projector of a tower whose z is its h."""
+
+    def __init__(self, in_features: int, *, rngs: nnx.Rngs):
+        self.features = in_features
+
+    def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
+        return h

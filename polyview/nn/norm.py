@@ -1,0 +1,63 @@
+"""Batch normalisation with torch's rule and float32 statistics.
+
+    y = scale * (x - mean) / sqrt(var + 1e-5) + bias
+
+In training, mean and (biased) variance are those of the whole batch: under
+`jax.jit` over a batch sharded by rows they are global, that is, synchronised. The
+running statistics follow torch with momentum 0.1, and like torch's take the unbiased
+variance: running = 0.9 running + 0.1 batch.
+
+`nnx.BatchNorm` differs where it matters here: in bfloat16 it rounds the running
+statistics before it uses them, in float64 its statistics change type after the first
+step, and its running variance is the biased one.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class BatchNorm(nnx.Module):
+    """Normalises the last axis by statistics over the others (Ioffe, Szegedy 2015).
+
+    `x[..., features]` gives the same shape in `dtype`; statistics and parameters keep
+    `param_dtype`. `scale` is the initial scale; without `bias` nothing is added.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        scale: float = 1.0,
+        bias: bool = True,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        del rngs  # the initial values are constants
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.full(features, scale, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(features, param_dtype)) if bias else None
+        self.mean = nnx.BatchStat(jnp.zeros(features, param_dtype))
+        self.var = nnx.BatchStat(jnp.ones(features, param_dtype))
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if train:
+            exact = x.astype(self.mean.dtype)
+            axes = tuple(range(x.ndim - 1))
+            mean = exact.mean(axes)
+            # One pass over x; rounding can take the difference just below zero.
+            var = jnp.maximum((exact * exact).mean(axes) - mean * mean, 0)
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean[...] = 0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean)
+            self.var[...] = 0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(unbiased)
+        else:
+            mean, var = self.mean[...], self.var[...]
+        scale = self.scale[...] * jax.lax.rsqrt(var + 1e-5)
+        shift = -mean * scale
+        if self.bias is not None:
+            shift += self.bias[...]
+        leading = (1,) * (x.ndim - 1)
+        y = x * scale.reshape(leading + (-1,)) + shift.reshape(leading + (-1,))
+        return y.astype(self.dtype)

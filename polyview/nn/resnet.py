@@ -1,0 +1,178 @@
+"""Residual networks (He et al. 2016), in torchvision's v1.5 layout.
+
+Padding is explicit and symmetric as in torch: 'SAME' pads a strided convolution on one
+side only, so its features are not those of any published checkpoint.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from polyview.nn.norm import BatchNorm
+
+
+def _conv(in_features, features, size, stride=1, **options) -> nnx.Conv:
+    return nnx.Conv(
+        in_features,
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        kernel_init=jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        **options,
+    )
+
+
+class Basic(nnx.Module):
+    """Two 3x3 convolutions and a shortcut.
+
+    `zero_scale` starts the last BatchNorm at scale 0, so that the block starts as its
+    shortcut (Goyal et al. 2017).
+    """
+
+    def __init__(
+        self, in_features: int, width: int, stride: int, *, zero_scale=False, **options
+    ):
+        self.features = width
+        self.conv1 = _conv(in_features, width, 3, stride, **options)
+        self.norm1 = BatchNorm(width, **options)
+        self.conv2 = _conv(width, width, 3, **options)
+        self.norm2 = BatchNorm(width, scale=0.0 if zero_scale else 1.0, **options)
+        self.shortcut = _shortcut(in_features, self.features, stride, **options)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = jax.nn.relu(self.norm1(self.conv1(x), train=train))
+        y = self.norm2(self.conv2(y), train=train)
+        if self.shortcut is not None:
+            x = self.shortcut(x, train=train)
+        return jax.nn.relu(x + y)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; four times `width` features.
+
+    The stride sits on the 3x3 convolution ("v1.5"). `zero_scale` as in `Basic`.
+    """
+
+    def __init__(
+        self, in_features: int, width: int, stride: int, *, zero_scale=False, **options
+    ):
+        self.features = 4 * width
+        self.conv1 = _conv(in_features, width, 1, **options)
+        self.norm1 = BatchNorm(width, **options)
+        self.conv2 = _conv(width, width, 3, stride, **options)
+        self.norm2 = BatchNorm(width, **options)
+        self.conv3 = _conv(width, self.features, 1, **options)
+        self.norm3 = BatchNorm(
+            self.features, scale=0.0 if zero_scale else 1.0, **options
+        )
+        self.shortcut = _shortcut(in_features, self.features, stride, **options)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = jax.nn.relu(self.norm1(self.conv1(x), train=train))
+        y = jax.nn.relu(self.norm2(self.conv2(y), train=train))
+        y = self.norm3(self.conv3(y), train=train)
+        if self.shortcut is not None:
+            x = self.shortcut(x, train=train)
+        return jax.nn.relu(x + y)
+
+
+class _Shortcut(nnx.Module):
+    """The projection where a block changes the shape."""
+
+    def __init__(self, in_features: int, features: int, stride: int, **options):
+        self.conv = _conv(in_features, features, 1, stride, **options)
+        self.norm = BatchNorm(features, **options)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.norm(self.conv(x), train=train)
+
+
+def _shortcut(in_features, features, stride, **options) -> _Shortcut | None:
+    if stride == 1 and in_features == features:
+        return None
+    return _Shortcut(in_features, features, stride, **options)
+
+
+_STEMS = {"imagenet": (7, 2), "small": (3, 1), "patch": (2, 2)}
+
+
+class ResNet(nnx.Module):
+    """A residual network without its classifier.
+
+    `x[n, h, w, c] -> (h[n, features], local[n, p, features])`: the mean over the
+    positions of the last feature map in `param_dtype`, and that map.
+
+    `stages` counts the blocks of each stage and `widths` gives each stage's width; each
+    stage but the first halves the resolution. `block(in_features, width, stride)` is
+    `Basic`, `Bottleneck` or a partial of them. `stem` is a published form:
+    "imagenet": 7x7 convolution of stride 2, then 3x3 max-pool of stride 2 (He et al.);
+    "small": 3x3 convolution of stride 1, no pool (Chen et al. 2020, for CIFAR).
+    """
+
+    def __init__(
+        self,
+        *,
+        stages: Sequence[int],
+        widths: Sequence[int],
+        block: Callable[..., Basic | Bottleneck],
+        stem: str = "imagenet",
+        in_channels: int = 3,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if stem not in _STEMS:
+            raise ValueError(f"stem={stem!r} is not one of {sorted(_STEMS)}")
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        size, stride = _STEMS[stem]
+        self.pool = stem == "imagenet"
+        self.conv = _conv(in_channels, widths[0], size, stride, **options)
+        self.norm = BatchNorm(widths[0], **options)
+        blocks = []
+        features = widths[0]
+        for stage, (depth, width) in enumerate(zip(stages, widths, strict=True)):
+            for position in range(depth):
+                stride = 2 if stage > 0 and position == 0 else 1
+                blocks.append(block(features, width, stride, **options))
+                features = blocks[-1].features
+        self.blocks = nnx.List(blocks)
+        self.features = features
+        self.param_dtype = param_dtype
+
+    def __call__(
+        self, x: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        x = jax.nn.relu(self.norm(self.conv(x), train=train))
+        if self.pool:
+            pad = ((1, 1), (1, 1))
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pad)
+        for block in self.blocks:
+            x = block(x, train=train)
+        local = x.reshape(x.shape[0], -1, self.features)
+        return local.astype(self.param_dtype).mean(1), local
+
+
+def resnet18(*, zero_scale: bool = False, **options) -> ResNet:
+    """ResNet-18: 11,176,512 parameters at 3 channels, 512 features."""
+    block = partial(Basic, zero_scale=zero_scale)
+    widths = (64, 128, 256, 512)
+    return ResNet(stages=(2, 2, 2, 2), widths=widths, block=block, **options)
+
+
+def resnet50(*, zero_scale: bool = False, **options) -> ResNet:
+    """ResNet-50 v1.5: 23,508,032 parameters at 3 channels, 2,048 features."""
+    block = partial(Bottleneck, zero_scale=zero_scale)
+    widths = (64, 128, 256, 512)
+    return ResNet(stages=(3, 4, 6, 3), widths=widths, block=block, **options)
+
+
+def resnet_tiny(*, width: int = 16, **options) -> ResNet:
+    """A ResNet for small images on a CPU."""
+    widths = (width, 2 * width, 4 * width)
+    options = {"stem": "patch", "in_channels": 1} | options
+    return ResNet(stages=(1, 1, 1), widths=widths, block=Basic, **options)

@@ -1,0 +1,117 @@
+"""From a batch of views to features: one tower a modality.
+
+A tower is photometry (colour noise, on the device), an encoder f and a projector g:
+
+    h = f(normalise(photometry(views))),    z = g(h)
+
+The objective reads z, probes read h. Noise is keyed by the index of a row, never by its
+place in the batch, so a row looks the same on any number of devices.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Features(NamedTuple):
+    """What a tower returns for `b` rows of `m` views."""
+
+    z: jax.Array  # [b, m, d], projected: what objectives read
+    h: jax.Array  # [b, m, d'], the representation: what probes read
+    local: jax.Array | None  # [b, m, p, c], the feature map, where asked for
+
+
+class Tower(nnx.Module):
+    """Encodes the views of one modality.
+
+    `encoder(rngs=)` makes a module with an attribute `features` and
+    `encoder(x[n, ...], train=, key=) -> (h[n, features], local[n, p, c])`;
+    `projector(features, rngs=)` makes one with `projector(h, train=) -> z[n, d]`.
+    `photometry(images[b, m, h, w, c] in [0, 1], keys[b])` runs in training only.
+    `mean` and `std` normalise the last axis (one number, or one a channel). With
+    `local`, the features carry the encoder's feature map.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Callable,
+        projector: Callable,
+        photometry: Callable | None = None,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        local: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.encoder = encoder(rngs=rngs)
+        self.projector = projector(self.encoder.features, rngs=rngs)
+        self.photometry = photometry
+        self.mean, self.std = _numbers(mean), _numbers(std)
+        self.local = local
+
+    def __call__(
+        self,
+        views: jax.Array,
+        *,
+        index: jax.Array,
+        key: jax.Array | None,
+        train: bool,
+    ) -> Features:
+        """Features of `views[b, m, ...]`: uint8 images, or floats taken as they are.
+
+        `index[b]` names the rows: row i's noise is a function of (key, index[i]).
+        """
+        b, m = views.shape[:2]
+        if views.dtype == jnp.uint8:
+            views = views.astype(float) / 255
+        if train and self.photometry is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+            views = self.photometry(views, keys)
+        x = views.reshape(b * m, *views.shape[2:])
+        x = (x - _last(self.mean, x)) / _last(self.std, x)
+        h, local = self.encoder(x, train=train, key=key)
+        z = self.projector(h, train=train)
+        return Features(
+            z=z.reshape(b, m, -1),
+            h=h.reshape(b, m, -1),
+            local=local.reshape(b, m, *local.shape[1:]) if self.local else None,
+        )
+
+
+class Towers(nnx.Module):
+    """The towers of a model, by the name of the modality they encode."""
+
+    def __init__(self, towers: Mapping[str, Callable[..., Tower]], *, rngs: nnx.Rngs):
+        self.towers = nnx.Dict(
+            {name: tower(rngs=rngs) for name, tower in towers.items()}
+        )
+
+    def __call__(
+        self, batch: Mapping, *, key: jax.Array | None, train: bool
+    ) -> dict[str, Features]:
+        """Features of each modality in `batch`; evaluation passes `key=None`."""
+        features = {}
+        for name, tower in self.towers.items():
+            # Keyed by name: a tower's noise does not depend on which others there are.
+            noise = None if key is None else jax.random.fold_in(key, _hash(name))
+            features[name] = tower(
+                batch["views"][name], index=batch["index"], key=noise, train=train
+            )
+        return features
+
+
+def _hash(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def _last(numbers: tuple[float, ...], x: jax.Array) -> jax.Array:
+    """The numbers along the last axis of x."""
+    return jnp.asarray(numbers, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,180 @@
+"""Contrastive losses for any number of views m of each of b samples.
+
+z[i, a] is the embedding of view a of sample i, s(u, v) = u.v / temperature, and
+
+    N[i, a]    = sum_{j != i} sum_g exp s(z[i, a], z[j, g])
+    l[i, a, c] = exp s(z[i, a], z[i, c]) / (exp s(z[i, a], z[i, c]) + N[i, a]),  c != a
+
+Each function takes z: float[b, m, d] and returns one loss an anchor, float[b, m], or,
+for `mv_infonce` and `mv_dhel`, one a sample, float[b]; training minimises the mean. All
+l2-normalise z unless `normalize=False`, compute in float32 or better, and raise
+ValueError for b = 1 or m = 1. The batch b is global: see `negatives`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.nn import logsumexp
+
+from polyview.objectives.bounds import mutual_information_bound
+from polyview.objectives.negatives import log_negatives
+from polyview.objectives.positives import (
+    embeddings,
+    l2_normalize,
+    mean_of_others,
+    off_diagonal,
+    positive_scores,
+)
+
+
+def geometric(z, *, temperature: float, normalize: bool = True):
+    """Mean over positives of -log l: the geometric poly-view loss.
+
+    L[i, a] = -1/(m-1) sum_{c != a} log l[i, a, c]; Shidani et al. 2024.
+    """
+    return -_log_ratios(embeddings(z, normalize), temperature).mean(-1)
+
+
+def arithmetic(
+    z,
+    *,
+    temperature: float,
+    variant: Literal["theorem", "listing"] = "theorem",
+    normalize: bool = True,
+):
+    """-log of the mean over positives of l: the arithmetic poly-view loss.
+
+    "theorem": L[i, a] = -log(1/(m-1) sum_{c != a} l[i, a, c]); Shidani et al. 2024.
+    "listing": L[i, a] = log(1/b sum_{c != a} 1 / l[i, a, c]), as public transcriptions
+    of their pseudo-code have it: it weighs the hardest positive most, where the theorem
+    weighs the easiest, and its value bounds no mutual information.
+    """
+    log_ratios = _log_ratios(embeddings(z, normalize), temperature)
+    b, _, positives = log_ratios.shape
+    if variant == "theorem":
+        return log(positives) - logsumexp(log_ratios, axis=-1)
+    if variant == "listing":
+        return logsumexp(-log_ratios, axis=-1) - log(b)
+    raise ValueError(f'variant is "theorem" or "listing", not {variant!r}')
+
+
+def sufficient_statistics(
+    z, *, temperature: float, renormalize: bool = True, normalize: bool = True
+):
+    """One positive an anchor: the mean of the sample's other views, t[i, a].
+
+    L[i, a] = -log [ exp s(z[i, a], t[i, a]) / (exp s(z[i, a], t[i, a])
+                     + sum_{j != i} sum_g exp s(z[i, a], t[j, g])) ],
+    with t l2-normalised again if `renormalize`; Shidani et al. 2024.
+    """
+    z = embeddings(z, normalize)
+    rest = mean_of_others(z)
+    if renormalize:
+        rest = l2_normalize(rest)
+    positives = jnp.einsum("bmd,bmd->bm", z, rest) / temperature
+    negatives = logsumexp(log_negatives(z / temperature, rest), axis=-1)
+    return jnp.logaddexp(positives, negatives) - positives
+
+
+def multi_crop(z, *, temperature: float, normalize: bool = True):
+    """NT-Xent of each pair of views by itself, averaged over pairs.
+
+    L[i, a] = -1/(m-1) sum_{c != a} log [ exp s(z[i, a], z[i, c])
+              / (exp s(z[i, a], z[i, c])
+                 + sum_{j != i} sum_{g in {a, c}} exp s(z[i, a], z[j, g])) ];
+    the baseline of Shidani et al. 2024.
+    """
+    z = embeddings(z, normalize)
+    positives = positive_scores(z, temperature)
+    by_view = log_negatives(z / temperature, z)
+    own_view = jnp.diagonal(by_view, axis1=1, axis2=2)[..., None]
+    negatives = jnp.logaddexp(own_view, off_diagonal(by_view))
+    return (jnp.logaddexp(positives, negatives) - positives).mean(-1)
+
+
+def nt_xent(z, *, temperature: float, normalize: bool = True):
+    """SimCLR's loss, the two-view case of `geometric`; Chen et al. 2020.
+
+    Raises ValueError unless m = 2.
+    """
+    if z.shape[1] != 2:
+        raise ValueError(f"nt_xent compares m = 2 views, not {z.shape[1]}")
+    return geometric(z, temperature=temperature, normalize=normalize)
+
+
+def supcon(z, *, temperature: float, normalize: bool = True):
+    """Like `geometric`, but an anchor's other positives stay in the denominator.
+
+    L[i, a] = -1/(m-1) sum_{c != a} log [ exp s(z[i, a], z[i, c])
+              / (sum_{g != a} exp s(z[i, a], z[i, g]) + N[i, a]) ];
+    L_out of Khosla et al. 2020, each sample its own class.
+    """
+    z = embeddings(z, normalize)
+    positives = positive_scores(z, temperature)
+    return _log_denominators(z, positives, temperature) - positives.mean(-1)
+
+
+def mv_infonce(z, *, temperature: float, normalize: bool = True):
+    """MV-InfoNCE, float[b]: all pairs of a sample in one ratio.
+
+    L[i] = -log [ sum_{a != c} exp s(z[i, a], z[i, c])
+                  / sum_a sum_{(j, g) != (i, a)} exp s(z[i, a], z[j, g]) ];
+    Koromilas et al. 2025.
+    """
+    z = embeddings(z, normalize)
+    positives = positive_scores(z, temperature)
+    denominators = _log_denominators(z, positives, temperature)
+    return logsumexp(denominators, axis=-1) - logsumexp(positives, axis=(1, 2))
+
+
+def mv_dhel(z, *, temperature: float, normalize: bool = True):
+    """MV-DHEL, float[b]: all pairs of a sample over within-view denominators.
+
+    L[i] = -log [ sum_{a < c} exp s(z[i, a], z[i, c])
+                  / prod_a sum_{j != i} exp s(z[i, a], z[j, a]) ];
+    Koromilas et al. 2025.
+    """
+    z = embeddings(z, normalize)
+    own_view = jnp.diagonal(log_negatives(z / temperature, z), axis1=1, axis2=2)
+    # Each unordered pair stands twice among the positives, hence the log 2.
+    pairs = logsumexp(positive_scores(z, temperature), axis=(1, 2)) - log(2)
+    return own_view.sum(-1) - pairs
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """The objective that minimises the mean of one of the losses above.
+
+    `loss` lacks only z: `partial(geometric, temperature=0.1)`. `bound(loss, b, m)`
+    turns its mean into the metric `mi_bound`: `pairwise_bound` for `multi_crop`, None
+    for a loss that bounds nothing.
+    """
+
+    loss: Callable[[jax.Array], jax.Array]
+    modality: str = "image"
+    bound: Callable | None = mutual_information_bound
+
+    def __call__(self, module, target_module, batch, key):
+        z = module(batch, key=key, train=True)[self.modality].z
+        loss = self.loss(z).mean()
+        metrics = {"loss": loss}
+        if self.bound is not None:
+            metrics["mi_bound"] = self.bound(loss, *z.shape[:2])
+        return loss, metrics
+
+
+def _log_ratios(z, temperature):
+    """log l[i, a, c] for c != a: float[b, m, m - 1]."""
+    positives = positive_scores(z, temperature)
+    negatives = logsumexp(log_negatives(z / temperature, z), axis=-1, keepdims=True)
+    return positives - jnp.logaddexp(positives, negatives)
+
+
+def _log_denominators(z, positives, temperature):
+    """Log-sum-exp of an anchor's scores against everything but itself: float[b, m]."""
+    negatives = logsumexp(log_negatives(z / temperature, z), axis=-1)
+    return jnp.logaddexp(logsumexp(positives, axis=-1), negatives)

@@ -1,0 +1,42 @@
+"""What the contrastive losses compute within a sample: embeddings and positives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def embeddings(z: jax.Array, normalize: bool = True) -> jax.Array:
+    """Return z: float[b, m, d] in float32 or better, l2-normalised if asked.
+
+    Raises ValueError unless there are at least two samples and two views.
+    """
+    b, m, _ = z.shape
+    if b < 2 or m < 2:
+        raise ValueError(
+            f"z is [b, m, d] with b >= 2 samples and m >= 2 views, not {z.shape}"
+        )
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return l2_normalize(z) if normalize else z
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Unit vectors along the last axis, with a finite gradient at zero vectors."""
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
+
+
+def mean_of_others(z: jax.Array) -> jax.Array:
+    """Mean over the other views of a sample: float[b, m, d] -> float[b, m, d]."""
+    return (z.sum(axis=1, keepdims=True) - z) / (z.shape[1] - 1)
+
+
+def positive_scores(z: jax.Array, temperature: float) -> jax.Array:
+    """Scores of the pairs of views (a, c) of a sample, c != a: float[b, m, m - 1]."""
+    return off_diagonal(jnp.einsum("bmd,bnd->bmn", z, z)) / temperature
+
+
+def off_diagonal(pairs: jax.Array) -> jax.Array:
+    """The entries [b, a, c] with c != a: [b, m, m] -> [b, m, m - 1]."""
+    b, m, _ = pairs.shape
+    view, other = np.nonzero(~np.eye(m, dtype=bool))
+    return pairs[:, view, other].reshape(b, m, m - 1)

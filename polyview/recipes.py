@@ -1,0 +1,72 @@
+"""Parts that the image configs share, as specs: nothing here is built or imported."""
+
+OBJECTIVES = "polyview.objectives"
+
+
+def unique_samples(batch: str, views: int, at_two_views: int) -> int:
+    """Unique samples of a batch when the number of views grows.
+
+    "fixed" keeps the views of a step, so that its cost is that of two views:
+    `at_two_views * 2 / views` samples. "growing" keeps the samples (Shidani et al. 2024
+    compare both).
+    """
+    return at_two_views if batch == "growing" else max(2, at_two_views * 2 // views)
+
+
+def contrastive(objective: str, temperature: float) -> dict:
+    """The objective that minimises the named loss of `polyview.objectives.polyview`."""
+    bound = {
+        "partial": f"{OBJECTIVES}.bounds:mutual_information_bound",
+    }
+    if objective == "multi_crop":
+        bound = {"partial": f"{OBJECTIVES}.bounds:pairwise_bound"}
+    if objective in ("supcon", "mv_infonce", "mv_dhel"):
+        bound = None  # these losses bound no mutual information we know of
+    return {
+        "target": f"{OBJECTIVES}.polyview:Contrastive",
+        "loss": {
+            "partial": f"{OBJECTIVES}.polyview:{objective}",
+            "temperature": temperature,
+        },
+        "bound": bound,
+    }
+
+
+def source(name: str, split: str) -> dict:
+    """A split of a data set that `python -m polyview.prepare NAME` wrote."""
+    return {"target": "polyview.data.source:ArrayRecord", "name": name, "split": split}
+
+
+def generated(m: int, augment: str, **options) -> dict:
+    """m views of an image by the named augmentation of `polyview.data.augment`."""
+    return {
+        "target": "polyview.data.views:Generated",
+        "m": m,
+        "augment": {"target": f"polyview.data.augment:{augment}", **options},
+    }
+
+
+def image_model(
+    encoder: dict, projector: dict, photometry: dict | None, mean, std
+) -> dict:
+    """One tower for images; the arguments are those of `polyview.nn.towers:Tower`."""
+    tower = {
+        "partial": "polyview.nn.towers:Tower",
+        "encoder": encoder,
+        "projector": projector,
+        "photometry": photometry,
+        "mean": mean,
+        "std": std,
+    }
+    return {"partial": "polyview.nn.towers:Towers", "towers": {"image": tower}}
+
+
+def evaluation(train: dict, test: dict, size: int, fraction: float, **options) -> dict:
+    """kNN and the linear-probe sweep on whole, central views."""
+    return {
+        "target": "polyview.evaluation.protocol:Protocol",
+        "train": train,
+        "test": test,
+        "views": generated(1, "ResizeCenterCrop", size=size, fraction=fraction),
+        **options,
+    }

@@ -1,0 +1,99 @@
+"""From the path of a run to its model: all that a probe, an export or a fine-tune needs.
+
+    from polyview.restore import load
+    run = load("runs/a")
+    h, _ = run.module.towers["image"].encoder(images, train=False)
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from polyview import checkpoint, step
+from polyview import config as configs
+from polyview.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """A model out of a checkpoint, with the config it was trained by."""
+
+    config: ConfigDict
+    step: int
+    graph: nnx.GraphDef
+    params: dict
+    statistics: dict
+
+    @property
+    def module(self) -> nnx.Module:
+        """The model as an NNX module."""
+        return step.merge(self.graph, self.params, self.statistics)
+
+
+def load(
+    run: str | Path,
+    at: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    trust: tuple[str, ...] = (),
+) -> Loaded:
+    """Return the model of a run's newest undamaged checkpoint, or of step `at`.
+
+    Only parameters and statistics are read, onto `sharding` (one device by default).
+    The checkpoint's config may name things in this project and in the packages of
+    `trust`, nothing else. Raises InputError when there is no such checkpoint.
+    """
+    folder = Path(run) / "checkpoints"
+    steps = sorted((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()))
+    if at is not None and at not in steps:
+        raise InputError(f"{run} has no checkpoint of step {at}; it has {steps}")
+    for number in [at] if at is not None else reversed(steps):
+        try:
+            return _load(folder / str(number), number, sharding, trust)
+        except checkpoint.Damaged as damage:
+            if at is not None:
+                raise InputError(f"checkpoint {folder / str(at)}: {damage}") from damage
+            log.warning("checkpoint %s skipped: %s", folder / str(number), damage)
+    raise InputError(f"{run} has no checkpoint to load (looked in {folder})")
+
+
+def _load(folder: Path, number: int, sharding, trust: tuple[str, ...]) -> Loaded:
+    config = checkpoint.read_config(folder)
+    graph, params, statistics = step.abstract(model_of(config, trust))
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        {"params": params, "statistics": statistics},
+    )
+    state = checkpoint.read_state(folder, template)
+    return Loaded(config, number, graph, state["params"], state["statistics"])
+
+
+def model_of(config, trust: tuple[str, ...] = ()) -> Callable[..., nnx.Module]:
+    """Return `make_module(rngs=...)` of a checkpoint's config."""
+    return configs.build(config.model, configs.TRUSTED + trust, where="model")
+
+
+def initial(config, sharding: jax.sharding.Sharding, trust: tuple[str, ...] = ()) -> Loaded:
+    """Return the same model before its first step: the random reference."""
+    make_module = model_of(config, trust)
+    graph, *_ = step.abstract(make_module)
+
+    def create():
+        return step.split(make_module(rngs=nnx.Rngs(jax.random.key(config.seed))))[1:]
+
+    params, statistics = jax.jit(create, out_shardings=sharding)()
+    return Loaded(config, 0, graph, params, statistics)
+
+
+def represent(model: Loaded, sharding: Any) -> Callable[[dict], dict]:
+    """Return `represent(batch) -> {modality: Features}`, compiled, outputs on `sharding`."""
+    features = functools.partial(step.make_features(model.graph, train=False), key=None)
+    compiled = jax.jit(features, out_shardings=sharding)
+    return functools.partial(compiled, model.params, model.statistics)

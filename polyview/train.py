@@ -1,0 +1,301 @@
+"""A run from top to bottom: build, restore, and the loop that trains every objective."""
+
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from polyview import config as configs
+from polyview import mesh as meshes
+from polyview import metrics, step
+from polyview.checkpoint import Checkpoints
+from polyview.data import pipeline
+from polyview.errors import InputError, NonFiniteError, Preempted
+from polyview.evaluation import health, protocol
+
+
+class Run:
+    """Everything a config describes, built and checked; nothing is compiled yet."""
+
+    def __init__(self, config):
+        configs.check(config)
+        self.config = config
+        self.mesh = meshes.make(**config.get("mesh", {}))
+        if config.batch_size % self.mesh.size:
+            raise InputError(
+                f"batch_size={config.batch_size} does not divide among "
+                f"{self.mesh.size} devices; choose a multiple of {self.mesh.size}"
+            )
+        self.source = configs.build(config.source, where="source")
+        self.views = configs.build(config.views, where="views")
+        self.steps = config.get("steps") or config.epochs * (
+            len(self.source) // config.batch_size
+        )
+        self.optimizer = configs.build(config.optimizer, where="optimizer")(
+            steps=self.steps, batch_size=config.batch_size
+        )
+        self.objective = configs.build(config.objective, where="objective")
+        make_module = configs.build(config.model, where="model")
+        self.graph, *_ = step.abstract(make_module)
+        decay = config.get("target_decay")
+        self.seed = meshes.put_replicated(np.uint32(config.seed), self.mesh)
+        transformation = self.optimizer.transformation
+        create = functools.partial(
+            step.create, make_module, transformation, target_decay=decay
+        )
+        shapes = jax.eval_shape(create, self.seed)
+        shardings = meshes.of_state(shapes, self.mesh)
+        whole, rows = meshes.replicated(self.mesh), meshes.rows(self.mesh)
+        self.template = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        self.create = jax.jit(create, out_shardings=shardings)
+        self.step = jax.jit(
+            step.make_step(self.graph, self.objective, transformation, decay),
+            in_shardings=(shardings, rows, whole, whole),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        )
+        self.represent = jax.jit(
+            functools.partial(step.make_features(self.graph, train=False), key=None),
+            in_shardings=(shardings.params, shardings.statistics, rows),
+            out_shardings=whole,
+        )
+        self.health = jax.jit(self._health, out_shardings=whole)
+
+    def _health(self, state: step.TrainState, batch: dict, seed: jax.Array) -> dict:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        features = step.make_features(self.graph, train=True)(
+            state.params, state.statistics, batch, key
+        )
+        return {
+            f"{name}/{measure}": value
+            for name, of in features.items()
+            for measure, value in health.health(of.z).items()
+        }
+
+    def batches(self, start: int, steps: int | None = None) -> Iterator:
+        """The batches of this process, from step `start` on."""
+        return pipeline.batches(
+            self.source,
+            self.views,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            start=start,
+            steps=self.steps if steps is None else steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=self.config.get("workers", 0),
+        )
+
+    def trace(self) -> dict:
+        """Trace one step on the shapes of a batch, and return the batch's shapes.
+
+        Raises InputError with the words of the objective, the model or the pipeline.
+        """
+        _, batch = next(iter(self.batches(0, steps=1)))
+        hosts = jax.process_count()
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (x.shape[0] * hosts, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+            ),
+            batch,
+        )
+        number = jax.ShapeDtypeStruct((), np.int32)
+        try:
+            jax.eval_shape(self.step, self.template, shapes, number, self.seed)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"this config does not fit together: {error}") from error
+        return shapes
+
+
+def run(config, workdir: str | Path) -> None:
+    """Train what `config` describes in `workdir`, from where it stands to the end.
+
+    Raises InputError for a config that cannot run, before anything is compiled or
+    written; NonFiniteError and Preempted as their docstrings say.
+    """
+    workdir = Path(workdir)
+    this = Run(config)
+    with jax.set_mesh(this.mesh):
+        shapes = this.trace()
+        claim(workdir, config)
+        checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 3))
+        restored = checkpoints.restore_newest(this.template)
+        start, state = restored or (0, this.create(this.seed))
+        views = sum(config.batch_size * v.shape[1] for v in shapes["views"].values())
+        writer = metrics.Writer(
+            workdir, start, this.steps, views, meshes.is_first_process()
+        )
+        if meshes.is_first_process():
+            banner(this, shapes, state, start)
+        with contextlib.closing(checkpoints), contextlib.closing(writer):
+            state = loop(this, state, start, checkpoints, writer, workdir)
+
+
+def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
+    """Take the steps from `start` on; log, save and evaluate as the config says."""
+    config, steps = this.config, this.steps
+    config_text = configs.to_json(config)
+    evaluation = configs.build(config.get("evaluation"), where="evaluation")
+
+    def due(step: int, every: str) -> bool:
+        interval = config.get(every, 0)
+        return bool(interval) and step % interval == 0
+
+    def finish(step: int, values: dict, logged: bool) -> None:
+        """Read what a step returned, once the next one is under way."""
+        if not bool(jax.device_get(values.pop("healthy"))):
+            dump(step - 1, state, config_text, workdir)
+        if logged:
+            values = {k: float(v) for k, v in jax.device_get(values).items()}
+            values["learning_rate"] = float(this.optimizer.schedule(step - 1))
+            writer.write(step, values)
+        writer.advance(step)
+
+    pending = None
+    batches = meshes.prefetch(this.batches(start), this.mesh)
+    with stop_requested() as stopping, contextlib.closing(batches):
+        for index, number, batch in batches:
+            done = index + 1
+            logged = due(done, "log_every") or done in (1, steps)
+            with jax.transfer_guard("disallow"):
+                looked_at = this.health(state, batch, this.seed) if logged else {}
+                state, values = this.step(state, batch, number, this.seed)
+            if pending is not None:
+                finish(*pending)
+            pending = (done, values | looked_at, logged)
+            stop = stopping(done)
+            save = due(done, "checkpoint_every") or done == steps or stop
+            evaluate = evaluation is not None and due(done, "evaluate_every")
+            if save or evaluate:
+                finish(*pending)
+                pending = None
+            if save:
+                checkpoints.save(done, state, config_text)
+            if evaluate:
+                result = evaluation(represent(this, state), this.mesh)
+                if meshes.is_first_process():
+                    protocol.write(workdir, done, result)
+            if stop and done < steps:
+                checkpoints.wait()
+                raise Preempted(
+                    f"stopped at step {done} of {steps}; its state is saved: run the "
+                    "same command again to go on"
+                )
+    return state
+
+
+def represent(this: Run, state):
+    """Return `represent(batch) -> {name: Features}` of a state, for evaluation."""
+    return functools.partial(this.represent, state.params, state.statistics)
+
+
+def claim(workdir: Path, config) -> None:
+    """Write the config into a new workdir, or check that it is the config of an old one.
+
+    Raises InputError when the workdir belongs to another config or cannot be written.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        old = configs.from_json(path.read_text())
+        if changes := configs.difference(old, config):
+            raise InputError(
+                f"{workdir} is a run of another config ({'; '.join(changes[:3])}); "
+                "choose another --workdir, or go back to that config"
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        part = workdir / f"config.json.{os.getpid()}.part"
+        part.write_text(configs.to_json(config))
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write to workdir {workdir}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def stop_requested():
+    """Yield `stopping(step) -> bool`: whether to save and end, agreed by all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    requested = []
+    try:
+        old = signal.signal(signal.SIGTERM, lambda *_: requested.append(True))
+    except ValueError:  # not the main thread, as in a notebook: nobody sends us signals
+        yield lambda step: False
+        return
+    try:
+        yield lambda step: bool(requested)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def dump(number: int, state, config_text: str, workdir: Path) -> None:
+    """Save the last finite state under `<workdir>/dump/`, and stop.
+
+    Raises NonFiniteError always.
+    """
+    with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
+        dumps.save(number, state, config_text)
+    raise NonFiniteError(
+        f"step {number + 1} is not finite; the state before it is in "
+        f"{workdir}/dump/{number}: see it again with --workdir {workdir} --replay"
+    )
+
+
+def replay(workdir: str | Path) -> None:
+    """Take the dumped step again and print where it stops being finite."""
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"{workdir} is not a run: it has no config.json")
+    this = Run(configs.from_json(path.read_text()))
+    with jax.set_mesh(this.mesh):
+        with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
+            restored = dumps.restore_newest(this.template)
+        if restored is None:
+            raise InputError(f"{workdir} has no dump to replay")
+        number, state = restored
+        batches = this.batches(number, steps=number + 1)
+        with contextlib.closing(meshes.prefetch(batches, this.mesh)) as ready:
+            _, on_devices, batch = next(ready)
+        metrics.say(f"step {number + 1}, rows {np.asarray(batch['index']).tolist()}")
+        _, values = this.step(state, batch, on_devices, this.seed)
+        for name, value in jax.device_get(values).items():
+            metrics.say(f"{name:>24} {float(value):.6g}")
+
+
+def banner(this: Run, shapes: dict, state, start: int) -> None:
+    """Print what is about to run, in the units people confuse."""
+    config, machine = this.config, meshes.machine()
+    b = config.batch_size
+    m = sum(v.shape[1] for v in shapes["views"].values())
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    peak = max(
+        float(this.optimizer.schedule(s))
+        for s in np.linspace(0, this.steps, 101).astype(int)
+    )
+    lines = {
+        "samples": f"{len(this.source):,} in the source, {b} unique in a batch (global)",
+        "views": f"{m} a sample, {b * m} a step",
+        "rows": f"{b // this.mesh.size} samples on each of {this.mesh.size} devices "
+        f"({machine['device']}, {machine['processes']} processes)",
+        "negatives": f"{(b - 1) * m} for each anchor",
+        "learning rate": f"{peak:.4g} at its peak",
+        "parameters": f"{parameters:,}",
+        "steps": f"{this.steps:,}, from {start:,}"
+        f" ({this.steps * b / len(this.source):.1f} epochs)",
+    }
+    for name, text in lines.items():
+        metrics.say(f"{name:>14}  {text}")

@@ -1,0 +1,65 @@
+"""The batch of a loss is the global one, whatever the number of devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from polyview.objectives import polyview
+from polyview.objectives.bounds import strict_bound
+
+LOSSES = {
+    "geometric": polyview.geometric,
+    "arithmetic": polyview.arithmetic,
+    "arithmetic listing": partial(polyview.arithmetic, variant="listing"),
+    "sufficient_statistics": polyview.sufficient_statistics,
+    "multi_crop": polyview.multi_crop,
+    "supcon": polyview.supcon,
+    "mv_infonce": polyview.mv_infonce,
+    "mv_dhel": polyview.mv_dhel,
+    "strict": partial(strict_bound, aggregation="geometric"),
+}
+
+
+def mesh_of(*shape):
+    axes = ("data", "fsdp")[: len(shape)]
+    devices = jax.devices()[: np.prod(shape)]
+    types = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(shape, axes, axis_types=types, devices=devices)
+
+
+def values_and_gradients(z, weights):
+    """Losses, and the gradient of a sum that weighs every anchor differently."""
+    results = {}
+    for name, loss in LOSSES.items():
+        losses, pullback = jax.vjp(partial(loss, temperature=0.3), z)
+        cotangent = weights if losses.ndim == 2 else weights[:, 0]
+        results[name] = losses, pullback(cotangent)[0]
+    return results
+
+
+@pytest.mark.parametrize("m", [2, 5, 8])
+def test_losses_and_gradients_do_not_depend_on_the_devices(m, x64):
+    rng = np.random.default_rng(m)
+    z, weights = rng.normal(size=(16, m, 6)), rng.normal(size=(16, m))
+    expected = jax.jit(values_and_gradients)(z, weights)
+    for shape in [(1,), (2,), (4,), (8,), (4, 2)]:
+        mesh = mesh_of(*shape)
+        rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        with jax.set_mesh(mesh):
+            inputs = jax.device_put((z, weights), rows)
+            actual = jax.jit(values_and_gradients)(*inputs)
+        for name in LOSSES:
+            for want, got in zip(expected[name], actual[name], strict=True):
+                np.testing.assert_allclose(
+                    got, want, rtol=1e-9, atol=1e-11, err_msg=f"{name} on {shape}"
+                )
+
+
+def test_rows_that_cannot_be_shared_equally_are_an_error():
+    with jax.set_mesh(mesh_of(2, 2)):
+        with pytest.raises(ValueError, match="6 samples .* 4 devices"):
+            polyview.geometric(jnp.ones((6, 2, 3)), temperature=0.1)
