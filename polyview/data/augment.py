@@ -217,9 +217,7 @@ class RandomResizedCrop:
         ratio = np.exp(low + (high - low) * uniform[:, 10:20])
         heights = np.rint(np.sqrt(area / ratio)).astype(np.int64)
         widths = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-        fits = (
-            (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-        )
+        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
         rows, first = np.arange(m), fits.argmax(axis=1)
         boxes = np.empty((m, 4), np.int64)
         boxes[:, 2] = heights[rows, first]

@@ -11,6 +11,7 @@ iterator state to save: the position of a run is its step.
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import time
@@ -171,7 +172,11 @@ class _Batches:
         """Return the step, its batch and the indices of corrupt records met."""
         epoch, wanted = self.order.rows(step)
         wanted = wanted[self.block].tolist()
-        read, looks = zip(*(self._look(index, epoch) for index in wanted), strict=True)
+        rows = [len(self.source) - 1 if i == PADDING else i for i in wanted]
+        looked = map(
+            self._look, rows, _fetch(self.source, rows), itertools.repeat(epoch)
+        )
+        read, looks = zip(*looked, strict=True)
         batch = _stack(looks)
         names = [self.order.name(w, r) for w, r in zip(wanted, read, strict=True)]
         batch["index"] = np.array(names, np.int64)
@@ -180,23 +185,35 @@ class _Batches:
         ]
         return step, batch, np.array(corrupt, np.int64)
 
-    def _look(self, index: int, epoch: int) -> tuple[int, dict[str, Any]]:
+    def _look(
+        self, row: int, example: dict[str, Any] | None, epoch: int
+    ) -> tuple[int, dict[str, Any]]:
         """Look at a row, or at the next valid one behind it."""
         length = len(self.source)
-        first = length - 1 if index == PADDING else index
-        stream = _philox(self.seed, number=first, epoch=epoch, purpose=_VIEWS)
+        stream = _philox(self.seed, number=row, epoch=epoch, purpose=_VIEWS)
         rng = np.random.Generator(stream)
         reason = ""
-        for candidate in range(first, first + min(length, _GIVE_UP)):
+        for candidate in range(row, row + min(length, _GIVE_UP)):
             candidate %= length
             try:
-                return candidate, self.views(self.source[candidate], rng)
+                if example is None:
+                    example = self.source[candidate]
+                return candidate, self.views(example, rng)
             except CorruptRecord as error:
-                reason = str(error)
+                example, reason = None, str(error)
         raise InputError(
             f"{self.source!r} is unreadable: {min(length, _GIVE_UP)} corrupt records in "
-            f"a row from index {first} (the last: {reason})"
+            f"a row from index {row} (the last: {reason})"
         )
+
+
+def _fetch(source: Source, rows: list[int]) -> list[dict[str, Any] | None]:
+    """Read rows at once if the source can; None stands for one to be read alone."""
+    read_many = getattr(source, "__getitems__", None)
+    if read_many is not None:
+        with contextlib.suppress(CorruptRecord):
+            return read_many(rows)
+    return [None] * len(rows)
 
 
 def _stack(rows: Sequence[dict[str, Any]]) -> Batch:
@@ -249,9 +266,7 @@ def _read(made: _Batches, start: int, workers: int) -> Iterator[tuple[int, Batch
     return _report(iter(dataset), made.source)
 
 
-def _report(
-    read: grain.DatasetIterator, source: Source
-) -> Iterator[tuple[int, Batch]]:
+def _report(read: grain.DatasetIterator, source: Source) -> Iterator[tuple[int, Batch]]:
     """Pass batches on, and warn of corrupt records: one line a minute at most."""
     total, quiet_until = 0, 0.0
     with contextlib.closing(read):

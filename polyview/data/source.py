@@ -36,7 +36,9 @@ class Source(Protocol):
     """A sequence of examples.
 
     `targets` maps a field to its task, `{"kind": "class", "classes": 10, "names": [...]}`
-    where names are optional; it is empty for unlabelled data.
+    where names are optional; it is empty for unlabelled data. A source that reads many
+    examples at once for less may also have `__getitems__(indices) -> list`, as in
+    PyTorch and array_record; it raises `CorruptRecord` if any of them is.
     """
 
     targets: dict[str, dict[str, Any]]
@@ -183,11 +185,15 @@ class ArrayRecord:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        # Asking for many at once costs a fifth of asking one by one.
         try:
-            record = self._records[self._start + int(index)]
+            records = self._records.__getitems__([self._start + i for i in indices])
         except (RuntimeError, ValueError) as error:
             raise CorruptRecord(_first_line(error)) from None
-        return unpack(record)
+        return [unpack(record) for record in records]
 
     def __repr__(self) -> str:
         return self._description

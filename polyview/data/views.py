@@ -42,7 +42,9 @@ class Generated:
         return {
             "views": {self.field: self.augment(image, rng, self.m)},
             "present": {self.field: np.ones(self.m, bool)},
-            "targets": {name: np.asarray(_take(example, name)) for name in self.targets},
+            "targets": {
+                name: np.asarray(_take(example, name)) for name in self.targets
+            },
         }
 
 

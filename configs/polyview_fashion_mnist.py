@@ -1,0 +1,62 @@
+"""Poly-view learning on Fashion-MNIST, small enough for two CPU cores: the demo.
+
+    python -m polyview.prepare fashion_mnist
+    python -m polyview.main --config configs/polyview_fashion_mnist.py --workdir runs/a
+
+Arguments: objective, views, batch (fixed | growing), as in
+`configs/polyview_fashion_mnist.py:objective=nt_xent,views=2`, which is SimCLR with four
+times the unique samples and the same number of views.
+Hardware: two cores of a laptop, or one small GPU. Expected result: not yet measured.
+"""
+
+from polyview import config as configs
+from polyview import recipes
+
+
+def get_config(argument: str = "") -> dict:
+    """Numbers without a source are ours."""
+    args = configs.arguments(argument, objective="geometric", views=8, batch="fixed")
+    train = recipes.source("fashion_mnist", "train")
+    test = recipes.source("fashion_mnist", "test")
+    return {
+        "seed": 0,
+        "steps": 800,
+        "epochs": None,
+        # Unique samples, global: 512 views a step when batch=fixed.
+        "batch_size": recipes.unique_samples(args["batch"], args["views"], 256),
+        "log_every": 20,
+        "checkpoint_every": 400,
+        "evaluate_every": 0,
+        "keep": 3,
+        "workers": 0,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": train,
+        "views": recipes.generated(
+            args["views"], "RandomResizedCrop", size=28, scale=(0.2, 1.0), flip=0.5
+        ),
+        "model": recipes.image_model(
+            encoder={"partial": "polyview.nn.resnet:resnet_tiny", "width": 32},
+            projector={
+                "partial": "polyview.nn.heads:Projector",
+                "hidden": (256,),
+                "out": 64,
+            },
+            # Half of SimCLR's strength, as on CIFAR-10 (Chen et al. 2020, appendix B.9).
+            photometry={
+                "target": "polyview.nn.photometry:Photometry",
+                "brightness": 0.4,
+                "contrast": 0.4,
+                "blur_chance": 0.0,
+            },
+            mean=0.2860,  # of the training images
+            std=0.3530,
+        ),
+        "objective": recipes.contrastive(args["objective"], temperature=0.2),
+        "optimizer": {
+            "partial": "polyview.optimizer:adamw",
+            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 3e-3},
+            "weight_decay": 1e-4,
+            "warm_up": 0.1,
+        },
+        "evaluation": recipes.evaluation(train, test, size=28, fraction=1.0),
+    }
