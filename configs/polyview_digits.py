@@ -3,7 +3,7 @@
     python -m polyview.prepare digits
     python -m polyview.main --config configs/polyview_digits.py --workdir runs/digits
 
-Arguments: objective, views, batch (fixed | growing), as in
+Arguments: objective, views, batch (fixed | growing), dtype, param_dtype, as in
 `configs/polyview_digits.py:objective=arithmetic,views=4`.
 Hardware: one laptop core. Expected result: not yet measured.
 """
@@ -14,7 +14,14 @@ from polyview import recipes
 
 def get_config(argument: str = "") -> dict:
     """All numbers are ours, chosen to run in seconds."""
-    args = configs.arguments(argument, objective="geometric", views=4, batch="fixed")
+    args = configs.arguments(
+        argument,
+        objective="geometric",
+        views=4,
+        batch="fixed",
+        dtype="float32",
+        param_dtype="float32",
+    )
     return {
         "seed": 0,
         "steps": 300,
@@ -45,6 +52,8 @@ def get_config(argument: str = "") -> dict:
             photometry=None,
             mean=0.306,  # of the training images
             std=0.376,
+            dtype=args["dtype"],
+            param_dtype=args["param_dtype"],
         ),
         "objective": recipes.contrastive(args["objective"], temperature=0.2),
         "optimizer": {

@@ -3,7 +3,7 @@
     python -m polyview.prepare fashion_mnist
     python -m polyview.main --config configs/polyview_fashion_mnist.py --workdir runs/a
 
-Arguments: objective, views, batch (fixed | growing), as in
+Arguments: objective, views, batch (fixed | growing), dtype, param_dtype, as in
 `configs/polyview_fashion_mnist.py:objective=nt_xent,views=2`, which is SimCLR with four
 times the unique samples and the same number of views.
 Hardware: two cores of a laptop, or one small GPU. Expected result: not yet measured.
@@ -15,7 +15,14 @@ from polyview import recipes
 
 def get_config(argument: str = "") -> dict:
     """Numbers without a source are ours."""
-    args = configs.arguments(argument, objective="geometric", views=8, batch="fixed")
+    args = configs.arguments(
+        argument,
+        objective="geometric",
+        views=8,
+        batch="fixed",
+        dtype="float32",
+        param_dtype="float32",
+    )
     train = recipes.source("fashion_mnist", "train")
     test = recipes.source("fashion_mnist", "test")
     return {
@@ -50,6 +57,8 @@ def get_config(argument: str = "") -> dict:
             },
             mean=0.2860,  # of the training images
             std=0.3530,
+            dtype=args["dtype"],
+            param_dtype=args["param_dtype"],
         ),
         "objective": recipes.contrastive(args["objective"], temperature=0.2),
         "optimizer": {

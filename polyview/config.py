@@ -96,20 +96,20 @@ def _override(config, key: str, text: str) -> None:
 
 def _parse(text: str, old, where: str):
     """Read `text` as the type of `old`; a key that was None takes any literal."""
+    if isinstance(old, ml_collections.ConfigDict):
+        raise InputError(f"{where} is a group of keys; set one of them, as {where}.key=...")
     if isinstance(old, str):
         return text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    if old is None or (value is None and not isinstance(old, Mapping)):
+    if old is None or value is None:
         return value
     if isinstance(old, float) and type(value) is int:
         return float(value)
     if isinstance(old, list | tuple) and isinstance(value, list | tuple):
         return type(old)(value)
-    if isinstance(old, Mapping):
-        raise InputError(f"{where} is a group of keys; set one of them, as {where}.key=...")
     if type(value) is not type(old):
         raise InputError(f"{where}={text}: expected {type(old).__name__}, like {old!r}")
     return value

@@ -1,33 +1,90 @@
-"""Prepare a data set: find or fetch it, check it, write it as array_record.
+"""Prepare a data set: find or fetch it, check it, write it so that it can be indexed.
 
     python -m polyview.prepare fashion_mnist
 
-A set that is there already is checked and left alone.
+A set that is there already is checked and left alone; an interrupted one leaves no
+trace under its name.
 """
 
 import argparse
 from pathlib import Path
 
 from polyview import errors
-from polyview.data.prepare import digits, fashion_mnist, folder, imagenet2012, tfds
-from polyview.data.prepare import records
+from polyview.data.prepare import (
+    cifar10,
+    digits,
+    fashion_mnist,
+    folder,
+    imagenet2012,
+    records,
+    tfds,
+)
 from polyview.data.source import default_data_dir
 from polyview.errors import InputError
+
+DATA_SETS = """
+  digits          scikit-learn's 8x8 digits, no download
+  fashion_mnist   28x28, 60,000 + 10,000
+  cifar10         32x32, 50,000 + 10,000; downloaded, or found in --manual_dir
+  imagenet2012    from the two tars of --manual_dir, without TensorFlow
+  folder          your images: --input DIR --name NAME
+  mnist, ...      any other name is one of the TFDS catalogue
+"""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prepare the data set that the command line names."""
     options = _parse(arguments)
-    directory = options.data_dir / (options.name or options.dataset)
-    match options.dataset:
+    data_dir, name = options.data_dir, options.dataset
+    match name:
         case "digits":
-            done = records.once(directory, digits.prepare)
+            message = records.once(data_dir / name, digits.prepare)
         case "fashion_mnist":
-            done = records.once(directory, fashion_mnist.prepare)
+            message = records.once(data_dir / name, fashion_mnist.prepare)
+        case "cifar10":
+            message = records.once(
+                data_dir / name,
+                lambda directory: cifar10.prepare(directory, options.manual_dir),
+            )
+        case "folder":
+            if options.input is None or options.name is None:
+                raise InputError("folder needs --input DIR and --name NAME")
+            message = records.once(
+                data_dir / options.name,
+                lambda directory: folder.prepare(
+                    directory, options.input, options.test_fraction
+                ),
+            )
+        case "imagenet2012":
+            message = imagenet2012.prepare(data_dir, options.manual_dir)
+        case _:
+            message = tfds.prepare(data_dir, name, options.manual_dir)
+    print(message)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m polyview.prepare",
+        description=__doc__,
+        epilog=f"data sets:\n{DATA_SETS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", help="what to prepare, see below")
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=default_data_dir(),
+        help="holds the data sets (default: $POLYVIEW_DATA, else ./data)",
+    )
+    parser.add_argument("--manual_dir", type=Path, help="holds files you downloaded")
+    parser.add_argument("--input", type=Path, help="folder: the folder of images")
+    parser.add_argument("--name", help="folder: what to call the data set")
+    parser.add_argument(
+        "--test_fraction",
+        type=float,
+        default=0.1,
+        help="folder: share of each class held out (default: 0.1)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -47,13 +47,23 @@ def generated(m: int, augment: str, **options) -> dict:
 
 
 def image_model(
-    encoder: dict, projector: dict, photometry: dict | None, mean, std
+    encoder: dict,
+    projector: dict,
+    photometry: dict | None,
+    mean,
+    std,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
 ) -> dict:
-    """One tower for images; the arguments are those of `polyview.nn.towers:Tower`."""
+    """One tower for images: the arguments of `polyview.nn.towers:Tower`, and the types.
+
+    dtype is what the layers compute in, param_dtype what their parameters are kept in.
+    """
+    types = {"dtype": dtype, "param_dtype": param_dtype}
     tower = {
         "partial": "polyview.nn.towers:Tower",
-        "encoder": encoder,
-        "projector": projector,
+        "encoder": {**encoder, **types},
+        "projector": {**projector, **types},
         "photometry": photometry,
         "mean": mean,
         "std": std,

@@ -103,7 +103,7 @@ def make_step(
             )
         new = TrainState(state.step + 1, params, statistics, optimizer_state, target)
 
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         healthy = _all_finite((loss, norm, new)) & (number == state.step)
         new = jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, state)
         metrics = {"loss": loss, **metrics, "gradient_norm": norm, "healthy": healthy}

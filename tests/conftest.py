@@ -1,13 +1,20 @@
-"""Eight virtual CPU devices, and strict settings, for every test."""
+"""Eight virtual CPU devices, strict settings and one small data set for every test."""
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
+
+from polyview import config as configs
+
+ROOT = Path(__file__).parent.parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -17,3 +24,55 @@ def x64():
     """Run the test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data directory that holds the digits."""
+    from polyview import prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    prepare.main(["digits", "--data_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def digits(data_dir, monkeypatch):
+    """`digits("views=2", steps=4, ...)` -> the digits config, small, data in place."""
+    monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
+
+    def make(argument: str = "", **overrides):
+        width = "model.towers.image.encoder.width"
+        small = {"steps": 4, "batch_size": 8, "log_every": 1, width: 4} | overrides
+        text = {key: str(value) for key, value in small.items()}
+        return configs.load(f"{ROOT}/configs/polyview_digits.py:{argument}", text)
+
+    return make
+
+
+@pytest.fixture
+def command(data_dir):
+    """`command("main", "--config", ...)` -> the finished process of that command line.
+
+    `devices` virtual CPU devices; `wait=False` returns the running process.
+    """
+
+    def start(module: str, *arguments, devices: int = 1, wait: bool = True, **settings):
+        environment = os.environ | {
+            "POLYVIEW_DATA": str(data_dir),
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            **{key.upper(): str(value) for key, value in settings.items()},
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"polyview.{module}", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if wait:
+            process.output, _ = process.communicate(timeout=300)
+        return process
+
+    return start

@@ -25,6 +25,9 @@ LOSSES = {
     "mv_infonce": polyview.mv_infonce,
     "mv_dhel": polyview.mv_dhel,
 }
+LOSSES = {
+    name: jax.jit(loss, static_argnames="temperature") for name, loss in LOSSES.items()
+}
 
 
 def noisy_views(b, m, d=4, noise=0.5, seed=0):
@@ -91,7 +94,7 @@ def loops(name, z, temperature):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("m", [2, 3, 4])
+@pytest.mark.parametrize("m", [2, 4])
 def test_each_loss_is_its_formula(name, m, x64):
     z = noisy_views(b=5, m=m)
     losses = LOSSES[name](z, temperature=0.3)
@@ -134,7 +137,7 @@ def test_order_of_the_losses(x64):
 
 def test_collapsed_embeddings_give_the_log_of_the_denominator(x64):
     b, m = 5, 4
-    z = np.ones((b, m, 3))
+    z = np.ones((b, m, 4))
     for name in ("geometric", "arithmetic", "sufficient_statistics"):
         losses = LOSSES[name](z, temperature=0.3)
         np.testing.assert_allclose(losses, log(b * m - m + 1), rtol=1e-14)
@@ -175,7 +178,7 @@ def test_half_precision_embeddings_give_float32_losses(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_zero_embedding_has_a_finite_gradient(name):
-    z = noisy_views(b=4, m=3).astype(np.float32)
+    z = noisy_views(b=3, m=3).astype(np.float32)
     z[0] = 0
     gradient = jax.grad(lambda z: LOSSES[name](z, temperature=0.1).mean())(z)
     assert jnp.isfinite(gradient).all()

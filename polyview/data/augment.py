@@ -1,12 +1,12 @@
 """Geometry on the host: decode an image once, look at it m times.
 
-Colour and blur run on the accelerator (`nn/photometry`); what is left here is what must
-see the full-size image, so that only `uint8[m, size, size, c]` travels. Resizing is
-bicubic without antialiasing, as in SimCLR (Chen et al. 2020), except where a crop shrinks
-more than twofold: bicubic would alias there, and the average over each area is taken.
+Colour and blur run on the accelerator (`nn/photometry`); what is left here is what
+must see the full-size image, so that only `uint8[m, size, size, c]` travels. Resizing
+is bicubic without antialiasing, as in SimCLR (Chen et al. 2020), except where a crop
+shrinks twofold or more: there bicubic would alias, and the mean over areas is taken.
 
-Images wear their pixels as RGB in the order they are stored: the EXIF orientation is
-ignored, as in the usual ImageNet pipelines, so that figures compare.
+Pixels are RGB in the order they are stored: the EXIF orientation is ignored, as in the
+usual ImageNet pipelines, so that figures compare.
 """
 
 import io
@@ -39,7 +39,8 @@ class Header(NamedTuple):
     kind: str  # "jpeg", "png" or "other"
     height: int
     width: int
-    plain: bool  # 8-bit grey or YCbCr JPEG, or PNG without alpha: OpenCV reads it right
+    plain: bool  # a grey or RGB JPEG, or a PNG without alpha: OpenCV reads it right
+    whole: bool  # it ends as its format says, without a cut or trailing bytes
 
 
 def read_header(data: bytes) -> Header:
@@ -80,7 +81,8 @@ def _jpeg_header(data: bytes) -> Header:
             precision, height, width, components = struct.unpack_from(
                 ">BHHB", data, position + 4
             )
-            return Header("jpeg", height, width, precision == 8 and components < 4)
+            plain = precision == 8 and components < 4
+            return Header("jpeg", height, width, plain, data.endswith(b"\xff\xd9"))
         if marker in (0xD9, 0xDA):
             raise CorruptRecord("JPEG without a frame header")
         position += 2 + struct.unpack_from(">H", data, position + 2)[0]
@@ -89,13 +91,13 @@ def _jpeg_header(data: bytes) -> Header:
 def _png_header(data: bytes) -> Header:
     width, height, _, colour = struct.unpack_from(">IIBB", data, 16)
     transparent = colour in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
-    return Header("png", height, width, not transparent)
+    return Header("png", height, width, not transparent, data[-8:-4] == b"IEND")
 
 
 def _other_header(data: bytes) -> Header:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return Header("other", image.height, image.width, False)
+            return Header("other", image.height, image.width, False, False)
     except Exception as error:  # Pillow's readers raise whatever they stumble on
         raise CorruptRecord(f"not an image: {error}") from None
 
@@ -121,14 +123,9 @@ def decode(data: bytes, *, reduce: int = 1) -> np.ndarray:
 
 def _decode(data: bytes, header: Header, reduce: int) -> np.ndarray:
     # OpenCV fills what a truncated file lacks with grey and says nothing, so it gets
-    # only files that end as they should; Pillow judges the others (trailing bytes after
-    # the image are harmless, a missing end is not).
-    if header.kind == "jpeg":
-        whole = data.endswith(b"\xff\xd9")
-    else:
-        whole = header.kind == "png" and data[-8:-4] == b"IEND"
+    # only whole ones; Pillow tells harmless trailing bytes from a missing end.
     image = None
-    if header.plain and whole:
+    if header.plain and header.whole:
         encoded = np.frombuffer(data, np.uint8)
         if reduce > 1:
             image = cv2.imdecode(encoded, _REDUCED[reduce])
@@ -162,11 +159,11 @@ class RandomResizedCrop:
     """Crop a random part, resize it to a square, perhaps flip it: m times.
 
     The area is uniform in `scale` (a fraction of the image) and the aspect ratio
-    log-uniform in `ratio`; a box that does not fit is drawn again, ten times in all, and
+    log-uniform in `ratio`; a box that does not fit is drawn again, up to ten times, and
     then the largest central box of an allowed ratio is taken (Szegedy et al. 2015, in
-    torchvision's form). Called as `crop(image, rng, m)`; `image` is `uint8[h, w, c]` or
-    still encoded, which is quicker for photographs so large that every crop would shrink:
-    those are decoded at a half, a quarter or an eighth as long as none is enlarged by it.
+    torchvision's form). Called as `crop(image, rng, m)`, where `image` is still encoded
+    or `uint8[h, w, c]`. A JPEG so large that every crop shrinks is decoded at a half, a
+    quarter or an eighth of its size, as long as no crop need then be enlarged.
 
     Attributes:
       size: side of the result in pixels.

@@ -4,8 +4,8 @@
     batch(step) = views(source[permutation(seed, epoch)[place B : (place + 1) B]])
 
 Each row draws from its own random stream, keyed by (seed, epoch, index), so a row looks
-the same whoever computes it: host p of n makes the contiguous block p B/n .. (p+1) B/n of
-every batch, and hosts, threads and processes may change between runs. There is no
+the same whoever computes it: host p of n makes the contiguous block p B/n .. (p+1) B/n
+of every batch, and hosts, threads and processes may change between runs. There is no
 iterator state to save: the position of a run is its step.
 """
 
@@ -95,9 +95,9 @@ def ordered(
 ) -> Iterator[Batch]:
     """Yield every row of the source once, in order, as batches of one size.
 
-    The last batch is filled up with repeated rows whose `index` is -1; so is the place of
-    a corrupt record, since no row may count twice in an evaluation. Arguments and rows
-    are those of `batches`.
+    The last batch is filled up with repeated rows whose `index` is -1; so is the place
+    of a corrupt record, since no row may count twice in an evaluation. Arguments and
+    rows are those of `batches`.
     """
     order = _InOrder(len(source), batch_size)
     block = _block(batch_size, process_index, process_count)
@@ -202,8 +202,8 @@ class _Batches:
             except CorruptRecord as error:
                 example, reason = None, str(error)
         raise InputError(
-            f"{self.source!r} is unreadable: {min(length, _GIVE_UP)} corrupt records in "
-            f"a row from index {row} (the last: {reason})"
+            f"{self.source!r} is unreadable: {min(length, _GIVE_UP)} corrupt records "
+            f"in a row from index {row} (the last: {reason})"
         )
 
 

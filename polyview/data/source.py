@@ -1,9 +1,9 @@
 """Where examples come from: anything with a length and an index.
 
-A source maps an index to one example, a dict of fields: an image is either its encoded
-`bytes` (decoded in `augment`, where the size of the crops is known) or `uint8[h, w, c]`,
-a label an int, a text a str. `targets` says what can be predicted from an example. A
-source reads lazily, may be shared by threads, and can be pickled into worker processes.
+A source maps an index to one example, a dict of fields: an image is its encoded
+`bytes` (decoded in `augment`, where the size of the crops is known) or `uint8[h, w,
+c]`, a label an int, a text a str. `targets` says what can be predicted from an example.
+A source reads lazily, may be shared by threads, and can be pickled into workers.
 
 Our own files are array_record: random access by index without a separate shuffle, each
 record one msgpack dict. Nothing here unpickles, since data may be a stranger's.
@@ -35,10 +35,10 @@ class CorruptRecord(ValueError):
 class Source(Protocol):
     """A sequence of examples.
 
-    `targets` maps a field to its task, `{"kind": "class", "classes": 10, "names": [...]}`
-    where names are optional; it is empty for unlabelled data. A source that reads many
-    examples at once for less may also have `__getitems__(indices) -> list`, as in
-    PyTorch and array_record; it raises `CorruptRecord` if any of them is.
+    `targets` maps a field to its task, such as `{"kind": "class", "classes": 10,
+    "names": [...]}` where names are optional; it is empty for unlabelled data. A source
+    that reads many examples at once for less may also have `__getitems__(indices) ->
+    list`, as in PyTorch and array_record; it raises `CorruptRecord` if any of them is.
     """
 
     targets: dict[str, dict[str, Any]]
@@ -185,7 +185,11 @@ class ArrayRecord:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.__getitems__([index])[0]
+        try:
+            record = self._records[self._start + int(index)]
+        except (RuntimeError, ValueError) as error:
+            raise CorruptRecord(_first_line(error)) from None
+        return unpack(record)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         # Asking for many at once costs a fifth of asking one by one.
@@ -214,10 +218,10 @@ class Tfds:
     def __init__(
         self, name: str, split: str = "train", data_dir: str | Path | None = None
     ):
-        builder = _tfds_builder(name, data_dir)
+        builder = find_tfds(name, data_dir)
         counts = {key: info.num_examples for key, info in builder.info.splits.items()}
         split_name, start, stop = parse_split(split, counts)
-        tfds = _import_tfds()
+        tfds = import_tfds()
         features = builder.info.features
         decoders = {
             field: tfds.decode.SkipDecoding()
@@ -225,7 +229,7 @@ class Tfds:
             if isinstance(feature, tfds.features.Image)
         }
         try:
-            with _without_tensorflow_banner():
+            with without_tensorflow_banner():
                 self._examples = builder.as_data_source(
                     f"{split_name}[{start}:{stop}]", decoders=decoders
                 )
@@ -257,20 +261,22 @@ class Tfds:
         return self._description
 
 
-def _import_tfds():
-    import tensorflow_datasets  # takes a second: only those who read TFDS pay it
+def import_tfds():
+    """Import TFDS where it is needed: it takes a second."""
+    import tensorflow_datasets
 
     return tensorflow_datasets
 
 
 @contextlib.contextmanager
-def _without_tensorflow_banner() -> Iterator[None]:
+def without_tensorflow_banner() -> Iterator[None]:
     """Keep TFDS from announcing at length that TensorFlow, not needed, is absent."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
-def _tfds_builder(name: str, data_dir: str | Path | None):
+def find_tfds(name: str, data_dir: str | Path | None):
+    """Return the TFDS builder of a prepared data set; see `Tfds`."""
     if data_dir is not None:
         roots = [Path(data_dir)]
     else:
@@ -282,8 +288,8 @@ def _tfds_builder(name: str, data_dir: str | Path | None):
         versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
         if versions:
             newest = max(versions, key=_version_key)
-            with _without_tensorflow_banner():
-                return _import_tfds().builder_from_directory(newest)
+            with without_tensorflow_banner():
+                return import_tfds().builder_from_directory(newest)
     flag = f" --data_dir {data_dir}" if data_dir else ""
     raise InputError(
         f"no prepared TFDS data set '{name}' in {', '.join(map(str, roots))}; "
@@ -298,66 +304,67 @@ def _version_key(directory: Path) -> tuple[int, ...]:
 class Folder:
     """Image files: one folder per class, or one flat folder without labels.
 
-    The order is that of the sorted paths, whatever the file system says. A symbolic link
-    to a file is read; one to a folder is not entered, so that no loop can occur.
+    The order is that of the sorted paths, whatever the file system says. A symbolic
+    link to a file is read; one to a folder is not entered, so that no loop can occur.
+
+    Attributes:
+      files: their paths below the folder, in order.
+      labels: their classes; None in a flat folder.
     """
 
     def __init__(self, path: str | Path):
-        root = Path(path)
-        if not root.is_dir():
-            raise InputError(f"{root} is not a folder of images")
-        self._paths = _image_files(root)
-        if not self._paths:
-            raise InputError(f"no image in {root} (looked for {_suffixes()})")
-        classes = sorted({file.relative_to(root).parts[0] for file in self._paths})
-        flat = all(file.parent == root for file in self._paths)
-        if not flat and any(file.parent == root for file in self._paths):
+        self._root = Path(path)
+        if not self._root.is_dir():
+            raise InputError(f"{path} is not a folder of images")
+        self.files = _image_files(self._root)
+        if not self.files:
             raise InputError(
-                f"{root} holds images both beside and inside its class folders; "
-                "move the loose ones into a class"
+                f"no image in {path} (looked for {' '.join(sorted(IMAGE_SUFFIXES))})"
             )
+        self.labels: list[int] | None = None
         self.targets: dict[str, dict[str, Any]] = {}
-        self._labels: list[int] | None = None
-        if not flat:
-            label = {name: number for number, name in enumerate(classes)}
-            self._labels = [label[f.relative_to(root).parts[0]] for f in self._paths]
+        loose = [file for file in self.files if "/" not in file]
+        if not loose:
+            folders = [file.partition("/")[0] for file in self.files]
+            classes = sorted(set(folders))
+            numbers = {name: number for number, name in enumerate(classes)}
+            self.labels = [numbers[folder] for folder in folders]
             self.targets["label"] = {
                 "kind": "class",
                 "classes": len(classes),
                 "names": classes,
             }
-        self._root = root
+        elif len(loose) < len(self.files):
+            raise InputError(
+                f"{path} holds images both beside and inside its class folders "
+                f"('{loose[0]}'); move the loose ones into a class"
+            )
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self._paths[index]
+        file = self.files[index]
         try:
-            example: dict[str, Any] = {"image": path.read_bytes()}
+            image = (self._root / file).read_bytes()
         except OSError as error:
-            raise CorruptRecord(f"{path}: {error}") from None
-        example["file"] = path.relative_to(self._root).as_posix()
-        if self._labels is not None:
-            example["label"] = self._labels[index]
+            raise CorruptRecord(f"{self._root / file}: {error.strerror}") from None
+        example: dict[str, Any] = {"image": image, "file": file}
+        if self.labels is not None:
+            example["label"] = self.labels[index]
         return example
 
     def __repr__(self) -> str:
         return f"Folder('{self._root}')"
 
 
-def _image_files(root: Path) -> list[Path]:
-    files = [
-        Path(directory, name)
+def _image_files(root: Path) -> list[str]:
+    return sorted(
+        Path(directory, name).relative_to(root).as_posix()
         for directory, _, names in os.walk(root, followlinks=False)
         for name in names
         if Path(name).suffix.lower() in IMAGE_SUFFIXES
-    ]
-    return sorted(files, key=lambda file: file.relative_to(root).as_posix())
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))
+    )
 
 
 class InMemory:

@@ -1,9 +1,9 @@
 """From an example to its views: several looks at the same thing, and which are there.
 
 A view is generated (an augmentation of an image) or observed (a modality of its own).
-Both come out as `{"views": {name: [m, ...]}, "present": {name: bool[m]}, "targets": ...}`,
-so that nothing downstream asks where a view came from. A view that is missing is zeros
-with a False beside it, never a magic value.
+Both come out as `{"views": {name: [m, ...]}, "present": {name: bool[m]}, "targets":
+{name: [...]}}`, so that nothing downstream asks where a view came from. A view that is
+missing is zeros with a False beside it, never a magic value.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -85,8 +85,12 @@ class LinearProbe:
         held = held_out(labels, validation, seed)
         pairs = [(lr, wd) for lr in self.learning_rates for wd in self.weight_decays]
         fitted = self.fit(h[~held], labels[~held], classes, pairs, seed=seed)
-        predicted = scores(fitted, h[held]).argmax(axis=-1)
-        accuracy = (predicted == labels[held]).mean(axis=1)
+        accuracy = np.asarray(
+            [
+                np.mean(logits(fitted, h[held], p).argmax(axis=1) == labels[held])
+                for p in range(len(pairs))
+            ]
+        )
         best = max(range(len(pairs)), key=lambda p: (accuracy[p], pairs[p][1], -p))
         learning_rate, weight_decay = pairs[best]
         return Sweep(
@@ -162,13 +166,10 @@ def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return held
 
 
-def scores(fitted: Fitted, h: np.ndarray) -> np.ndarray:
-    """Logits of every probe, float32[p, n, c]."""
+def logits(fitted: Fitted, h: np.ndarray, probe: int = 0) -> np.ndarray:
+    """The outputs of one of the probes, float32[n, c]; h is float[n, d]."""
     x = (h - fitted.shift) / fitted.scale
-    return (
-        np.einsum("nd,pdc->pnc", x, fitted.weight, optimize=True)
-        + (fitted.bias[:, None, :])
-    )
+    return x @ fitted.weight[probe] + fitted.bias[probe]
 
 
 @partial(jax.jit, static_argnames=("classes", "epochs", "batch_size"))

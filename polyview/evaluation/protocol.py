@@ -27,7 +27,7 @@ from polyview.errors import InputError
 from polyview.evaluation import health
 from polyview.evaluation.features import Extracted, extract
 from polyview.evaluation.knn import WeightedKnn, neighbours
-from polyview.evaluation.probe import LinearProbe, scores
+from polyview.evaluation.probe import LinearProbe, logits
 
 _HEALTH_ROWS = 10_000  # uniformity compares all pairs
 _SAMPLE_ROWS = 2_000  # of the test split, for the map of the features
@@ -121,7 +121,7 @@ class Protocol:
                 numbers["health"] = _health(test)
             with _timed(seconds, "sample"):
                 sample = self._sample(train, test)
-        return Result({**numbers, "time": seconds}, sample)
+        return Result({**numbers, "machine": meshes.machine(), "time": seconds}, sample)
 
     def _extract(self, represent, source, mesh: Mesh, name: str) -> Extracted:
         extracted = extract(
@@ -174,12 +174,12 @@ class Protocol:
         fitted = self.probe.fit(
             train.h, train_labels, classes, [chosen], seed=self.seed
         )
-        logits = scores(fitted, test.h)[0]
+        test_logits = logits(fitted, test.h)
         confusion = np.zeros((classes, classes), int)
-        np.add.at(confusion, (test_labels, logits.argmax(axis=1)), 1)
+        np.add.at(confusion, (test_labels, test_logits.argmax(axis=1)), 1)
         rows = confusion.sum(axis=1)
         result = {
-            **_top(logits, test_labels),
+            **_top(test_logits, test_labels),
             "validation_top1": float(sweep.accuracy.max()),
             "chosen": {
                 "learning_rate": sweep.learning_rate,
@@ -206,7 +206,7 @@ class Protocol:
 
     def _sample(self, train: Extracted, test: Extracted) -> dict[str, np.ndarray]:
         rows = _spread(len(test.h), _SAMPLE_ROWS)
-        queries = rows[_spread(len(rows), _QUERIES)]
+        queries = self._queries(test)
         near = neighbours(train.h, test.h[queries], k=_NEAREST).index
         sample = {"h": test.h[rows]}
         if self.label in test.targets:
@@ -220,6 +220,13 @@ class Protocol:
             looks = np.stack(looks)
             sample["neighbour"] = looks.reshape(*near.shape, *looks.shape[1:])
         return sample
+
+    def _queries(self, test: Extracted) -> np.ndarray:
+        """Positions for the grid: the first of each of some classes, none picked."""
+        if self.label not in test.targets:
+            return _spread(len(test.h), _QUERIES)
+        _, first = np.unique(test.targets[self.label], return_index=True)
+        return first[_spread(len(first), _QUERIES)]
 
     def _image(self, source, row: int) -> np.ndarray | None:
         """The first view of a row as a small uint8[h, w, c], or None if no image."""
@@ -266,7 +273,7 @@ class Protocol:
                 "optimizer": "SGD, momentum 0.9, cosine schedule, from zero",
                 "standardised": "by mean and standard deviation of the fitted rows",
                 "validation": self.validation,
-                "validation_rows": "of train, the same fraction of every class, by seed",
+                "validation_rows": "of train, the same fraction of a class, by seed",
                 "chosen": "best top-1 on the validation rows; test is read once, after",
                 "refitted": "on all train rows with the chosen pair",
             },

@@ -14,7 +14,6 @@ sharded over devices, and the same code is vectorised on CPU, GPU and TPU. Branc
 would skip work on a CPU alone.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,7 +75,9 @@ class Photometry:
             return self._apply(x, draw)
 
         planes = jnp.transpose(images, (1, 4, 0, 2, 3))
-        return jnp.transpose(jax.lax.map(slot, (jnp.arange(m), planes)), (2, 0, 3, 4, 1))
+        return jnp.transpose(
+            jax.lax.map(slot, (jnp.arange(m), planes)), (2, 0, 3, 4, 1)
+        )
 
     def draw(self, key: jax.Array) -> Draw:
         """The noise of one view."""

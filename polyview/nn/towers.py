@@ -65,6 +65,7 @@ class Tower(nnx.Module):
 
         `index[b]` names the rows: row i's noise is a function of (key, index[i]).
         """
+        views = jnp.asarray(views)
         b, m = views.shape[:2]
         if views.dtype == jnp.uint8:
             views = views.astype(float) / 255

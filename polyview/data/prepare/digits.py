@@ -1,9 +1,9 @@
-"""Handwritten digits of scikit-learn: 1,797 grey images of 8x8, there without a download.
+"""Handwritten digits of scikit-learn: 1,797 grey images of 8x8, without a download.
 
-They are the test part of UCI's "Optical recognition of handwritten digits" (Alpaydin and
-Kaynak 1998). No split of them is published, so ours is: sort the rows by class, keep
-their order within it, and take every fifth, from the first on, for the test split. Each
-class is then divided four to one, and no random generator is involved.
+They are the test part of UCI's "Optical recognition of handwritten digits" (Alpaydin
+and Kaynak 1998). No split of them is published, so ours is: sort the rows by class,
+keep their order within it, and take every fifth, from the first on, for the test split.
+Each class is then divided four to one, and no random generator is involved.
 """
 
 from pathlib import Path

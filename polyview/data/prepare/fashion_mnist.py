@@ -2,8 +2,8 @@
 
 The four files of the original are taken from Debian's package, installed or downloaded
 (30.9 MB; neither needs root, nor leaves anything on the system), else from the authors'
-address. They are checked against the sums below, which are those of the unpacked content,
-so it does not matter who compressed it.
+address. They are checked against the sums below, which are those of the unpacked
+content, so it does not matter who compressed it.
 """
 
 import gzip
@@ -25,10 +25,14 @@ URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 SHA256 = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f8388776"
+    "8d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec29"
+    "4ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe0"
+    "87ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494"
+    "c5af83dab82d92729df917d7dec38c34",
 }
 CLASSES = [
     "T-shirt/top",

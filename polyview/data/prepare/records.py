@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,18 @@ def prepared(directory: Path) -> bool:
                     f"{file['records']}; remove {directory} and prepare again"
                 )
     return True
+
+
+def once(directory: Path, prepare: Callable[[Path], None]) -> str:
+    """Prepare a data set unless it is there; returns what happened, in words."""
+    there = prepared(directory)
+    if not there:
+        prepare(directory)
+    counts = ", ".join(
+        f"{name} {split['count']:,}"
+        for name, split in read_manifest(directory)["splits"].items()
+    )
+    return f"{directory} {'is there already' if there else 'written'}: {counts}"
 
 
 def write(

@@ -1,0 +1,290 @@
+"""Figures of a run and of its evaluation: one function a figure, arrays in, Figure out.
+
+Every figure is about as wide as a phone, so that a page can lay several side by side.
+Colours are those of Okabe & Ito and of Tol's "muted", which colour-blind readers can
+tell apart; no figure says by colour alone what matters in it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import matplotlib.patches
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, QUIET, FAINT = "#1f2933", "#616e7c", "#e4e7eb"
+RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CLASSES = (
+    *("#332288", "#CC6677", "#117733", "#88CCEE", "#DDCC77"),
+    *("#882255", "#44AA99", "#999933", "#AA4499", "#7F7F7F"),
+)
+RIGHT, WRONG = "#009E73", "#D55E00"
+TITLES = {
+    "loss": "Loss",
+    "mi_bound": "Lower bound on mutual information (nats)",
+    "alignment": "Alignment (lower: a sample's views are closer)",
+    "uniformity": "Uniformity (lower: samples spread further)",
+    "rankme": "RankMe (dimensions in use)",
+    "standard_deviation": "Deviation of a dimension (0: collapsed)",
+    "gradient_norm": "Norm of the gradient",
+    "learning_rate": "Learning rate",
+    "knn": "kNN: test accuracy (%)",
+    "linear_probe": "Linear probe: test accuracy (%)",
+}
+
+_WIDTH = 5.2  # inches
+_styled = matplotlib.rc_context(
+    {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.color": INK,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlecolor": INK,
+        "axes.labelcolor": QUIET,
+        "axes.edgecolor": QUIET,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": FAINT,
+        "xtick.color": QUIET,
+        "ytick.color": QUIET,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+        "lines.linewidth": 1.6,
+        "lines.solid_capstyle": "round",
+    }
+)
+
+
+@_styled
+def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
+    """One metric over the steps, a line a run, its name at the line's end.
+
+    `runs` maps a name to the lines of its metrics.jsonl; runs without the metric, and
+    values that are not finite, are left out.
+    """
+    figure, axes = _axes(3.1)
+    axes.grid(axis="y")
+    ends = []
+    for number, (name, lines) in enumerate(runs.items()):
+        points = [(line["step"], line[metric]) for line in lines if metric in line]
+        points = np.asarray([p for p in points if np.isfinite(p[1])], float)
+        if not len(points):
+            continue
+        color = RUNS[number % len(RUNS)]
+        style = ("-", "--", ":")[number // len(RUNS) % 3]
+        axes.plot(*points.T, color=color, linestyle=style)
+        axes.plot(*points[-1], "o", color=color, markersize=3.5)
+        ends.append((points[-1, 1], points[-1, 0], name, color))
+    modality, _, measure = metric.rpartition("/")
+    title = TITLES.get(measure, measure.replace("_", " "))
+    axes.set_title(f"{title}, {modality}" if modality else title)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+    _name_ends(figure, axes, ends)
+    return figure
+
+
+def _name_ends(figure: Figure, axes, ends: list) -> None:
+    """Write each name beside the end of its line, moved apart where they would meet."""
+    low, high = axes.get_ylim()
+    line_height = 0.065 * (high - low)
+    ends = sorted(ends)
+    places = np.asarray([end[0] for end in ends])
+    for place in range(1, len(ends)):  # upwards
+        places[place] = max(places[place], places[place - 1] + line_height)
+    if len(ends):
+        places -= max(0, places[-1] - high)  # and back, if that left the figure
+    for (value, step, name, color), place in zip(ends, places, strict=True):
+        axes.annotate(
+            name,
+            xy=(step, value),
+            xytext=(1.03, (place - low) / (high - low)),
+            textcoords="axes fraction",
+            color=color,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+@_styled
+def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) -> Figure:
+    """A t-SNE map of features, coloured by class.
+
+    h is float[n, d], n at most a few thousand; labels int[n] or None. The map starts at
+    the principal components and is the same each time. Distances between far groups,
+    and the size of a group, mean nothing in such a map.
+    """
+    figure, axes = _axes(4.6)
+    x, y = _map(h).T
+    if labels is None:
+        axes.scatter(x, y, s=6, color=RUNS[0], linewidths=0)
+    else:
+        present, counts = np.unique(labels, return_counts=True)
+        shown = np.sort(present[np.argsort(-counts, kind="stable")[: len(CLASSES)]])
+        rest = ~np.isin(labels, shown)
+        if rest.any():
+            axes.scatter(x[rest], y[rest], s=5, color=FAINT, linewidths=0)
+        for color, label in zip(CLASSES, shown, strict=False):
+            rows = labels == label
+            axes.scatter(
+                x[rows], y[rows], s=7, color=color, linewidths=0, label=names[label]
+            )
+        figure.legend(
+            loc="outside lower center",
+            ncols=min(5, len(shown)),
+            frameon=False,
+            fontsize=8,
+            markerscale=2.4,
+            handletextpad=0.2,
+            columnspacing=1.0,
+        )
+        if rest.any():
+            axes.set_xlabel(f"grey: the other {len(present) - len(shown)} classes")
+    axes.set_title(f"Map of {len(h):,} test features (t-SNE)")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _map(h: np.ndarray) -> np.ndarray:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if len(h) < 5 or not np.ptp(h, axis=0).any():  # too few, or all the same
+        return np.pad(h, ((0, 0), (0, 2)))[:, :2]
+    few = PCA(min(50, *h.shape), random_state=0).fit_transform(h.astype(np.float64))
+    if few.shape[1] < 2:
+        return np.pad(few, ((0, 0), (0, 1)))
+    perplexity = min(30.0, (len(h) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(few)
+
+
+@_styled
+def nearest(
+    query: np.ndarray,
+    neighbour: np.ndarray,
+    query_label: np.ndarray | None,
+    neighbour_label: np.ndarray | None,
+    names: Sequence[str],
+) -> Figure:
+    """Test images and the training images nearest to each, nearest first.
+
+    query: uint8[q, h, w, c]; neighbour: uint8[q, k, h, w, c]; labels int[q], int[q, k].
+    A frame says whether a neighbour has the query's class; a wrong one is named.
+    """
+    rows, columns = neighbour.shape[:2]
+    figure = Figure(figsize=(_WIDTH, 0.3 + _WIDTH / (columns + 1.3) * rows * 1.24))
+    figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.03, hspace=0.0)
+    grid = figure.add_gridspec(
+        rows, columns + 2, width_ratios=[1, 0.15] + [1] * columns
+    )
+    for row in range(rows):
+        known = query_label is not None
+        axes = figure.add_subplot(grid[row, 0])
+        _image(axes, query[row], INK)
+        if known:
+            axes.set_xlabel(_short(names[query_label[row]]), fontsize=6.5, labelpad=2)
+        for column in range(columns):
+            axes = figure.add_subplot(grid[row, column + 2])
+            right = known and neighbour_label[row, column] == query_label[row]
+            color = (RIGHT if right else WRONG) if known else QUIET
+            _image(axes, neighbour[row, column], color)
+            if known and not right:
+                name = _short(names[neighbour_label[row, column]])
+                axes.set_xlabel(name, fontsize=6.5, labelpad=2, color=WRONG)
+    figure.suptitle(
+        "Test image, and its nearest training images",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        fontweight="bold",
+    )
+    return figure
+
+
+def _image(axes, image: np.ndarray, frame: str) -> None:
+    axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set(visible=True, color=frame, linewidth=1.8)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 11 else f"{name[:10]}…"
+
+
+@_styled
+def sweep(result: Mapping) -> Figure:
+    """Held-out accuracy over the grid of the linear probe; a frame marks the choice.
+
+    `result` is the "linear_probe" of an evaluation.
+    """
+    grid, chosen = result["sweep"], result["chosen"]
+    rates, decays = grid["learning_rate"], grid["weight_decay"]
+    accuracy = 100 * np.asarray(grid["validation_top1"])
+    figure, axes = _axes(1.2 + 0.36 * len(rates))
+    low = max(accuracy.min(), accuracy.max() - 10)  # diverged pairs leave the scale
+    axes.imshow(accuracy, cmap="cividis", vmin=low, aspect="auto")
+    middle = (low + accuracy.max()) / 2
+    for (row, column), value in np.ndenumerate(accuracy):
+        color = "white" if value < middle else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
+    best = rates.index(chosen["learning_rate"]), decays.index(chosen["weight_decay"])
+    frame = matplotlib.patches.Rectangle(
+        (best[1] - 0.47, best[0] - 0.44), 0.94, 0.88, fill=False, ec=WRONG, lw=2.5
+    )
+    axes.add_patch(frame)
+    axes.set_xticks(range(len(decays)), [f"{d:g}" for d in decays])
+    axes.set_yticks(range(len(rates)), [f"{r:g}" for r in rates])
+    axes.set_xlabel("weight decay")
+    axes.set_ylabel("learning rate")
+    axes.set_title("Linear probe: held-out accuracy (%), chosen pair framed")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+@_styled
+def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Percent of each true class (row) given each class (column) by the probe.
+
+    counts is int[c, c]. Beyond 20 classes cells carry no number and ticks no name.
+    """
+    counts = np.asarray(counts)
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = _axes(4.8)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.set_title("Linear probe: answers, % of each true class (row)")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if len(counts) > 20:
+        axes.set_xlabel(f"{len(counts)} classes")
+        return figure
+    for (row, column), value in np.ndenumerate(share):
+        if value >= 1:
+            color = "white" if value > 55 else INK
+            axes.text(
+                column,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                color=color,
+                fontsize=7,
+            )
+    short = [_short(name) for name in names]
+    axes.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), short, fontsize=8)
+    return figure
+
+
+def _axes(height: float):
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()

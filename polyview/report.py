@@ -1,0 +1,530 @@
+"""Compare runs on one page that works offline: table, curves, features, configs.
+
+    python -m polyview.report runs/a runs/b --output report.html
+
+Reads what training and `polyview.evaluate` left in each run (config.json,
+metrics.jsonl, eval/<step>.json and .npz, eval/pixels.json, eval/random.json), draws it,
+and embeds every picture: the page asks the network for nothing. The table also goes to
+stdout.
+"""
+
+import argparse
+import base64
+import dataclasses
+import html
+import importlib.metadata
+import io
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyview import errors, metrics
+from polyview.errors import InputError
+
+REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
+_MEASURES = {"knn", "linear_probe"}
+_MISSING = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory holds; `sample` are the arrays of the last evaluation."""
+
+    name: str
+    config: dict[str, Any]
+    history: list[dict]
+    evaluations: dict[int, dict]
+    references: dict[str, dict]
+    sample: dict[str, np.ndarray]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The evaluation of the last step that has one, or {}."""
+        return self.evaluations[max(self.evaluations)] if self.evaluations else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the comparison; None where the run does not say."""
+
+    run: str
+    method: str
+    m: int | None = None
+    unique_samples: int | None = None
+    steps: int | None = None
+    linear_probe: float | None = None
+    knn: float | None = None
+    rankme: float | None = None
+    seconds: float | None = None
+
+    @property
+    def views_per_step(self) -> int | None:
+        """Unique samples times views."""
+        known = self.m is not None and self.unique_samples is not None
+        return self.m * self.unique_samples if known else None
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "run": lambda row: row.run,
+    "method": lambda row: row.method,
+    "views M": lambda row: _number(row.m, ","),
+    "unique samples": lambda row: _number(row.unique_samples, ","),
+    "views a step": lambda row: _number(row.views_per_step, ","),
+    "steps": lambda row: _number(row.steps, ","),
+    "linear probe %": lambda row: _number(row.linear_probe, ".2f", 100),
+    "kNN %": lambda row: _number(row.knn, ".2f", 100),
+    "RankMe": lambda row: _number(row.rankme, ".1f"),
+    "seconds": lambda row: _number(row.seconds, ",.0f"),
+}
+_TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the right
+
+
+def main() -> None:
+    """Read the command line, print the table and write the page; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m polyview.report", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("report.html"))
+    flags = parser.parse_args()
+    runs = read(flags.runs)
+    print(text_table(rows(runs)))
+    for note in notes(runs):
+        print(f"note: {note}")
+    try:
+        flags.output.write_text(page(runs), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {flags.output}: {error.strerror}") from error
+    print(f"report: {flags.output}")
+
+
+def read(paths: Sequence[Path]) -> list[Run]:
+    """Read run directories.
+
+    Raises InputError for a path that is no run, and for a file in it that is damaged.
+    """
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path, name: str) -> Run:
+    if not (path / "config.json").is_file():
+        what = "has no config.json" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"{path} is not a run: it {what}; name the --workdir of a polyview.main"
+        )
+    evaluations, references, sample = {}, {}, {}
+    for file in (path / "eval").glob("*.json"):
+        if file.stem.isdecimal():
+            evaluations[int(file.stem)] = _json(file)
+        elif file.stem in REFERENCES:
+            references[file.stem] = _json(file)
+    if evaluations:
+        sample = _arrays(path / "eval" / f"{max(evaluations)}.npz")
+    return Run(
+        name=name,
+        config=_json(path / "config.json"),
+        history=metrics.read(path / "metrics.jsonl"),
+        evaluations=dict(sorted(evaluations.items())),
+        references=references,
+        sample=sample,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); write it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object; write it again")
+    return content
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged ({error}); evaluate again") from error
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """The lines of the table: the runs, then each distinct reference once."""
+    lines = [_row(run) for run in runs]
+    seen = []
+    for name, method in REFERENCES.items():
+        for run in runs:
+            result = run.references.get(name)
+            if result is None:
+                continue
+            scores = {"method": method, **_scores(result)}
+            if scores not in seen:
+                seen.append(scores)
+                lines.append(Row(run=f"({run.name})", **scores))
+    return lines
+
+
+def _row(run: Run) -> Row:
+    objective = run.config.get("objective") or {}
+    loss = objective.get("loss") or objective
+    method = loss.get("partial") or loss.get("target") or _MISSING
+    views = run.config.get("views") or {}
+    m = views.get("m") or sum(map(len, (views.get("fields") or {}).values())) or None
+    logged = run.history[-1]["step"] if run.history else None
+    return Row(
+        run=run.name,
+        method=str(method).rpartition(":")[2].replace("_", " "),
+        m=m,
+        unique_samples=run.config.get("batch_size"),
+        steps=max(run.evaluations, default=logged),
+        seconds=_seconds(run.history),
+        **_scores(run.result),
+    )
+
+
+def _scores(result: dict[str, Any]) -> dict[str, float | None]:
+    return {
+        "linear_probe": result.get("linear_probe", {}).get("top1"),
+        "knn": result.get("knn", {}).get("top1"),
+        "rankme": result.get("health", {}).get("h", {}).get("rankme"),
+    }
+
+
+def _seconds(history: list[dict]) -> float | None:
+    """Time in training, over all the times the run was resumed."""
+    clock = [line["time"]["seconds"] for line in history if "time" in line]
+    if not clock:
+        return None
+    ends = [a for a, b in zip(clock, clock[1:], strict=False) if b < a]
+    return sum(ends) + clock[-1]
+
+
+def _number(value: float | None, form: str, scale: float = 1) -> str:
+    return _MISSING if value is None else format(scale * value, form)
+
+
+def text_table(lines: Sequence[Row]) -> str:
+    """The comparison as aligned plain text."""
+    cells = [list(COLUMNS)]
+    cells += [[column(line) for column in COLUMNS.values()] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line_of(row: list[str]) -> str:
+        padded = [
+            cell.ljust(width) if number < _TEXT_COLUMNS else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    head, *body = map(line_of, cells)
+    return "\n".join([head, "-" * len(head), *body])
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before comparing the rows."""
+    found = []
+    evaluated = [run for run in runs if run.evaluations]
+    protocols = [_flat(run.result.get("protocol", {})) for run in evaluated]
+    differing = sorted(
+        key
+        for key in {key for protocol in protocols for key in protocol}
+        if key != "features.dimensions"
+        and len({json.dumps(protocol.get(key)) for protocol in protocols}) > 1
+    )
+    if differing:
+        found.append(
+            f"the runs were evaluated by different protocols ({', '.join(differing)}): "
+            "their accuracies do not compare"
+        )
+    for run in runs:
+        if not run.evaluations:
+            found.append(f"{run.name} has no evaluation: run polyview.evaluate on it")
+        elif run.history and run.history[-1]["step"] != max(run.evaluations):
+            found.append(
+                f"{run.name} is evaluated at step {max(run.evaluations)}, but trained "
+                f"to {run.history[-1]['step']}"
+            )
+        for said in (
+            run.result.get("note"),
+            run.result.get("linear_probe", {}).get("warning"),
+        ):
+            if said:
+                found.append(f"{run.name}: {said}")
+    return found
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The report as one HTML document that refers to nothing outside itself."""
+    sections = [
+        ("Comparison", _comparison(runs)),
+        ("Training", _training(runs)),
+        *((f"Features of {run.name}", _features(run)) for run in runs),
+        ("Protocol", _protocol(runs)),
+        ("Configs", _configs(runs)),
+        ("Environment", _environment(runs)),
+    ]
+    body = "\n".join(
+        f"<section><h2>{html.escape(title)}</h2>\n{content}\n</section>"
+        for title, content in sections
+        if content
+    )
+    title = html.escape(", ".join(run.name for run in runs))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>polyview: {title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header><h1>polyview</h1><p>{title}</p></header>
+{body}
+</body>
+</html>
+"""
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    lines = rows(runs)
+    best = {
+        name: max((getattr(line, name) or 0 for line in lines), default=0)
+        for name in ("linear_probe", "knn")
+    }
+    columns = {"linear probe %": "linear_probe", "kNN %": "knn"}
+    body = []
+    for line in lines:
+        cells = []
+        for name, column in COLUMNS.items():
+            text = html.escape(column(line))
+            measure = columns.get(name)
+            if measure and getattr(line, measure) == best[measure] > 0:
+                text = f"<strong>{text}</strong>"
+            cells.append(text)
+        body.append(cells)
+    parts = [_table(list(COLUMNS), body, text_columns=_TEXT_COLUMNS)]
+    found = notes(runs)
+    if found:
+        items = "".join(f"<li>{html.escape(note)}</li>" for note in found)
+        parts.append(f'<ul class="notes">{items}</ul>')
+    return "\n".join(parts)
+
+
+def _training(runs: Sequence[Run]) -> str:
+    from polyview.evaluation import plots
+
+    histories = {run.name: run.history for run in runs}
+    logged = {
+        key
+        for history in histories.values()
+        for line in history
+        for key, value in line.items()
+        if key != "step" and isinstance(value, int | float)
+    }
+    order = list(plots.TITLES)
+
+    def place(metric: str):
+        measure = metric.rpartition("/")[2]
+        return order.index(measure) if measure in order else len(order), metric
+
+    figures = [
+        _figure(plots.curve(histories, metric), f"{metric} over the steps")
+        for metric in sorted(logged, key=place)
+    ]
+    accuracies = {
+        run.name: [
+            {"step": step}
+            | {key: 100 * result[key]["top1"] for key in _MEASURES & {*result}}
+            for step, result in run.evaluations.items()
+        ]
+        for run in runs
+    }
+    if any(len(lines) > 1 for lines in accuracies.values()):
+        figures += [
+            _figure(plots.curve(accuracies, metric), f"{metric} over the steps")
+            for metric in sorted(_MEASURES)
+            if any(metric in line for lines in accuracies.values() for line in lines)
+        ]
+    return _grid(figures)
+
+
+def _features(run: Run) -> str:
+    from polyview.evaluation import plots
+
+    sample, probe = run.sample, run.result.get("linear_probe")
+    labels = sample.get("label")
+    classes = probe["classes"] if probe else []
+    if labels is not None and not classes:
+        classes = [str(label) for label in range(int(labels.max()) + 1)]
+    figures = []
+    if "h" in sample:
+        figure = plots.embedding(sample["h"], labels, classes)
+        figures.append(_figure(figure, f"map of the test features of {run.name}"))
+    if "query" in sample:
+        keys = ("query", "neighbour", "query_label", "neighbour_label")
+        figure = plots.nearest(*(sample.get(key) for key in keys), classes)
+        figures.append(_figure(figure, f"nearest neighbours in {run.name}"))
+    if probe:
+        figures.append(_figure(plots.sweep(probe), f"probe sweep of {run.name}"))
+        figure = plots.confusion(probe["confusion"], classes)
+        figures.append(_figure(figure, f"confusion matrix of {run.name}"))
+    return _grid(figures)
+
+
+def _protocol(runs: Sequence[Run]) -> str:
+    for run in runs:
+        if run.evaluations:
+            flat = _flat(run.result.get("protocol", {}))
+            cells = [[_code(key), html.escape(_short(flat[key]))] for key in flat]
+            return f"<p>As evaluated in {html.escape(run.name)}.</p>" + _table(
+                ["what", "how"], cells, text_columns=2
+            )
+    return ""
+
+
+def _configs(runs: Sequence[Run]) -> str:
+    flat = [_flat(run.config) for run in runs]
+    keys = sorted({key for config in flat for key in config})
+    cells = [
+        [
+            _code(key),
+            *(html.escape(_short(config.get(key, _MISSING))) for config in flat),
+        ]
+        for key in keys
+        if len({json.dumps(config.get(key, _MISSING)) for config in flat}) > 1
+    ]
+    parts = []
+    if cells:
+        head = ["key", *(run.name for run in runs)]
+        parts.append("<p>Where the configs differ:</p>")
+        parts.append(_table(head, cells, text_columns=len(head)))
+    for run in runs:
+        text = html.escape(json.dumps(run.config, indent=2, sort_keys=True))
+        name = html.escape(run.name)
+        parts.append(
+            f"<details><summary>config of {name}</summary><pre>{text}</pre></details>"
+        )
+    return "\n".join(parts)
+
+
+def _environment(runs: Sequence[Run]) -> str:
+    packages = ("polyview", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+    cells = [["Python", platform.python_version()]]
+    for package in packages:
+        try:
+            cells.append([package, importlib.metadata.version(package)])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cells.append(["processor", _processor()])
+    cells.append(["cores", str(len(os.sched_getaffinity(0)))])
+    for run in runs:
+        if machine := run.result.get("machine"):
+            said = ", ".join(f"{key} {value}" for key, value in machine.items())
+            cells.append([f"evaluation of {run.name}", said])
+    escaped = [[html.escape(cell) for cell in row] for row in cells]
+    return "<p>Where this page was made:</p>" + _table(
+        ["", ""], escaped, text_columns=2
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.machine()
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix.rstrip("."): tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in _flat(branch, f"{prefix}{name}.").items()
+    }
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _code(text: str) -> str:
+    # A long dotted key may break at its dots, which a phone needs.
+    return f"<code>{html.escape(text).replace('.', '.<wbr>')}</code>"
+
+
+def _table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
+    """A table that scrolls sideways by itself; cells of `body` are HTML already."""
+
+    def line(cells: Iterable[str], tag: str) -> str:
+        kinds = [f"<{tag}>", f'<{tag} class="number">']
+        parts = (f"{kinds[i >= text_columns]}{c}</{tag}>" for i, c in enumerate(cells))
+        return f"<tr>{''.join(parts)}</tr>"
+
+    top = line(map(html.escape, head), "th") if any(head) else ""
+    lines = "\n".join(line(cells, "td") for cells in body)
+    return (
+        f'<div class="wide"><table><thead>{top}</thead>\n<tbody>{lines}</tbody>'
+        "</table></div>"
+    )
+
+
+def _figure(figure, description: str) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=140)
+    data = base64.b64encode(file.getvalue()).decode()
+    width, height = figure.get_size_inches() * 140
+    return (
+        f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" '
+        f'width="{width:.0f}" height="{height:.0f}">'
+    )
+
+
+def _grid(figures: list[str]) -> str:
+    if not figures:
+        return ""
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
+_STYLE = """
+:root { color: #1f2933; background: #fff;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+body { max-width: 76rem; margin: 0 auto; padding: 1rem; }
+header { border-bottom: 2px solid #1f2933; margin-bottom: 1.5rem; }
+h1 { margin: 0; font-size: 1.6rem; }
+header p { margin: 0 0 .6rem; color: #52606d; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid #e4e7eb; }
+th { color: #52606d; font-weight: 600; vertical-align: bottom; }
+.number { text-align: right; white-space: nowrap; }
+th.number { white-space: normal; }
+code, pre { font-size: .82rem;
+  font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
+pre { overflow-x: auto; background: #f5f7fa; padding: .8rem; }
+summary { cursor: pointer; padding: .3rem 0; }
+.notes { padding-left: 1.1rem; color: #8a4b08; font-size: .9rem; }
+.figures { display: grid; gap: 1.4rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.figures img { width: 100%; max-width: 36rem; height: auto; }
+"""
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,142 @@
+"""A checkpoint comes back whole or not at all, on any devices, running nothing of its own."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from polyview import checkpoint
+from polyview import mesh as meshes
+from polyview.errors import InputError
+
+TEXT = json.dumps({"model": {"target": "polyview.nn:Nothing"}})
+
+
+@pytest.fixture
+def state():
+    """Leaves of every kind a state has."""
+    return {
+        "step": jnp.int32(7),
+        "params": {"a": {0: jnp.arange(64.0).reshape(8, 8)}, "b": jnp.ones(3, "bfloat16")},
+        "flags": jnp.array([True, False]),
+    }
+
+
+@pytest.fixture
+def saved(tmp_path, state):
+    """A folder with the steps 1, 2 and 3 of that state."""
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state | {"step": jnp.int32(step)}, TEXT)
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def largest_data(step):
+    """The file that holds most of a step's numbers, whatever it is called."""
+    files = [f for f in step.glob("state/**/d/*") if f.is_file()]
+    return max(files, key=lambda f: f.stat().st_size)
+
+
+def flip(path, position=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(position * len(data))] ^= 4
+    path.write_bytes(data)
+
+
+def restore(folder, state):
+    checkpoints = checkpoint.Checkpoints(folder, keep=3)
+    try:
+        return checkpoints.restore_newest(state)
+    finally:
+        checkpoints.close()
+
+
+def test_every_leaf_comes_back_equal(saved, state):
+    step, found = restore(saved, state)
+    assert step == 3
+    expected = state | {"step": jnp.int32(3)}
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_arrays_come_back_onto_other_devices(saved, state):
+    mesh = meshes.make(data=2, fsdp=4)
+    sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    template = {"params": {"a": {0: jax.ShapeDtypeStruct((8, 8), "float32", sharding=sharding)}}}
+    found = checkpoint.read_state(saved / "3", template)["params"]["a"][0]
+    assert found.sharding.is_equivalent_to(sharding, 2)
+    np.testing.assert_array_equal(found, state["params"]["a"][0])
+
+
+def test_a_checksum_does_not_depend_on_the_devices():
+    mesh = meshes.make(data=8)
+    values = jax.random.normal(jax.random.key(0), (16, 5))
+    spread = jax.device_put(values, meshes.rows(mesh))
+    assert checkpoint.checksums({"a": values}) == checkpoint.checksums({"a": spread})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "float64"])
+def test_a_checksum_sees_any_single_bit(dtype, x64):
+    values = np.asarray(jnp.arange(5, dtype=dtype))
+    before = checkpoint.checksums({"a": jnp.asarray(values)})["a"][2]
+    raw = values.view(np.uint8)
+    for bit in range(8 * raw.size):
+        flipped = raw.copy()
+        flipped[bit // 8] ^= 1 << bit % 8
+        after = checkpoint.checksums({"a": jnp.asarray(flipped.view(values.dtype))})
+        assert after["a"][2] != before
+
+
+def test_a_flipped_bit_is_noticed_and_the_step_before_is_used(saved, state, caplog):
+    flip(largest_data(saved / "3"))
+    with caplog.at_level(logging.WARNING, logger="polyview"):
+        step, _ = restore(saved, state)
+    assert step == 2
+    assert len([r for r in caplog.records if r.name.startswith("polyview")]) == 1
+    assert (saved.parent / "damaged" / "3").is_dir(), "a damaged step is kept, aside"
+
+
+@pytest.mark.parametrize("item", ["config", "digest"])
+def test_a_damaged_text_is_noticed(saved, state, item):
+    path = saved / "3" / item / "metadata"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert restore(saved, state)[0] == (2 if item == "digest" else 3)
+    if item == "config":
+        with pytest.raises(checkpoint.Damaged):
+            checkpoint.read_config(saved / "3")
+
+
+def test_a_truncated_or_missing_file_is_noticed(saved, state):
+    data = largest_data(saved / "3")
+    data.write_bytes(data.read_bytes()[:10])
+    largest_data(saved / "2").unlink()
+    assert restore(saved, state)[0] == 1
+
+
+def test_a_half_written_step_is_not_a_checkpoint(saved, state):
+    (saved / "3").rename(saved / "4.orbax-checkpoint-tmp-1")
+    assert restore(saved, state)[0] == 2
+
+
+def test_nothing_left_is_a_new_start(tmp_path, state):
+    assert restore(tmp_path / "checkpoints", state) is None
+
+
+def test_another_model_is_an_error_and_not_a_damage(saved, state):
+    with pytest.raises(InputError, match="another model"):
+        restore(saved, state | {"more": jnp.ones(2)})
+    with pytest.raises(InputError, match="flags"):
+        restore(saved, state | {"flags": jnp.ones(2)})
+    assert (saved / "3").is_dir()
+
+
+def test_fewer_than_two_are_never_kept(tmp_path):
+    with pytest.raises(InputError, match="at least 2"):
+        checkpoint.Checkpoints(tmp_path, keep=1)

@@ -1,0 +1,147 @@
+"""A config is checked before anything runs, and answers a mistake with what to do."""
+
+import os
+
+import ml_collections
+import pytest
+
+from polyview import config as configs
+from polyview.errors import InputError
+
+
+def test_build_calls_targets_and_leaves_partials_to_be_called():
+    spec = {
+        "call": {"target": "polyview.optimizer:linear", "batch_size": 512, "base": 0.3},
+        "later": [{"partial": "polyview.optimizer:linear", "base": 0.3}],
+        "plain": {"a": 1},
+    }
+    built = configs.build(ml_collections.ConfigDict(spec))
+    assert built["call"] == pytest.approx(0.6)
+    assert built["later"][0](256) == pytest.approx(0.3)
+    assert built["plain"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"target": "polyview.optimizer:liner"}, "did you mean 'linear'"),
+        ({"target": "polyview.optimiser:linear"}, "No module named"),
+        ({"target": "polyview.optimizer"}, "package.module:Name"),
+        ({"partial": "polyview.optimizer:linear", "bas": 1}, "did you mean 'base'"),
+        ({"target": "polyview.optimizer:linear"}, "missing a required argument"),
+        ({"target": "a:b", "partial": "a:b"}, "keep one"),
+    ],
+)
+def test_build_names_the_mistake(spec, words):
+    with pytest.raises(InputError, match=words):
+        configs.build(spec)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os:system", "subprocess:run", "polyview.config:importlib", "polyview.mesh:os"],
+)
+def test_nothing_outside_the_trusted_packages_is_built_for_a_stranger(name):
+    with pytest.raises(InputError):
+        configs.build({"target": name}, trusted=configs.TRUSTED)
+
+
+def test_a_trusted_module_does_not_lend_what_it_imported():
+    # `Path` is callable and visible in polyview.config, but not defined there.
+    with pytest.raises(InputError, match="not defined in a trusted package"):
+        configs.build({"target": "polyview.config:Path"}, trusted=configs.TRUSTED)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"stepz": "3"}, "did you mean 'steps'"),
+        ({"optimizer.weight_decoy": "3"}, "did you mean 'weight_decay'"),
+        ({"steps": "many"}, "expected int"),
+        ({"steps": "3.5"}, "expected int"),
+        ({"optimizer": "3"}, "is a group of keys"),
+        ({"mesh.data.x": "3"}, "no key 'x'"),
+    ],
+)
+def test_an_override_names_the_mistake(digits, overrides, words):
+    with pytest.raises(InputError, match=words):
+        configs.load("configs/polyview_digits.py", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"steps": -1}, "must be 1 or more"),
+        ({"batch_size": 1}, "must be 2 or more"),
+        ({"keep": 1}, "must be 2 or more"),
+        ({"epochs": 3}, "one of steps and epochs"),
+        ({"seed": -1}, "must be 0 or more"),
+    ],
+)
+def test_a_value_out_of_range_is_named(digits, overrides, words):
+    with pytest.raises(InputError, match=words):
+        configs.check(digits(**overrides))
+
+
+def test_a_number_keeps_its_kind(digits):
+    config = digits(**{"optimizer.weight_decay": "1", "epochs": "2", "steps": "None"})
+    assert config.optimizer.weight_decay == 1.0
+    assert isinstance(config.optimizer.weight_decay, float)
+    assert (config.epochs, config.steps) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("view=4", "did you mean 'views'"),
+        ("views", "write key=value"),
+        ("views=four", "expected int"),
+    ],
+)
+def test_a_config_argument_names_the_mistake(digits, argument, words):
+    with pytest.raises(InputError, match=words):
+        digits(argument)
+
+
+def test_json_round_trip_is_the_same_config(digits):
+    config = digits()
+    again = configs.from_json(configs.to_json(config))
+    assert configs.difference(config, again) == []
+    assert configs.to_json(again) == configs.to_json(config)
+
+
+def test_difference_names_what_must_not_change_and_forgives_what_may(digits):
+    free = digits(log_every=7, checkpoint_every=9, workers=1, **{"mesh.fsdp": 2})
+    assert configs.difference(digits(), free) == []
+    other = digits(steps=5, **{"optimizer.warm_up": 0.5})
+    assert configs.difference(digits(), other) == [
+        "optimizer.warm_up: 0.1 -> 0.5",
+        "steps: 4 -> 5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "configs/polyview_digit.py"], "did you mean"),
+        (["--config", "configs/polyview_digits.py", "--config.stepz=3"], "'steps'"),
+        (["--config", "configs/polyview_digits.py", "--confg.steps=3"], "unknown"),
+        (["--config", "configs/polyview_digits.py:views=1"], "m >= 2"),
+        (["--config", "configs/polyview_digits.py", "--config.mesh.fsdp=3"], "devices"),
+    ],
+)
+def test_the_command_line_ends_with_status_2_and_writes_nothing(
+    command, tmp_path, arguments, words
+):
+    process = command("main", *arguments, "--workdir", tmp_path / "run")
+    lines = [line for line in process.output.splitlines() if line]
+    assert process.returncode == 2, process.output
+    assert words in process.output
+    assert len(lines) <= 2, process.output
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_help_ends_with_status_0(command):
+    process = command("main", "--help")
+    assert process.returncode == 0
+    assert "--workdir" in process.output

@@ -1,0 +1,224 @@
+"""Every image decodes to the pixels it shows, and crops follow the published law."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from polyview.data import augment
+from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop, decode
+from polyview.data.source import CorruptRecord
+
+
+def scene(height=60, width=80):
+    """A smooth picture, so that codecs and resizing barely change it."""
+    y, x = np.mgrid[:height, :width]
+    channels = [x * 255 / width, y * 255 / height, 255 - x * 128 / width]
+    return np.stack(channels, -1).astype(np.uint8)
+
+
+def encode(pixels, kind, mode="RGB", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def difference(a, b):
+    assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
+    return np.abs(a.astype(int) - b).max()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_decode_gives_rgb_whatever_the_format(kind):
+    options = {"quality": 98} if kind in ("JPEG", "WEBP") else {}
+    assert difference(decode(encode(scene(), kind, **options)), scene()) <= 12
+
+
+def test_progressive_jpeg_and_one_with_exif_rotation_keep_stored_order():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    data = encode(scene(), "JPEG", quality=98, progressive=True, exif=exif)
+    assert difference(decode(data), scene()) <= 12
+
+
+def test_cmyk_jpeg_has_the_colours_pillow_shows():
+    data = encode(scene(), "JPEG", mode="CMYK", quality=98)
+    assert not augment.read_header(data).plain
+    assert difference(decode(data), scene()) <= 12
+
+
+def test_grey_palette_16_bit_and_transparent_images_become_rgb():
+    grey = scene()[..., :1]
+    three = np.repeat(grey, 3, axis=2)
+    assert difference(decode(encode(grey[..., 0], "PNG", mode="L")), three) == 0
+    assert difference(decode(encode(grey[..., 0], "JPEG", mode="L")), three) <= 6
+    buffer = io.BytesIO()
+    Image.fromarray(grey[..., 0].astype(np.uint16) * 257).save(buffer, "PNG")
+    assert difference(decode(buffer.getvalue()), three) == 0
+    palette = Image.fromarray(three).convert("P")
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=None)
+    assert difference(decode(buffer.getvalue()), np.asarray(palette.convert("RGB"))) == 0
+    half = np.concatenate([scene(), np.full((60, 80, 1), 128, np.uint8)], axis=2)
+    half[0, 0] = (1, 2, 3, 0)
+    on_white = decode(encode(half, "PNG", mode="RGBA"))
+    assert tuple(on_white[0, 0]) == (255, 255, 255)
+    expected = scene()[1:] * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(on_white[1:] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_truncated_image_is_corrupt_wherever_it_ends(kind):
+    data = encode(scene(), kind)
+    for fraction in (0.02, 0.3, 0.7, 0.97):
+        with pytest.raises(CorruptRecord):
+            decode(data[: int(len(data) * fraction)])
+
+
+def test_bytes_after_the_end_are_harmless_and_text_is_corrupt():
+    data = encode(scene(), "JPEG", quality=98)
+    assert difference(decode(data + b"\0trailing"), scene()) <= 12
+    for nothing in (b"", b"\xff\xd8", b"not an image at all", b"\x89PNG\r\n\x1a\n"):
+        with pytest.raises(CorruptRecord):
+            decode(nothing)
+
+
+def test_bomb_is_refused_by_its_header_before_any_decoding(monkeypatch):
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(
+            ">I", zlib.crc32(body)
+        )
+
+    side = 8_001
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    png = b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+    jpeg = bytearray(encode(scene(), "JPEG"))
+    frame = jpeg.find(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_000, 65_000)
+    gif = encode(scene(), "GIF", mode="P")
+    gif = gif[:6] + struct.pack("<HH", 65_000, 65_000) + gif[10:]
+
+    def decoded(*_):
+        raise AssertionError("the pixels were decoded")
+
+    monkeypatch.setattr(augment.cv2, "imdecode", decoded)
+    monkeypatch.setattr(augment, "_decode_with_pillow", decoded)
+    for bomb in (png, bytes(jpeg), gif):
+        with pytest.raises(CorruptRecord):
+            RandomResizedCrop(8)(bomb, np.random.default_rng(0), 1)
+
+
+def test_area_is_uniform_and_ratio_log_uniform_where_every_box_fits():
+    crop = RandomResizedCrop(8, scale=(0.08, 0.5))
+    boxes, flips = crop.draw(4000, 4000, np.random.default_rng(0), 40_000)
+    top, left, height, width = boxes.T
+    area = np.sort(height * width / 4000**2)
+    ratio = np.sort(np.log(width / height))
+    uniform = (np.arange(40_000) + 0.5) / 40_000
+    # Kolmogorov-Smirnov distance, whose 99.9 % point is 1.95 / sqrt(n) = .0098.
+    assert np.abs((area - 0.08) / 0.42 - uniform).max() < 0.0098
+    span = np.log(4 / 3)
+    assert np.abs((ratio + span) / (2 * span) - uniform).max() < 0.0098
+    place = np.sort(top / (4000 - height + 1))
+    assert np.abs(place - uniform).max() < 0.0098
+    assert (top + height <= 4000).all() and (left + width <= 4000).all()
+    assert abs(flips.mean() - 0.5) < 0.01
+
+
+def test_crops_agree_in_law_with_a_loop_over_attempts():
+    """Rejection changes the law: compare with the rule written out, on a wide image."""
+    height, width, count = 120, 260, 8_000
+    crop = RandomResizedCrop(8)
+    boxes, _ = crop.draw(height, width, np.random.default_rng(1), count)
+    expected = np.array(
+        [slow_box(height, width, np.random.default_rng((2, i))) for i in range(count)]
+    )
+    for column in range(4):
+        ours, slow = np.sort(boxes[:, column]), np.sort(expected[:, column])
+        grid = np.arange(0, width)
+        distance = np.abs(
+            np.searchsorted(ours, grid, "right") - np.searchsorted(slow, grid, "right")
+        ).max()
+        assert distance / count < 1.95 * np.sqrt(2 / count)
+
+
+def slow_box(height, width, rng):
+    for _ in range(10):
+        area = height * width * rng.uniform(0.08, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.integers(height - h + 1), rng.integers(width - w + 1), h, w
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width / (3 / 4)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [((10, 1000), (0, 493, 10, 13)), ((1000, 10), (493, 0, 13, 10))],
+)
+def test_no_box_fits_a_sliver_so_its_centre_is_taken(shape, box):
+    crop = RandomResizedCrop(8, scale=(0.9, 1.0))
+    boxes, _ = crop.draw(*shape, np.random.default_rng(0), 3)
+    assert boxes.tolist() == [list(box)] * 3
+
+
+def test_views_are_the_boxes_resized_and_flipped():
+    image = scene(64, 64)
+    crop = RandomResizedCrop(32)
+    views = crop(image, np.random.default_rng(5), 16)
+    boxes, flips = crop.draw(64, 64, np.random.default_rng(5), 16)
+    assert views.shape == (16, 32, 32, 3) and flips.any() and not flips.all()
+    for view, (top, left, height, width), flip in zip(views, boxes, flips, strict=True):
+        part = image[top : top + height, left : left + width]
+        if flip:
+            part = part[:, ::-1]
+        # The picture is linear, so the resized value at the centre of a cell is known.
+        x = np.clip(((np.arange(32) + 0.5) * width / 32).astype(int), 0, width - 1)
+        y = np.clip(((np.arange(32) + 0.5) * height / 32).astype(int), 0, height - 1)
+        assert np.abs(view.astype(int) - part[y][:, x]).max() <= 9
+
+
+def test_one_channel_stays_one_channel():
+    image = scene(28, 28)[..., :1]
+    assert RandomResizedCrop(28)(image, np.random.default_rng(0), 3).shape[-1] == 1
+    np.testing.assert_array_equal(
+        ResizeCenterCrop(28, fraction=1.0)(image, np.random.default_rng(0), 1)[0], image
+    )
+
+
+def test_large_jpeg_is_decoded_smaller_only_if_no_crop_is_enlarged_for_it():
+    data = encode(scene(1200, 1600), "JPEG", quality=95)
+    decoded = []
+    original = augment._decode
+
+    def spy(data, header, reduce):
+        decoded.append(reduce)
+        return original(data, header, reduce)
+
+    rng = np.random.default_rng
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augment, "_decode", spy)
+        crop = RandomResizedCrop(100, scale=(0.3, 1.0))
+        for seed in range(20):
+            quick = crop(data, rng(seed), 4)
+            boxes, _ = crop.draw(1200, 1600, rng(seed), 4)
+            smallest = boxes[:, 2:].min()
+            assert smallest >= decoded[-1] * 100
+            assert decoded[-1] == 8 or smallest < 2 * decoded[-1] * 100
+            assert np.abs(quick.astype(int) - crop(decode(data), rng(seed), 4)).max() < 9
+        assert set(decoded) >= {4, 8}
+        RandomResizedCrop(600)(data, rng(0), 4)
+        assert decoded[-1] == 1
+
+
+def test_center_crop_takes_the_central_square():
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[10:90, 60:140] = 255
+    views = ResizeCenterCrop(20, fraction=0.8)(image, np.random.default_rng(0), 2)
+    assert views.shape == (2, 20, 20, 3) and (views == 255).all()

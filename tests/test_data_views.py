@@ -1,0 +1,66 @@
+"""Whatever a view comes from, it arrives in one form, with what is missing masked."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop
+from polyview.data.views import Generated, Observed
+from polyview.errors import InputError
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_generated_views_are_all_present_and_targets_pass_through():
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    views = Generated(3, RandomResizedCrop(4), targets=("label", "group"))
+    looks = views({"image": image, "label": 7, "group": 2}, rng())
+    assert looks["views"]["image"].shape == (3, 4, 4, 1)
+    assert looks["present"]["image"].tolist() == [True] * 3
+    assert {name: int(value) for name, value in looks["targets"].items()} == {
+        "label": 7,
+        "group": 2,
+    }
+
+
+def test_a_field_the_example_lacks_is_named():
+    with pytest.raises(InputError, match="no field 'label', only image"):
+        Generated(1, ResizeCenterCrop(4))({"image": np.zeros((4, 4, 1), "u1")}, rng())
+
+
+def test_observed_views_gather_modalities_and_mask_what_is_missing():
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 6), (255, 0, 0)).save(buffer, "PNG")
+    views = Observed(
+        fields={"image": ("a", "b", "c"), "text": ("title", "report")},
+        shapes={"image": (4, 4, 3), "text": (5,)},
+        dtypes={"text": "int32"},
+        augments={"image": ResizeCenterCrop(4)},
+        targets=("label",),
+    )
+    example = {
+        "a": buffer.getvalue(),
+        "c": np.full((8, 8, 3), 9, np.uint8),
+        "title": None,
+        "report": np.arange(5),
+        "label": 1,
+    }
+    looks = views(example, rng())
+    assert looks["present"]["image"].tolist() == [True, False, True]
+    assert looks["present"]["text"].tolist() == [False, True]
+    image, text = looks["views"]["image"], looks["views"]["text"]
+    assert image.shape == (3, 4, 4, 3) and image.dtype == np.uint8
+    assert (image[0] == (255, 0, 0)).all() and (image[2] == 9).all()
+    assert not image[1].any()
+    assert text.dtype == np.int32 and text.tolist() == [[0] * 5, [0, 1, 2, 3, 4]]
+    assert looks["targets"]["label"] == 1
+
+
+def test_an_observed_view_of_another_shape_is_named():
+    views = Observed(fields={"image": ("a",)}, shapes={"image": (4, 4, 3)})
+    with pytest.raises(InputError, match=r"field 'a' has shape \(8, 8, 3\)"):
+        views({"a": np.zeros((8, 8, 3), np.uint8)}, rng())

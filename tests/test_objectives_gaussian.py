@@ -1,0 +1,44 @@
+"""Training raises the bounds to where the theory puts them (Shidani et al. 2024)."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from polyview import config as configs
+from polyview.errors import InputError
+from polyview.objectives.bounds import gaussian_information
+
+CONFIG = Path(__file__).parents[1] / "configs" / "polyview_gaussian.py"
+# The bounds of one short run scatter by about this much, in nats.
+SCATTER = 0.02
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(CONFIG.parents[1])
+    return importlib.import_module("benchmarks.gaussian")
+
+
+def test_trained_bounds_are_in_order_and_below_the_truth(benchmark, tmp_path):
+    views, deviation = 4, 0.5
+    bound = {}
+    for objective in benchmark.OBJECTIVES:
+        config = configs.load(
+            f"{CONFIG}:objective={objective},views={views},steps=400,"
+            f"deviation={deviation}"
+        )
+        bound[objective], error = benchmark.measure(config, tmp_path / objective, 20)
+        assert error < SCATTER
+    pair, all_views = (gaussian_information(m, deviation) for m in (2, views))
+    assert bound["multi_crop"] < pair + SCATTER
+    assert bound["geometric"] < pair + SCATTER
+    assert pair < bound["arithmetic"]
+    assert bound["sufficient_statistics"] < all_views + SCATTER
+    in_order = [bound[objective] for objective in benchmark.OBJECTIVES]
+    assert in_order == sorted(in_order)
+
+
+def test_the_config_refuses_an_unknown_objective():
+    with pytest.raises(InputError, match="did you mean 'geometric'"):
+        configs.load(f"{CONFIG}:objective=geometry")

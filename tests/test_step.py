@@ -1,0 +1,145 @@
+"""The step is a pure function of (state, batch, number, seed), and never keeps a NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from polyview import optimizer, step
+from polyview import train as training
+from polyview.data import pipeline
+
+
+def prepared(config):
+    """The run of a config, its first state and its first batch, on the devices."""
+    from polyview import mesh as meshes
+
+    run = training.Run(config)
+    _, batch = next(iter(run.batches(0)))
+    return run, run.create(run.seed), meshes.put(batch, run.mesh)
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def test_one_batch_is_overfitted_from_the_loss_of_chance(digits):
+    config = digits("views=2", steps=150)
+    config.optimizer.learning_rate.base = 1e-2
+    config.objective.loss.temperature = 0.5
+    run, state, batch = prepared(config)
+    losses = []
+    with jax.set_mesh(run.mesh):
+        for number in range(150):
+            state, values = run.step(state, batch, jnp.int32(number), run.seed)
+            losses.append(float(values["loss"]))
+    # Scores of a fresh model are not equal, so its loss is near chance, not at it.
+    assert losses[0] == pytest.approx(np.log(8 * 2 - 2 + 1), abs=0.5)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_step_is_the_same_twice_and_another_with_another_seed(digits):
+    config = digits()
+    run, state, batch = prepared(config)
+    plain = jax.jit(
+        step.make_step(run.graph, run.objective, run.optimizer.transformation)
+    )
+    with jax.set_mesh(run.mesh):
+        one, _ = plain(state, batch, jnp.int32(0), run.seed)
+        two, _ = plain(state, batch, jnp.int32(0), run.seed)
+    for a, b in zip(leaves(one), leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Line(nnx.Module):
+    """y = w * x, the smallest module with the interface of towers."""
+
+    def __init__(self, *, rngs):
+        self.w = nnx.Param(jax.random.normal(rngs.params(), ()))
+
+    def __call__(self, batch, *, key, train):
+        return {"x": self.w[...] * batch["views"]["x"]}
+
+
+def square(module, target, batch, key):
+    return jnp.mean(module(batch, key=key, train=True)["x"] ** 2), {}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad):
+    made = optimizer.adamw(
+        steps=10,
+        batch_size=2,
+        learning_rate=lambda b: 0.1,
+        weight_decay=0.0,
+        warm_up=0.0,
+    ).transformation
+    graph, *_ = step.abstract(Line)
+    take = jax.jit(step.make_step(graph, square, made))
+    seed = jnp.uint32(0)
+    start = step.create(Line, made, seed)
+    good = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
+    poisoned = {"views": {"x": jnp.full((2, 1), bad)}, "index": jnp.arange(2)}
+
+    state, values = take(start, good, jnp.int32(0), seed)
+    assert values["healthy"] and int(state.step) == 1
+    kept, values = take(state, poisoned, jnp.int32(1), seed)
+    assert not values["healthy"]
+    after, values = take(kept, good, jnp.int32(2), seed)
+    assert not values["healthy"], "a step must not follow one that was refused"
+    for a, b in zip(leaves(state), leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_target_is_the_moving_average_of_the_parameters():
+    made = optimizer.sgd(
+        steps=10,
+        batch_size=2,
+        learning_rate=lambda b: 0.1,
+        weight_decay=0.0,
+        warm_up=0.0,
+    ).transformation
+    graph, *_ = step.abstract(Line)
+    take = jax.jit(step.make_step(graph, square, made, target_decay=0.9))
+    seed = jnp.uint32(3)
+    state = step.create(Line, made, seed, target_decay=0.9)
+    batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
+    expected = float(state.params["w"])
+    for number in range(3):
+        state, _ = take(state, batch, jnp.int32(number), seed)
+        expected = 0.9 * expected + 0.1 * float(state.params["w"])
+    assert float(state.target["params"]["w"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_training_is_the_same_on_any_mesh(digits, monkeypatch, x64):
+    """20 steps in float64 on 1, 8 and 2 x 4 devices, parameters split over the 4."""
+    from polyview import mesh as meshes
+
+    monkeypatch.setattr(meshes, "SMALLEST_SPLIT", 16)
+    config = digits("param_dtype=float64,dtype=float64", steps=20)
+    batches = None
+    found = []
+    for shape in ((1, 1), (8, 1), (2, 4)):
+        devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
+        mesh = jax.sharding.Mesh(devices, meshes.AXES)
+        monkeypatch.setattr(meshes, "make", lambda mesh=mesh, **_: mesh)
+        run = training.Run(config)
+        batches = batches or list(
+            pipeline.batches(run.source, run.views, seed=0, batch_size=8, steps=20)
+        )
+        with jax.set_mesh(mesh):
+            state = run.create(run.seed)
+            losses = []
+            for number, batch in batches:
+                state, values = run.step(
+                    state, meshes.put(batch, mesh), jnp.int32(number), run.seed
+                )
+                losses.append(float(values["loss"]))
+        found.append((losses, leaves(state.params)))
+    split = [p.sharding.spec for p in jax.tree.leaves(state.params)]
+    assert any("fsdp" in spec for spec in split)
+    for losses, params in found[1:]:
+        np.testing.assert_allclose(losses, found[0][0], rtol=1e-9)
+        for a, b in zip(params, found[0][1], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
