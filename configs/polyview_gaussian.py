@@ -1,6 +1,6 @@
 """Gaussian views, whose mutual information is known (Shidani et al. 2024).
 
-    python -m polyview.main --config configs/polyview_gaussian.py --workdir runs/gaussian
+    python -m polyview.main --config configs/polyview_gaussian.py --workdir runs/a
 
 Arguments: objective (geometric, arithmetic, sufficient_statistics or multi_crop),
 views, batch_size, steps, deviation (of the noise; the factor's is 1), seed. Each step

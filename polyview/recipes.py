@@ -54,6 +54,7 @@ def image_model(
     std,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    frozen: bool = False,
 ) -> dict:
     """One tower for images: the arguments of `polyview.nn.towers:Tower`, and the types.
 
@@ -67,6 +68,7 @@ def image_model(
         "photometry": photometry,
         "mean": mean,
         "std": std,
+        "frozen": frozen,
     }
     return {"partial": "polyview.nn.towers:Towers", "towers": {"image": tower}}
 

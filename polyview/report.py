@@ -69,16 +69,17 @@ class Row:
         return self.m * self.unique_samples if known else None
 
 
+# In the order of what a narrow screen should show first.
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "run": lambda row: row.run,
     "method": lambda row: row.method,
-    "views M": lambda row: _number(row.m, ","),
-    "unique samples": lambda row: _number(row.unique_samples, ","),
-    "views a step": lambda row: _number(row.views_per_step, ","),
-    "steps": lambda row: _number(row.steps, ","),
+    "M": lambda row: _number(row.m, ","),
     "linear probe %": lambda row: _number(row.linear_probe, ".2f", 100),
     "kNN %": lambda row: _number(row.knn, ".2f", 100),
     "RankMe": lambda row: _number(row.rankme, ".1f"),
+    "unique samples": lambda row: _number(row.unique_samples, ","),
+    "views a step": lambda row: _number(row.views_per_step, ","),
+    "steps": lambda row: _number(row.steps, ","),
     "seconds": lambda row: _number(row.seconds, ",.0f"),
 }
 _TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the right
@@ -161,16 +162,15 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def rows(runs: Sequence[Run]) -> list[Row]:
     """The lines of the table: the runs, then each distinct reference once."""
     lines = [_row(run) for run in runs]
-    seen = []
     for name, method in REFERENCES.items():
+        distinct = {}
         for run in runs:
-            result = run.references.get(name)
-            if result is None:
-                continue
-            scores = {"method": method, **_scores(result)}
-            if scores not in seen:
-                seen.append(scores)
-                lines.append(Row(run=f"({run.name})", **scores))
+            if name in run.references:
+                scores = _scores(run.references[name])
+                distinct.setdefault(json.dumps(scores), (run.name, scores))
+        for run_name, scores in distinct.values():
+            label = f"for {run_name}" if len(distinct) > 1 else "reference"
+            lines.append(Row(run=label, method=method, **scores))
     return lines
 
 
@@ -183,7 +183,7 @@ def _row(run: Run) -> Row:
     logged = run.history[-1]["step"] if run.history else None
     return Row(
         run=run.name,
-        method=str(method).rpartition(":")[2].replace("_", " "),
+        method=str(method).rpartition(":")[2],
         m=m,
         unique_samples=run.config.get("batch_size"),
         steps=max(run.evaluations, default=logged),

@@ -5,6 +5,7 @@
     h, _ = run.module.towers["image"].encoder(images, train=False)
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -73,6 +74,38 @@ def _load(folder: Path, number: int, sharding, trust: tuple[str, ...]) -> Loaded
     )
     state = checkpoint.read_state(folder, template)
     return Loaded(config, number, graph, state["params"], state["statistics"])
+
+
+def transfer(state: step.TrainState, run: str | Path) -> step.TrainState:
+    """Return a new state whose encoders are those of a run's newest checkpoint.
+
+    Arrays go by their names, whether they are trained here or frozen. Raises InputError
+    when the encoders differ.
+    """
+    found = load(run)
+    donor = checkpoint.flatten({"params": found.params}) | checkpoint.flatten(
+        {"statistics": found.statistics}
+    )
+    donor = {name.partition(".")[2]: array for name, array in donor.items()}
+
+    def replaced(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if ".encoder." not in name:
+            return leaf
+        other = donor.get(name)
+        if other is None or other.shape != leaf.shape:
+            raise InputError(
+                f"the encoder of {run} does not fit this config: {name} is "
+                f"{other if other is None else other.shape} there, {leaf.shape} here"
+            )
+        return jax.device_put(other.astype(leaf.dtype), leaf.sharding)
+
+    def overlay(tree):
+        return jax.tree_util.tree_map_with_path(replaced, tree)
+
+    return dataclasses.replace(
+        state, params=overlay(state.params), statistics=overlay(state.statistics)
+    )
 
 
 def model_of(config, trust: tuple[str, ...] = ()) -> Callable[..., nnx.Module]:

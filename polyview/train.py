@@ -12,7 +12,7 @@ import numpy as np
 
 from polyview import config as configs
 from polyview import mesh as meshes
-from polyview import metrics, step
+from polyview import metrics, restore, step
 from polyview.checkpoint import Checkpoints
 from polyview.data import pipeline
 from polyview.errors import InputError, NonFiniteError, Preempted
@@ -129,7 +129,7 @@ def run(config, workdir: str | Path) -> None:
         claim(workdir, config)
         checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 3))
         restored = checkpoints.restore_newest(this.template)
-        start, state = restored or (0, this.create(this.seed))
+        start, state = restored or (0, initial(this))
         views = sum(config.batch_size * v.shape[1] for v in shapes["views"].values())
         writer = metrics.Writer(
             workdir, start, this.steps, views, meshes.is_first_process()
@@ -138,6 +138,13 @@ def run(config, workdir: str | Path) -> None:
             banner(this, shapes, state, start)
         with contextlib.closing(checkpoints), contextlib.closing(writer):
             state = loop(this, state, start, checkpoints, writer, workdir)
+
+
+def initial(this: Run) -> step.TrainState:
+    """The state before the first step, its encoders perhaps another run's."""
+    state = this.create(this.seed)
+    donor = this.config.get("init_from")
+    return state if donor is None else restore.transfer(state, donor)
 
 
 def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):

@@ -61,7 +61,9 @@ def test_grey_palette_16_bit_and_transparent_images_become_rgb():
     palette = Image.fromarray(three).convert("P")
     buffer = io.BytesIO()
     palette.save(buffer, "PNG", transparency=None)
-    assert difference(decode(buffer.getvalue()), np.asarray(palette.convert("RGB"))) == 0
+    assert (
+        difference(decode(buffer.getvalue()), np.asarray(palette.convert("RGB"))) == 0
+    )
     half = np.concatenate([scene(), np.full((60, 80, 1), 128, np.uint8)], axis=2)
     half[0, 0] = (1, 2, 3, 0)
     on_white = decode(encode(half, "PNG", mode="RGBA"))
@@ -72,7 +74,8 @@ def test_grey_palette_16_bit_and_transparent_images_become_rgb():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_truncated_image_is_corrupt_wherever_it_ends(kind):
-    data = encode(scene(), kind)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    data = encode(noise, kind)
     for fraction in (0.02, 0.3, 0.7, 0.97):
         with pytest.raises(CorruptRecord):
             decode(data[: int(len(data) * fraction)])
@@ -89,8 +92,8 @@ def test_bytes_after_the_end_are_harmless_and_text_is_corrupt():
 def test_bomb_is_refused_by_its_header_before_any_decoding(monkeypatch):
     def chunk(kind, content):
         body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(
-            ">I", zlib.crc32(body)
+        return (
+            struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
         )
 
     side = 8_001
@@ -211,7 +214,9 @@ def test_large_jpeg_is_decoded_smaller_only_if_no_crop_is_enlarged_for_it():
             smallest = boxes[:, 2:].min()
             assert smallest >= decoded[-1] * 100
             assert decoded[-1] == 8 or smallest < 2 * decoded[-1] * 100
-            assert np.abs(quick.astype(int) - crop(decode(data), rng(seed), 4)).max() < 9
+            assert (
+                np.abs(quick.astype(int) - crop(decode(data), rng(seed), 4)).max() < 9
+            )
         assert set(decoded) >= {4, 8}
         RandomResizedCrop(600)(data, rng(0), 4)
         assert decoded[-1] == 1

@@ -99,7 +99,7 @@ def _other_header(data: bytes) -> Header:
         with Image.open(io.BytesIO(data)) as image:
             return Header("other", image.height, image.width, False, False)
     except Exception as error:  # Pillow's readers raise whatever they stumble on
-        raise CorruptRecord(f"not an image: {error}") from None
+        raise CorruptRecord("not an image of a known format") from error
 
 
 def decode(data: bytes, *, reduce: int = 1) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 
 def _float(x: jax.Array) -> jax.Array:
+    x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

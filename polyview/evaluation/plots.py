@@ -156,6 +156,7 @@ def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) ->
 def _map(h: np.ndarray) -> np.ndarray:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     if len(h) < 5 or not np.ptp(h, axis=0).any():  # too few, or all the same
         return np.pad(h, ((0, 0), (0, 2)))[:, :2]
@@ -163,7 +164,10 @@ def _map(h: np.ndarray) -> np.ndarray:
     if few.shape[1] < 2:
         return np.pad(few, ((0, 0), (0, 1)))
     perplexity = min(30.0, (len(h) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(few)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
+    # Its threads spin while they wait: on shared cores two are four times slower.
+    with threadpool_limits(1):
+        return tsne.fit_transform(few)
 
 
 @_styled

@@ -169,7 +169,10 @@ def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 def logits(fitted: Fitted, h: np.ndarray, probe: int = 0) -> np.ndarray:
     """The outputs of one of the probes, float32[n, c]; h is float[n, d]."""
     x = (h - fitted.shift) / fitted.scale
-    return x @ fitted.weight[probe] + fitted.bias[probe]
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # a diverged pair scores as chance
+        return x @ fitted.weight[probe] + fitted.bias[probe]
 
 
 @partial(jax.jit, static_argnames=("classes", "epochs", "batch_size"))
@@ -180,7 +183,7 @@ def _fit(x, labels, learning_rate, weight_decay, seed, *, classes, epochs, batch
 
     def loss(parameters, batch, target, decay):
         weight, bias = parameters
-        logits = jnp.matmul(batch, weight, precision="highest") + bias
+        logits = jnp.matmul(batch, weight, precision="highest") + bias[None]
         likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), target, axis=1)
         return -jnp.mean(likelihood) + decay / 2 * jnp.sum(jnp.square(weight))
 

@@ -30,7 +30,7 @@ from polyview.evaluation.knn import WeightedKnn, neighbours
 from polyview.evaluation.probe import LinearProbe, logits
 
 _HEALTH_ROWS = 10_000  # uniformity compares all pairs
-_SAMPLE_ROWS = 2_000  # of the test split, for the map of the features
+_SAMPLE_ROWS = 1_000  # of the test split, for the map of the features
 _QUERIES, _NEAREST = 6, 8  # of the grid of nearest neighbours
 _PIXELS = 64  # longest side of an image kept for a figure
 
@@ -38,7 +38,7 @@ _PIXELS = 64  # longest side of an image kept for a figure
 class Result(dict):
     """The protocol and the numbers, JSON-able; `sample` holds the figures' arrays.
 
-    sample: h float32[<= 2000, d] of the test split with label, and for some test rows
+    sample: h float32[<= 1000, d] of the test split with label, and for some test rows
     query images, their nearest training rows' images and both their labels.
     """
 

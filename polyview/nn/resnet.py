@@ -20,7 +20,7 @@ def _conv(in_features, features, size, stride=1, **options) -> nnx.Conv:
         features,
         (size, size),
         strides=stride,
-        padding=size // 2,
+        padding=size // 2 if size % 2 else 0,
         use_bias=False,
         kernel_init=jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         **options,
@@ -98,7 +98,7 @@ def _shortcut(in_features, features, stride, **options) -> _Shortcut | None:
     return _Shortcut(in_features, features, stride, **options)
 
 
-_STEMS = {"imagenet": (7, 2), "small": (3, 1), "patch": (2, 2)}
+_STEMS = {"imagenet": (7, 2), "small": (3, 1), "strided": (3, 2), "patch": (4, 4)}
 
 
 class ResNet(nnx.Module):

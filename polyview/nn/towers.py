@@ -77,8 +77,8 @@ class Tower(nnx.Module):
         h, local = self.encoder(x, train=train, key=key)
         z = self.projector(h, train=train)
         return Features(
-            z=z.reshape(b, m, -1),
-            h=h.reshape(b, m, -1),
+            z=_wide(z).reshape(b, m, -1),
+            h=_wide(h).reshape(b, m, -1),
             local=local.reshape(b, m, *local.shape[1:]) if self.local else None,
         )
 
@@ -103,6 +103,11 @@ class Towers(nnx.Module):
                 batch["views"][name], index=batch["index"], key=noise, train=train
             )
         return features
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """At least float32: losses and probes want it, whatever the encoder computes in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _hash(name: str) -> int:

@@ -1,10 +1,12 @@
 """ImageNet 2012 (Russakovsky et al. 2015) out of its two tars, without TensorFlow.
 
 The result is what `tfds.data_source("imagenet2012")` reads: the stock builder's name,
-version, features and keys, in array_record. The tars are read member by member and
-never unpacked, so no path inside them means anything to the file system. As in TFDS,
-the few training images that are not RGB JPEGs (22 in CMYK, one PNG under another name)
-become such; here they are known by their content.
+version, features and order, in array_record. TFDS itself sorts by a hash of the file's
+name, for which it needs TensorFlow as soon as the images exceed its memory; here the
+tars are listed first and their members then read in that order, so they should lie on a
+disk that seeks well. They are never unpacked, so no path inside them means anything to
+the file system. As in TFDS, the few training images that are not RGB JPEGs (22 in CMYK,
+one PNG under another name) become such; here they are known by their content.
 """
 
 import contextlib
@@ -13,10 +15,14 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
+from array_record.python.array_record_module import ArrayRecordWriter
+from tqdm import tqdm
 
 from polyview.data.augment import decode, read_header
+from polyview.data.prepare import records
 from polyview.data.source import (
     CorruptRecord,
     find_tfds,
@@ -28,6 +34,14 @@ from polyview.errors import InputError
 TRAIN = "ILSVRC2012_img_train.tar"
 VALIDATION = "ILSVRC2012_img_val.tar"
 _STOCK = "datasets/imagenet2012"
+_SHARD_BYTES = 2**28
+
+
+class _Member(NamedTuple):
+    name: str
+    wnid: str
+    offset: int  # in the outer tar
+    size: int
 
 
 def prepare(data_dir: Path, manual_dir: Path | None) -> str:
@@ -54,9 +68,40 @@ def prepare(data_dir: Path, manual_dir: Path | None) -> str:
         if not (manual_dir / name).is_file():
             raise InputError(
                 f"no {name} in {manual_dir}; download it from "
-                "https://image-net.org/download-images and give --manual_dir"
+                "https://image-net.org/download-images"
             )
-    found: Counter[str] = Counter()
+    tars = {"train": manual_dir / TRAIN, "validation": manual_dir / VALIDATION}
+    try:
+        members = {
+            "train": _train_members(tars["train"]),
+            "validation": _validation_members(tars["validation"]),
+        }
+    except tarfile.TarError as error:
+        raise InputError(
+            f"the tars in {manual_dir} are damaged ({error}); download them again"
+        ) from None
+    for split, found in members.items():
+        if not found:
+            raise InputError(f"{tars[split]} holds no image")
+
+    notes: Counter[str] = Counter()
+    with without_tensorflow_banner():
+        builder = _builder(data_dir)
+        directory = Path(builder.data_dir)
+        with records.whole_folder(directory) as folder:
+            splits = [
+                _write_split(builder, folder, split, tars[split], found, notes)
+                for split, found in members.items()
+            ]
+            builder.info.set_splits(import_tfds().core.splits.SplitDict(splits))
+            builder.info.write_to_directory(folder)
+    counts = ", ".join(f"{name} {len(found):,}" for name, found in members.items())
+    oddities = "; ".join(f"{count} {what}" for what, count in sorted(notes.items()))
+    return f"{directory} written: {counts}" + (f" ({oddities})" if oddities else "")
+
+
+def _builder(data_dir: Path):
+    """Return a builder that describes the data as the stock one does."""
     tfds = import_tfds()
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -80,82 +125,114 @@ def prepare(data_dir: Path, manual_dir: Path | None) -> str:
             )
 
         def _split_generators(self, dl_manager):
-            return {
-                "train": self._generate_examples(_train(manual_dir / TRAIN)),
-                "validation": self._generate_examples(
-                    _validation(manual_dir / VALIDATION, _validation_labels())
-                ),
-            }
+            raise NotImplementedError("`prepare` writes the files")
 
-        def _generate_examples(self, members):
-            for name, label, data in members:
-                image = _as_jpeg(data, found)
-                yield name, {"image": image, "label": label, "file_name": name}
+        def _generate_examples(self):
+            raise NotImplementedError("`prepare` writes the files")
 
-    try:
-        with without_tensorflow_banner():
-            builder = Builder(data_dir=data_dir, file_format="array_record")
-            builder.download_and_prepare()
-    except tarfile.TarError as error:
-        raise InputError(
-            f"the tars in {manual_dir} are damaged: {error}; download them again"
-        ) from None
-    counts = ", ".join(
-        f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items()
+    return Builder(data_dir=data_dir, file_format="array_record")
+
+
+def _write_split(
+    builder,
+    folder: Path,
+    split: str,
+    tar: Path,
+    members: list[_Member],
+    notes: Counter[str],
+):
+    """Write the files of a split in TFDS's order; returns its SplitInfo."""
+    from tensorflow_datasets.core import example_serializer, hashing, naming
+
+    hasher = hashing.Hasher(split)
+    members = sorted(members, key=lambda member: hasher.hash_key(member.name))
+    features = builder.info.features
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    template = naming.ShardedFileTemplate(
+        data_dir=folder,
+        dataset_name=builder.name,
+        split=split,
+        filetype_suffix="array_record",
     )
-    notes = "; ".join(f"{count} {what}" for what, count in sorted(found.items()))
-    return f"wrote {builder.data_dir}: {counts}" + (f" ({notes})" if notes else "")
+    shards = -(-sum(member.size for member in members) // _SHARD_BYTES)
+    bounds = [len(members) * shard // shards for shard in range(shards + 1)]
+    size = 0
+    progress = tqdm(total=len(members), desc=split, unit=" images", delay=3)
+    with tar.open("rb") as file, progress:
+        for shard in range(shards):
+            path = template.sharded_filepath(shard_index=shard, num_shards=shards)
+            writer = ArrayRecordWriter(str(path), "group_size:1")
+            for member in members[bounds[shard] : bounds[shard + 1]]:
+                file.seek(member.offset)
+                example = {
+                    "image": _as_jpeg(file.read(member.size), notes),
+                    "label": member.wnid,
+                    "file_name": member.name,
+                }
+                record = serializer.serialize_example(features.encode_example(example))
+                writer.write(record)
+                size += len(record)
+                progress.update()
+            writer.close()
+    return import_tfds().core.SplitInfo(
+        name=split,
+        shard_lengths=[b - a for a, b in zip(bounds, bounds[1:], strict=False)],
+        num_bytes=size,
+        filename_template=template,
+    )
 
 
-def _train(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (file name, wnid, bytes) out of the tar of one tar per class."""
+def _train_members(path: Path) -> list[_Member]:
+    """List the tar of one tar per class."""
+    members = []
     with tarfile.open(path, "r:") as outer:
-        for archive in outer:
+        for archive in tqdm(outer, desc="listing", unit=" classes", delay=3):
             match = re.fullmatch(r"(n\d{8})\.tar", archive.name)
-            if not match:
+            if not match or not archive.isfile():
                 raise InputError(
                     f"{path} holds '{archive.name}', not n01440764.tar ..."
                 )
             with tarfile.open(fileobj=outer.extractfile(archive), mode="r:") as inner:
-                for name, data in _files(inner):
-                    yield name, match[1], data
+                members += [
+                    _Member(name, match[1], archive.offset_data + offset, size)
+                    for name, offset, size in _files(inner)
+                ]
+    return members
 
 
-def _validation(path: Path, labels: list[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (file name, wnid, bytes); the labels follow the numbers in the names."""
+def _validation_members(path: Path) -> list[_Member]:
+    """List the tar of images whose labels follow the numbers in their names."""
+    labels = import_tfds().core.tfds_path(f"{_STOCK}/validation_labels.txt")
+    wnids = labels.read_text().split()
+    members = []
     with tarfile.open(path, "r:") as archive:
-        for name, data in _files(archive):
+        for name, offset, size in _files(archive):
             match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
-            if not match or not 1 <= int(match[1]) <= len(labels):
+            if not match or not 1 <= int(match[1]) <= len(wnids):
                 raise InputError(
                     f"{path} holds '{name}', not ILSVRC2012_val_00000001.JPEG ..."
                 )
-            yield name, labels[int(match[1]) - 1], data
+            members.append(_Member(name, wnids[int(match[1]) - 1], offset, size))
+    return members
 
 
-def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+def _files(archive: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
     for member in archive:
-        file = archive.extractfile(member) if member.isfile() else None
-        if file is not None:
-            yield member.name, file.read()
+        if member.isreg():
+            yield member.name, member.offset_data, member.size
 
 
-def _validation_labels() -> list[str]:
-    path = import_tfds().core.tfds_path(f"{_STOCK}/validation_labels.txt")
-    return path.read_text().split()
-
-
-def _as_jpeg(data: bytes, found: Counter[str]) -> bytes:
+def _as_jpeg(data: bytes, notes: Counter[str]) -> bytes:
     try:
         header = read_header(data)
         if header.kind == "jpeg" and header.plain and header.whole:
             return data
         image = decode(data)
     except CorruptRecord:
-        found["cannot be decoded"] += 1
+        notes["cannot be decoded"] += 1
         return data
     if header.kind == "jpeg" and header.plain:
         return data  # bytes after the end of the image: harmless
-    found[f"{'CMYK' if header.kind == 'jpeg' else header.kind} made RGB JPEG"] += 1
+    notes[f"{'CMYK' if header.kind == 'jpeg' else header.kind} made RGB JPEG"] += 1
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 100))[1].tobytes()

@@ -1,0 +1,103 @@
+"""Poly-view learning on ImageNet, ResNet-50 or a ViT at 224 px.
+
+    python -m polyview.prepare imagenet2012 --manual_dir DIR_OF_THE_TWO_TARS
+    python -m polyview.main --config configs/polyview_imagenet.py --workdir runs/imagenet
+
+Arguments: encoder (resnet50 | vit_s | vit_b), objective, views, batch (fixed | growing),
+dtype, param_dtype, as in `configs/polyview_imagenet.py:views=8,batch=fixed`. SimCLR is
+`objective=nt_xent,views=2`. batch=fixed keeps the views of a step at 2 x 4096, whatever
+their number a sample; batch=growing keeps 4096 samples.
+Hardware: a pod slice or 8 GPUs; see the README. Expected result: not yet measured.
+"""
+
+from polyview import config as configs
+from polyview import recipes
+from polyview.errors import InputError
+
+
+def get_config(argument: str = "") -> dict:
+    """SimCLR's recipe (Chen et al. 2020, as released), unless a line says otherwise.
+
+    The learning rate of the poly-view paper is not public: ours scales with unique
+    samples, and sweeping it is left to the user.
+    """
+    args = configs.arguments(
+        argument,
+        encoder="resnet50",
+        objective="geometric",
+        views=8,
+        batch="fixed",
+        dtype="bfloat16",
+        param_dtype="float32",
+    )
+    epochs = 128  # the unit of relative compute of Shidani et al. 2024
+    train = {
+        "target": "polyview.data.source:Tfds",
+        "name": "imagenet2012",
+        "split": "train",
+    }
+    return {
+        "seed": 0,
+        "steps": None,
+        "epochs": epochs,
+        # Unique samples, global; 4096 at two views.
+        "batch_size": recipes.unique_samples(args["batch"], args["views"], 4096),
+        "log_every": 100,
+        "checkpoint_every": 1000,
+        "evaluate_every": 0,
+        "keep": 3,
+        "workers": 16,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": train,
+        "views": recipes.generated(
+            args["views"], "RandomResizedCrop", size=224, scale=(0.08, 1.0), flip=0.5
+        ),
+        "model": recipes.image_model(
+            encoder=encoder(args["encoder"]),
+            projector={
+                "partial": "polyview.nn.heads:Projector",
+                "hidden": (2048,),
+                "out": 128,
+            },
+            photometry={"target": "polyview.nn.photometry:Photometry"},
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            dtype=args["dtype"],
+            param_dtype=args["param_dtype"],
+        ),
+        "objective": recipes.contrastive(args["objective"], temperature=0.1),
+        "optimizer": optimizer(args["encoder"], epochs),
+        "evaluation": recipes.evaluation(
+            train, {**train, "split": "validation"}, size=224, fraction=0.875
+        ),
+    }
+
+
+def encoder(name: str) -> dict:
+    """The spec of a named encoder."""
+    encoders = {
+        "resnet50": {"partial": "polyview.nn.resnet:resnet50", "zero_scale": True},
+        "vit_s": {"partial": "polyview.nn.vit:vit_s", "patch": 16, "image": 224},
+        "vit_b": {"partial": "polyview.nn.vit:vit_b", "patch": 16, "image": 224},
+    }
+    if name not in encoders:
+        raise InputError(f"encoder={name!r}{configs.nearest(name, encoders)}")
+    return encoders[name]
+
+
+def optimizer(name: str, epochs: int) -> dict:
+    """LARS for a ResNet; for a ViT, AdamW as in MoCo v3 (Chen et al. 2021)."""
+    linear = {"partial": "polyview.optimizer:linear", "per": 256}
+    if name == "resnet50":
+        return {
+            "partial": "polyview.optimizer:lars",
+            "learning_rate": {**linear, "base": 0.3},
+            "weight_decay": 1e-6,
+            "warm_up": 10 / epochs,  # 10 epochs
+        }
+    return {
+        "partial": "polyview.optimizer:adamw",
+        "learning_rate": {**linear, "base": 1.5e-4},
+        "weight_decay": 0.1,
+        "warm_up": 40 / 300,  # 40 of 300 epochs
+    }

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The demo: poly-view learning against SimCLR at one encoder cost, on real images.
+# Usage: launch/demo.sh [PYTHON] [RUNS]     (run from the top of the project)
+set -euo pipefail
+python=${1:-python}
+runs=${2:-runs/demo}
+
+data=fashion_mnist
+if ! "$python" -m polyview.prepare "$data"; then
+    echo "Fashion-MNIST is not to be had here; going on with the digits."
+    data=digits
+    "$python" -m polyview.prepare "$data"
+fi
+config=configs/polyview_$data.py
+
+echo; echo "== Poly-view: 8 views of few samples"
+"$python" -m polyview.main --config "$config:views=8" --workdir "$runs/polyview"
+echo; echo "== SimCLR: 2 views of four times the samples"
+"$python" -m polyview.main --config "$config:views=2,objective=nt_xent" \
+    --workdir "$runs/simclr"
+echo; echo "== The same probe for both, an untrained encoder and raw pixels"
+"$python" -m polyview.evaluate --run "$runs/simclr"
+"$python" -m polyview.evaluate --run "$runs/polyview" --references
+echo
+"$python" -m polyview.report "$runs/polyview" "$runs/simclr" \
+    --output "$runs/report.html"

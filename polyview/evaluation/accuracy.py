@@ -1,0 +1,45 @@
+"""Accuracy of a trained classifier: a tower whose z are logits, on a split, read once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from polyview.errors import InputError
+from polyview.evaluation.features import extract
+from polyview.evaluation.protocol import Result, top
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 of z against a target; called as `accuracy(represent, mesh)`."""
+
+    test: Any
+    views: Callable
+    modality: str = "image"
+    label: str = "label"
+    batch_size: int = 500
+
+    def __post_init__(self):
+        if self.label not in self.test.targets:
+            raise InputError(f"evaluation: the test source has no target {self.label!r}")
+
+    def __call__(self, represent: Callable, mesh: Mesh) -> Result:
+        """Evaluate `represent(batch) -> {modality: features}`, features.z the logits."""
+        found = extract(
+            represent,
+            self.test,
+            self.views,
+            batch_size=self.batch_size,
+            mesh=mesh,
+            modality=self.modality,
+            name="test",
+        )
+        protocol = {
+            "test": {"source": repr(self.test), "rows": len(found.index)},
+            "views": repr(self.views),
+            "chosen": "nothing: the classifier of the run's last step",
+        }
+        accuracy = top(found.z, found.targets[self.label])
+        return Result({"protocol": protocol, "classifier": accuracy}, {})

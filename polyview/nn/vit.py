@@ -1,0 +1,123 @@
+"""Vision transformers (Dosovitskiy et al. 2021), pre-norm, without a classifier.
+
+x = patches W + position;   x += attention(norm(x));   x += mlp(norm(x));   norm(x)
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+_norm = partial(nnx.LayerNorm, epsilon=1e-6)
+_linear = partial(nnx.Linear, kernel_init=jax.nn.initializers.xavier_uniform())
+
+
+class Block(nnx.Module):
+    """Multi-head self-attention, then a GELU MLP of four times the width."""
+
+    def __init__(self, width: int, heads: int, **options):
+        self.heads = heads
+        self.norm1 = _norm(width, **options)
+        self.qkv = _linear(width, 3 * width, **options)
+        self.out = _linear(width, width, **options)
+        self.norm2 = _norm(width, **options)
+        self.up = _linear(width, 4 * width, **options)
+        self.down = _linear(4 * width, width, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`x[n, p, width]` gives the same shape."""
+        n, p, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(n, p, 3, self.heads, width // self.heads)
+        attended = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
+        x = x + self.out(attended.reshape(n, p, width))
+        hidden = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
+        return x + self.down(hidden)
+
+
+class ViT(nnx.Module):
+    """`x[n, image, image, c] -> (h[n, width], local[n, p, width])`.
+
+    `local` holds the patch tokens after the last norm. `pool` is "cls", the class token
+    (Dosovitskiy et al. 2021), or "mean", the mean of the patch tokens, and then there
+    is no class token (Beyer et al. 2022). `position` is "learned", or "sincos": fixed
+    sines and cosines of both coordinates (Chen, Xie, He 2021).
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        patch: int = 16,
+        image: int = 224,
+        pool: str = "cls",
+        position: str = "learned",
+        in_channels: int = 3,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool={pool!r} is neither 'cls' nor 'mean'")
+        if position not in ("learned", "sincos"):
+            raise ValueError(f"position={position!r} is neither 'learned' nor 'sincos'")
+        if image % patch:
+            raise ValueError(f"image={image} is no multiple of patch={patch}")
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.features = width
+        self.patch, self.side = patch, image // patch
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.embed = _linear(patch * patch * in_channels, width, **options)
+        cls = pool == "cls"
+        self.cls = nnx.Param(jnp.zeros((1, 1, width), param_dtype)) if cls else None
+        learned = position == "learned"
+        shape = (1, self.side**2 + cls, width)
+        noise = jax.random.truncated_normal(rngs.params(), -2, 2, shape, param_dtype)
+        self.position = nnx.Param(0.02 * noise) if learned else None
+        self.blocks = nnx.List([Block(width, heads, **options) for _ in range(depth)])
+        self.norm = _norm(width, **options)
+
+    def __call__(
+        self, x: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        n, side, patch = len(x), self.side, self.patch
+        if x.shape[1:3] != (side * patch, side * patch):
+            raise ValueError(f"images are {x.shape[1:3]}, not {side * patch} a side")
+        x = x.reshape(n, side, patch, side, patch, -1)
+        x = self.embed(x.swapaxes(2, 3).reshape(n, side**2, -1))
+        if self.position is None:  # the class token has no place
+            x += sincos(side, self.features).astype(x.dtype)
+        if self.cls is not None:
+            cls = jnp.broadcast_to(self.cls[...], (n, 1, self.features))
+            x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
+        if self.position is not None:
+            x += self.position[...].astype(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        if self.cls is not None:
+            return x[:, 0].astype(self.param_dtype), x[:, 1:]
+        return x.astype(self.param_dtype).mean(1), x
+
+
+def sincos(side: int, width: int) -> jax.Array:
+    """Fixed 2-D positions `[1, side * side, width]`: a quarter each of sin x, cos x,
+    sin y, cos y at `width / 4` wave lengths from 2 pi to 20,000 pi (MoCo v3)."""
+    if width % 4:
+        raise ValueError(f"sincos positions need a width divisible by 4, not {width}")
+    frequency = 10_000.0 ** -(jnp.arange(width // 4) / (width // 4))
+    y, x = jnp.divmod(jnp.arange(side * side), side)
+    x, y = x[:, None] * frequency[None], y[:, None] * frequency[None]
+    return jnp.concatenate([f(a) for a in (x, y) for f in (jnp.sin, jnp.cos)], 1)[None]
+
+
+def vit_s(**options) -> ViT:
+    """ViT-S: 21,665,664 parameters with 16-pixel patches of 224 x 224 x 3."""
+    return ViT(**{"width": 384, "depth": 12, "heads": 6} | options)
+
+
+def vit_b(**options) -> ViT:
+    """ViT-B: 85,798,656 parameters with 16-pixel patches of 224 x 224 x 3."""
+    return ViT(**{"width": 768, "depth": 12, "heads": 12} | options)

@@ -1,0 +1,84 @@
+"""Every config of the project, and every variant it names, builds and traces a step."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from polyview import config as configs
+from polyview import train
+from polyview.data.source import InMemory
+
+ROOT = Path(__file__).parent.parent
+LOSSES = (
+    "geometric",
+    "arithmetic",
+    "sufficient_statistics",
+    "multi_crop",
+    "supcon",
+    "mv_infonce",
+    "mv_dhel",
+)
+VARIANTS = {
+    "polyview_digits": [f"objective={loss},views=3" for loss in LOSSES]
+    + ["objective=nt_xent,views=2", "batch=growing,views=4", "dtype=bfloat16"],
+    "polyview_fashion_mnist": ["", "objective=nt_xent,views=2"],
+    "polyview_cifar10": ["", "views=2,batch=growing,objective=nt_xent"],
+    "polyview_imagenet": ["", "encoder=vit_s", "encoder=vit_b,batch=growing,views=2"],
+    "polyview_gaussian": [
+        f"objective={loss},views=3,steps=2,batch_size=8"
+        for loss in ("geometric", "arithmetic", "sufficient_statistics", "multi_crop")
+    ],
+    "probe_imagenet": ["", "encoder=vit_s"],
+}
+
+
+def photographs(name: str = "", split: str = "") -> InMemory:
+    """Sixteen images that stand in for a data set that cannot be here."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (16, 50, 60, 3), np.uint8)
+    labels = random.integers(0, 10, 16)
+    target = {"kind": "class", "classes": 10, "names": [str(i) for i in range(10)]}
+    return InMemory({"image": images, "label": labels}, targets={"label": target})
+
+
+def with_stand_in(source):
+    """The spec of the stand-in, unless the source makes its own examples."""
+    if source.target in ("polyview.data.source:Tfds", "polyview.data.source:ArrayRecord"):
+        source = dict(source) | {"target": "test_configs:photographs"}
+        source.pop("data_dir", None)
+    return source
+
+
+def test_every_config_is_in_this_list():
+    assert {p.stem for p in (ROOT / "configs").glob("*.py")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(n, a) for n, variants in VARIANTS.items() for a in variants]
+)
+def test_a_config_builds_and_traces_a_step(name, argument):
+    config = configs.load(f"{ROOT}/configs/{name}.py:{argument}")
+    config.source = with_stand_in(config.source)
+    config.workers = 0
+    config.batch_size = 8
+    if name in ("polyview_digits", "polyview_fashion_mnist"):
+        tower = config.model.towers.image
+        tower.encoder.in_channels = 3
+    if config.get("evaluation"):
+        for split in ("train", "test"):
+            if split in config.evaluation:
+                config.evaluation[split] = with_stand_in(config.evaluation[split])
+        configs.build(config.evaluation, where="evaluation")
+    run = train.Run(config)
+    with jax.set_mesh(run.mesh):
+        shapes = run.trace()
+    assert shapes["index"].shape == (8,)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_config_says_how_to_run_it(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text().split('"""')[1]
+    assert f"--config configs/{name}.py" in text
+    assert "python -m polyview.main" in text

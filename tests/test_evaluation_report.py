@@ -1,0 +1,140 @@
+"""A report shows what the runs hold, needs nothing else, and refuses what is no run."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from polyview import report
+from polyview.errors import InputError
+from polyview.evaluation import plots, protocol
+
+NAMES = ["<coat>", "boot", "a very long class name"]
+
+
+def result(top1=0.5, **protocol_changes):
+    return {
+        "protocol": {"seed": 0, "knn": {"k": 20}, **protocol_changes},
+        "knn": {"top1": 0.25},
+        "linear_probe": {
+            "top1": top1,
+            "chosen": {"learning_rate": 0.1, "weight_decay": 0.0},
+            "sweep": {
+                "learning_rate": [0.1, 1.0],
+                "weight_decay": [0.0, 0.01],
+                "validation_top1": [[0.5, 0.4], [0.1, 0.3]],
+            },
+            "classes": NAMES,
+            "per_class": [0.5, 0.5, None],
+            "confusion": [[2, 2, 0], [1, 1, 0], [0, 0, 0]],
+            "warning": "the best learning_rate lies at the end of the sweep",
+        },
+        "health": {"h": {"rankme": 3.25}},
+    }
+
+
+def make_run(path, loss="geometric", step=20, **changes):
+    path.mkdir()
+    config = {
+        "batch_size": 64,
+        "views": {"m": 4},
+        "objective": {"loss": {"partial": f"polyview.objectives.polyview:{loss}"}},
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    seconds = [1.0, 2.5, 1.0]  # resumed once, after 2.5 seconds
+    lines = [
+        {"step": s, "loss": 3.0 / s, "image/rankme": 2.0, "time": {"seconds": t}}
+        for s, t in zip((5, 10, 20), seconds, strict=True)
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    rng = np.random.default_rng(0)
+    sample = {
+        "h": rng.normal(size=(30, 6)).astype(np.float32),
+        "label": rng.integers(0, 3, 30),
+        "query": rng.integers(0, 255, (2, 8, 8, 1), dtype=np.uint8),
+        "neighbour": rng.integers(0, 255, (2, 8, 8, 8, 1), dtype=np.uint8),
+        "query_label": np.array([0, 1]),
+        "neighbour_label": rng.integers(0, 3, (2, 8)),
+    }
+    protocol.write(path, str(step), protocol.Result(result(**changes), sample))
+    protocol.write(path, "pixels", protocol.Result(result(0.125), {}))
+    return path
+
+
+def test_the_table_says_what_the_runs_hold(tmp_path):
+    runs = report.read(
+        [make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="nt_xent", top1=0.625)]
+    )
+    first, second, reference = report.rows(runs)  # the reference is shared, so once
+    assert (first.method, first.m, first.views_per_step) == ("geometric", 4, 256)
+    assert (first.linear_probe, first.knn, first.rankme) == (0.5, 0.25, 3.25)
+    assert (first.steps, first.seconds) == (20, 3.5)
+    assert (second.method, second.linear_probe) == ("nt_xent", 0.625)
+    assert (reference.method, reference.linear_probe) == ("raw pixels", 0.125)
+    assert "62.50" in report.text_table([first, second, reference])
+
+
+def test_the_page_is_complete_and_needs_no_network(tmp_path):
+    runs = report.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="x")])
+    page = report.page(runs)
+    text = re.sub(r"base64,[^\"]*", "", page)
+    assert not re.search(r"https?:|//\w|<script|<link|@import|url\(", text)
+    sources = re.findall(r'src="([^"]{30})', page)
+    assert len(sources) == 2 + 2 * 4  # two curves; map, neighbours, sweep, confusion
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert str(tmp_path) not in page
+    assert "lies at the end of the sweep" in page
+    assert "polyview.objectives.polyview:x" in page
+
+
+def test_text_from_a_run_is_escaped(tmp_path):
+    run = make_run(tmp_path / "<b>bold")
+    page = report.page(report.read([run]))
+    assert "<b>bold" not in page and "&lt;b&gt;bold" in page
+
+
+def test_different_protocols_are_pointed_out(tmp_path):
+    runs = report.read(
+        [make_run(tmp_path / "a"), make_run(tmp_path / "b", knn={"k": 200})]
+    )
+    assert any("different protocols (knn.k)" in note for note in report.notes(runs))
+    assert not any("different protocols" in n for n in report.notes(runs[:1]))
+
+
+def test_a_run_that_has_only_begun_is_shown(tmp_path):
+    run = tmp_path / "new"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    runs = report.read([run])
+    assert "no evaluation" in report.notes(runs)[0]
+    assert "new" in report.page(runs)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda run: (run / "config.json").unlink(), "is not a run"),
+        (lambda run: (run / "config.json").write_text("{"), "config.json cannot be"),
+        (lambda run: (run / "eval/20.json").write_text("[]"), "not a JSON object"),
+        (lambda run: (run / "eval/20.npz").write_bytes(b"PK?"), "20.npz is damaged"),
+    ],
+)
+def test_a_damaged_run_is_refused(tmp_path, damage, message):
+    run = make_run(tmp_path / "a")
+    damage(run)
+    with pytest.raises(InputError, match=message):
+        report.read([run])
+
+
+def test_figures_bear_the_smallest_inputs():
+    lines = [{"step": 1, "loss": float("nan")}]
+    plots.curve({"a": lines, "b": []}, "loss").savefig("/dev/null", format="png")
+    for rows in (1, 3, 6):
+        h = np.ones((rows, 2), np.float32)
+        plots.embedding(h, None, []).savefig("/dev/null", format="png")
+    many = np.arange(40) % 25  # more classes than colours
+    names = [str(c) for c in range(25)]
+    h = np.random.default_rng(0).normal(size=(40, 4))
+    plots.embedding(h, many, names).savefig("/dev/null", format="png")
+    plots.confusion(np.eye(25, dtype=int), names).savefig("/dev/null", format="png")

@@ -1,0 +1,194 @@
+"""Photometry is torchvision's, view by view, whatever else is in the batch."""
+
+import colorsys
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polyview.errors import InputError
+from polyview.nn import photometry
+from polyview.nn.photometry import Photometry
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).random((24, 2, 24, 22, 3))
+
+
+def grey(image):
+    return image @ [0.2989, 0.587, 0.114]
+
+
+def brightness(image, f):
+    return np.clip(f * image, 0, 1)
+
+
+def contrast(image, f):
+    return np.clip(f * image + (1 - f) * grey(image).mean(), 0, 1)
+
+
+def saturation(image, f):
+    return np.clip(f * image + (1 - f) * grey(image)[..., None], 0, 1)
+
+
+def hue(image, turn):
+    out = np.empty_like(image)
+    for at in np.ndindex(image.shape[:2]):
+        h, s, v = colorsys.rgb_to_hsv(*image[at])
+        out[at] = colorsys.hsv_to_rgb((h + turn) % 1, s, v)
+    return out
+
+
+def blur(image, sigma, radius):
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = np.outer(kernel, kernel) / kernel.sum() ** 2
+    pad = np.pad(image, ((radius, radius), (radius, radius), (0, 0)), mode="reflect")
+    out = np.zeros_like(image)
+    for i, j in np.ndindex(kernel.shape):
+        out += kernel[i, j] * pad[i : i + image.shape[0], j : j + image.shape[1]]
+    return out
+
+
+def planes(images):
+    return jnp.moveaxis(jnp.asarray(images), -1, 0)
+
+
+def test_jitter_runs_each_operation_in_each_order(x64, images):
+    orders = list(itertools.permutations(range(4)))
+    assert len(orders) == len(images)
+    rng = np.random.default_rng(1)
+    factor, turn = rng.uniform(0.2, 1.8, (24, 3)), rng.uniform(-0.2, 0.2, 24)
+    result = photometry.jitter(
+        planes(images[:, 0]), jnp.argsort(jnp.array(orders), 1), factor, jnp.array(turn)
+    )
+    for i, order in enumerate(orders):
+        operations = [
+            partial(brightness, f=factor[i, 0]),
+            partial(contrast, f=factor[i, 1]),
+            partial(saturation, f=factor[i, 2]),
+            partial(hue, turn=turn[i]),
+        ]
+        expected = images[i, 0]
+        for operation in order:
+            expected = operations[operation](expected)
+        np.testing.assert_allclose(
+            np.moveaxis(result[:, i], 0, -1), expected, atol=1e-9
+        )
+
+
+def test_blur_is_a_reflected_gaussian(x64, images):
+    sigma = np.linspace(0, 2, 24)
+    result = photometry.blur(planes(images[:, 0]), jnp.array(sigma), radius=3)
+    np.testing.assert_array_equal(np.moveaxis(result[:, 0], 0, -1), images[0, 0])
+    for i in range(1, 24):
+        expected = blur(images[i, 0], sigma[i], 3)
+        np.testing.assert_allclose(
+            np.moveaxis(result[:, i], 0, -1), expected, atol=1e-9
+        )
+
+
+def test_a_view_is_the_composition_of_what_it_drew(x64, images):
+    noise = Photometry(solarise_chance=0.5)
+    keys = jax.random.split(jax.random.key(0), 24)
+    result = noise(images, keys)
+    for i, a in np.ndindex(24, 2):
+        draw = noise.draw(jax.random.fold_in(keys[i], a))
+        expected = images[i, a]
+        operations = [
+            partial(brightness, f=draw.factor[0]),
+            partial(contrast, f=draw.factor[1]),
+            partial(saturation, f=draw.factor[2]),
+            partial(hue, turn=float(draw.turn)),
+        ]
+        for operation in np.argsort(draw.priority):
+            expected = operations[operation](expected)
+        if draw.grey:
+            expected = np.repeat(grey(expected)[..., None], 3, -1)
+        if draw.sigma > 0:
+            expected = blur(expected, float(draw.sigma), 1)
+        if draw.solarise:
+            expected = np.where(expected >= 0.5, 1 - expected, expected)
+        np.testing.assert_allclose(result[i, a], expected, atol=1e-9)
+
+
+def test_grey_images_are_their_colour_images(x64, images):
+    """One channel gives what three equal channels give, without their cost."""
+    keys = jax.random.split(jax.random.key(0), 24)
+    one = images[..., :1]
+    # The weights of luma sum to 0.9999, so that a grey image is not quite its luma.
+    np.testing.assert_allclose(
+        Photometry(grey_chance=0)(one, keys),
+        Photometry(grey_chance=0)(np.repeat(one, 3, -1), keys)[..., :1],
+        atol=1e-3,
+    )
+
+
+def test_distribution_of_the_noise():
+    n = 20_000
+    keys = jax.random.split(jax.random.key(0), n)
+    draw = jax.vmap(Photometry(strength=0.5, solarise_chance=0.1).draw)(keys)
+    jittered = np.asarray(draw.turn != 0)
+    blurred = np.asarray(draw.sigma > 0)
+
+    def close(values, mean, deviation):
+        assert abs(np.mean(values) - mean) < 5 * deviation / np.sqrt(len(values))
+
+    close(jittered, 0.8, 0.4)
+    close(draw.grey, 0.2, 0.4)
+    close(blurred, 0.5, 0.5)
+    close(draw.solarise, 0.1, 0.3)
+    for operation in range(3):
+        factor = np.asarray(draw.factor[:, operation])
+        assert (factor[~jittered] == 1).all()
+        assert factor.min() >= 0.6 and factor.max() <= 1.4
+        close(factor[jittered], 1, 0.8 / np.sqrt(12))
+        close((factor[jittered] - 1) ** 2, 0.4**2 / 3, 0.4**2 * np.sqrt(4 / 45))
+    assert abs(draw.turn).max() <= 0.1
+    close(abs(draw.turn[jittered]), 0.05, 0.1 / np.sqrt(12))
+    close(draw.sigma[blurred], 1.05, 1.9 / np.sqrt(12))
+    orders = np.argsort(np.asarray(draw.priority), 1) @ [64, 16, 4, 1]
+    counts = np.unique(orders, return_counts=True)[1]
+    assert len(counts) == 24 and abs(counts - n / 24).max() < 5 * np.sqrt(n / 24)
+
+
+def test_full_strength_never_leaves_the_unit_interval(images):
+    result = Photometry()(
+        images.astype(np.float32), jax.random.split(jax.random.key(1), 24)
+    )
+    assert result.min() >= 0 and result.max() <= 1
+
+
+def test_no_chance_is_the_identity(images):
+    images = images.astype(np.float32)
+    noise = Photometry(jitter_chance=0, grey_chance=0, blur_chance=0)
+    keys = jax.random.split(jax.random.key(0), 24)
+    np.testing.assert_array_equal(noise(images, keys), images)
+
+
+def test_a_view_does_not_depend_on_its_batch(images):
+    """Nor on the number of devices, nor on the views beside it."""
+    noise = jax.jit(Photometry(solarise_chance=0.2))
+    images = images.astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 24)
+    whole = noise(images, keys)
+    some = np.array([5, 17, 2])
+    np.testing.assert_allclose(noise(images[some], keys[some]), whole[some], atol=1e-6)
+    np.testing.assert_allclose(noise(images[:, :1], keys), whole[:, :1], atol=1e-6)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    compiled = noise.lower(*jax.device_put((images, keys), rows)).compile()
+    sharded = compiled(*jax.device_put((images, keys), rows))
+    np.testing.assert_allclose(sharded, whole, atol=1e-6)
+    assert sharded.sharding.is_equivalent_to(rows, 5)
+    text = compiled.as_text()
+    assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all"))
+
+
+def test_other_numbers_of_channels_are_refused():
+    with pytest.raises(InputError, match="2"):
+        Photometry()(jnp.zeros((1, 1, 8, 8, 2)), jax.random.split(jax.random.key(0), 1))

@@ -1,0 +1,177 @@
+"""A run that was interrupted ends as one that was not, on one process or several.
+
+The promise: on the same devices, cores and JAX version, bit for bit. On another number
+of processes or devices, equal in float64; in float32 sums differ in their last bits, and
+training makes those differences grow.
+"""
+
+import json
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from polyview import checkpoint, train
+from polyview.errors import InputError, NonFiniteError
+
+CONFIG = "configs/polyview_digits.py"
+SMALL = (
+    "--config.batch_size=8",
+    "--config.log_every=5",
+    "--config.checkpoint_every=10",
+    "--config.model.towers.image.encoder.width=4",
+)
+
+
+def logged(workdir: Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "time"} for x in lines]
+
+
+def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, by the names and shapes in its own digest."""
+    folder = workdir / "checkpoints" / str(step)
+    digest = json.loads((folder / "digest" / "metadata").read_text())["state"]
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=one)
+        for name, (shape, dtype, _) in digest.items()
+    }
+    found = checkpoint.read_state(folder, template)
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def wait_for_step(process, workdir: Path, step: int) -> None:
+    """Return once a run has a checkpoint and has logged a later step."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        steps = [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*[0-9]")]
+        if steps and max(steps) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[0])
+
+
+@pytest.mark.parametrize(
+    ("how", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)], ids=["kill", "term"]
+)
+def test_an_interrupted_run_ends_as_a_straight_one(command, tmp_path, how, status):
+    arguments = ["--config", CONFIG, *SMALL, "--config.steps=400"]
+    straight = command("main", *arguments, "--workdir", tmp_path / "straight")
+    assert straight.returncode == 0, straight.output
+    arguments += ["--workdir", tmp_path / "broken"]
+    broken = command("main", *arguments, wait=False)
+    wait_for_step(broken, tmp_path / "broken", 20)
+    broken.send_signal(how)
+    output, _ = broken.communicate(timeout=60)
+    assert broken.returncode == status, output
+    again = command("main", *arguments)
+    assert again.returncode == 0, again.output
+    assert "from 0 " not in again.output, "it must go on, not start again"
+
+    assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
+    ends = [saved_arrays(tmp_path / name, 400) for name in ("broken", "straight")]
+    assert ends[0].keys() == ends[1].keys()
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
+
+
+def on_processes(command, count: int, *arguments, x64: bool) -> None:
+    """Run a command to its end on `count` processes of 2 devices in all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = ["--distributed", "--coordinator", f"127.0.0.1:{port}"]
+    several += ["--processes", count]
+    running = [
+        command(
+            "main",
+            *arguments,
+            *([*several, "--process", process] if count > 1 else []),
+            devices=2 // count,
+            wait=False,
+            jax_enable_x64=int(x64),
+        )
+        for process in range(count)
+    ]
+    for process in running:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+
+
+def stop_at(workdir: Path, step: int) -> None:
+    """Make a finished run look as if it had been stopped after `step`."""
+    for folder in (workdir / "checkpoints").iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+
+
+def test_one_process_or_two_train_the_same(command, tmp_path):
+    """1 -> 2 -> 1 processes against one, in float64 over 40 steps to 1e-6; and, in
+    float32, two against one: the first 5 losses to 1e-5."""
+    types = ":dtype=float64,param_dtype=float64"
+    arguments = [*SMALL, "--config.steps=40", "--config.keep=9"]
+    one = ["--config", CONFIG + types, *arguments, "--workdir", tmp_path / "one"]
+    on_processes(command, 1, *one, x64=True)
+    mixed = ["--config", CONFIG + types, *arguments, "--workdir", tmp_path / "mixed"]
+    shutil.copytree(tmp_path / "one", tmp_path / "mixed")
+    stop_at(tmp_path / "mixed", 10)
+    on_processes(command, 2, *mixed, x64=True)
+    stop_at(tmp_path / "mixed", 30)
+    on_processes(command, 1, *mixed, x64=True)
+    ends = [saved_arrays_x64(tmp_path / name, 40) for name in ("one", "mixed")]
+    for name, array in ends[0].items():
+        np.testing.assert_allclose(array, ends[1][name], atol=1e-6, err_msg=name)
+
+    short = [*SMALL, "--config.steps=5", "--config.log_every=1"]
+    losses = []
+    for count in (1, 2):
+        workdir = tmp_path / f"float32-{count}"
+        single = ["--config", CONFIG, *short, "--workdir", workdir]
+        on_processes(command, count, *single, x64=False)
+        losses.append([line["loss"] for line in logged(workdir)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def saved_arrays_x64(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    with jax.enable_x64(True):
+        return saved_arrays(workdir, step)
+
+
+def test_a_workdir_of_another_config_is_refused(digits, tmp_path):
+    train.run(digits(), tmp_path)
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="steps: 4 -> 5"):
+        train.run(digits(steps=5), tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+    train.run(digits(log_every=2, **{"mesh.fsdp": 2}), tmp_path)
+
+
+def test_lines_past_the_restored_step_are_written_once(digits, tmp_path):
+    train.run(digits(steps=6, checkpoint_every=2), tmp_path)
+    stop_at(tmp_path, 4)
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(whole[:-9])  # cut within the last line
+    train.run(digits(steps=6, checkpoint_every=2), tmp_path)
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_not_finite_stops_the_run_and_can_be_seen_again(
+    digits, tmp_path, capsys
+):
+    config = digits(steps=9, checkpoint_every=3)
+    config.optimizer.learning_rate.base = 1e38
+    with pytest.raises(NonFiniteError, match="--replay"):
+        train.run(config, tmp_path)
+    dumped = [int(p.name) for p in (tmp_path / "dump").iterdir()]
+    assert len(dumped) == 1
+    capsys.readouterr()
+    train.replay(tmp_path)
+    output = capsys.readouterr().out
+    assert f"step {dumped[0] + 1}" in output
+    assert "healthy 0" in output
