@@ -71,8 +71,6 @@ def get_config(argument: str = "") -> dict:
         "evaluation": {
             "target": "polyview.evaluation.accuracy:Accuracy",
             "test": {**train, "split": "validation"},
-            "views": recipes.generated(
-                1, "ResizeCenterCrop", size=224, fraction=0.875
-            ),
+            "views": recipes.generated(1, "ResizeCenterCrop", size=224, fraction=0.875),
         },
     }

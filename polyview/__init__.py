@@ -1,0 +1,29 @@
+"""Contrastive and pre-training objectives in JAX.
+
+A view is one look at the same thing: generated (an augmentation of an image), observed
+(a modality, a drawing, a section of a report) or later (the next frames of play). An
+encoder turns views into features, an objective turns features into a loss, and one loop
+trains every objective.
+
+Axes: b unique samples, m views, d features, p positions of a feature map, t time,
+h w c height, width and channels of an image.
+
+    main        flags -> config -> train.run(config, workdir)
+    config      a dict that names things by string -> objects
+    train       a run from top to bottom; the loop
+    step        the train state and one pure step; splits and merges modules
+    optimizer   LARS, SGD, AdamW; the schedule; scaling rules
+    checkpoint  the one format;  restore: from a run's path to its model
+    mesh        processes, devices, shardings, the batch on its way to them
+    metrics     what a run reports
+    recipes     parts that configs share
+    data/       numpy only: sources, augmentation, views, the pipeline, prepare/
+    nn/         modules that know no loss
+    objectives/ mathematics that knows no model and no data
+    evaluation/ features of a checkpoint -> kNN, linear probe, health, figures
+    prepare, evaluate, report   command lines
+
+Imports run one way: main -> train -> {config, step, optimizer, checkpoint, mesh,
+metrics, evaluation, data.pipeline}; step -> objectives.base. `data`, `nn` and
+`objectives` are leaves that never import one another.
+"""

@@ -65,7 +65,9 @@ class Checkpoints:
             try:
                 return step, read_state(self.folder / str(step), template)
             except Damaged as damage:
-                log.warning("checkpoint %s skipped: %s", self.folder / str(step), damage)
+                log.warning(
+                    "checkpoint %s skipped: %s", self.folder / str(step), damage
+                )
                 self._set_aside(step)
         return None
 
@@ -126,10 +128,14 @@ def read_state(folder: str | Path, template):
         raise Damaged("its digest lists no arrays")
     for name, leaf in wanted.items():
         if name not in expected:
-            raise InputError(f"checkpoint {folder} has no array {name!r}: another model?")
+            raise InputError(
+                f"checkpoint {folder} has no array {name!r}: another model?"
+            )
         kind = [list(leaf.shape), str(leaf.dtype)]
         if expected[name][:2] != kind:
-            raise InputError(f"checkpoint {folder}: {name} is {expected[name][:2]}, not {kind}")
+            raise InputError(
+                f"checkpoint {folder}: {name} is {expected[name][:2]}, not {kind}"
+            )
     try:
         arrays = ocp.PyTreeCheckpointHandler().restore(
             folder / "state",
@@ -144,7 +150,9 @@ def read_state(folder: str | Path, template):
     found = checksums(arrays)
     wrong = [name for name in wanted if found[name] != expected[name]]
     if wrong:
-        raise Damaged(f"{wrong[0]} does not match its checksum ({len(wrong)} arrays in all)")
+        raise Damaged(
+            f"{wrong[0]} does not match its checksum ({len(wrong)} arrays in all)"
+        )
     structure = jax.tree.structure(template)
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
@@ -168,7 +176,11 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, list]:
     """
     sums = jax.device_get(_sums(arrays))
     return {
-        name: [list(a.shape), str(a.dtype), "".join(f"{int(s):08x}" for s in sums[name])]
+        name: [
+            list(a.shape),
+            str(a.dtype),
+            "".join(f"{int(s):08x}" for s in sums[name]),
+        ]
         for name, a in arrays.items()
     }
 
@@ -189,7 +201,10 @@ def _sum_of_words(array: jax.Array) -> jax.Array:
     for axis, size in enumerate(words.shape):
         iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
         position = position * np.uint32(size) + iota
-    factors = (2 * position + 1, position * np.uint32(0x9E3779B8) + np.uint32(0x85EBCA6B))
+    factors = (
+        2 * position + 1,
+        position * np.uint32(0x9E3779B8) + np.uint32(0x85EBCA6B),
+    )
     return jnp.stack([jnp.sum(words * f, dtype=jnp.uint32) for f in factors])
 
 

@@ -39,7 +39,9 @@ def arguments(text: str, **defaults) -> dict:
         if not equals:
             raise InputError(f"config argument {part!r}: write key=value")
         if key not in defaults:
-            raise InputError(f"config argument {key!r} is unknown{nearest(key, defaults)}")
+            raise InputError(
+                f"config argument {key!r} is unknown{nearest(key, defaults)}"
+            )
         values[key] = _parse(value, defaults[key], f"config argument {key}")
     return values
 
@@ -97,7 +99,9 @@ def _override(config, key: str, text: str) -> None:
 def _parse(text: str, old, where: str):
     """Read `text` as the type of `old`; a key that was None takes any literal."""
     if isinstance(old, ml_collections.ConfigDict):
-        raise InputError(f"{where} is a group of keys; set one of them, as {where}.key=...")
+        raise InputError(
+            f"{where} is a group of keys; set one of them, as {where}.key=..."
+        )
     if isinstance(old, str):
         return text
     try:
@@ -120,12 +124,22 @@ def check(config) -> None:
 
     Raises InputError that names the key, its value and what it must be.
     """
-    required = ("seed", "batch_size", "source", "views", "model", "objective", "optimizer")
+    required = (
+        "seed",
+        "batch_size",
+        "source",
+        "views",
+        "model",
+        "objective",
+        "optimizer",
+    )
     for key in required:
         if key not in config:
             raise InputError(f"the config has no key {key!r}")
     if (config.get("steps") is None) == (config.get("epochs") is None):
-        raise InputError("the config must set one of steps and epochs, the other to None")
+        raise InputError(
+            "the config must set one of steps and epochs, the other to None"
+        )
     lowest = {
         "seed": 0,
         "steps": 1,
@@ -207,9 +221,10 @@ def _import(name, trusted: tuple[str, ...] | None, where: str):
             f"{where}: {module} has no {attribute!r}{nearest(attribute, names)}"
         ) from error
     # What a module merely imported is not part of it: `polyview.x:os` is refused.
-    if trusted is not None and (getattr(found, "__module__", "") or "").split(".")[
-        0
-    ] not in trusted:
+    if (
+        trusted is not None
+        and (getattr(found, "__module__", "") or "").split(".")[0] not in trusted
+    ):
         raise InputError(f"{where}: {name!r} is not defined in a trusted package")
     if not callable(found):
         raise InputError(f"{where}: {name!r} is not a class or a function")
@@ -257,7 +272,9 @@ def _flat(tree, prefix: str = "") -> dict:
     if not isinstance(tree, dict) or not tree:
         return {prefix.rstrip("."): tree}
     return {
-        k: v for key, sub in tree.items() for k, v in _flat(sub, f"{prefix}{key}.").items()
+        k: v
+        for key, sub in tree.items()
+        for k, v in _flat(sub, f"{prefix}{key}.").items()
     }
 
 

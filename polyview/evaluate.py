@@ -1,6 +1,6 @@
 """Evaluate the checkpoints of runs: kNN, linear probe, health -> `RUN/eval/<step>.json`.
 
-    python -m polyview.evaluate --run runs/a [--references]
+python -m polyview.evaluate --run runs/a [--references]
 """
 
 import argparse
@@ -30,7 +30,9 @@ def main() -> None:
         default=[],
         help="packages, beside this project's, that a checkpoint's config may name",
     )
-    parser.add_argument("--distributed", action="store_true", help="as in polyview.main")
+    parser.add_argument(
+        "--distributed", action="store_true", help="as in polyview.main"
+    )
     flags = parser.parse_args()
 
     from polyview import mesh

@@ -23,7 +23,9 @@ def main() -> None:
         "--replay", action="store_true", help="take the dumped step of DIR once more"
     )
     parser.add_argument(
-        "--distributed", action="store_true", help="join the other processes of this run"
+        "--distributed",
+        action="store_true",
+        help="join the other processes of this run",
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="if JAX cannot know")
     parser.add_argument("--processes", type=int, help="how many there are")

@@ -47,7 +47,9 @@ def make(data: int = -1, fsdp: int = 1) -> Mesh:
     """
     devices = jax.device_count()
     if fsdp < 1 or (data < 1 and data != -1):
-        raise InputError(f"mesh data={data}, fsdp={fsdp}: give 1 or more (data may be -1)")
+        raise InputError(
+            f"mesh data={data}, fsdp={fsdp}: give 1 or more (data may be -1)"
+        )
     if data == -1:
         data = devices // fsdp
     if data * fsdp != devices:

@@ -24,7 +24,9 @@ def read(path: str | Path) -> list[dict]:
             lines.append(json.loads(line))
         except ValueError as error:
             if number < len(text):
-                raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+                raise InputError(
+                    f"{path}, line {number} is not JSON: {error}"
+                ) from error
     return lines
 
 

@@ -1,8 +1,8 @@
 """From the path of a run to its model: all that a probe, an export or a fine-tune needs.
 
-    from polyview.restore import load
-    run = load("runs/a")
-    h, _ = run.module.towers["image"].encoder(images, train=False)
+from polyview.restore import load
+run = load("runs/a")
+h, _ = run.module.towers["image"].encoder(images, train=False)
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def load(
     `trust`, nothing else. Raises InputError when there is no such checkpoint.
     """
     folder = Path(run) / "checkpoints"
-    steps = sorted((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()))
+    steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
     if at is not None and at not in steps:
         raise InputError(f"{run} has no checkpoint of step {at}; it has {steps}")
     for number in [at] if at is not None else reversed(steps):
@@ -113,7 +113,9 @@ def model_of(config, trust: tuple[str, ...] = ()) -> Callable[..., nnx.Module]:
     return configs.build(config.model, configs.TRUSTED + trust, where="model")
 
 
-def initial(config, sharding: jax.sharding.Sharding, trust: tuple[str, ...] = ()) -> Loaded:
+def initial(
+    config, sharding: jax.sharding.Sharding, trust: tuple[str, ...] = ()
+) -> Loaded:
     """Return the same model before its first step: the random reference."""
     make_module = model_of(config, trust)
     graph, *_ = step.abstract(make_module)

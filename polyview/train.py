@@ -36,12 +36,15 @@ class Run:
         self.steps = config.get("steps") or config.epochs * (
             len(self.source) // config.batch_size
         )
-        self.optimizer = configs.build(config.optimizer, where="optimizer")(
-            steps=self.steps, batch_size=config.batch_size
-        )
+        with fits_together("optimizer"):
+            self.optimizer = configs.build(config.optimizer, where="optimizer")(
+                steps=self.steps, batch_size=config.batch_size
+            )
         self.objective = configs.build(config.objective, where="objective")
+        self.evaluation = configs.build(config.get("evaluation"), where="evaluation")
         make_module = configs.build(config.model, where="model")
-        self.graph, *_ = step.abstract(make_module)
+        with fits_together("model"):
+            self.graph, *_ = step.abstract(make_module)
         decay = config.get("target_decay")
         self.seed = meshes.put_replicated(np.uint32(config.seed), self.mesh)
         transformation = self.optimizer.transformation
@@ -52,7 +55,9 @@ class Run:
         shardings = meshes.of_state(shapes, self.mesh)
         whole, rows = meshes.replicated(self.mesh), meshes.rows(self.mesh)
         self.template = jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            lambda s, sharding: jax.ShapeDtypeStruct(
+                s.shape, s.dtype, sharding=sharding
+            ),
             shapes,
             shardings,
         )
@@ -104,16 +109,27 @@ class Run:
         hosts = jax.process_count()
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
-                (x.shape[0] * hosts, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+                (x.shape[0] * hosts, *x.shape[1:]),
+                jax.dtypes.canonicalize_dtype(x.dtype),
             ),
             batch,
         )
         number = jax.ShapeDtypeStruct((), np.int32)
-        try:
+        with fits_together("model, views and objective"):
             jax.eval_shape(self.step, self.template, shapes, number, self.seed)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"this config does not fit together: {error}") from error
         return shapes
+
+
+@contextlib.contextmanager
+def fits_together(what: str):
+    """Turn the errors of building or tracing into one line for who wrote the config."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"this config does not fit together ({what}): {line}"
+        ) from error
 
 
 def run(config, workdir: str | Path) -> None:
@@ -151,7 +167,6 @@ def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
     """Take the steps from `start` on; log, save and evaluate as the config says."""
     config, steps = this.config, this.steps
     config_text = configs.to_json(config)
-    evaluation = configs.build(config.get("evaluation"), where="evaluation")
 
     def due(step: int, every: str) -> bool:
         interval = config.get(every, 0)
@@ -181,14 +196,14 @@ def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
             pending = (done, values | looked_at, logged)
             stop = stopping(done)
             save = due(done, "checkpoint_every") or done == steps or stop
-            evaluate = evaluation is not None and due(done, "evaluate_every")
+            evaluate = this.evaluation is not None and due(done, "evaluate_every")
             if save or evaluate:
                 finish(*pending)
                 pending = None
             if save:
                 checkpoints.save(done, state, config_text)
             if evaluate:
-                result = evaluation(represent(this, state), this.mesh)
+                result = this.evaluation(represent(this, state), this.mesh)
                 if meshes.is_first_process():
                     protocol.write(workdir, done, result)
             if stop and done < steps:
@@ -225,7 +240,9 @@ def claim(workdir: Path, config) -> None:
         part.write_text(configs.to_json(config))
         part.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write to workdir {workdir}: {error.strerror}") from error
+        raise InputError(
+            f"cannot write to workdir {workdir}: {error.strerror}"
+        ) from error
 
 
 @contextlib.contextmanager

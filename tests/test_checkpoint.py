@@ -21,7 +21,10 @@ def state():
     """Leaves of every kind a state has."""
     return {
         "step": jnp.int32(7),
-        "params": {"a": {0: jnp.arange(64.0).reshape(8, 8)}, "b": jnp.ones(3, "bfloat16")},
+        "params": {
+            "a": {0: jnp.arange(64.0).reshape(8, 8)},
+            "b": jnp.ones(3, "bfloat16"),
+        },
         "flags": jnp.array([True, False]),
     }
 
@@ -69,7 +72,9 @@ def test_every_leaf_comes_back_equal(saved, state):
 def test_arrays_come_back_onto_other_devices(saved, state):
     mesh = meshes.make(data=2, fsdp=4)
     sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
-    template = {"params": {"a": {0: jax.ShapeDtypeStruct((8, 8), "float32", sharding=sharding)}}}
+    template = {
+        "params": {"a": {0: jax.ShapeDtypeStruct((8, 8), "float32", sharding=sharding)}}
+    }
     found = checkpoint.read_state(saved / "3", template)["params"]["a"][0]
     assert found.sharding.is_equivalent_to(sharding, 2)
     np.testing.assert_array_equal(found, state["params"]["a"][0])

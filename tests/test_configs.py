@@ -45,7 +45,10 @@ def photographs(name: str = "", split: str = "") -> InMemory:
 
 def with_stand_in(source):
     """The spec of the stand-in, unless the source makes its own examples."""
-    if source.target in ("polyview.data.source:Tfds", "polyview.data.source:ArrayRecord"):
+    if source.target in (
+        "polyview.data.source:Tfds",
+        "polyview.data.source:ArrayRecord",
+    ):
         source = dict(source) | {"target": "test_configs:photographs"}
         source.pop("data_dir", None)
     return source

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -236,7 +237,8 @@ def test_imagenet2012_is_what_stock_tfds_reads(tmp_path, capsys):
         name = f"ILSVRC2012_val_{number:08d}.JPEG".encode()
         assert wnids[by_name[name]] == wnid
 
-    train = Tfds("imagenet2012", "train", data)
+    # Pickled, as a worker process receives it.
+    train = pickle.loads(pickle.dumps(Tfds("imagenet2012", "train", data)))
     assert train.targets["label"]["classes"] == 1000
     found = {train[i]["file_name"]: train[i] for i in range(len(train))}
     assert found[b"n01440764_1.JPEG"]["image"] == plain

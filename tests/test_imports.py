@@ -57,11 +57,15 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT / "polyview").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", files("polyview"), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", files("polyview"), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_a_room_imports_only_what_lies_below_it(path):
     here = room(path)
     found = imports(path)
-    assert not {name for name in found if name.split(".")[0] in ("sgi", "configs", "tests")}
+    assert not {
+        name for name in found if name.split(".")[0] in ("sgi", "configs", "tests")
+    }
     if here in COMMANDS or here == "__init__":
         return
     rooms = {p.name.removesuffix(".py") for p in (ROOT / "polyview").iterdir()}
@@ -80,7 +84,8 @@ def test_only_one_file_splits_and_merges_modules():
     users = [
         path.name
         for path in files("polyview")
-        if {"split", "merge"} & {call_of_nnx(n) for n in ast.walk(ast.parse(path.read_text()))}
+        if {"split", "merge"}
+        & {call_of_nnx(n) for n in ast.walk(ast.parse(path.read_text()))}
     ]
     assert users == ["step.py"]
 

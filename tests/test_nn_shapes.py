@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from polyview.nn.heads import Identity, Projector
-from polyview.nn.resnet import resnet18, resnet50, resnet_tiny
+from polyview.nn.resnet import Basic, Bottleneck, resnet18, resnet50, resnet_tiny
 from polyview.nn.vit import sincos, vit_b, vit_s
 
 
@@ -61,7 +61,7 @@ def test_shapes(make, image, positions):
 
 def test_strided_convolutions_pad_as_torch_does():
     """One side of 'SAME' padding would shift the window by a pixel."""
-    conv = resnet_tiny(stem="strided", rngs=nnx.Rngs(0)).conv
+    conv = resnet_tiny(width=1, rngs=nnx.Rngs(0)).blocks[1].conv1
     x = np.random.default_rng(0).normal(size=(1, 6, 6, 1)).astype(np.float32)
     padded = np.pad(x[0, :, :, 0], 1)
     kernel = np.asarray(conv.kernel[...])[:, :, 0]
@@ -76,9 +76,10 @@ def test_strided_convolutions_pad_as_torch_does():
 
 
 def test_zero_scale_starts_a_block_as_its_shortcut():
-    block = resnet18(zero_scale=True, rngs=nnx.Rngs(0)).blocks[1]
-    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 64))
-    np.testing.assert_array_equal(block(x, train=True), x)
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 8))
+    for block, width in ((Basic, 8), (Bottleneck, 2)):
+        block = block(8, width, 1, zero_scale=True, rngs=nnx.Rngs(0))
+        np.testing.assert_array_equal(block(x, train=True), x)
 
 
 def test_attention_equals_its_equation():

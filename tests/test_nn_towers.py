@@ -14,7 +14,7 @@ from polyview.nn.resnet import resnet_tiny
 from polyview.nn.towers import Tower, Towers
 
 
-def model(dtype=jnp.float32, param_dtype=jnp.float32, **options):
+def model(names=("left",), dtype=jnp.float32, param_dtype=jnp.float32, **options):
     types = {"dtype": dtype, "param_dtype": param_dtype}
     tower = partial(
         Tower,
@@ -25,7 +25,12 @@ def model(dtype=jnp.float32, param_dtype=jnp.float32, **options):
         std=0.25,
         **options,
     )
-    return Towers({"left": tower, "right": tower}, rngs=nnx.Rngs(0))
+    return Towers(dict.fromkeys(names, tower), rngs=nnx.Rngs(0))
+
+
+@partial(jax.jit, static_argnames=("graph", "train"))
+def run(graph, state, batch, key, train):
+    return nnx.merge(graph, state, copy=True)(batch, key=key, train=train)
 
 
 @pytest.fixture
@@ -49,22 +54,23 @@ def split(module):
 
 
 def test_features_have_their_shapes_and_order(batch):
-    module = model(local=True)
-    features = module(batch, key=jax.random.key(0), train=True)
+    module = model(("left", "right"), local=True)
+    features = run(*nnx.split(module), batch, jax.random.key(0), train=True)
     assert set(features) == {"left", "right"}
     left = features["left"]
     d = module.towers["left"].encoder.features
     assert left.z.shape == (8, 3, 4) and left.h.shape == (8, 3, d)
     assert left.local.shape[:2] == (8, 3) and left.local.shape[3] == d
-    assert model()(batch, key=None, train=False)["left"].local is None
+    without = run(*nnx.split(model()), batch, None, train=False)
+    assert without["left"].local is None
 
     # Rows and views come back where they stood.
     one = {
         "views": {name: view[5:6, 2:] for name, view in batch["views"].items()},
         "index": batch["index"][5:6],
     }
-    whole = module(batch, key=None, train=False)["right"]
-    alone = module(one, key=None, train=False)["right"]
+    whole = run(*nnx.split(module), batch, None, train=False)["right"]
+    alone = run(*nnx.split(module), one, None, train=False)["right"]
     np.testing.assert_allclose(alone.h[0, 0], whole.h[5, 2], atol=1e-5)
     np.testing.assert_allclose(
         whole.h, whole.local.astype(jnp.float32).mean(2), atol=1e-5
@@ -93,8 +99,8 @@ def test_pixels_are_scaled_and_normalised_once(batch):
     for key, train in ((None, False), (jax.random.key(0), True)):
         jax.tree.map(
             partial(np.testing.assert_allclose, atol=1e-4),
-            module(batch, key=key, train=train),
-            module(scaled, key=key, train=train),
+            run(*nnx.split(module), batch, key, train),
+            run(*nnx.split(module), scaled, key, train),
         )
 
     class Echo(nnx.Module):
@@ -147,7 +153,7 @@ def test_noise_belongs_to_the_row_the_key_and_the_tower(batch):
 
 def test_a_step_is_the_same_on_eight_devices(x64, batch):
     """Values, gradients and statistics, in float64; statistics keep their type."""
-    graph, params, rest = split(model(jnp.float64, jnp.float64))
+    graph, params, rest = split(model(dtype=jnp.float64, param_dtype=jnp.float64))
     step = jax.jit(jax.value_and_grad(partial(loss, graph), has_aux=True))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("data"))
@@ -165,7 +171,7 @@ def test_bfloat16_computes_close_to_float32(batch):
     """Parameters, statistics and features stay float32."""
     results = []
     for dtype in (jnp.float32, jnp.bfloat16):
-        graph, params, rest = split(model(dtype))
+        graph, params, rest = split(model(dtype=dtype))
         step = jax.jit(jax.value_and_grad(partial(loss, graph), has_aux=True))
         (_, (statistics, features)), gradients = step(
             params, rest, batch, jax.random.key(0)

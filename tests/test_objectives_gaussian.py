@@ -25,7 +25,7 @@ def test_trained_bounds_are_in_order_and_below_the_truth(benchmark, tmp_path):
     bound = {}
     for objective in benchmark.OBJECTIVES:
         config = configs.load(
-            f"{CONFIG}:objective={objective},views={views},steps=400,"
+            f"{CONFIG}:objective={objective},views={views},steps=300,"
             f"deviation={deviation}"
         )
         bound[objective], error = benchmark.measure(config, tmp_path / objective, 20)

@@ -158,13 +158,13 @@ def test_samples_and_views_have_no_order(name, x64):
 
 
 def test_multi_crop_varies_no_more_than_one_pair(x64):
-    batches = jnp.stack([noisy_views(b=8, m=5, seed=s) for s in range(300)])
+    batches = jnp.stack([noisy_views(b=8, m=5, seed=s) for s in range(200)])
     crops = jax.vmap(lambda z: polyview.multi_crop(z, temperature=0.5).mean())(batches)
     pairs = jax.vmap(lambda z: polyview.nt_xent(z[:, :2], temperature=0.5).mean())(
         batches
     )
     assert crops.var() < pairs.var()
-    assert abs(crops.mean() - pairs.mean()) < 4 * pairs.std() / 300**0.5
+    assert abs(crops.mean() - pairs.mean()) < 4 * pairs.std() / 200**0.5
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -58,7 +58,9 @@ def wait_for_step(process, workdir: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)], ids=["kill", "term"]
+    ("how", "status"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 75)],
+    ids=["kill", "term"],
 )
 def test_an_interrupted_run_ends_as_a_straight_one(command, tmp_path, how, status):
     arguments = ["--config", CONFIG, *SMALL, "--config.steps=400"]

@@ -122,7 +122,7 @@ def decode(data: bytes, *, reduce: int = 1) -> np.ndarray:
 
 
 def _decode(data: bytes, header: Header, reduce: int) -> np.ndarray:
-    # OpenCV fills what a truncated file lacks with grey and says nothing, so it gets
+    # OpenCV 4 fills what a truncated file lacks with grey and says nothing, so it gets
     # only whole ones; Pillow tells harmless trailing bytes from a missing end.
     image = None
     if header.plain and header.whole:

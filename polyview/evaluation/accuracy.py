@@ -23,7 +23,9 @@ class Accuracy:
 
     def __post_init__(self):
         if self.label not in self.test.targets:
-            raise InputError(f"evaluation: the test source has no target {self.label!r}")
+            raise InputError(
+                f"evaluation: the test source has no target {self.label!r}"
+            )
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality: features}`, features.z the logits."""

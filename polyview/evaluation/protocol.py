@@ -163,7 +163,7 @@ class Protocol:
     def _knn(self, train, test, train_labels, test_labels) -> dict[str, Any]:
         classes = self._task["classes"]
         votes = self.knn.scores(train.h, train_labels, test.h, classes)
-        return _top(votes, test_labels)
+        return top(votes, test_labels)
 
     def _probe(self, train, test, train_labels, test_labels) -> dict[str, Any]:
         classes, names = self._task["classes"], self._task.get("names")
@@ -179,7 +179,7 @@ class Protocol:
         np.add.at(confusion, (test_labels, test_logits.argmax(axis=1)), 1)
         rows = confusion.sum(axis=1)
         result = {
-            **_top(test_logits, test_labels),
+            **top(test_logits, test_labels),
             "validation_top1": float(sweep.accuracy.max()),
             "chosen": {
                 "learning_rate": sweep.learning_rate,
@@ -346,7 +346,7 @@ def _health(test: Extracted) -> dict[str, Any]:
     return {"rows": len(rows), "h": of(test.h[rows]), "z": of(test.z[rows])}
 
 
-def _top(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def top(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy of the best score, and of the best five where there are more."""
     order = np.argsort(-scores, axis=1, kind="stable")
     hit = order == labels[:, None]

@@ -59,6 +59,31 @@ class Identity(nnx.Module):
         return h
 
 
+class Linear(nnx.Module):
+    """A linear classifier: `h[n, in_features] -> logits[n, out]`, from zero."""
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        out: int,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.linear = nnx.Linear(
+            in_features,
+            out,
+            kernel_init=jax.nn.initializers.zeros,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
+        return self.linear(h)
+
+
 def _linear(in_features: int, out: int, **options) -> nnx.Linear:
     he = jax.nn.initializers.he_normal()
     return nnx.Linear(in_features, out, kernel_init=he, **options)

@@ -15,6 +15,7 @@ from polyview.nn.norm import BatchNorm
 
 
 def _conv(in_features, features, size, stride=1, **options) -> nnx.Conv:
+    """An odd kernel centred as in torch, or an even one that tiles the image."""
     return nnx.Conv(
         in_features,
         features,
@@ -98,7 +99,8 @@ def _shortcut(in_features, features, stride, **options) -> _Shortcut | None:
     return _Shortcut(in_features, features, stride, **options)
 
 
-_STEMS = {"imagenet": (7, 2), "small": (3, 1), "strided": (3, 2), "patch": (4, 4)}
+# Kernel size and stride; the form "imagenet" has a max-pool after them.
+_STEMS = {"imagenet": (7, 2), "small": (3, 1), "patch": (4, 4)}
 
 
 class ResNet(nnx.Module):
@@ -111,7 +113,8 @@ class ResNet(nnx.Module):
     stage but the first halves the resolution. `block(in_features, width, stride)` is
     `Basic`, `Bottleneck` or a partial of them. `stem` is a published form:
     "imagenet": 7x7 convolution of stride 2, then 3x3 max-pool of stride 2 (He et al.);
-    "small": 3x3 convolution of stride 1, no pool (Chen et al. 2020, for CIFAR).
+    "small": 3x3 convolution of stride 1, no pool (Chen et al. 2020, for CIFAR);
+    "patch": 4x4 convolution of stride 4 without padding (Liu et al. 2022).
     """
 
     def __init__(
@@ -171,8 +174,11 @@ def resnet50(*, zero_scale: bool = False, **options) -> ResNet:
     return ResNet(stages=(3, 4, 6, 3), widths=widths, block=block, **options)
 
 
-def resnet_tiny(*, width: int = 16, **options) -> ResNet:
-    """A ResNet for small images on a CPU."""
-    widths = (width, 2 * width, 4 * width)
-    options = {"stem": "patch", "in_channels": 1} | options
-    return ResNet(stages=(1, 1, 1), widths=widths, block=Basic, **options)
+def resnet_tiny(*, width: int = 64, **options) -> ResNet:
+    """A ResNet for 28 x 28 grey images on a CPU: 0.3 M parameters, 128 features.
+
+    Wide convolutions on few positions (7 x 7, then 4 x 4) are what a CPU runs near its
+    peak: at equal time this learns more than narrower stages on 14 x 14 positions.
+    """
+    form = {"stages": (1, 1), "widths": (width, 2 * width), "block": Basic}
+    return ResNet(**form | {"stem": "patch", "in_channels": 1} | options)

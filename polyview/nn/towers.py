@@ -25,6 +25,10 @@ class Features(NamedTuple):
     local: jax.Array | None  # [b, m, p, c], the feature map, where asked for
 
 
+class Frozen(nnx.Variable):
+    """A parameter that is not trained: no gradient, no decay, no momentum."""
+
+
 class Tower(nnx.Module):
     """Encodes the views of one modality.
 
@@ -33,7 +37,8 @@ class Tower(nnx.Module):
     `projector(features, rngs=)` makes one with `projector(h, train=) -> z[n, d]`.
     `photometry(images[b, m, h, w, c] in [0, 1], keys[b])` runs in training only.
     `mean` and `std` normalise the last axis (one number, or one a channel). With
-    `local`, the features carry the encoder's feature map.
+    `local`, the features carry the encoder's feature map. A `frozen` encoder stays as it
+    is, the statistics of its BatchNorm included: for probes.
     """
 
     def __init__(
@@ -45,13 +50,16 @@ class Tower(nnx.Module):
         mean: float | Sequence[float],
         std: float | Sequence[float],
         local: bool = False,
+        frozen: bool = False,
         rngs: nnx.Rngs,
     ):
         self.encoder = encoder(rngs=rngs)
+        if frozen:
+            _freeze(self.encoder)
         self.projector = projector(self.encoder.features, rngs=rngs)
         self.photometry = photometry
         self.mean, self.std = _numbers(mean), _numbers(std)
-        self.local = local
+        self.local, self.frozen = local, frozen
 
     def __call__(
         self,
@@ -74,7 +82,7 @@ class Tower(nnx.Module):
             views = self.photometry(views, keys)
         x = views.reshape(b * m, *views.shape[2:])
         x = (x - _last(self.mean, x)) / _last(self.std, x)
-        h, local = self.encoder(x, train=train, key=key)
+        h, local = self.encoder(x, train=train and not self.frozen, key=key)
         z = self.projector(h, train=train)
         return Features(
             z=_wide(z).reshape(b, m, -1),
@@ -103,6 +111,14 @@ class Towers(nnx.Module):
                 batch["views"][name], index=batch["index"], key=noise, train=train
             )
         return features
+
+
+def _freeze(module: nnx.Module) -> None:
+    """Turn the parameters of a module, and of all inside it, into `Frozen`."""
+    for _, part in nnx.iter_modules(module):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, nnx.Param):
+                setattr(part, name, Frozen(value[...]))
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -1,0 +1,90 @@
+"""What the trainer costs: its views per second against the bare compiled step's.
+
+    python -m benchmarks.step
+
+The bare step runs on one batch that lies on the device; the trainer reads, augments and
+transfers a new batch each step, logs, and checks for NaN. The two take turns, so that a
+busy machine slows both; the ratio is of the medians.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+from polyview import config as configs
+from polyview import errors, mesh, metrics, train
+from polyview.checkpoint import Checkpoints
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Measure, print the table and write results/step.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/polyview_fashion_mnist.py")
+    parser.add_argument("--steps", type=int, default=30, help="of each turn")
+    parser.add_argument("--turns", type=int, default=6)
+    flags = parser.parse_args()
+    config = configs.load(flags.config, {"steps": str(flags.steps), "log_every": "10"})
+    config.checkpoint_every = 10 * flags.steps
+    run = train.Run(config)
+    with jax.set_mesh(run.mesh):
+        shapes = run.trace()
+        views = sum(s.shape[0] * s.shape[1] for s in shapes["views"].values())
+        bare_step(run, 2)
+        trainer(run, views)  # compiles what is left
+        rates = {"trainer": [], "bare step": []}
+        for _ in range(flags.turns):
+            rates["bare step"].append(views * flags.steps / bare_step(run, flags.steps))
+            rates["trainer"].append(views * flags.steps / trainer(run, views))
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    ratio = medians["trainer"] / medians["bare step"]
+    for name, median in medians.items():
+        print(f"{name:>10}  {median:8.0f} views/s")
+    print(f"{'ratio':>10}  {ratio:8.3f}")
+    record = {
+        "command": "python -m benchmarks.step",
+        "config": flags.config,
+        "machine": mesh.machine(),
+        "views_per_second": rates,
+        "ratio_of_medians": ratio,
+    }
+    (RESULTS / "step.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def bare_step(run: train.Run, steps: int) -> float:
+    """Seconds of `steps` steps on one batch that stays on the device."""
+    state = run.create(run.seed)
+    _, number, batch = next(mesh.prefetch(run.batches(0, 1), run.mesh))
+    jax.block_until_ready(batch)
+    began = time.perf_counter()
+    for _ in range(steps):
+        state, _ = run.step(state, batch, number, run.seed)
+    jax.block_until_ready(state)
+    return time.perf_counter() - began
+
+
+def trainer(run: train.Run, views: int) -> float:
+    """Seconds of a whole run by the trainer's own loop, its last save apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = jax.block_until_ready(run.create(run.seed))
+        writer = metrics.Writer(Path(folder), 0, run.steps, views, True)
+        checkpoints = Checkpoints(Path(folder) / "checkpoints")
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            train.loop(run, state, 0, checkpoints, writer, Path(folder))
+        seconds = time.perf_counter() - began
+        checkpoints.close()
+        writer.close()
+    return seconds
+
+
+if __name__ == "__main__":
+    errors.run(main)
