@@ -6,7 +6,8 @@ The claim of Shidani et al. 2024 as an experiment on Fashion-MNIST: M views of K
 with M * K and the number of steps fixed, so that every cell of a column costs the
 encoder the same. Each cell's learning rate is chosen, from one grid for all, by the
 probe's accuracy on rows held out from the training split; the test split is read at the
-chosen rate alone. Finished runs are kept in the workdir: run the command again to go on.
+chosen rate alone. Finished runs are kept in the workdir: run the command again to go
+on.
 """
 
 import argparse

@@ -48,7 +48,8 @@ def get_config(argument: str = "") -> dict:
                 "hidden": (256,),
                 "out": 64,
             },
-            # Half of SimCLR's strength, as on CIFAR-10 (Chen et al. 2020, appendix B.9).
+            # Half of SimCLR's strength, as on CIFAR-10 (Chen et al. 2020, appendix
+            # B.9).
             photometry={
                 "target": "polyview.nn.photometry:Photometry",
                 "brightness": 0.4,

@@ -1,13 +1,13 @@
 """Poly-view learning on ImageNet, ResNet-50 or a ViT at 224 px.
 
     python -m polyview.prepare imagenet2012 --manual_dir DIR_OF_THE_TWO_TARS
-    python -m polyview.main --config configs/polyview_imagenet.py --workdir runs/imagenet
+    python -m polyview.main --config configs/polyview_imagenet.py --workdir runs/in1k
 
-Arguments: encoder (resnet50 | vit_s | vit_b), objective, views, batch (fixed | growing),
-dtype, param_dtype, as in `configs/polyview_imagenet.py:views=8,batch=fixed`. SimCLR is
-`objective=nt_xent,views=2`. batch=fixed keeps the views of a step at 2 x 4096, whatever
-their number a sample; batch=growing keeps 4096 samples.
-Hardware: a pod slice or 8 GPUs; see the README. Expected result: not yet measured.
+Arguments: encoder (resnet50 | vit_s | vit_b), objective, views, batch (fixed |
+growing), dtype, param_dtype, as in `configs/polyview_imagenet.py:views=8,batch=fixed`.
+SimCLR is `objective=nt_xent,views=2`. batch=fixed keeps the views of a step at 2 x
+4096, whatever their number a sample; batch=growing keeps 4096 samples. Hardware: a pod
+slice or 8 GPUs; see the README. Expected result: not yet measured.
 """
 
 from polyview import config as configs

@@ -1,12 +1,12 @@
 """The linear probe of a trained encoder on ImageNet, with augmentation, by the trainer.
 
     python -m polyview.main --config configs/probe_imagenet.py --workdir runs/probe \
-        --config.init_from=runs/imagenet
+        --config.init_from=runs/in1k
 
 Arguments: encoder (resnet50 | vit_s | vit_b), the one of the run, and dtype,
-param_dtype. The encoder is frozen, its BatchNorm included. Without init_from the encoder
-is untrained: the reference that any probe should be compared with. It resumes, logs and
-checkpoints like any run; top-1 of the validation split is written at its end.
+param_dtype. The encoder is frozen, its BatchNorm included. Without init_from the
+encoder is untrained: the reference that any probe should be compared with. It resumes,
+logs and checkpoints like any run; top-1 of the validation split is written at its end.
 Hardware: one GPU or more. Expected result: not yet measured.
 """
 

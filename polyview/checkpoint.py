@@ -2,8 +2,8 @@
 
 `state` is a flat dict of arrays, written by Orbax, named by their path in the state
 ("params.towers.image.encoder..."). `config` is the run's config, so that a checkpoint
-needs nothing beside it. `digest` holds a checksum of every array: Orbax alone restores a
-flipped bit without a word. Nothing is ever unpickled.
+needs nothing beside it. `digest` holds a checksum of every array: Orbax alone restores
+a flipped bit without a word. Nothing is ever unpickled.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Evaluate the checkpoints of runs: kNN, linear probe, health -> `RUN/eval/<step>.json`.
+"""Evaluate checkpoints: kNN, linear probe, health -> `RUN/eval/<step>.json`.
 
 python -m polyview.evaluate --run runs/a [--references]
 """

@@ -14,7 +14,7 @@ def main() -> None:
         prog="python -m polyview.main",
         description="Train what a config describes; the same command again resumes it.",
         epilog="Any key of the config: --config.key=value, --config.group.key=value. "
-        "Status: 0 finished, 2 bad input, 3 not finite, 75 stopped by SIGTERM and saved.",
+        "Status: 0 finished, 2 bad input, 3 not finite, 75 saved after SIGTERM.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")

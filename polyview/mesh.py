@@ -91,7 +91,7 @@ def of_state(state, mesh: Mesh):
 
 
 def put(batch, mesh: Mesh):
-    """Turn this host's rows `[b/hosts, ...]` into one global array `[b, ...]` a leaf."""
+    """Turn this host's rows `[b/hosts, ...]` into global arrays `[b, ...]`."""
     sharding = rows(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch

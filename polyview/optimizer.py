@@ -1,4 +1,4 @@
-"""Optimisers: LARS, SGD and AdamW under one warm-up cosine, with the scaling rule named.
+"""Optimisers: LARS, SGD, AdamW under one warm-up cosine, the scaling rule named.
 
 Each optimiser of this file is called with `steps` and `batch_size` by the trainer; the
 rest is the config's. `learning_rate` is a scaling rule: batch size -> peak rate.

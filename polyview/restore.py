@@ -1,4 +1,4 @@
-"""From the path of a run to its model: all that a probe, an export or a fine-tune needs.
+"""From the path of a run to its model: what probes, exports, fine-tunes begin with.
 
 from polyview.restore import load
 run = load("runs/a")
@@ -128,7 +128,7 @@ def initial(
 
 
 def represent(model: Loaded, sharding: Any) -> Callable[[dict], dict]:
-    """Return `represent(batch) -> {modality: Features}`, compiled, outputs on `sharding`."""
+    """Return `represent(batch) -> {modality: Features}`, with outputs on `sharding`."""
     features = functools.partial(step.make_features(model.graph, train=False), key=None)
     compiled = jax.jit(features, out_shardings=sharding)
     return functools.partial(compiled, model.params, model.statistics)

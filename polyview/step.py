@@ -1,7 +1,7 @@
 """One training step as a pure function; the only file that splits and merges modules.
 
-Outside this file a model is two plain dicts of arrays, `params` and `statistics`; inside
-a step it is an NNX module again. Nothing is hidden: the key of step t is
+Outside this file a model is two plain dicts of arrays, `params` and `statistics`;
+inside a step it is an NNX module again. Nothing is hidden: the key of step t is
 `fold_in(key(seed), t)`, so a state carries no key, and a resumed run draws the same.
 """
 
@@ -46,7 +46,7 @@ def merge(graph: nnx.GraphDef, params: dict, statistics: dict) -> nnx.Module:
 
 
 def abstract(make_module: Callable[..., nnx.Module]) -> tuple[nnx.GraphDef, dict, dict]:
-    """Return what `split` would, with shapes in place of arrays: nothing is computed."""
+    """Return what `split` would, shapes in place of arrays: nothing is computed."""
     return split(nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0))))
 
 

@@ -1,4 +1,4 @@
-"""A run from top to bottom: build, restore, and the loop that trains every objective."""
+"""A run from top to bottom: build, restore, and the loop of every objective."""
 
 import contextlib
 import functools
@@ -221,7 +221,7 @@ def represent(this: Run, state):
 
 
 def claim(workdir: Path, config) -> None:
-    """Write the config into a new workdir, or check that it is the config of an old one.
+    """Write the config into a new workdir, or compare it with the one in an old.
 
     Raises InputError when the workdir belongs to another config or cannot be written.
     """
@@ -247,7 +247,7 @@ def claim(workdir: Path, config) -> None:
 
 @contextlib.contextmanager
 def stop_requested():
-    """Yield `stopping(step) -> bool`: whether to save and end, agreed by all processes."""
+    """Yield `stopping(step) -> bool`: save and end? All processes agree on it."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -311,7 +311,7 @@ def banner(this: Run, shapes: dict, state, start: int) -> None:
         for s in np.linspace(0, this.steps, 101).astype(int)
     )
     lines = {
-        "samples": f"{len(this.source):,} in the source, {b} unique in a batch (global)",
+        "samples": f"{len(this.source):,} in the source, {b} unique in a global batch",
         "views": f"{m} a sample, {b * m} a step",
         "rows": f"{b // this.mesh.size} samples on each of {this.mesh.size} devices "
         f"({machine['device']}, {machine['processes']} processes)",

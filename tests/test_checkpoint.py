@@ -1,4 +1,4 @@
-"""A checkpoint comes back whole or not at all, on any devices, running nothing of its own."""
+"""A checkpoint comes back whole or not at all, on any devices."""
 
 import json
 import logging

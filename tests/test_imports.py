@@ -37,7 +37,7 @@ ALLOWED = {
 
 
 def imports(path: Path) -> set[str]:
-    """The modules a file imports, as dotted names; `from a import b` gives a and a.b."""
+    """The modules a file imports, dotted; `from a import b` gives a and a.b."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

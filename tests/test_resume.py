@@ -1,8 +1,8 @@
 """A run that was interrupted ends as one that was not, on one process or several.
 
 The promise: on the same devices, cores and JAX version, bit for bit. On another number
-of processes or devices, equal in float64; in float32 sums differ in their last bits, and
-training makes those differences grow.
+of processes or devices, equal in float64; in float32 sums differ in their last bits,
+and training makes those differences grow.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The step is a pure function of (state, batch, number, seed), and never keeps a NaN."""
+"""A step is a pure function of (state, batch, number, seed) and keeps no NaN."""
 
 import jax
 import jax.numpy as jnp

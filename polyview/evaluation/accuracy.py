@@ -1,4 +1,4 @@
-"""Accuracy of a trained classifier: a tower whose z are logits, on a split, read once."""
+"""Accuracy on one split of a trained classifier: a tower whose z are logits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Accuracy:
             )
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
-        """Evaluate `represent(batch) -> {modality: features}`, features.z the logits."""
+        """Evaluate `represent(batch) -> {modality: features}`; features.z are logits."""
         found = extract(
             represent,
             self.test,

@@ -1,0 +1,1 @@
+"""Modules that know no loss: encoders, projectors, towers and photometry."""

@@ -37,8 +37,8 @@ class Tower(nnx.Module):
     `projector(features, rngs=)` makes one with `projector(h, train=) -> z[n, d]`.
     `photometry(images[b, m, h, w, c] in [0, 1], keys[b])` runs in training only.
     `mean` and `std` normalise the last axis (one number, or one a channel). With
-    `local`, the features carry the encoder's feature map. A `frozen` encoder stays as it
-    is, the statistics of its BatchNorm included: for probes.
+    `local`, the features carry the encoder's feature map. A `frozen` encoder stays as
+    it is, the statistics of its BatchNorm included: for probes.
     """
 
     def __init__(
