@@ -28,7 +28,7 @@ class Accuracy:
             )
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
-        """Evaluate `represent(batch) -> {modality: features}`; features.z are logits."""
+        """Evaluate `represent(batch) -> {modality: features}`; z are logits."""
         found = extract(
             represent,
             self.test,
