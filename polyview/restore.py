@@ -76,13 +76,16 @@ def _load(folder: Path, number: int, sharding, trust: tuple[str, ...]) -> Loaded
     return Loaded(config, number, graph, state["params"], state["statistics"])
 
 
-def transfer(state: step.TrainState, run: str | Path) -> step.TrainState:
+def transfer(
+    state: step.TrainState, run: str | Path, sharding: jax.sharding.Sharding
+) -> step.TrainState:
     """Return a new state whose encoders are those of a run's newest checkpoint.
 
-    Arrays go by their names, whether they are trained here or frozen. Raises InputError
-    when the encoders differ.
+    Arrays go by their names, whether they are trained here or frozen; they are read
+    onto `sharding`, then laid out as the state's. Raises InputError when the encoders
+    differ.
     """
-    found = load(run)
+    found = load(run, sharding=sharding)
     donor = checkpoint.flatten({"params": found.params}) | checkpoint.flatten(
         {"statistics": found.statistics}
     )

@@ -160,7 +160,9 @@ def initial(this: Run) -> step.TrainState:
     """The state before the first step, its encoders perhaps another run's."""
     state = this.create(this.seed)
     donor = this.config.get("init_from")
-    return state if donor is None else restore.transfer(state, donor)
+    if donor is None:
+        return state
+    return restore.transfer(state, donor, meshes.replicated(this.mesh))
 
 
 def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):

@@ -178,7 +178,7 @@ def resnet_tiny(*, width: int = 64, **options) -> ResNet:
     """A ResNet for 28 x 28 grey images on a CPU: 0.3 M parameters, 128 features.
 
     Wide convolutions on few positions (7 x 7, then 4 x 4) are what a CPU runs near its
-    peak: at equal time this learns more than narrower stages on 14 x 14 positions.
+    peak; narrow ones on many positions spend its time on memory.
     """
     form = {"stages": (1, 1), "widths": (width, 2 * width), "block": Basic}
     return ResNet(**form | {"stem": "patch", "in_channels": 1} | options)
