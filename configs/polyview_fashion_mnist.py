@@ -27,12 +27,12 @@ def get_config(argument: str = "") -> dict:
     test = recipes.source("fashion_mnist", "test")
     return {
         "seed": 0,
-        "steps": 800,
+        "steps": 1000,
         "epochs": None,
         # Unique samples, global: 512 views a step when batch=fixed.
         "batch_size": recipes.unique_samples(args["batch"], args["views"], 256),
         "log_every": 20,
-        "checkpoint_every": 400,
+        "checkpoint_every": 500,
         "evaluate_every": 0,
         "keep": 3,
         "workers": 0,

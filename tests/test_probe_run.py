@@ -30,7 +30,9 @@ def probe_config(digits, donor):
 
 def encoder_of(run):
     loaded = restore.load(run)
-    arrays = checkpoint.flatten({"params": loaded.params, "statistics": loaded.statistics})
+    arrays = checkpoint.flatten(
+        {"params": loaded.params, "statistics": loaded.statistics}
+    )
     return {
         name.partition(".")[2]: np.asarray(array)
         for name, array in arrays.items()
