@@ -317,7 +317,7 @@ def banner(this: Run, shapes: dict, state, start: int) -> None:
         "views": f"{m} a sample, {b * m} a step",
         "rows": f"{b // this.mesh.size} samples on each of {this.mesh.size} devices "
         f"({machine['device']}, {machine['processes']} processes)",
-        "negatives": f"{(b - 1) * m} for each anchor",
+        "negatives": f"{(b - 1) * m} other views for each anchor",
         "learning rate": f"{peak:.4g} at its peak",
         "parameters": f"{parameters:,}",
         "steps": f"{this.steps:,}, from {start:,}"

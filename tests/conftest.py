@@ -50,8 +50,14 @@ def digits(data_dir, monkeypatch):
     return make
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> Path:
+    """A folder in which command lines of one program share what they compile."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def command(data_dir):
+def command(data_dir, compiled):
     """`command("main", "--config", ...)` -> the finished process of that command line.
 
     `devices` virtual CPU devices; `wait=False` returns the running process.
@@ -61,6 +67,8 @@ def command(data_dir):
         environment = os.environ | {
             "POLYVIEW_DATA": str(data_dir),
             "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             **{key.upper(): str(value) for key, value in settings.items()},
         }
         process = subprocess.Popen(

@@ -52,7 +52,7 @@ class LinearProbe:
     `steps` is rounded up to whole epochs; `batch_size` shrinks to the rows there are.
     """
 
-    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     weight_decays: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)
     steps: int = 2000
     batch_size: int = 500
