@@ -29,10 +29,10 @@ def main() -> None:
     """Measure, print the table and write results/step.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/polyview_fashion_mnist.py")
-    parser.add_argument("--steps", type=int, default=30, help="of each turn")
+    parser.add_argument("--steps", type=int, default=60, help="of each turn")
     parser.add_argument("--turns", type=int, default=6)
     flags = parser.parse_args()
-    config = configs.load(flags.config, {"steps": str(flags.steps), "log_every": "10"})
+    config = configs.load(flags.config, {"steps": str(flags.steps)})
     config.checkpoint_every = 10 * flags.steps
     run = train.Run(config)
     with jax.set_mesh(run.mesh):
@@ -72,7 +72,7 @@ def bare_step(run: train.Run, steps: int) -> float:
 
 
 def trainer(run: train.Run, views: int) -> float:
-    """Seconds of a whole run by the trainer's own loop, its last save apart."""
+    """Seconds of a run by the trainer's own loop, with its logs and its last save."""
     with tempfile.TemporaryDirectory() as folder:
         state = jax.block_until_ready(run.create(run.seed))
         writer = metrics.Writer(Path(folder), 0, run.steps, views, True)

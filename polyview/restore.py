@@ -132,6 +132,5 @@ def initial(
 
 def represent(model: Loaded, sharding: Any) -> Callable[[dict], dict]:
     """Return `represent(batch) -> {modality: Features}`, with outputs on `sharding`."""
-    features = functools.partial(step.make_features(model.graph, train=False), key=None)
-    compiled = jax.jit(features, out_shardings=sharding)
+    compiled = jax.jit(step.make_represent(model.graph), out_shardings=sharding)
     return functools.partial(compiled, model.params, model.statistics)

@@ -72,12 +72,16 @@ def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     target_decay: float | None = None,
+    inspect: Callable[[dict], dict] = lambda features: {},
+    inspected: Callable[[jax.Array], jax.Array] = lambda done: jnp.bool_(False),
 ) -> Callable:
     """Return `step(state, batch, number, seed) -> (state, metrics)`, to be jitted.
 
     number: int32[], the step the batch was drawn for. When anything is not finite, or
     `number` is not the state's own, the old state is returned and `metrics["healthy"]`
     is False: every later call then does the same, until the caller has read the flag.
+    inspect: the objective's `features` -> more metrics, computed where
+    `inspected(steps done)` and zero elsewhere.
     """
 
     def step(state: TrainState, batch: dict, number: jax.Array, seed: jax.Array):
@@ -92,6 +96,7 @@ def make_step(
         (loss, (statistics, metrics)), gradients = jax.value_and_grad(
             loss_of, has_aux=True
         )(state.params)
+        features = metrics.pop("features", {})
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.params
         )
@@ -107,21 +112,27 @@ def make_step(
         healthy = _all_finite((loss, norm, new)) & (number == state.step)
         new = jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, state)
         metrics = {"loss": loss, **metrics, "gradient_norm": norm, "healthy": healthy}
-        return new, metrics
+        return new, metrics | when(inspected(state.step + 1), inspect, features)
 
     return step
 
 
-def make_features(graph: nnx.GraphDef, train: bool) -> Callable:
-    """Return `features(params, statistics, batch, key) -> {name: Features}`.
+def make_represent(graph: nnx.GraphDef) -> Callable:
+    """Return `represent(params, statistics, batch) -> {name: Features}`: no noise, and
+    BatchNorm by its running statistics."""
 
-    With `train`, the views are augmented and BatchNorm uses the batch, as in the step.
-    """
+    def represent(params: dict, statistics: dict, batch: dict):
+        return merge(graph, params, statistics)(batch, key=None, train=False)
 
-    def features(params: dict, statistics: dict, batch: dict, key: jax.Array | None):
-        return merge(graph, params, statistics)(batch, key=key, train=train)
+    return represent
 
-    return features
+
+def when(condition: jax.Array, function: Callable, argument):
+    """Return `function(argument)` where the condition holds, else zeros; only the one
+    that is wanted is computed."""
+    shapes = jax.eval_shape(function, argument)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.cond(condition, function, lambda _: zeros, argument)
 
 
 def _averaged(params: dict, statistics: dict) -> dict:

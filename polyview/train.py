@@ -63,28 +63,22 @@ class Run:
         )
         self.create = jax.jit(create, out_shardings=shardings)
         self.step = jax.jit(
-            step.make_step(self.graph, self.objective, transformation, decay),
+            step.make_step(
+                self.graph, self.objective, transformation, decay, looks, self.logged
+            ),
             in_shardings=(shardings, rows, whole, whole),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         )
         self.represent = jax.jit(
-            functools.partial(step.make_features(self.graph, train=False), key=None),
+            step.make_represent(self.graph),
             in_shardings=(shardings.params, shardings.statistics, rows),
             out_shardings=whole,
         )
-        self.health = jax.jit(self._health, out_shardings=whole)
 
-    def _health(self, state: step.TrainState, batch: dict, seed: jax.Array) -> dict:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        features = step.make_features(self.graph, train=True)(
-            state.params, state.statistics, batch, key
-        )
-        return {
-            f"{name}/{measure}": value
-            for name, of in features.items()
-            for measure, value in health.health(of.z).items()
-        }
+    def logged(self, done):
+        """Whether the step that makes `done` is logged: an int, or an array of one."""
+        return (done % self.config.log_every == 0) | (done == 1) | (done == self.steps)
 
     def batches(self, start: int, steps: int | None = None) -> Iterator:
         """The batches of this process, from step `start` on."""
@@ -118,6 +112,15 @@ class Run:
         with fits_together("model, views and objective"):
             jax.eval_shape(self.step, self.template, shapes, number, self.seed)
         return shapes
+
+
+def looks(features: dict) -> dict:
+    """The health of what each tower returned, as metrics."""
+    return {
+        f"{name}/{measure}": value
+        for name, of in features.items()
+        for measure, value in health.health(of.z).items()
+    }
 
 
 @contextlib.contextmanager
@@ -174,11 +177,11 @@ def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
         interval = config.get(every, 0)
         return bool(interval) and step % interval == 0
 
-    def finish(step: int, values: dict, logged: bool) -> None:
+    def finish(step: int, values: dict) -> None:
         """Read what a step returned, once the next one is under way."""
         if not bool(jax.device_get(values.pop("healthy"))):
             dump(step - 1, state, config_text, workdir)
-        if logged:
+        if this.logged(step):
             values = {k: float(v) for k, v in jax.device_get(values).items()}
             values["learning_rate"] = float(this.optimizer.schedule(step - 1))
             writer.write(step, values)
@@ -189,13 +192,11 @@ def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
     with stop_requested() as stopping, contextlib.closing(batches):
         for index, number, batch in batches:
             done = index + 1
-            logged = due(done, "log_every") or done in (1, steps)
             with jax.transfer_guard("disallow"):
-                looked_at = this.health(state, batch, this.seed) if logged else {}
                 state, values = this.step(state, batch, number, this.seed)
             if pending is not None:
                 finish(*pending)
-            pending = (done, values | looked_at, logged)
+            pending = (done, values)
             stop = stopping(done)
             save = due(done, "checkpoint_every") or done == steps or stop
             evaluate = this.evaluation is not None and due(done, "evaluate_every")

@@ -20,7 +20,8 @@ class Objective(Protocol):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the loss of the global batch and scalar metrics.
 
-        `target_module` is the moving average of `module`, or None where the run keeps
-        none; no gradient flows through it.
+        Under the name "features" the metrics may hold what the module returned; the
+        trainer looks at its health where it logs. `target_module` is the moving average
+        of `module`, or None where the run keeps none; no gradient flows through it.
         """
         ...

@@ -159,9 +159,10 @@ class Contrastive:
     bound: Callable | None = mutual_information_bound
 
     def __call__(self, module, target_module, batch, key):
-        z = module(batch, key=key, train=True)[self.modality].z
+        features = module(batch, key=key, train=True)
+        z = features[self.modality].z
         loss = self.loss(z).mean()
-        metrics = {"loss": loss}
+        metrics = {"loss": loss, "features": features}
         if self.bound is not None:
             metrics["mi_bound"] = self.bound(loss, *z.shape[:2])
         return loss, metrics
