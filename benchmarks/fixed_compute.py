@@ -5,9 +5,9 @@
 The claim of Shidani et al. 2024 as an experiment on Fashion-MNIST: M views of K samples
 with M * K and the number of steps fixed, so that every cell of a column costs the
 encoder the same. Each cell's learning rate is chosen, from one grid for all, by the
-probe's accuracy on rows held out from the training split; the test split is read at the
-chosen rate alone. Finished runs are kept in the workdir: run the command again to go
-on.
+probe's accuracy on rows held out from the training split; the figures on the test split
+are those at the chosen rate. Finished runs are kept in the workdir: run the command
+again to go on.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
 
 def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
     """Train and evaluate one cell, unless its result is in the workdir."""
-    name = f"{budget}-{loss}-{m}-{rate:g}-{seed}"
+    name = f"{budget}-{loss}-{m}-{rate:g}-{seed}-{flags.steps}-{flags.labels}"
     path = flags.workdir / f"{name}.json"
     if path.exists():
         return json.loads(path.read_text())

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from polyview import config as configs
 from polyview import errors, mesh, metrics, train
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/polyview_fashion_mnist.py")
     parser.add_argument("--steps", type=int, default=60, help="of each turn")
-    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=4)
     flags = parser.parse_args()
     config = configs.load(flags.config, {"steps": str(flags.steps)})
     config.checkpoint_every = 10 * flags.steps
@@ -50,7 +51,8 @@ def main() -> None:
         print(f"{name:>10}  {median:8.0f} views/s")
     print(f"{'ratio':>10}  {ratio:8.3f}")
     record = {
-        "command": "python -m benchmarks.step",
+        "command": f"python -m benchmarks.step --turns {flags.turns}",
+        "steps": flags.steps,
         "config": flags.config,
         "machine": mesh.machine(),
         "views_per_second": rates,
@@ -62,10 +64,13 @@ def main() -> None:
 def bare_step(run: train.Run, steps: int) -> float:
     """Seconds of `steps` steps on one batch that stays on the device."""
     state = run.create(run.seed)
-    _, number, batch = next(mesh.prefetch(run.batches(0, 1), run.mesh))
-    jax.block_until_ready(batch)
+    with contextlib.closing(mesh.prefetch(run.batches(0, 1), run.mesh)) as batches:
+        _, _, batch = next(batches)
+    # Each step must be given its own number, or it would refuse to be taken.
+    numbers = [mesh.put_replicated(np.int32(i), run.mesh) for i in range(steps)]
+    jax.block_until_ready((batch, numbers))
     began = time.perf_counter()
-    for _ in range(steps):
+    for number in numbers:
         state, _ = run.step(state, batch, number, run.seed)
     jax.block_until_ready(state)
     return time.perf_counter() - began

@@ -43,6 +43,7 @@ def get_config(argument: str = "") -> dict:
                 "partial": "polyview.nn.resnet:resnet_tiny",
                 "width": 16,
                 "stem": "small",
+                "in_channels": 1,
             },
             projector={
                 "partial": "polyview.nn.heads:Projector",

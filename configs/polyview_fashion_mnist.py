@@ -42,7 +42,10 @@ def get_config(argument: str = "") -> dict:
             args["views"], "RandomResizedCrop", size=28, scale=(0.2, 1.0), flip=0.5
         ),
         "model": recipes.image_model(
-            encoder={"partial": "polyview.nn.resnet:resnet_tiny"},
+            encoder={
+                "partial": "polyview.nn.resnet:resnet_tiny",
+                "in_channels": 1,
+            },
             projector={
                 "partial": "polyview.nn.heads:Projector",
                 "hidden": (256,),

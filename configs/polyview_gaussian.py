@@ -65,7 +65,7 @@ def get_config(argument=""):
                     "x": {
                         "partial": "polyview.nn.towers:Tower",
                         "encoder": {"partial": "polyview.nn.mlp:Mlp", "inputs": 1},
-                        "projector": {"partial": "polyview.nn.mlp:Identity"},
+                        "projector": {"partial": "polyview.nn.heads:Identity"},
                         "mean": 0.0,
                         "std": 1.0,
                     }

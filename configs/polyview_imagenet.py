@@ -60,7 +60,7 @@ def get_config(argument: str = "") -> dict:
                 "out": 128,
             },
             photometry={"target": "polyview.nn.photometry:Photometry"},
-            mean=(0.485, 0.456, 0.406),
+            mean=(0.485, 0.456, 0.406),  # torchvision's, of ImageNet
             std=(0.229, 0.224, 0.225),
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],

@@ -38,8 +38,7 @@ def get_config(argument: str = "") -> dict:
         "batch_size": 4096,
         "log_every": 100,
         "checkpoint_every": 1000,
-        # The end of the run: 1,281,167 images make 312 steps an epoch.
-        "evaluate_every": epochs * 312,
+        "evaluate_every": 10_000,  # and at the end
         "keep": 3,
         "workers": 16,
         "mesh": {"data": -1, "fsdp": 1},
@@ -51,7 +50,7 @@ def get_config(argument: str = "") -> dict:
             encoder=encoder,
             projector={"partial": "polyview.nn.heads:Linear", "out": 1000},
             photometry=None,
-            mean=(0.485, 0.456, 0.406),
+            mean=(0.485, 0.456, 0.406),  # torchvision's, of ImageNet
             std=(0.229, 0.224, 0.225),
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],

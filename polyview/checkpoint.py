@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from polyview import config as configs
 from polyview.errors import InputError
@@ -59,8 +60,9 @@ class Checkpoints:
 
         template: a state of arrays or shapes with shardings. A damaged checkpoint is
         set aside under `<folder>/../damaged/<step>`, with one warning, and the one
-        before it is used.
+        before it is used. Raises InputError when all there were are damaged.
         """
+        damaged = []
         while (step := self.newest()) is not None:
             try:
                 return step, read_state(self.folder / str(step), template)
@@ -69,6 +71,12 @@ class Checkpoints:
                     "checkpoint %s skipped: %s", self.folder / str(step), damage
                 )
                 self._set_aside(step)
+                damaged.append(step)
+        if damaged:
+            raise InputError(
+                f"every checkpoint of {self.folder} is damaged (steps {damaged}, now "
+                f"in {self.folder.parent / 'damaged'}); run again to start from step 0"
+            )
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -78,8 +86,6 @@ class Checkpoints:
             shutil.rmtree(aside / str(step), ignore_errors=True)
             (self.folder / str(step)).rename(aside / str(step))
         if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
 

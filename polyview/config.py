@@ -21,10 +21,71 @@ import ml_collections
 
 from polyview.errors import InputError
 
-# A checkpoint may be a stranger's: only these packages are imported on its behalf.
-TRUSTED = ("polyview", "sgi")
+# A checkpoint may be a stranger's: only what these modules define is called on its
+# behalf. None of it writes a file, starts a process or takes a command.
+TRUSTED = (
+    "polyview.nn",
+    "polyview.objectives",
+    "polyview.optimizer",
+    "polyview.data.augment",
+    "polyview.data.gaussian",
+    "polyview.data.source",
+    "polyview.data.views",
+    "polyview.evaluation.accuracy:Accuracy",
+    "polyview.evaluation.knn:WeightedKnn",
+    "polyview.evaluation.probe:LinearProbe",
+    "polyview.evaluation.protocol:Protocol",
+)
 # What may differ between a run and its continuation: none of it changes the numbers.
 FREE = ("mesh", "workers", "log_every", "evaluate_every", "checkpoint_every", "keep")
+
+REQUIRED = (
+    "seed",
+    "batch_size",
+    "log_every",
+    "source",
+    "views",
+    "model",
+    "objective",
+    "optimizer",
+)
+HUGE = 2**31 - 1  # steps are counted in 32 bits
+TINY = 1e-9  # what must not be zero
+# Lowest and highest value of a key, wherever in the config it stands; a lowest value
+# that is an int asks for one.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "steps": (1, HUGE),
+    "epochs": (1, HUGE),
+    "batch_size": (1, HUGE),
+    "log_every": (1, HUGE),
+    "checkpoint_every": (1, HUGE),
+    "evaluate_every": (0, HUGE),
+    "workers": (0, 1024),
+    "keep": (2, HUGE),
+    "m": (1, HUGE),
+    "size": (1, HUGE),
+    "width": (1, HUGE),
+    "out": (1, HUGE),
+    "temperature": (TINY, HUGE),
+    "base": (0.0, HUGE),
+    "per": (1, HUGE),
+    "weight_decay": (0.0, HUGE),
+    "warm_up": (0.0, 1.0),
+    "momentum": (0.0, 1.0),
+    "target_decay": (0.0, 1.0),
+    "std": (TINY, HUGE),
+    "deviation": (TINY, HUGE),
+    "scale": (TINY, 1.0),
+    "ratio": (TINY, HUGE),
+    "fraction": (TINY, 1.0),
+    "flip": (0.0, 1.0),
+    "strength": (0.0, HUGE),
+    "jitter_chance": (0.0, 1.0),
+    "grey_chance": (0.0, 1.0),
+    "blur_chance": (0.0, 1.0),
+    "solarise_chance": (0.0, 1.0),
+}
 
 
 def arguments(text: str, **defaults) -> dict:
@@ -52,7 +113,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     match = difflib.get_close_matches(name, names, 1, cutoff=0.5)
     if match:
         return f"; did you mean {match[0]!r}?"
-    return f"; there are: {', '.join(sorted(names))}"
+    return f"; there are: {', '.join(sorted(names))}" if names else ""
 
 
 def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
@@ -61,6 +122,8 @@ def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
     Raises InputError for a missing or broken file, an unknown key or a wrong type.
     """
     path, _, argument = path_and_argument.partition(":")
+    if Path(path).is_dir():
+        raise InputError(f"--config {path} is a folder; name a file of it")
     if not Path(path).is_file():
         folder = Path(path).parent
         files = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
@@ -71,13 +134,13 @@ def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"config file {path} has no get_config(argument)")
+        config = ml_collections.ConfigDict(module.get_config(argument))
     except InputError:
         raise
     except Exception as error:  # a user's file: whatever it raises is theirs to read
         raise InputError(f"config file {path} fails: {_describe(error)}") from error
-    if not hasattr(module, "get_config"):
-        raise InputError(f"config file {path} has no get_config(argument)")
-    config = ml_collections.ConfigDict(module.get_config(argument))
     for key, value in (overrides or {}).items():
         _override(config, key, value)
     return config
@@ -99,6 +162,8 @@ def _override(config, key: str, text: str) -> None:
 def _parse(text: str, old, where: str):
     """Read `text` as the type of `old`; a key that was None takes any literal."""
     if isinstance(old, ml_collections.ConfigDict):
+        if text.lower() == "none":
+            return None
         raise InputError(
             f"{where} is a group of keys; set one of them, as {where}.key=..."
         )
@@ -120,53 +185,40 @@ def _parse(text: str, old, where: str):
 
 
 def check(config) -> None:
-    """Hold the common keys to their ranges.
+    """Hold a config to what it must contain, and numbers to their ranges.
 
     Raises InputError that names the key, its value and what it must be.
     """
-    required = (
-        "seed",
-        "batch_size",
-        "source",
-        "views",
-        "model",
-        "objective",
-        "optimizer",
-    )
-    for key in required:
+    for key in REQUIRED:
         if key not in config:
             raise InputError(f"the config has no key {key!r}")
     if (config.get("steps") is None) == (config.get("epochs") is None):
-        raise InputError(
-            "the config must set one of steps and epochs, the other to None"
-        )
-    lowest = {
-        "seed": 0,
-        "steps": 1,
-        "epochs": 1,
-        "batch_size": 2,
-        "log_every": 1,
-        "checkpoint_every": 1,
-        "evaluate_every": 0,
-        "workers": 0,
-        "keep": 2,
-    }
-    for key, least in lowest.items():
-        value = config.get(key)
-        if value is None:
+        raise InputError("the config must set one of steps and epochs, the other None")
+    for name, value in flat(json.loads(to_json(config))).items():
+        key = name.rpartition(".")[2]
+        if value is None or key not in RANGES:
             continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"config key {key}={value!r}: expected an integer")
-        if value < least:
-            raise InputError(f"config key {key}={value}: it must be {least} or more")
+        low, high = RANGES[key]
+        for number in value if isinstance(value, list) else [value]:
+            whole = isinstance(low, int)
+            kinds = (int,) if whole else (int, float)
+            if isinstance(number, bool) or not isinstance(number, kinds):
+                kind = "an integer" if whole else "a number"
+                raise InputError(f"config key {name}={value!r}: expected {kind}")
+            where = f"config key {name}={value}"
+            if not number >= low:
+                least = "more than 0" if low == TINY else f"{low} or more"
+                raise InputError(f"{where}: it must be {least}")
+            if number > high:
+                raise InputError(f"{where}: it must be {high} or less")
 
 
 def build(spec, trusted: tuple[str, ...] | None = None, where: str = "config"):
     """Turn a spec into the object it describes, and everything inside it.
 
-    `trusted` limits the packages that may be imported (for a checkpoint's config);
-    None allows any. Raises InputError for a target that cannot be imported, a package
-    outside `trusted`, or fields that the target does not take.
+    `trusted` limits what may be called (for a checkpoint's config) to packages,
+    modules and "module:Name"s; None allows any. Raises InputError for a target that
+    cannot be imported or is not trusted, and for fields that it does not take.
     """
     if isinstance(spec, ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
         spec = spec.to_dict()
@@ -205,11 +257,10 @@ def _import(name, trusted: tuple[str, ...] | None, where: str):
     module, colon, attribute = str(name).partition(":")
     if not colon or not attribute.isidentifier():
         raise InputError(f"{where}: {name!r} is not of the form package.module:Name")
-    package = module.split(".")[0]
-    if trusted is not None and package not in trusted:
+    if trusted is not None and not _trusts(trusted, module, attribute):
         raise InputError(
-            f"{where} names {name!r}, outside the packages trusted in a checkpoint "
-            f"({', '.join(trusted)}); if you trust it, pass its package with --trust"
+            f"{where} names {name!r}, which a checkpoint is not trusted with; if you "
+            f"trust it, run again with --trust {module.split('.')[0]}"
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -220,15 +271,21 @@ def _import(name, trusted: tuple[str, ...] | None, where: str):
         raise InputError(
             f"{where}: {module} has no {attribute!r}{nearest(attribute, names)}"
         ) from error
-    # What a module merely imported is not part of it: `polyview.x:os` is refused.
-    if (
-        trusted is not None
-        and (getattr(found, "__module__", "") or "").split(".")[0] not in trusted
-    ):
-        raise InputError(f"{where}: {name!r} is not defined in a trusted package")
+    # What a module merely imported is not part of it.
+    home = getattr(found, "__module__", None) or ""
+    if trusted is not None and not _trusts(trusted, home, attribute):
+        raise InputError(f"{where}: {name!r} is not defined in a trusted module")
     if not callable(found):
         raise InputError(f"{where}: {name!r} is not a class or a function")
     return found
+
+
+def _trusts(trusted: tuple[str, ...], module: str, attribute: str) -> bool:
+    names = [module, f"{module}:{attribute}"]
+    while "." in module:
+        module = module.rpartition(".")[0]
+        names.append(module)
+    return not attribute.startswith("_") and any(name in trusted for name in names)
 
 
 def to_json(config) -> str:
@@ -259,7 +316,7 @@ def digest(text: str) -> str:
 def difference(old, new) -> list[str]:
     """List, as 'key: old -> new', what differs and must not within one run."""
     old, new = (json.loads(to_json(c)) for c in (old, new))
-    a, b = _flat(old), _flat(new)
+    a, b = flat(old), flat(new)
     keys = [k for k in sorted(a | b) if k.split(".")[0] not in FREE]
     return [
         f"{k}: {a.get(k, 'absent')!r} -> {b.get(k, 'absent')!r}"
@@ -268,13 +325,14 @@ def difference(old, new) -> list[str]:
     ]
 
 
-def _flat(tree, prefix: str = "") -> dict:
+def flat(tree, prefix: str = "") -> dict:
+    """Name each leaf of nested dicts by its keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     if not isinstance(tree, dict) or not tree:
         return {prefix.rstrip("."): tree}
     return {
         k: v
         for key, sub in tree.items()
-        for k, v in _flat(sub, f"{prefix}{key}.").items()
+        for k, v in flat(sub, f"{prefix}{key}.").items()
     }
 
 

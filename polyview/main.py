@@ -1,16 +1,13 @@
 """`python -m polyview.main`: flags -> config -> `train.run(config, workdir)`."""
 
-import argparse
-import sys
-
+from polyview import command, errors
 from polyview import config as configs
-from polyview import errors
 from polyview.errors import InputError
 
 
 def main() -> None:
     """Read the command line and train; see `--help`."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m polyview.main",
         description="Train what a config describes; the same command again resumes it.",
         epilog="Any key of the config: --config.key=value, --config.group.key=value. "
@@ -22,14 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--replay", action="store_true", help="take the dumped step of DIR once more"
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="join the other processes of this run",
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="if JAX cannot know")
-    parser.add_argument("--processes", type=int, help="how many there are")
-    parser.add_argument("--process", type=int, help="which one this is, from 0")
+    command.add_distributed(parser)
     flags, rest = parser.parse_known_args()
     overrides = dict(_override(argument) for argument in rest)
     if not flags.replay:
@@ -38,10 +28,9 @@ def main() -> None:
         config = configs.load(flags.config, overrides)
         configs.check(config)
 
-    from polyview import mesh, train  # JAX: after the mistakes that need none of it
+    command.start(flags)
+    from polyview import train  # and JAX: after the mistakes that need none of it
 
-    if flags.distributed:
-        mesh.start(flags.coordinator, flags.processes, flags.process)
     if flags.replay:
         train.replay(flags.workdir)
     else:
@@ -59,4 +48,3 @@ def _override(argument: str) -> tuple[str, str]:
 
 if __name__ == "__main__":
     errors.run(main)
-    sys.exit(0)

@@ -1,4 +1,4 @@
-"""Devices: start of the processes, the named mesh, and where each array lives on it.
+"""Devices: the named mesh, and where each array lives on it.
 
 Two axes: rows of a batch are split over both, `data` and `fsdp`; large parameters are
 split over `fsdp` and copied over `data`. Axis types are Auto: the compiler inserts the
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polyview.errors import InputError
@@ -19,25 +20,6 @@ from polyview.errors import InputError
 AXES = ("data", "fsdp")
 # Below this many elements a parameter is cheaper to copy than to gather (ours).
 SMALLEST_SPLIT = 2**16
-
-
-def start(
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-) -> None:
-    """Join the other processes of this run; call before any device is touched.
-
-    Without arguments JAX finds them itself under Slurm, Open MPI, Kubernetes and on TPU
-    pods. Raises InputError when it finds no cluster.
-    """
-    try:
-        jax.distributed.initialize(coordinator, processes, process)
-    except ValueError as error:
-        raise InputError(
-            f"--distributed found no cluster ({error}); give --coordinator HOST:PORT "
-            "--processes N --process I"
-        ) from error
 
 
 def make(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -150,6 +132,12 @@ def prefetch(batches: Iterator, mesh: Mesh, ahead: int = 2) -> Iterator:
 def is_first_process() -> bool:
     """True on the one process that writes logs and prints."""
     return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process of the run has come to the place named `what`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def machine() -> dict:

@@ -1,5 +1,8 @@
 """Parts that the image configs share, as specs: nothing here is built or imported."""
 
+from polyview import config as configs
+from polyview.errors import InputError
+
 OBJECTIVES = "polyview.objectives"
 
 
@@ -10,24 +13,35 @@ def unique_samples(batch: str, views: int, at_two_views: int) -> int:
     `at_two_views * 2 / views` samples. "growing" keeps the samples (Shidani et al. 2024
     compare both).
     """
+    if batch not in ("fixed", "growing"):
+        raise InputError(
+            f"batch={batch!r}{configs.nearest(batch, ['fixed', 'growing'])}"
+        )
+    if views < 1:
+        raise InputError(f"views={views}: a sample needs 2 or more")
     return at_two_views if batch == "growing" else max(2, at_two_views * 2 // views)
 
 
 def contrastive(objective: str, temperature: float) -> dict:
     """The objective that minimises the named loss of `polyview.objectives.polyview`."""
-    bound = {
-        "partial": f"{OBJECTIVES}.bounds:mutual_information_bound",
+    loss = {
+        "partial": f"{OBJECTIVES}.polyview:{objective}",
+        "temperature": temperature,
+        "normalize": True,
     }
+    bound = {"partial": f"{OBJECTIVES}.bounds:mutual_information_bound"}
+    if objective == "arithmetic":
+        loss["variant"] = "theorem"  # with "listing", set bound=None: it bounds nothing
+    if objective == "sufficient_statistics":
+        loss["renormalize"] = True
     if objective == "multi_crop":
         bound = {"partial": f"{OBJECTIVES}.bounds:pairwise_bound"}
     if objective in ("supcon", "mv_infonce", "mv_dhel"):
         bound = None  # these losses bound no mutual information we know of
     return {
         "target": f"{OBJECTIVES}.polyview:Contrastive",
-        "loss": {
-            "partial": f"{OBJECTIVES}.polyview:{objective}",
-            "temperature": temperature,
-        },
+        "loss": loss,
+        "modality": "image",
         "bound": bound,
     }
 
@@ -38,11 +52,15 @@ def source(name: str, split: str) -> dict:
 
 
 def generated(m: int, augment: str, **options) -> dict:
-    """m views of an image by the named augmentation of `polyview.data.augment`."""
+    """m views of an image by the named augmentation of `polyview.data.augment`.
+
+    Images without labels need targets=().
+    """
     return {
         "target": "polyview.data.views:Generated",
         "m": m,
         "augment": {"target": f"polyview.data.augment:{augment}", **options},
+        "targets": ("label",),
     }
 
 
@@ -73,12 +91,30 @@ def image_model(
     return {"partial": "polyview.nn.towers:Towers", "towers": {"image": tower}}
 
 
-def evaluation(train: dict, test: dict, size: int, fraction: float, **options) -> dict:
+def evaluation(train: dict, test: dict, size: int, fraction: float) -> dict:
     """kNN and the linear-probe sweep on whole, central views."""
     return {
         "target": "polyview.evaluation.protocol:Protocol",
         "train": train,
         "test": test,
         "views": generated(1, "ResizeCenterCrop", size=size, fraction=fraction),
-        **options,
+        "modality": "image",
+        "label": "label",
+        "batch_size": 500,
+        # The share of train on which the probe's hyper-parameters are chosen; ours.
+        "validation": 0.1,
+        # k and temperature of Caron et al. 2021.
+        "knn": {
+            "target": "polyview.evaluation.knn:WeightedKnn",
+            "k": 20,
+            "temperature": 0.07,
+        },
+        # The grid and the length are ours.
+        "probe": {
+            "target": "polyview.evaluation.probe:LinearProbe",
+            "learning_rates": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+            "weight_decays": (0.0, 1e-4, 1e-3, 1e-2),
+            "steps": 2000,
+            "batch_size": 500,
+        },
     }

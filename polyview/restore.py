@@ -47,7 +47,7 @@ def load(
     """Return the model of a run's newest undamaged checkpoint, or of step `at`.
 
     Only parameters and statistics are read, onto `sharding` (one device by default).
-    The checkpoint's config may name things in this project and in the packages of
+    The checkpoint's config may call what `config.TRUSTED` lists and the packages of
     `trust`, nothing else. Raises InputError when there is no such checkpoint.
     """
     folder = Path(run) / "checkpoints"
@@ -76,20 +76,19 @@ def _load(folder: Path, number: int, sharding, trust: tuple[str, ...]) -> Loaded
     return Loaded(config, number, graph, state["params"], state["statistics"])
 
 
-def transfer(
-    state: step.TrainState, run: str | Path, sharding: jax.sharding.Sharding
-) -> step.TrainState:
-    """Return a new state whose encoders are those of a run's newest checkpoint.
+def donate(run: str | Path, template: step.TrainState, sharding) -> step.TrainState:
+    """Return the template with a run's encoders in the place of their shapes.
 
     Arrays go by their names, whether they are trained here or frozen; they are read
-    onto `sharding`, then laid out as the state's. Raises InputError when the encoders
-    differ.
+    onto `sharding`, then laid out as the template says. Raises InputError when the run
+    has no checkpoint or another encoder.
     """
     found = load(run, sharding=sharding)
-    donor = checkpoint.flatten({"params": found.params}) | checkpoint.flatten(
-        {"statistics": found.statistics}
-    )
-    donor = {name.partition(".")[2]: array for name, array in donor.items()}
+    parts = {"params": found.params, "statistics": found.statistics}
+    donor = {
+        name.partition(".")[2]: array
+        for name, array in checkpoint.flatten(parts).items()
+    }
 
     def replaced(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -97,9 +96,10 @@ def transfer(
             return leaf
         other = donor.get(name)
         if other is None or other.shape != leaf.shape:
+            there = "absent" if other is None else other.shape
             raise InputError(
-                f"the encoder of {run} does not fit this config: {name} is "
-                f"{other if other is None else other.shape} there, {leaf.shape} here"
+                f"the encoder of {run} does not fit this config: {name} is {there} "
+                f"there, {leaf.shape} here"
             )
         return jax.device_put(other.astype(leaf.dtype), leaf.sharding)
 
@@ -107,7 +107,9 @@ def transfer(
         return jax.tree_util.tree_map_with_path(replaced, tree)
 
     return dataclasses.replace(
-        state, params=overlay(state.params), statistics=overlay(state.statistics)
+        template,
+        params=overlay(template.params),
+        statistics=overlay(template.statistics),
     )
 
 
@@ -124,7 +126,7 @@ def initial(
     graph, *_ = step.abstract(make_module)
 
     def create():
-        return step.split(make_module(rngs=nnx.Rngs(jax.random.key(config.seed))))[1:]
+        return step.split(step.initialise(make_module, config.seed))[1:]
 
     params, statistics = jax.jit(create, out_shardings=sharding)()
     return Loaded(config, 0, graph, params, statistics)

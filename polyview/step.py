@@ -50,6 +50,12 @@ def abstract(make_module: Callable[..., nnx.Module]) -> tuple[nnx.GraphDef, dict
     return split(nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0))))
 
 
+def initialise(make_module: Callable[..., nnx.Module], seed: jax.Array) -> nnx.Module:
+    """Return the module of a seed, before any step."""
+    # 0 for the parameters, 1 for the noise of the steps: no key serves twice.
+    return make_module(rngs=nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 0)))
+
+
 def create(
     make_module: Callable[..., nnx.Module],
     optimizer: optax.GradientTransformation,
@@ -57,7 +63,7 @@ def create(
     target_decay: float | None = None,
 ) -> TrainState:
     """Return the state before the first step; jit it, or ask `jax.eval_shape`."""
-    _, params, statistics = split(make_module(rngs=nnx.Rngs(jax.random.key(seed))))
+    _, params, statistics = split(initialise(make_module, seed))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -85,7 +91,8 @@ def make_step(
     """
 
     def step(state: TrainState, batch: dict, number: jax.Array, seed: jax.Array):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        noise = jax.random.fold_in(jax.random.key(seed), 1)
+        key = jax.random.fold_in(noise, state.step)
 
         def loss_of(params: dict):
             module = merge(graph, params, state.statistics)

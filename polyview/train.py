@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
-import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 
@@ -33,9 +34,13 @@ class Run:
             )
         self.source = configs.build(config.source, where="source")
         self.views = configs.build(config.views, where="views")
-        self.steps = config.get("steps") or config.epochs * (
-            len(self.source) // config.batch_size
-        )
+        epoch = len(self.source) // config.batch_size
+        if not epoch:
+            raise InputError(
+                f"batch_size={config.batch_size}, but {self.source!r} has only "
+                f"{len(self.source)} examples"
+            )
+        self.steps = config.get("steps") or config.epochs * epoch
         with fits_together("optimizer"):
             self.optimizer = configs.build(config.optimizer, where="optimizer")(
                 steps=self.steps, batch_size=config.batch_size
@@ -80,7 +85,9 @@ class Run:
         """Whether the step that makes `done` is logged: an int, or an array of one."""
         return (done % self.config.log_every == 0) | (done == 1) | (done == self.steps)
 
-    def batches(self, start: int, steps: int | None = None) -> Iterator:
+    def batches(
+        self, start: int, steps: int | None = None, workers: int | None = None
+    ) -> Iterator:
         """The batches of this process, from step `start` on."""
         return pipeline.batches(
             self.source,
@@ -91,7 +98,7 @@ class Run:
             steps=self.steps if steps is None else steps,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            workers=self.config.get("workers", 0),
+            workers=self.config.get("workers", 0) if workers is None else workers,
         )
 
     def trace(self) -> dict:
@@ -99,7 +106,8 @@ class Run:
 
         Raises InputError with the words of the objective, the model or the pipeline.
         """
-        _, batch = next(iter(self.batches(0, steps=1)))
+        with fits_together("source and views"):
+            _, batch = next(self.batches(0, steps=1, workers=0))
         hosts = jax.process_count()
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
@@ -128,7 +136,11 @@ def fits_together(what: str):
     """Turn the errors of building or tracing into one line for who wrote the config."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except KeyError as error:
+        raise InputError(
+            f"this config does not fit together ({what}): there is no {error}"
+        ) from error
+    except (ValueError, TypeError, cv2.error) as error:
         line = str(error).strip().splitlines()[0]
         raise InputError(
             f"this config does not fit together ({what}): {line}"
@@ -145,10 +157,16 @@ def run(config, workdir: str | Path) -> None:
     this = Run(config)
     with jax.set_mesh(this.mesh):
         shapes = this.trace()
+        donor = config.get("init_from")
+        if donor is not None and not (workdir / "checkpoints").exists():
+            whole = meshes.replicated(this.mesh)
+            given = restore.donate(donor, this.template, whole)
+        else:
+            given = this.template
         claim(workdir, config)
         checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 3))
         restored = checkpoints.restore_newest(this.template)
-        start, state = restored or (0, initial(this))
+        start, state = restored or (0, initial(this, given))
         views = sum(config.batch_size * v.shape[1] for v in shapes["views"].values())
         writer = metrics.Writer(
             workdir, start, this.steps, views, meshes.is_first_process()
@@ -159,13 +177,13 @@ def run(config, workdir: str | Path) -> None:
             state = loop(this, state, start, checkpoints, writer, workdir)
 
 
-def initial(this: Run) -> step.TrainState:
-    """The state before the first step, its encoders perhaps another run's."""
-    state = this.create(this.seed)
-    donor = this.config.get("init_from")
-    if donor is None:
-        return state
-    return restore.transfer(state, donor, meshes.replicated(this.mesh))
+def initial(this: Run, given: step.TrainState) -> step.TrainState:
+    """The state before the first step, with the arrays of `given` where it has any."""
+    return jax.tree.map(
+        lambda made, other: other if isinstance(other, jax.Array) else made,
+        this.create(this.seed),
+        given,
+    )
 
 
 def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
@@ -199,16 +217,16 @@ def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
             pending = (done, values)
             stop = stopping(done)
             save = due(done, "checkpoint_every") or done == steps or stop
-            evaluate = this.evaluation is not None and due(done, "evaluate_every")
+            asked = this.evaluation is not None and config.get("evaluate_every", 0)
+            evaluate = asked and (due(done, "evaluate_every") or done == steps)
             if save or evaluate:
                 finish(*pending)
                 pending = None
+            if evaluate:  # before saving: a kill between the two must not lose it
+                result = this.evaluation(represent(this, state), this.mesh)
+                protocol.write(workdir, done, result)
             if save:
                 checkpoints.save(done, state, config_text)
-            if evaluate:
-                result = this.evaluation(represent(this, state), this.mesh)
-                if meshes.is_first_process():
-                    protocol.write(workdir, done, result)
             if stop and done < steps:
                 checkpoints.wait()
                 raise Preempted(
@@ -229,23 +247,32 @@ def claim(workdir: Path, config) -> None:
     Raises InputError when the workdir belongs to another config or cannot be written.
     """
     path = workdir / "config.json"
-    if path.exists():
-        old = configs.from_json(path.read_text())
-        if changes := configs.difference(old, config):
-            raise InputError(
-                f"{workdir} is a run of another config ({'; '.join(changes[:3])}); "
-                "choose another --workdir, or go back to that config"
-            )
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        part = workdir / f"config.json.{os.getpid()}.part"
-        part.write_text(configs.to_json(config))
-        part.replace(path)
-    except OSError as error:
+    if not path.exists() and meshes.is_first_process():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            part = workdir / "config.json.part"
+            part.write_text(configs.to_json(config))
+            part.replace(path)
+        except OSError as error:
+            reason = error.strerror
+            raise InputError(f"cannot write to workdir {workdir}: {reason}") from error
+    meshes.wait_for_all("claim")
+    if changes := configs.difference(read_config(workdir), config):
         raise InputError(
-            f"cannot write to workdir {workdir}: {error.strerror}"
-        ) from error
+            f"{workdir} is a run of another config ({'; '.join(changes[:3])}); "
+            "choose another --workdir, or go back to that config"
+        )
+
+
+def read_config(workdir: Path):
+    """The config of a run. Raises InputError when there is none that can be read."""
+    path = workdir / "config.json"
+    try:
+        return configs.from_json(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{workdir} is not a run: {path.name}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}; choose another --workdir") from error
 
 
 @contextlib.contextmanager
@@ -273,6 +300,9 @@ def dump(number: int, state, config_text: str, workdir: Path) -> None:
 
     Raises NonFiniteError always.
     """
+    if meshes.is_first_process():  # an older dump is of a step that was since taken
+        shutil.rmtree(workdir / "dump", ignore_errors=True)
+    meshes.wait_for_all("dump")
     with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
         dumps.save(number, state, config_text)
     raise NonFiniteError(
@@ -284,10 +314,9 @@ def dump(number: int, state, config_text: str, workdir: Path) -> None:
 def replay(workdir: str | Path) -> None:
     """Take the dumped step again and print where it stops being finite."""
     workdir = Path(workdir)
-    path = workdir / "config.json"
-    if not path.exists():
-        raise InputError(f"{workdir} is not a run: it has no config.json")
-    this = Run(configs.from_json(path.read_text()))
+    this = Run(read_config(workdir))
+    if not (workdir / "dump").is_dir():
+        raise InputError(f"{workdir} has no dump to replay")
     with jax.set_mesh(this.mesh):
         with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
             restored = dumps.restore_newest(this.template)

@@ -39,7 +39,15 @@ def test_build_names_the_mistake(spec, words):
 
 @pytest.mark.parametrize(
     "name",
-    ["os:system", "subprocess:run", "polyview.config:importlib", "polyview.mesh:os"],
+    [
+        "os:system",
+        "subprocess:run",
+        "polyview.config:load",
+        "polyview.data.source:importlib",
+        "polyview.data.prepare.fashion_mnist:_run",
+        "polyview.evaluation.protocol:write",
+        "polyview.nn.resnet:_conv",
+    ],
 )
 def test_nothing_outside_the_trusted_packages_is_built_for_a_stranger(name):
     with pytest.raises(InputError):
@@ -47,9 +55,10 @@ def test_nothing_outside_the_trusted_packages_is_built_for_a_stranger(name):
 
 
 def test_a_trusted_module_does_not_lend_what_it_imported():
-    # `Path` is callable and visible in polyview.config, but not defined there.
-    with pytest.raises(InputError, match="not defined in a trusted package"):
-        configs.build({"target": "polyview.config:Path"}, trusted=configs.TRUSTED)
+    # `Path` is callable and visible there, but not defined there.
+    name = "polyview.data.source:Path"
+    with pytest.raises(InputError, match="not defined in a trusted module"):
+        configs.build({"target": name}, trusted=configs.TRUSTED)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,18 @@ def test_an_override_names_the_mistake(digits, overrides, words):
     ("overrides", "words"),
     [
         ({"steps": -1}, "must be 1 or more"),
-        ({"batch_size": 1}, "must be 2 or more"),
+        ({"batch_size": 0}, "must be 1 or more"),
+        ({"seed": 2**32}, "4294967295 or less"),
+        ({"steps": 10**11}, "must be 2147483647 or less"),
+        (
+            {"objective.loss.temperature": 0.0},
+            "objective.loss.temperature=0.0: .*more than 0",
+        ),
+        ({"optimizer.warm_up": 1.5}, "1.0 or less"),
+        ({"optimizer.learning_rate.base": -1.0}, "must be 0.0 or more"),
+        ({"views.m": -3}, "must be 1 or more"),
+        ({"views.augment.size": -4}, "must be 1 or more"),
+        ({"views.augment.scale": (2.0, 1.0)}, "1.0 or less"),
         ({"keep": 1}, "must be 2 or more"),
         ({"epochs": 3}, "one of steps and epochs"),
         ({"seed": -1}, "must be 0 or more"),
@@ -96,6 +116,8 @@ def test_a_number_keeps_its_kind(digits):
         ("view=4", "did you mean 'views'"),
         ("views", "write key=value"),
         ("views=four", "expected int"),
+        ("views=0", "2 or more"),
+        ("batch=fxed", "did you mean 'fixed'"),
     ],
 )
 def test_a_config_argument_names_the_mistake(digits, argument, words):
@@ -127,6 +149,7 @@ def test_difference_names_what_must_not_change_and_forgives_what_may(digits):
         (["--config", "configs/polyview_digits.py", "--config.stepz=3"], "'steps'"),
         (["--config", "configs/polyview_digits.py", "--confg.steps=3"], "unknown"),
         (["--config", "configs/polyview_digits.py:views=1"], "m >= 2"),
+        (["--config", "configs/polyview_digits.py", "--processes=two"], "--help"),
         (["--config", "configs/polyview_digits.py", "--config.mesh.fsdp=3"], "devices"),
     ],
 )

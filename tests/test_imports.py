@@ -10,12 +10,13 @@ COMMANDS = {"main", "prepare", "evaluate", "report", "embed", "export", "bench"}
 # What each room may import of this project, beside itself and `errors`.
 ALLOWED = {
     "errors": set(),
+    "command": set(),
     "config": set(),
     "data": set(),
     "nn": set(),
     "objectives": set(),
     "optimizer": set(),
-    "recipes": set(),
+    "recipes": {"config"},
     "mesh": set(),
     "metrics": set(),
     "step": {"objectives"},

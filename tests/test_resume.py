@@ -163,6 +163,14 @@ def test_lines_past_the_restored_step_are_written_once(digits, tmp_path):
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_donor_that_does_not_fit_leaves_no_trace(digits, tmp_path):
+    config = digits()
+    config.init_from = str(tmp_path / "nothing")
+    with pytest.raises(InputError, match="no checkpoint to load"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_not_finite_stops_the_run_and_can_be_seen_again(
     digits, tmp_path, capsys
 ):

@@ -48,8 +48,39 @@ def test_a_step_is_the_same_twice_and_another_with_another_seed(digits):
     with jax.set_mesh(run.mesh):
         one, _ = plain(state, batch, jnp.int32(0), run.seed)
         two, _ = plain(state, batch, jnp.int32(0), run.seed)
+        other = run.create(jnp.uint32(1))
     for a, b in zip(leaves(one), leaves(two), strict=True):
         np.testing.assert_array_equal(a, b)
+    kernels = zip(leaves(state.params), leaves(other.params), strict=True)
+    assert any(not np.array_equal(a, b) for a, b in kernels)
+
+
+def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
+    """An objective that returns its key's noise sees another at each step and seed."""
+
+    def noise(module, target, batch, key):
+        return 0.0 * module(batch, key=key, train=True)["x"].sum(), {
+            "noise": jax.random.normal(key)
+        }
+
+    made = optimizer.sgd(
+        steps=10,
+        batch_size=2,
+        learning_rate=lambda b: 0.1,
+        weight_decay=0.0,
+        warm_up=0.0,
+    ).transformation
+    graph, *_ = step.abstract(Line)
+    take = jax.jit(step.make_step(graph, noise, made))
+    batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
+    found = []
+    for seed in (0, 1):
+        state = step.create(Line, made, jnp.uint32(seed))
+        found.append(float(state.params["w"]))
+        for number in range(3):
+            state, values = take(state, batch, jnp.int32(number), jnp.uint32(seed))
+            found.append(float(values["noise"]))
+    assert len(set(found)) == 8
 
 
 class Line(nnx.Module):

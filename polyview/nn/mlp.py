@@ -29,13 +29,3 @@ class Mlp(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool, key=None):
         h = self.output(nnx.gelu(self.hidden(x)))
         return h, h[:, None, :]
-
-
-class Identity(nnx.Module):
-    """The projector of a tower whose z is its h."""
-
-    def __init__(self, in_features: int, *, rngs: nnx.Rngs):
-        self.features = in_features
-
-    def __call__(self, h: jax.Array, *, train: bool) -> jax.Array:
-        return h

@@ -1,4 +1,4 @@
-"""Batch normalisation with torch's rule and float32 statistics.
+"""Batch normalisation with torch's rule; statistics in the type of the parameters.
 
     y = scale * (x - mean) / sqrt(var + 1e-5) + bias
 
@@ -46,7 +46,8 @@ class BatchNorm(nnx.Module):
             exact = x.astype(self.mean.dtype)
             axes = tuple(range(x.ndim - 1))
             mean = exact.mean(axes)
-            # One pass over x; rounding can take the difference just below zero.
+            # One pass over x, as in flax; rounding can take the difference just below
+            # zero, and it loses digits where the mean is a thousand deviations or more.
             var = jnp.maximum((exact * exact).mean(axes) - mean * mean, 0)
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))

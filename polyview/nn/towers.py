@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 
@@ -74,20 +75,20 @@ class Tower(nnx.Module):
         `index[b]` names the rows: row i's noise is a function of (key, index[i]).
         """
         views = jnp.asarray(views)
-        b, m = views.shape[:2]
+        m = views.shape[1]
         if views.dtype == jnp.uint8:
             views = views.astype(float) / 255
         if train and self.photometry is not None:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
             views = self.photometry(views, keys)
-        x = views.reshape(b * m, *views.shape[2:])
+        x = rearrange(views, "b m ... -> (b m) ...")
         x = (x - _last(self.mean, x)) / _last(self.std, x)
         h, local = self.encoder(x, train=train and not self.frozen, key=key)
         z = self.projector(h, train=train)
         return Features(
-            z=_wide(z).reshape(b, m, -1),
-            h=_wide(h).reshape(b, m, -1),
-            local=local.reshape(b, m, *local.shape[1:]) if self.local else None,
+            z=rearrange(_wide(z), "(b m) d -> b m d", m=m),
+            h=rearrange(_wide(h), "(b m) d -> b m d", m=m),
+            local=rearrange(local, "(b m) p c -> b m p c", m=m) if self.local else None,
         )
 
 

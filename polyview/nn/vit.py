@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
 _norm = partial(nnx.LayerNorm, epsilon=1e-6)
@@ -85,8 +86,8 @@ class ViT(nnx.Module):
         n, side, patch = len(x), self.side, self.patch
         if x.shape[1:3] != (side * patch, side * patch):
             raise ValueError(f"images are {x.shape[1:3]}, not {side * patch} a side")
-        x = x.reshape(n, side, patch, side, patch, -1)
-        x = self.embed(x.swapaxes(2, 3).reshape(n, side**2, -1))
+        patches = "n (i h) (j w) c -> n (i j) (h w c)"
+        x = self.embed(rearrange(x, patches, h=patch, w=patch))
         if self.position is None:  # the class token has no place
             x += sincos(side, self.features).astype(x.dtype)
         if self.cls is not None:

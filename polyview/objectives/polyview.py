@@ -151,7 +151,8 @@ class Contrastive:
 
     `loss` lacks only z: `partial(geometric, temperature=0.1)`. `bound(loss, b, m)`
     turns its mean into the metric `mi_bound`: `pairwise_bound` for `multi_crop`, None
-    for a loss that bounds nothing.
+    for a loss that bounds nothing. Every view of the modality must be present: the loss
+    of a batch with a missing view is NaN.
     """
 
     loss: Callable[[jax.Array], jax.Array]
@@ -161,7 +162,10 @@ class Contrastive:
     def __call__(self, module, target_module, batch, key):
         features = module(batch, key=key, train=True)
         z = features[self.modality].z
-        loss = self.loss(z).mean()
+        # Until a loss reads masks, a missing view must not pass for a positive: the
+        # trainer stops at a loss that is not finite.
+        whole = jnp.all(batch["present"][self.modality])
+        loss = jnp.where(whole, self.loss(z).mean(), jnp.nan)
         metrics = {"loss": loss, "features": features}
         if self.bound is not None:
             metrics["mi_bound"] = self.bound(loss, *z.shape[:2])

@@ -1,0 +1,46 @@
+"""What the command lines share: one-line answers, and joining the other processes."""
+
+import argparse
+
+from polyview.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `InputError`s of one line."""
+
+    def error(self, message: str) -> None:
+        """Raise instead of printing the whole usage."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+    """Add the flags by which several processes find one another."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of this run",
+    )
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where JAX cannot know it"
+    )
+    parser.add_argument("--processes", type=int, help="how many there are")
+    parser.add_argument("--process", type=int, help="which one this is, from 0")
+
+
+def start(flags: argparse.Namespace) -> None:
+    """Join the other processes, if asked to; call before any device is touched.
+
+    Without more flags JAX finds them itself under Slurm, Open MPI, Kubernetes and on
+    TPU pods. Raises InputError when it finds no cluster.
+    """
+    if not flags.distributed:
+        return
+    import jax  # a mistyped flag is answered without it
+
+    try:
+        jax.distributed.initialize(flags.coordinator, flags.processes, flags.process)
+    except ValueError as error:
+        raise InputError(
+            f"--distributed found no cluster ({error}); give --coordinator HOST:PORT "
+            "--processes N --process I"
+        ) from error
