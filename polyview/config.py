@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -67,20 +68,20 @@ RANGES = {
     "size": (1, HUGE),
     "width": (1, HUGE),
     "out": (1, HUGE),
-    "temperature": (TINY, HUGE),
-    "base": (0.0, HUGE),
+    "temperature": (TINY, math.inf),
+    "base": (0.0, math.inf),
     "per": (1, HUGE),
-    "weight_decay": (0.0, HUGE),
+    "weight_decay": (0.0, math.inf),
     "warm_up": (0.0, 1.0),
     "momentum": (0.0, 1.0),
     "target_decay": (0.0, 1.0),
-    "std": (TINY, HUGE),
-    "deviation": (TINY, HUGE),
+    "std": (TINY, math.inf),
+    "deviation": (TINY, math.inf),
     "scale": (TINY, 1.0),
-    "ratio": (TINY, HUGE),
+    "ratio": (TINY, math.inf),
     "fraction": (TINY, 1.0),
     "flip": (0.0, 1.0),
-    "strength": (0.0, HUGE),
+    "strength": (0.0, math.inf),
     "jitter_chance": (0.0, 1.0),
     "grey_chance": (0.0, 1.0),
     "blur_chance": (0.0, 1.0),
