@@ -70,6 +70,9 @@ def get_config(argument: str = "") -> dict:
         "evaluation": {
             "target": "polyview.evaluation.accuracy:Accuracy",
             "test": {**train, "split": "validation"},
+            "modality": "image",
+            "label": "label",
+            "batch_size": 500,
             "views": recipes.generated(1, "ResizeCenterCrop", size=224, fraction=0.875),
         },
     }

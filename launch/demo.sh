@@ -22,5 +22,5 @@ echo; echo "== The same probe for both, an untrained encoder and raw pixels"
 "$python" -m polyview.evaluate --run "$runs/simclr"
 "$python" -m polyview.evaluate --run "$runs/polyview" --references
 echo
-"$python" -m polyview.report "$runs/polyview" "$runs/simclr" \
+"$python" -m polyview.report --run "$runs/polyview" "$runs/simclr" \
     --output "$runs/report.html"

@@ -142,9 +142,34 @@ def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
         raise
     except Exception as error:  # a user's file: whatever it raises is theirs to read
         raise InputError(f"config file {path} fails: {_describe(error)}") from error
-    for key, value in (overrides or {}).items():
-        _override(config, key, value)
+    override(config, overrides or {})
     return config
+
+
+def overrides(arguments: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Read `--config.a.b=value` arguments as `{"a.b": "value"}`.
+
+    known: the names of the command's other flags, to correct a mistyped one. Raises
+    InputError for anything else.
+    """
+    found = {}
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not equals:
+            flags = ["--config.key=value", *(f"--{name}" for name in known)]
+            hint = nearest(argument.split("=")[0], flags)
+            raise InputError(f"unknown argument {argument!r}{hint}")
+        found[key] = value
+    return found
+
+
+def override(config, overrides: Mapping[str, str]) -> None:
+    """Lay `{"a.b": "value"}` over a config, each value read as the type of the old.
+
+    Raises InputError for an unknown key or a wrong type.
+    """
+    for key, value in overrides.items():
+        _override(config, key, value)
 
 
 def _override(config, key: str, text: str) -> None:

@@ -1,19 +1,23 @@
 """Evaluate checkpoints: kNN, linear probe, health -> `RUN/eval/<step>.json`.
 
-python -m polyview.evaluate --run runs/a [--references]
+    python -m polyview.evaluate --run runs/a [--references]
+
+A key of the protocol may be overridden, as --config.evaluation.knn.k=5, and stands in
+the result. The figures lie beside the numbers, as `<step>-map.png` and so on; the
+references are pixels.json and random.json.
 """
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
+from polyview import command, errors
 from polyview import config as configs
-from polyview import errors
 from polyview.errors import InputError
 
 
 def main() -> None:
     """Read the command line and evaluate; see `--help`."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m polyview.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
@@ -30,57 +34,76 @@ def main() -> None:
         default=[],
         help="packages, beside this project's, that a checkpoint's config may name",
     )
-    parser.add_argument(
-        "--distributed", action="store_true", help="as in polyview.main"
-    )
-    flags = parser.parse_args()
-
-    from polyview import mesh
-
-    if flags.distributed:
-        mesh.start()
+    command.add_distributed(parser)
+    flags, rest = parser.parse_known_args()
+    overrides = configs.overrides(rest, known=vars(flags))
+    command.start(flags)
     for run in flags.run:
-        evaluate(run, flags.step, flags.references, tuple(flags.trust))
+        evaluate(run, flags.step, flags.references, tuple(flags.trust), overrides)
 
 
-def evaluate(run: Path, step: int | None, references: bool, trust: tuple[str, ...]):
+def evaluate(
+    run: Path,
+    step: int | None,
+    references: bool,
+    trust: tuple[str, ...] = (),
+    overrides: Mapping[str, str] | None = None,
+) -> None:
     """Evaluate one run and write what was found beside its checkpoints.
 
-    Raises InputError when the run has no checkpoint or its config no evaluation.
+    overrides: `{"evaluation.probe.steps": "4000"}` over the checkpoint's config. Raises
+    InputError when the run has no checkpoint or its config no evaluation, and when
+    references are asked of one that measures a classifier.
     """
     import jax
 
     from polyview import mesh as meshes
     from polyview import metrics, restore
+    from polyview.evaluation import plots
     from polyview.evaluation import protocol as protocols
+    from polyview.evaluation.accuracy import Accuracy
 
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
     model = restore.load(run, step, whole, trust)
+    configs.override(model.config, overrides or {})
     if model.config.get("evaluation") is None:
         raise InputError(f"the config of {run} has no 'evaluation'")
     protocol = configs.build(
         model.config.evaluation, configs.TRUSTED + trust, where="evaluation"
     )
+    if references and isinstance(protocol, Accuracy):
+        raise InputError(
+            f"{run} is evaluated as a classifier, which has no references; "
+            "leave out --references"
+        )
     with jax.set_mesh(mesh):
         results = {model.step: protocol(restore.represent(model, whole), mesh)}
         if references:
             untrained = restore.initial(model.config, whole, trust)
             results["random"] = protocol(restore.represent(untrained, whole), mesh)
             results["pixels"] = protocols.pixels(protocol, mesh)
+    if not meshes.is_first_process():
+        return
     for name, result in results.items():
         path = protocols.write(run, str(name), result)
+        for what, figure in plots.figures(result, result.sample).items():
+            picture = path.with_name(f"{name}-{what}.png")
+            protocols.write_whole(picture, plots.png(figure))
         metrics.say(f"{path}: {summary(result)}")
 
 
 def summary(result: dict) -> str:
     """One line of what a result says."""
+    measures = {"linear_probe": "linear probe", "knn": "kNN", "classifier": "top-1"}
     parts = [
         f"{label} {100 * result[name]['top1']:.2f} %"
-        for name, label in (("linear_probe", "linear probe"), ("knn", "kNN"))
+        for name, label in measures.items()
         if name in result
     ]
-    return ", ".join([*parts, f"RankMe {result['health']['h']['rankme']:.1f}"])
+    if "health" in result:
+        parts.append(f"RankMe {result['health']['h']['rankme']:.1f}")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

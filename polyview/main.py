@@ -21,7 +21,7 @@ def main() -> None:
     )
     command.add_distributed(parser)
     flags, rest = parser.parse_known_args()
-    overrides = dict(_override(argument) for argument in rest)
+    overrides = configs.overrides(rest, known=vars(flags))
     if not flags.replay:
         if flags.config is None:
             raise InputError("give --config FILE.py (or --replay)")
@@ -35,15 +35,6 @@ def main() -> None:
         train.replay(flags.workdir)
     else:
         train.run(config, flags.workdir)
-
-
-def _override(argument: str) -> tuple[str, str]:
-    key, equals, value = argument.removeprefix("--config.").partition("=")
-    if not argument.startswith("--config.") or not equals:
-        known = ["--config", "--workdir", "--replay", "--distributed", "--coordinator"]
-        name = argument.split("=")[0]
-        raise InputError(f"unknown argument {argument!r}{configs.nearest(name, known)}")
-    return key, value
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ split over `fsdp` and copied over `data`. Axis types are Auto: the compiler inse
 collectives, and a loss that wants them by hand reads the ambient mesh.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from polyview import metrics
 from polyview.errors import InputError
 
 AXES = ("data", "fsdp")
@@ -146,6 +146,6 @@ def machine() -> dict:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": metrics.cores(),
         "jax": jax.__version__,
     }

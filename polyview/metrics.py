@@ -16,18 +16,35 @@ from polyview.errors import InputError
 
 
 def read(path: str | Path) -> list[dict]:
-    """Return the lines of a metrics.jsonl; a last line cut short is left out."""
+    """Return the lines of a metrics.jsonl; a last line cut short is left out.
+
+    Raises InputError for a file that cannot be read, and for any other line that is no
+    JSON object with an integer "step".
+    """
+    if not Path(path).exists():
+        return []
+    try:
+        with open(path, "rb") as file:
+            content = file.readlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     lines = []
-    text = Path(path).read_text().splitlines() if Path(path).exists() else []
-    for number, line in enumerate(text, 1):
+    for number, line in enumerate(content, 1):
         try:
-            lines.append(json.loads(line))
+            lines.append(_parse(line))
         except ValueError as error:
-            if number < len(text):
+            if line.endswith(b"\n"):
                 raise InputError(
-                    f"{path}, line {number} is not JSON: {error}"
+                    f"{path}, line {number} is damaged: {error}"
                 ) from error
     return lines
+
+
+def _parse(line: bytes) -> dict:
+    values = json.loads(line.decode())
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        raise ValueError('it is not an object with an integer "step"')
+    return values
 
 
 def keep_until(path: str | Path, step: int) -> None:
@@ -104,6 +121,13 @@ class Writer:
             self._board.close()
             if self._bar is not None:
                 self._bar.close()
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: not all that there are, in a cgroup
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def say(line: str) -> None:

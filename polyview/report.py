@@ -1,6 +1,6 @@
 """Compare runs on one page that works offline: table, curves, features, configs.
 
-    python -m polyview.report runs/a runs/b --output report.html
+    python -m polyview.report --run runs/a runs/b --output report.html
 
 Reads what training and `polyview.evaluate` left in each run (config.json,
 metrics.jsonl, eval/<step>.json and .npz, eval/pixels.json, eval/random.json), draws it,
@@ -8,26 +8,37 @@ and embeds every picture: the page asks the network for nothing. The table also 
 stdout.
 """
 
-import argparse
 import base64
 import dataclasses
 import html
 import importlib.metadata
-import io
 import json
-import os
 import platform
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polyview import errors, metrics
+from polyview import command, errors, metrics
+from polyview import config as configs
 from polyview.errors import InputError
+from polyview.evaluation import plots
 
 REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
-_MEASURES = {"knn", "linear_probe"}
+_MEASURES = {  # of an evaluation -> their columns
+    "linear_probe": "linear probe %",
+    "knn": "kNN %",
+    "classifier": "classifier %",
+}
+_FIGURES = {
+    "map": "map of the test features",
+    "neighbours": "nearest neighbours",
+    "sweep": "probe sweep",
+    "confusion": "confusion matrix",
+}
 _MISSING = "–"
 
 
@@ -59,6 +70,7 @@ class Row:
     steps: int | None = None
     linear_probe: float | None = None
     knn: float | None = None
+    classifier: float | None = None
     rankme: float | None = None
     seconds: float | None = None
 
@@ -69,31 +81,34 @@ class Row:
         return self.m * self.unique_samples if known else None
 
 
-# In the order of what a narrow screen should show first.
+# In the order of what a narrow screen should show first; those of `_IF_ANY` only where
+# some run has them.
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "run": lambda row: row.run,
     "method": lambda row: row.method,
     "M": lambda row: _number(row.m, ","),
     "linear probe %": lambda row: _number(row.linear_probe, ".2f", 100),
     "kNN %": lambda row: _number(row.knn, ".2f", 100),
+    "classifier %": lambda row: _number(row.classifier, ".2f", 100),
     "RankMe": lambda row: _number(row.rankme, ".1f"),
     "unique samples": lambda row: _number(row.unique_samples, ","),
     "views a step": lambda row: _number(row.views_per_step, ","),
     "steps": lambda row: _number(row.steps, ","),
     "seconds": lambda row: _number(row.seconds, ",.0f"),
 }
+_IF_ANY = {"classifier %"}
 _TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the right
 
 
 def main() -> None:
     """Read the command line, print the table and write the page; see `--help`."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m polyview.report", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     flags = parser.parse_args()
-    runs = read(flags.runs)
+    runs = read(flags.run)
     print(text_table(rows(runs)))
     for note in notes(runs):
         print(f"note: {note}")
@@ -141,7 +156,7 @@ def _read(path: Path, name: str) -> Run:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); write it again") from error
     if not isinstance(content, dict):
@@ -150,12 +165,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); evaluate again") from error
 
 
@@ -196,13 +211,15 @@ def _scores(result: dict[str, Any]) -> dict[str, float | None]:
     return {
         "linear_probe": result.get("linear_probe", {}).get("top1"),
         "knn": result.get("knn", {}).get("top1"),
+        "classifier": result.get("classifier", {}).get("top1"),
         "rankme": result.get("health", {}).get("h", {}).get("rankme"),
     }
 
 
 def _seconds(history: list[dict]) -> float | None:
     """Time in training, over all the times the run was resumed."""
-    clock = [line["time"]["seconds"] for line in history if "time" in line]
+    times = [line.get("time") for line in history]
+    clock = [t["seconds"] for t in times if isinstance(t, dict) and "seconds" in t]
     if not clock:
         return None
     ends = [a for a, b in zip(clock, clock[1:], strict=False) if b < a]
@@ -213,10 +230,19 @@ def _number(value: float | None, form: str, scale: float = 1) -> str:
     return _MISSING if value is None else format(scale * value, form)
 
 
+def _columns(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    return {
+        name: column
+        for name, column in COLUMNS.items()
+        if name not in _IF_ANY or any(column(line) != _MISSING for line in lines)
+    }
+
+
 def text_table(lines: Sequence[Row]) -> str:
     """The comparison as aligned plain text."""
-    cells = [list(COLUMNS)]
-    cells += [[column(line) for column in COLUMNS.values()] for line in lines]
+    columns = _columns(lines)
+    cells = [list(columns)]
+    cells += [[column(line) for column in columns.values()] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def line_of(row: list[str]) -> str:
@@ -233,19 +259,23 @@ def text_table(lines: Sequence[Row]) -> str:
 def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before comparing the rows."""
     found = []
-    evaluated = [run for run in runs if run.evaluations]
-    protocols = [_flat(run.result.get("protocol", {})) for run in evaluated]
-    differing = sorted(
-        key
-        for key in {key for protocol in protocols for key in protocol}
-        if key != "features.dimensions"
-        and len({json.dumps(protocol.get(key)) for protocol in protocols}) > 1
-    )
-    if differing:
-        found.append(
-            f"the runs were evaluated by different protocols ({', '.join(differing)}): "
-            "their accuracies do not compare"
+    for measure in ("linear_probe", "classifier"):
+        protocols = [
+            configs.flat(run.result.get("protocol", {}))
+            for run in runs
+            if measure in run.result
+        ]
+        differing = sorted(
+            key
+            for key in {key for protocol in protocols for key in protocol}
+            if key != "features.dimensions"
+            and len({json.dumps(protocol.get(key)) for protocol in protocols}) > 1
         )
+        if differing:
+            found.append(
+                "the runs were evaluated by different protocols "
+                f"({', '.join(differing)}): their accuracies do not compare"
+            )
     for run in runs:
         if not run.evaluations:
             found.append(f"{run.name} has no evaluation: run polyview.evaluate on it")
@@ -297,22 +327,23 @@ def page(runs: Sequence[Run]) -> str:
 
 def _comparison(runs: Sequence[Run]) -> str:
     lines = rows(runs)
+    columns = _columns(lines)
+    measures = {column: measure for measure, column in _MEASURES.items()}
     best = {
-        name: max((getattr(line, name) or 0 for line in lines), default=0)
-        for name in ("linear_probe", "knn")
+        measure: max(getattr(line, measure) or 0 for line in lines)
+        for measure in _MEASURES
     }
-    columns = {"linear probe %": "linear_probe", "kNN %": "knn"}
     body = []
     for line in lines:
         cells = []
-        for name, column in COLUMNS.items():
+        for name, column in columns.items():
             text = html.escape(column(line))
-            measure = columns.get(name)
+            measure = measures.get(name)
             if measure and getattr(line, measure) == best[measure] > 0:
                 text = f"<strong>{text}</strong>"
             cells.append(text)
         body.append(cells)
-    parts = [_table(list(COLUMNS), body, text_columns=_TEXT_COLUMNS)]
+    parts = [_table(list(columns), body, text_columns=_TEXT_COLUMNS)]
     found = notes(runs)
     if found:
         items = "".join(f"<li>{html.escape(note)}</li>" for note in found)
@@ -321,8 +352,6 @@ def _comparison(runs: Sequence[Run]) -> str:
 
 
 def _training(runs: Sequence[Run]) -> str:
-    from polyview.evaluation import plots
-
     histories = {run.name: run.history for run in runs}
     logged = {
         key
@@ -344,7 +373,7 @@ def _training(runs: Sequence[Run]) -> str:
     accuracies = {
         run.name: [
             {"step": step}
-            | {key: 100 * result[key]["top1"] for key in _MEASURES & {*result}}
+            | {key: 100 * result[key]["top1"] for key in _MEASURES if key in result}
             for step, result in run.evaluations.items()
         ]
         for run in runs
@@ -359,33 +388,19 @@ def _training(runs: Sequence[Run]) -> str:
 
 
 def _features(run: Run) -> str:
-    from polyview.evaluation import plots
-
-    sample, probe = run.sample, run.result.get("linear_probe")
-    labels = sample.get("label")
-    classes = probe["classes"] if probe else []
-    if labels is not None and not classes:
-        classes = [str(label) for label in range(int(labels.max()) + 1)]
-    figures = []
-    if "h" in sample:
-        figure = plots.embedding(sample["h"], labels, classes)
-        figures.append(_figure(figure, f"map of the test features of {run.name}"))
-    if "query" in sample:
-        keys = ("query", "neighbour", "query_label", "neighbour_label")
-        figure = plots.nearest(*(sample.get(key) for key in keys), classes)
-        figures.append(_figure(figure, f"nearest neighbours in {run.name}"))
-    if probe:
-        figures.append(_figure(plots.sweep(probe), f"probe sweep of {run.name}"))
-        figure = plots.confusion(probe["confusion"], classes)
-        figures.append(_figure(figure, f"confusion matrix of {run.name}"))
-    return _grid(figures)
+    return _grid(
+        [
+            _figure(figure, f"{_FIGURES[name]} of {run.name}")
+            for name, figure in plots.figures(run.result, run.sample).items()
+        ]
+    )
 
 
 def _protocol(runs: Sequence[Run]) -> str:
     for run in runs:
         if run.evaluations:
-            flat = _flat(run.result.get("protocol", {}))
-            cells = [[_code(key), html.escape(_short(flat[key]))] for key in flat]
+            flat = configs.flat(run.result.get("protocol", {})).items()
+            cells = [[_code(key), html.escape(_short(value))] for key, value in flat]
             return f"<p>As evaluated in {html.escape(run.name)}.</p>" + _table(
                 ["what", "how"], cells, text_columns=2
             )
@@ -393,7 +408,7 @@ def _protocol(runs: Sequence[Run]) -> str:
 
 
 def _configs(runs: Sequence[Run]) -> str:
-    flat = [_flat(run.config) for run in runs]
+    flat = [configs.flat(run.config) for run in runs]
     keys = sorted({key for config in flat for key in config})
     cells = [
         [
@@ -426,7 +441,7 @@ def _environment(runs: Sequence[Run]) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     cells.append(["processor", _processor()])
-    cells.append(["cores", str(len(os.sched_getaffinity(0)))])
+    cells.append(["cores", str(metrics.cores())])
     for run in runs:
         if machine := run.result.get("machine"):
             said = ", ".join(f"{key} {value}" for key, value in machine.items())
@@ -444,17 +459,6 @@ def _processor() -> str:
         return platform.machine()
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return models[0] if models else platform.machine()
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix.rstrip("."): tree}
-    return {
-        key: value
-        for name, branch in tree.items()
-        for key, value in _flat(branch, f"{prefix}{name}.").items()
-    }
 
 
 def _short(value: Any) -> str:
@@ -483,10 +487,8 @@ def _table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str
 
 
 def _figure(figure, description: str) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=140)
-    data = base64.b64encode(file.getvalue()).decode()
-    width, height = figure.get_size_inches() * 140
+    data = base64.b64encode(plots.png(figure)).decode()
+    width, height = figure.get_size_inches() * plots.DPI
     return (
         f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" '
         f'width="{width:.0f}" height="{height:.0f}">'

@@ -1,6 +1,9 @@
 """An evaluation reads each row once, chooses nothing on test, and says what it did."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,6 +13,7 @@ import pytest
 from jax.sharding import AxisType
 from sklearn.datasets import load_digits
 
+from polyview import config as configs
 from polyview import mesh as meshes
 from polyview.data.source import CorruptRecord, InMemory
 from polyview.errors import InputError
@@ -17,6 +21,7 @@ from polyview.evaluation.features import extract
 from polyview.evaluation.probe import LinearProbe
 from polyview.evaluation.protocol import Protocol, pixels, write
 
+ROOT = Path(__file__).parent.parent
 TARGETS = {"label": {"kind": "class", "classes": 10}}
 QUICK = LinearProbe(learning_rates=(0.03, 0.1, 0.3), steps=60)
 
@@ -172,7 +177,7 @@ def test_a_result_is_written_whole_and_reads_back(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"label": "clas"}, "no target 'clas', only label"),
+        ({"label": "clas"}, "no target 'clas', only label; set --config.*label"),
         ({"modality": "text"}, "'text' is not among the views"),
         ({"validation": 1.5}, "between 0 and 1"),
         ({"batch_size": 0}, "batch_size"),
@@ -181,6 +186,35 @@ def test_a_result_is_written_whole_and_reads_back(tmp_path):
 def test_bad_settings_are_explained(change, message):
     with pytest.raises(InputError, match=message):
         protocol = Protocol(source(0, 50), source(50, 60), whole, **change)
+        protocol(represent, meshes.make())
+
+
+def test_advice_names_keys_that_the_recipes_have():
+    """What a message calls `--config.a.b` can be set."""
+    config = configs.load(str(ROOT / "configs/polyview_digits.py"))
+    keys = set()
+    for path in (ROOT / "polyview/evaluation").glob("*.py"):
+        keys |= set(re.findall(r"--config\.([a-z_.]*[a-z_])", path.read_text()))
+    assert "evaluation.probe" in keys  # its message fills in the field
+    keys.remove("evaluation.probe")
+    fields = dataclasses.fields(LinearProbe)
+    keys |= {f"evaluation.probe.{field.name}" for field in fields}
+    assert keys <= configs.flat(config.to_dict()).keys()
+
+
+def test_the_end_of_the_sweep_is_answered_with_its_key():
+    probe = LinearProbe(learning_rates=(1e-6, 1e-5), steps=60)
+    protocol = Protocol(source(0, 200), source(200, 300), whole, probe=probe)
+    warning = protocol(represent, meshes.make())["linear_probe"]["warning"]
+    assert "--config.evaluation.probe.learning_rates" in warning
+
+
+def test_views_that_hand_on_no_label_are_named():
+    def unlabelled(example, rng):
+        return whole(example, rng) | {"targets": {}}
+
+    protocol = Protocol(source(0, 50), source(50, 60), unlabelled)
+    with pytest.raises(InputError, match=r"views\.targets=\('label',\)"):
         protocol(represent, meshes.make())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -88,6 +89,44 @@ def test_the_page_is_complete_and_needs_no_network(tmp_path):
     assert "polyview.objectives.polyview:x" in page
 
 
+def test_the_command_takes_runs_and_writes_the_page(tmp_path, monkeypatch, capsys):
+    runs = [str(make_run(tmp_path / name)) for name in "ab"]
+    output = tmp_path / "page.html"
+    monkeypatch.setattr(
+        sys, "argv", ["report", "--run", *runs, "--output", str(output)]
+    )
+    report.main()
+    assert "geometric" in capsys.readouterr().out
+    assert output.read_text().startswith("<!doctype html>")
+    monkeypatch.setattr(sys, "argv", ["report", *runs])
+    with pytest.raises(InputError, match="required: --run"):
+        report.main()
+
+
+def test_a_classifier_has_its_own_column(tmp_path):
+    probed, classifier = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    assert "classifier" not in report.text_table(report.rows(report.read([probed])))
+    numbers = {"protocol": {"seed": 1}, "classifier": {"top1": 0.3125}}
+    for step in (10, 20):
+        protocol.write(classifier, str(step), protocol.Result(numbers, {}))
+    runs = report.read([probed, classifier])
+    head, _, _, line, *_ = report.text_table(report.rows(runs)).splitlines()
+    assert "classifier %" in head and "31.25" in line
+    assert all(note.startswith("a: ") for note in report.notes(runs))
+    page = report.page(runs)
+    assert "<strong>31.25</strong>" in page and "classifier over the steps" in page
+
+
+@pytest.mark.parametrize("time", [{}, {"time": None}, {"time": {}}])
+def test_a_history_without_times_is_shown(tmp_path, time):
+    run = make_run(tmp_path / "a")
+    line = json.dumps({"step": 20, "loss": 1.0, **time})
+    (run / "metrics.jsonl").write_text(line + "\n")
+    runs = report.read([run])
+    assert report.rows(runs)[0].seconds is None
+    assert "loss over the steps" in report.page(runs)
+
+
 def test_text_from_a_run_is_escaped(tmp_path):
     run = make_run(tmp_path / "<b>bold")
     page = report.page(report.read([run]))
@@ -111,13 +150,27 @@ def test_a_run_that_has_only_begun_is_shown(tmp_path):
     assert "new" in report.page(runs)
 
 
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (lambda run: (run / "config.json").unlink(), "is not a run"),
         (lambda run: (run / "config.json").write_text("{"), "config.json cannot be"),
         (lambda run: (run / "eval/20.json").write_text("[]"), "not a JSON object"),
+        (lambda run: (run / "eval/20.json").write_bytes(b'"\xff"'), "20.json cannot"),
+        (lambda run: make_folder(run / "eval/20.json"), "20.json cannot be read"),
+        (lambda run: truncate(run / "eval/20.npz"), "20.npz is damaged"),
         (lambda run: (run / "eval/20.npz").write_bytes(b"PK?"), "20.npz is damaged"),
+        (lambda run: make_folder(run / "eval/20.npz"), "20.npz is damaged"),
+        (lambda run: make_folder(run / "metrics.jsonl"), "jsonl cannot be read"),
     ],
 )
 def test_a_damaged_run_is_refused(tmp_path, damage, message):

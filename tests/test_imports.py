@@ -17,7 +17,7 @@ ALLOWED = {
     "objectives": set(),
     "optimizer": set(),
     "recipes": {"config"},
-    "mesh": set(),
+    "mesh": {"metrics"},
     "metrics": set(),
     "step": {"objectives"},
     "checkpoint": {"config"},

@@ -33,11 +33,27 @@ def test_lines_past_a_step_are_dropped_and_a_cut_line_is_forgotten(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense",
+        b"[2]",
+        b'{"loss": 1.0}',
+        b'{"step": "2"}',
+        b'{"step": 2, "\xff": 1}',
+    ],
+)
+@pytest.mark.parametrize("after", [b"", b'{"step": 3}\n'])
+def test_a_broken_line_is_named(tmp_path, line, after):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(InputError, match="line 2"):
+    path.write_bytes(b'{"step": 1}\n' + line + b"\n" + after)
+    with pytest.raises(InputError, match="metrics.jsonl, line 2 is damaged"):
         metrics.read(path)
+
+
+def test_a_directory_is_no_metrics(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        metrics.read(tmp_path)
 
 
 def test_epochs_are_whole_passes_without_the_remainder(digits):

@@ -6,9 +6,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from polyview.errors import InputError
 from polyview.evaluation.features import extract
-from polyview.evaluation.protocol import Result, top
+from polyview.evaluation.protocol import Result, check_target, class_labels, top
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +21,7 @@ class Accuracy:
     batch_size: int = 500
 
     def __post_init__(self):
-        if self.label not in self.test.targets:
-            raise InputError(
-                f"evaluation: the test source has no target {self.label!r}"
-            )
+        check_target(self.test, "test", self.label)
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality: features}`; z are logits."""
@@ -41,7 +37,8 @@ class Accuracy:
         protocol = {
             "test": {"source": repr(self.test), "rows": len(found.index)},
             "views": repr(self.views),
-            "chosen": "nothing: the classifier of the run's last step",
+            "chosen": "nothing: the classifier as this step left it",
         }
-        accuracy = top(found.z, found.targets[self.label])
-        return Result({"protocol": protocol, "classifier": accuracy}, {})
+        classes = self.test.targets[self.label]["classes"]
+        labels = class_labels(found, self.label, classes)
+        return Result({"protocol": protocol, "classifier": top(found.z, labels)}, {})

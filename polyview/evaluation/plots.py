@@ -5,6 +5,7 @@ Colours are those of Okabe & Ito and of Tol's "muted", which colour-blind reader
 tell apart; no figure says by colour alone what matters in it.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -31,8 +32,10 @@ TITLES = {
     "learning_rate": "Learning rate",
     "knn": "kNN: test accuracy (%)",
     "linear_probe": "Linear probe: test accuracy (%)",
+    "classifier": "Classifier: test accuracy (%)",
 }
 
+DPI = 140
 _WIDTH = 5.2  # inches
 _styled = matplotlib.rc_context(
     {
@@ -59,6 +62,42 @@ _styled = matplotlib.rc_context(
 )
 
 
+def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+    """The figures of one evaluation by name: map, neighbours, sweep, confusion.
+
+    `result` and its `sample` are those of `polyview.evaluation.protocol.Result`; a
+    figure whose data they lack is left out. Labels are shown where a probe names them.
+    """
+    probe = result.get("linear_probe")
+    classes = probe["classes"] if probe else []
+
+    def labels(name: str) -> np.ndarray | None:
+        return sample.get(name) if probe else None
+
+    found = {}
+    if "h" in sample:
+        found["map"] = embedding(sample["h"], labels("label"), classes)
+    if "query" in sample:
+        found["neighbours"] = nearest(
+            sample["query"],
+            sample["neighbour"],
+            labels("query_label"),
+            labels("neighbour_label"),
+            classes,
+        )
+    if probe:
+        found["sweep"] = sweep(probe)
+        found["confusion"] = confusion(probe["confusion"], classes)
+    return found
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file of `DPI` dots an inch."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
+
+
 @_styled
 def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     """One metric over the steps, a line a run, its name at the line's end.
@@ -70,7 +109,8 @@ def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     axes.grid(axis="y")
     ends = []
     for number, (name, lines) in enumerate(runs.items()):
-        points = [(line["step"], line[metric]) for line in lines if metric in line]
+        points = [(line["step"], line.get(metric)) for line in lines]
+        points = [p for p in points if isinstance(p[1], int | float)]
         points = np.asarray([p for p in points if np.isfinite(p[1])], float)
         if not len(points):
             continue

@@ -9,6 +9,7 @@ protocol cannot be compared.
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import time
@@ -76,24 +77,17 @@ class Protocol:
     def __post_init__(self):
         if self.batch_size < 1:
             raise InputError(
-                f"evaluation: batch_size is {self.batch_size}, not 1 or more"
+                f"evaluation: batch_size is {self.batch_size}, not 1 or more; "
+                "set --config.evaluation.batch_size"
             )
         if not 0 < self.validation < 1:
             raise InputError(
-                f"evaluation: validation is {self.validation}, not between 0 and 1"
+                f"evaluation: validation is {self.validation}, not between 0 and 1; "
+                "set --config.evaluation.validation"
             )
         for split, source in (("train", self.train), ("test", self.test)):
-            targets = source.targets
-            if targets and self.label not in targets:
-                raise InputError(
-                    f"evaluation: the {split} source has no target '{self.label}', "
-                    f"only {', '.join(targets)}; set --config.evaluation.label"
-                )
-            if targets and targets[self.label]["kind"] != "class":
-                raise InputError(
-                    f"evaluation: target '{self.label}' is of kind "
-                    f"'{targets[self.label]['kind']}'; kNN and probe need kind 'class'"
-                )
+            if source.targets:
+                check_target(source, split, self.label)
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality: features}` (see `features.extract`).
@@ -108,7 +102,11 @@ class Protocol:
         # From here on all is small: every process does the same on one of its devices.
         with jax.set_mesh(_one_device()):
             if self.train.targets and self.test.targets:
-                labels = self._labels(train), self._labels(test)
+                classes = self._task["classes"]
+                labels = (
+                    class_labels(train, self.label, classes),
+                    class_labels(test, self.label, classes),
+                )
                 with _timed(seconds, "knn"):
                     numbers["knn"] = self._knn(train, test, *labels)
                 with _timed(seconds, "linear_probe"):
@@ -139,22 +137,6 @@ class Protocol:
                 f"no row of the {name} split has the modality '{self.modality}'"
             )
         return jax.tree.map(lambda x: x[extracted.present], extracted)
-
-    def _labels(self, extracted: Extracted) -> np.ndarray:
-        if self.label not in extracted.targets:
-            raise InputError(
-                f"evaluation: the views hand on no target '{self.label}'; "
-                f"give them targets=('{self.label}',)"
-            )
-        labels = extracted.targets[self.label].astype(np.int64)
-        classes = self._task["classes"]
-        wrong = (labels < 0) | (labels >= classes)
-        if wrong.any():
-            raise InputError(
-                f"evaluation: row {extracted.index[wrong][0]} has {self.label} "
-                f"{labels[wrong][0]}, outside 0 .. {classes - 1}"
-            )
-        return labels
 
     @property
     def _task(self) -> dict[str, Any]:
@@ -198,9 +180,10 @@ class Protocol:
             "confusion": confusion.tolist(),
         }
         if sweep.border:
+            keys = [f"--config.evaluation.probe.{name}s" for name in sweep.border]
             result["warning"] = (
                 f"the best {' and '.join(sweep.border)} lies at the end of the sweep; "
-                "widen it in --config.evaluation.probe"
+                f"widen {' and '.join(keys)}"
             )
         return result
 
@@ -317,19 +300,64 @@ def write(workdir: str | Path, name: str, result: Result) -> Path:
     if not meshes.is_first_process():
         return path
     folder.mkdir(parents=True, exist_ok=True)
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **result.sample)
+    write_whole(path.with_suffix(".npz"), arrays.getvalue())
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    write_whole(path, text.encode())
+    return path
 
-    def replace(target: Path, save: Callable) -> None:
-        unfinished = target.with_name(f".{target.name}.unfinished")
-        with open(unfinished, "wb") as file:
-            save(file)
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, target)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    replace(folder / f"{name}.npz", lambda f: np.savez_compressed(f, **result.sample))
-    replace(path, lambda f: f.write(text.encode()))
-    return path
+
+def check_target(source, split: str, label: str) -> None:
+    """Raise InputError unless the source has the target `label`, and it is a class."""
+    if label not in source.targets:
+        there = (
+            f"only {', '.join(source.targets)}" if source.targets else "nor any other"
+        )
+        raise InputError(
+            f"evaluation: the {split} source has no target '{label}', {there}; "
+            "set --config.evaluation.label"
+        )
+    kind = source.targets[label]["kind"]
+    if kind != "class":
+        raise InputError(
+            f"evaluation: target '{label}' is of kind '{kind}', not 'class'; "
+            "set --config.evaluation.label"
+        )
+
+
+def class_labels(extracted: Extracted, label: str, classes: int) -> np.ndarray:
+    """The target `label` of each row, int64[n].
+
+    Raises InputError where the views hand it on for no row, or out of range.
+    """
+    if label not in extracted.targets:
+        raise InputError(
+            f"evaluation: the views hand on no target '{label}'; "
+            f"set --config.evaluation.views.targets=('{label}',)"
+        )
+    labels = extracted.targets[label].astype(np.int64)
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        raise InputError(
+            f"evaluation: row {extracted.index[wrong][0]} has {label} "
+            f"{labels[wrong][0]}, outside 0 .. {classes - 1}"
+        )
+    return labels
 
 
 def _health(test: Extracted) -> dict[str, Any]:
