@@ -21,7 +21,7 @@ h w c height, width and channels of an image.
     nn/         modules that know no loss
     objectives/ mathematics that knows no model and no data
     evaluation/ features of a checkpoint -> kNN, linear probe, health, figures
-    prepare, evaluate, report   command lines
+    prepare, evaluate, report   command lines;  command, what they share
 
 Imports run one way: main -> train -> {config, step, optimizer, checkpoint, mesh,
 metrics, evaluation, data.pipeline}; step -> objectives.base. `data`, `nn` and
