@@ -98,6 +98,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def saved_steps(folder: str | Path) -> list[int]:
+    """The steps that have a checkpoint in a folder, in order; damaged ones included."""
+    names = (path.name for path in Path(folder).glob("*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def flatten(tree) -> dict[str, jax.Array]:
     """Name each leaf of a state by its path, joined with dots."""
     return {

@@ -51,7 +51,7 @@ def load(
     `trust`, nothing else. Raises InputError when there is no such checkpoint.
     """
     folder = Path(run) / "checkpoints"
-    steps = sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit())
+    steps = checkpoint.saved_steps(folder)
     if at is not None and at not in steps:
         raise InputError(f"{run} has no checkpoint of step {at}; it has {steps}")
     for number in [at] if at is not None else reversed(steps):

@@ -14,7 +14,7 @@ import numpy as np
 from polyview import config as configs
 from polyview import mesh as meshes
 from polyview import metrics, restore, step
-from polyview.checkpoint import Checkpoints
+from polyview.checkpoint import Checkpoints, saved_steps
 from polyview.data import pipeline
 from polyview.errors import InputError, NonFiniteError, Preempted
 from polyview.evaluation import health, protocol
@@ -157,12 +157,9 @@ def run(config, workdir: str | Path) -> None:
     this = Run(config)
     with jax.set_mesh(this.mesh):
         shapes = this.trace()
-        donor = config.get("init_from")
-        if donor is not None and not (workdir / "checkpoints").exists():
-            whole = meshes.replicated(this.mesh)
-            given = restore.donate(donor, this.template, whole)
-        else:
-            given = this.template
+        given, donor = this.template, config.get("init_from")
+        if donor is not None and not saved_steps(workdir / "checkpoints"):
+            given = restore.donate(donor, given, meshes.replicated(this.mesh))
         claim(workdir, config)
         checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 3))
         restored = checkpoints.restore_newest(this.template)

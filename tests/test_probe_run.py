@@ -42,6 +42,8 @@ def encoder_of(run):
 
 def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
     train.run(digits("views=2"), tmp_path / "donor")
+    # What a kill before the first checkpoint leaves: it must not pass for a start.
+    (tmp_path / "probe" / "checkpoints").mkdir(parents=True)
     train.run(probe_config(digits, tmp_path / "donor"), tmp_path / "probe")
     before, after = encoder_of(tmp_path / "donor"), encoder_of(tmp_path / "probe")
     assert before.keys() == after.keys()
