@@ -63,7 +63,7 @@ def batches(
       start: the first step, anything but 0 when a run is resumed.
       process_index: this host.
       process_count: all hosts.
-      workers: processes that make batches; 0 makes them in threads of this process.
+      workers: processes that make batches; 0 makes them in a thread of this process.
 
     Yields:
       The step and this host's rows: `views` {name: [b, m, ...]}, `present`
@@ -81,7 +81,9 @@ def batches(
     order = _Shuffled(len(source), batch_size, seed)
     block = _block(batch_size, process_index, process_count)
     made = _Batches(source, views, order, seed, block, steps)
-    return _read(made, start, workers)
+    # Beside a training step one thread is cheapest: more of them wait for the
+    # interpreter lock half of the time. Large images want `workers`.
+    return _read(made, start, workers, threads=1)
 
 
 def ordered(
@@ -102,7 +104,9 @@ def ordered(
     order = _InOrder(len(source), batch_size)
     block = _block(batch_size, process_index, process_count)
     made = _Batches(source, views, order, seed, block, -(-len(source) // batch_size))
-    return (batch for _, batch in _read(made, 0, 0))
+    # OpenCV lets go of the interpreter lock, so that decoding runs in parallel.
+    threads = min(4, os.cpu_count() or 1)
+    return (batch for _, batch in _read(made, 0, workers=0, threads=threads))
 
 
 @dataclass(frozen=True)
@@ -244,16 +248,15 @@ def _block(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _read(made: _Batches, start: int, workers: int) -> Iterator[tuple[int, Batch]]:
+def _read(
+    made: _Batches, start: int, workers: int, threads: int
+) -> Iterator[tuple[int, Batch]]:
     if not 0 <= made.seed < 2**64:
         raise InputError(f"seed is {made.seed}; it must be 0 or more, below 2**64")
     if workers < 0:
         raise InputError(f"workers is {workers}; it must be 0 or more")
     if start >= made.steps:
         return iter(())
-    # OpenCV lets go of the interpreter lock, so threads do run beside each other; more
-    # than a few only wait for it between its calls.
-    threads = 1 if workers else min(4, os.cpu_count() or 1)
     dataset = grain.MapDataset.source(made)[start:].to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     )
