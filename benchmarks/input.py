@@ -108,7 +108,7 @@ def whole(files: list[Path]):
 
 def peer(files: list[Path], photometry: bool = True):
     """Pillow and torchvision, as SimCLR's PyTorch versions have it."""
-    # torchvision from PyPI has no operators for a CPU build of torch. The transforms
+    # The packaged torchvision has no operators for a CPU build of torch. The transforms
     # need none, but the package's start registers shapes for them: leave that out.
     skipped = "torchvision._meta_registrations"
     sys.modules[skipped] = types.ModuleType(skipped)
