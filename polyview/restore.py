@@ -1,8 +1,10 @@
 """From the path of a run to its model: what probes, exports, fine-tunes begin with.
 
-from polyview.restore import load
-run = load("runs/a")
-h, _ = run.module.towers["image"].encoder(images, train=False)
+    from polyview.restore import load
+    run = load("runs/a")
+    h, _ = run.module.towers["image"].encoder(images, train=False)
+
+Only the model is read; nothing of the optimiser.
 """
 
 import dataclasses

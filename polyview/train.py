@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from polyview import config as configs
 from polyview import mesh as meshes
@@ -245,14 +246,7 @@ def claim(workdir: Path, config) -> None:
     """
     path = workdir / "config.json"
     if not path.exists() and meshes.is_first_process():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            part = workdir / "config.json.part"
-            part.write_text(configs.to_json(config))
-            part.replace(path)
-        except OSError as error:
-            reason = error.strerror
-            raise InputError(f"cannot write to workdir {workdir}: {reason}") from error
+        protocol.write_whole(path, configs.to_json(config).encode())
     meshes.wait_for_all("claim")
     if changes := configs.difference(read_config(workdir), config):
         raise InputError(
@@ -276,8 +270,6 @@ def read_config(workdir: Path):
 def stop_requested():
     """Yield `stopping(step) -> bool`: save and end? All processes agree on it."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         yield multihost_utils.reached_preemption_sync_point
         return
     requested = []

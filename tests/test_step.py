@@ -55,6 +55,18 @@ def test_a_step_is_the_same_twice_and_another_with_another_seed(digits):
     assert any(not np.array_equal(a, b) for a, b in kernels)
 
 
+def transformation_of(make):
+    """The transformation of an optimiser at a rate of 0.1, without decay or warm-up."""
+    made = make(
+        steps=10,
+        batch_size=2,
+        learning_rate=lambda b: 0.1,
+        weight_decay=0.0,
+        warm_up=0.0,
+    )
+    return made.transformation
+
+
 def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
     """An objective that returns its key's noise sees another at each step and seed."""
 
@@ -63,13 +75,7 @@ def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
             "noise": jax.random.normal(key)
         }
 
-    made = optimizer.sgd(
-        steps=10,
-        batch_size=2,
-        learning_rate=lambda b: 0.1,
-        weight_decay=0.0,
-        warm_up=0.0,
-    ).transformation
+    made = transformation_of(optimizer.sgd)
     graph, *_ = step.abstract(Line)
     take = jax.jit(step.make_step(graph, noise, made))
     batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
@@ -99,13 +105,7 @@ def square(module, target, batch, key):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad):
-    made = optimizer.adamw(
-        steps=10,
-        batch_size=2,
-        learning_rate=lambda b: 0.1,
-        weight_decay=0.0,
-        warm_up=0.0,
-    ).transformation
+    made = transformation_of(optimizer.adamw)
     graph, *_ = step.abstract(Line)
     take = jax.jit(step.make_step(graph, square, made))
     seed = jnp.uint32(0)
@@ -124,13 +124,7 @@ def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad)
 
 
 def test_the_target_is_the_moving_average_of_the_parameters():
-    made = optimizer.sgd(
-        steps=10,
-        batch_size=2,
-        learning_rate=lambda b: 0.1,
-        weight_decay=0.0,
-        warm_up=0.0,
-    ).transformation
+    made = transformation_of(optimizer.sgd)
     graph, *_ = step.abstract(Line)
     take = jax.jit(step.make_step(graph, square, made, target_decay=0.9))
     seed = jnp.uint32(3)
