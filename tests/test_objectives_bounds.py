@@ -45,11 +45,11 @@ def test_strict_bounds_are_their_formulas(x64):
     z = np.random.default_rng(0).normal(size=(b, m, 2))
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
     scores = np.exp(np.einsum("imd,jnd->imjn", z, z) / 0.5)
-    for negatives in ("same_view", "view_averaged"):
+    for candidates in ("same_view", "view_averaged"):
         ratios = np.zeros((b, m, m - 1))
         for i, a in np.ndindex(b, m):
             for k, c in enumerate(c for c in range(m) if c != a):
-                views = [c] if negatives == "same_view" else range(m)
+                views = [c] if candidates == "same_view" else range(m)
                 others = [j for j in range(b) if j != i]
                 mass = sum(np.mean([scores[i, a, j, g] for g in views]) for j in others)
                 ratios[i, a, k] = scores[i, a, i, c] / (scores[i, a, i, c] + mass)
@@ -59,7 +59,7 @@ def test_strict_bounds_are_their_formulas(x64):
         }
         for aggregation, want in expected.items():
             got = bounds.strict_bound(
-                z, temperature=0.5, aggregation=aggregation, negatives=negatives
+                z, temperature=0.5, aggregation=aggregation, candidates=candidates
             )
             np.testing.assert_allclose(got, want, rtol=1e-12)
     rest = (z.sum(1, keepdims=True) - z) / (m - 1)
@@ -84,24 +84,24 @@ def test_strict_bounds_hold_where_the_usual_constant_does_not(aggregation):
         z = good_critic(readings(b, m, deviation, seed))
         loss = getattr(polyview, aggregation)(z, **plain).mean()
         usual.append(bounds.mutual_information_bound(loss, b, m))
-        for negatives in ("same_view", "view_averaged"):
+        for candidates in ("same_view", "view_averaged"):
             estimates = bounds.strict_bound(
-                z, aggregation=aggregation, negatives=negatives, **plain
+                z, aggregation=aggregation, candidates=candidates, **plain
             )
             assert (estimates < log(b) + 1e-4).all()
             strict.append(estimates.mean())
     assert np.mean(usual) > truth > log(b) > max(strict)
 
 
-@pytest.mark.parametrize("negatives", ["same_view", "view_averaged"])
-def test_strict_bounds_stay_below_the_truth_in_large_batches(negatives):
+@pytest.mark.parametrize("candidates", ["same_view", "view_averaged"])
+def test_strict_bounds_stay_below_the_truth_in_large_batches(candidates):
     z = good_critic(readings(256, 8, deviation=0.3))
     estimates = {
         aggregation: bounds.strict_bound(
             z,
             temperature=1.0,
             aggregation=aggregation,
-            negatives=negatives,
+            candidates=candidates,
             normalize=False,
             renormalize=False,
         ).mean()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
 
-from polyview.objectives.negatives import log_negatives
+from polyview.objectives.negatives import log_negatives_by_view
 from polyview.objectives.positives import (
     embeddings,
     l2_normalize,
@@ -45,7 +45,7 @@ def strict_bound(
     *,
     temperature: float,
     aggregation: Literal["geometric", "arithmetic", "sufficient_statistics"],
-    negatives: Literal["same_view", "view_averaged"] = "same_view",
+    candidates: Literal["same_view", "view_averaged"] = "same_view",
     normalize: bool = True,
     renormalize: bool = True,
 ) -> jax.Array:
@@ -62,14 +62,14 @@ def strict_bound(
     if aggregation == "sufficient_statistics":
         rest = l2_normalize(mean_of_others(z)) if renormalize else mean_of_others(z)
         scores = jnp.einsum("bmd,bmd->bm", z, rest)[..., None] / temperature
-        by_view = log_negatives(z / temperature, rest)
+        by_view = log_negatives_by_view(z, rest, temperature=temperature)
         same_view = jnp.diagonal(by_view, axis1=1, axis2=2)[..., None]
     else:
         scores = positive_scores(z, temperature)
-        by_view = log_negatives(z / temperature, z)
+        by_view = log_negatives_by_view(z, z, temperature=temperature)
         same_view = off_diagonal(by_view)
     view_averaged = logsumexp(by_view, axis=-1, keepdims=True) - log(m)
-    masses = {"same_view": same_view, "view_averaged": view_averaged}[negatives]
+    masses = {"same_view": same_view, "view_averaged": view_averaged}[candidates]
     log_ratios = scores - jnp.logaddexp(scores, masses)
     if aggregation == "arithmetic":
         return log(b) + logsumexp(log_ratios, axis=-1) - log(m - 1)

@@ -8,7 +8,8 @@ z[i, a] is the embedding of view a of sample i, s(u, v) = u.v / temperature, and
 Each function takes z: float[b, m, d] and returns one loss an anchor, float[b, m], or,
 for `mv_infonce` and `mv_dhel`, one a sample, float[b]; training minimises the mean. All
 l2-normalise z unless `normalize=False`, compute in float32 or better, and raise
-ValueError for b = 1 or m = 1. The batch b is global: see `negatives`.
+ValueError for b = 1 or m = 1. The batch b is global, and `negatives` computes log N:
+`log_negatives`, or a partial of it, as `partial(log_negatives, exchange="ring")`.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,11 @@ import jax.numpy as jnp
 from jax.nn import logsumexp
 
 from polyview.objectives.bounds import mutual_information_bound
-from polyview.objectives.negatives import log_negatives
+from polyview.objectives.negatives import (
+    Negatives,
+    log_negatives,
+    log_negatives_by_view,
+)
 from polyview.objectives.positives import (
     embeddings,
     l2_normalize,
@@ -31,12 +36,18 @@ from polyview.objectives.positives import (
 )
 
 
-def geometric(z, *, temperature: float, normalize: bool = True):
+def geometric(
+    z,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    negatives: Negatives = log_negatives,
+):
     """Mean over positives of -log l: the geometric poly-view loss.
 
     L[i, a] = -1/(m-1) sum_{c != a} log l[i, a, c]; Shidani et al. 2024.
     """
-    return -_log_ratios(embeddings(z, normalize), temperature).mean(-1)
+    return -_log_ratios(embeddings(z, normalize), temperature, negatives).mean(-1)
 
 
 def arithmetic(
@@ -45,6 +56,7 @@ def arithmetic(
     temperature: float,
     variant: Literal["theorem", "listing"] = "theorem",
     normalize: bool = True,
+    negatives: Negatives = log_negatives,
 ):
     """-log of the mean over positives of l: the arithmetic poly-view loss.
 
@@ -53,7 +65,7 @@ def arithmetic(
     of their pseudo-code have it: it weighs the hardest positive most, where the theorem
     weighs the easiest, and its value bounds no mutual information.
     """
-    log_ratios = _log_ratios(embeddings(z, normalize), temperature)
+    log_ratios = _log_ratios(embeddings(z, normalize), temperature, negatives)
     b, _, positives = log_ratios.shape
     if variant == "theorem":
         return log(positives) - logsumexp(log_ratios, axis=-1)
@@ -63,7 +75,12 @@ def arithmetic(
 
 
 def sufficient_statistics(
-    z, *, temperature: float, renormalize: bool = True, normalize: bool = True
+    z,
+    *,
+    temperature: float,
+    renormalize: bool = True,
+    normalize: bool = True,
+    negatives: Negatives = log_negatives,
 ):
     """One positive an anchor: the mean of the sample's other views, t[i, a].
 
@@ -76,11 +93,17 @@ def sufficient_statistics(
     if renormalize:
         rest = l2_normalize(rest)
     positives = jnp.einsum("bmd,bmd->bm", z, rest) / temperature
-    negatives = logsumexp(log_negatives(z / temperature, rest), axis=-1)
-    return jnp.logaddexp(positives, negatives) - positives
+    others = negatives(z, rest, temperature=temperature)
+    return jnp.logaddexp(positives, others) - positives
 
 
-def multi_crop(z, *, temperature: float, normalize: bool = True):
+def multi_crop(
+    z,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    negatives: Negatives = log_negatives,
+):
     """NT-Xent of each pair of views by itself, averaged over pairs.
 
     L[i, a] = -1/(m-1) sum_{c != a} log [ exp s(z[i, a], z[i, c])
@@ -90,23 +113,36 @@ def multi_crop(z, *, temperature: float, normalize: bool = True):
     """
     z = embeddings(z, normalize)
     positives = positive_scores(z, temperature)
-    by_view = log_negatives(z / temperature, z)
+    by_view = log_negatives_by_view(z, z, temperature=temperature, negatives=negatives)
     own_view = jnp.diagonal(by_view, axis1=1, axis2=2)[..., None]
-    negatives = jnp.logaddexp(own_view, off_diagonal(by_view))
-    return (jnp.logaddexp(positives, negatives) - positives).mean(-1)
+    others = jnp.logaddexp(own_view, off_diagonal(by_view))
+    return (jnp.logaddexp(positives, others) - positives).mean(-1)
 
 
-def nt_xent(z, *, temperature: float, normalize: bool = True):
+def nt_xent(
+    z,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    negatives: Negatives = log_negatives,
+):
     """SimCLR's loss, the two-view case of `geometric`; Chen et al. 2020.
 
     Raises ValueError unless m = 2.
     """
     if z.shape[1] != 2:
         raise ValueError(f"nt_xent compares m = 2 views, not {z.shape[1]}")
-    return geometric(z, temperature=temperature, normalize=normalize)
+    options = {"normalize": normalize, "negatives": negatives}
+    return geometric(z, temperature=temperature, **options)
 
 
-def supcon(z, *, temperature: float, normalize: bool = True):
+def supcon(
+    z,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    negatives: Negatives = log_negatives,
+):
     """Like `geometric`, but an anchor's other positives stay in the denominator.
 
     L[i, a] = -1/(m-1) sum_{c != a} log [ exp s(z[i, a], z[i, c])
@@ -115,10 +151,16 @@ def supcon(z, *, temperature: float, normalize: bool = True):
     """
     z = embeddings(z, normalize)
     positives = positive_scores(z, temperature)
-    return _log_denominators(z, positives, temperature) - positives.mean(-1)
+    return _log_denominators(z, positives, temperature, negatives) - positives.mean(-1)
 
 
-def mv_infonce(z, *, temperature: float, normalize: bool = True):
+def mv_infonce(
+    z,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    negatives: Negatives = log_negatives,
+):
     """MV-InfoNCE, float[b]: all pairs of a sample in one ratio.
 
     L[i] = -log [ sum_{a != c} exp s(z[i, a], z[i, c])
@@ -127,11 +169,17 @@ def mv_infonce(z, *, temperature: float, normalize: bool = True):
     """
     z = embeddings(z, normalize)
     positives = positive_scores(z, temperature)
-    denominators = _log_denominators(z, positives, temperature)
+    denominators = _log_denominators(z, positives, temperature, negatives)
     return logsumexp(denominators, axis=-1) - logsumexp(positives, axis=(1, 2))
 
 
-def mv_dhel(z, *, temperature: float, normalize: bool = True):
+def mv_dhel(
+    z,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    negatives: Negatives = log_negatives,
+):
     """MV-DHEL, float[b]: all pairs of a sample over within-view denominators.
 
     L[i] = -log [ sum_{a < c} exp s(z[i, a], z[i, c])
@@ -139,10 +187,14 @@ def mv_dhel(z, *, temperature: float, normalize: bool = True):
     Koromilas et al. 2025.
     """
     z = embeddings(z, normalize)
-    own_view = jnp.diagonal(log_negatives(z / temperature, z), axis1=1, axis2=2)
+
+    def of_view(view):
+        return negatives(view[:, None], temperature=temperature)[:, 0]
+
+    own_view = jax.lax.map(of_view, jnp.moveaxis(z, 1, 0))
     # Each unordered pair stands twice among the positives, hence the log 2.
     pairs = logsumexp(positive_scores(z, temperature), axis=(1, 2)) - log(2)
-    return own_view.sum(-1) - pairs
+    return own_view.sum(0) - pairs
 
 
 @dataclass(frozen=True)
@@ -172,14 +224,14 @@ class Contrastive:
         return loss, metrics
 
 
-def _log_ratios(z, temperature):
+def _log_ratios(z, temperature, negatives):
     """log l[i, a, c] for c != a: float[b, m, m - 1]."""
     positives = positive_scores(z, temperature)
-    negatives = logsumexp(log_negatives(z / temperature, z), axis=-1, keepdims=True)
-    return positives - jnp.logaddexp(positives, negatives)
+    others = negatives(z, temperature=temperature)[..., None]
+    return positives - jnp.logaddexp(positives, others)
 
 
-def _log_denominators(z, positives, temperature):
+def _log_denominators(z, positives, temperature, negatives):
     """Log-sum-exp of an anchor's scores against everything but itself: float[b, m]."""
-    negatives = logsumexp(log_negatives(z / temperature, z), axis=-1)
-    return jnp.logaddexp(logsumexp(positives, axis=-1), negatives)
+    others = negatives(z, temperature=temperature)
+    return jnp.logaddexp(logsumexp(positives, axis=-1), others)
