@@ -326,6 +326,9 @@ def _tiles(plan, x) -> _Tiles:
     b, m, _ = x.shape
     sample = plan.index() * b + jnp.arange(b, dtype=jnp.int32)
     sample = jnp.broadcast_to(sample[:, None], (b, m))
+    # Tied to x: in a loop over views, JAX would compute what depends on the samples
+    # alone before the loop, for all tiles at once, and keep it.
+    x, sample = lax.optimization_barrier((x, sample))
     return _Tiles(_tile(plan, x), _tile(plan, sample, padding=-1))
 
 

@@ -1,0 +1,256 @@
+"""Negatives in tiles are the plain sum, in linear memory, on any mesh."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from benchmarks.collectives import collective_bytes, largest_array
+from polyview.objectives import polyview
+from polyview.objectives.negatives import log_negatives, log_negatives_by_view
+
+
+def plain(anchors, candidates, weights, temperature):
+    """Values and both gradients of sum(weights * values), in float64 numpy."""
+    anchors, candidates = (np.asarray(x, np.float64) for x in (anchors, candidates))
+    scores = np.einsum("imd,jnd->imjn", anchors, candidates) / temperature
+    b = len(anchors)
+    scores[np.arange(b), :, np.arange(b)] = -np.inf
+    top = scores.max((2, 3), keepdims=True)
+    values = (top + np.log(np.exp(scores - top).sum((2, 3), keepdims=True)))[..., 0, 0]
+    w = weights[:, :, None, None] * np.exp(scores - values[:, :, None, None])
+    return (
+        values,
+        np.einsum("imjn,jnd->imd", w, candidates) / temperature,
+        np.einsum("imjn,imd->jnd", w, anchors) / temperature,
+    )
+
+
+def ours(anchors, candidates, weights, **options):
+    """The same of `log_negatives`; without candidates, with one gradient."""
+    pair = (anchors,) if candidates is None else (anchors, candidates)
+    values, pullback = jax.vjp(partial(log_negatives, **options), *pair)
+    return values, *pullback(jnp.asarray(weights, values.dtype))
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def rows_like(kind, rng, b, m, d=16):
+    """Embeddings of unit length, of some kind."""
+    if kind == "random":
+        return unit(rng.normal(size=(b, m, d)))
+    if kind == "collapsed":
+        return np.broadcast_to(unit(rng.normal(size=d)), (b, m, d)).copy()
+    pair = unit(rng.normal(size=(b // 2, m, d)))  # "near duplicates" of other samples
+    return unit(np.concatenate([pair, pair + 1e-3 * rng.normal(size=pair.shape)]))
+
+
+@pytest.mark.parametrize("kind", ["random", "collapsed", "near duplicates"])
+@pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
+def test_float32_tiles_are_the_float64_sum(kind, among):
+    rng = np.random.default_rng(0)
+    anchors = rows_like(kind, rng, 24, 3).astype(np.float32)
+    candidates = anchors if among else rows_like(kind, rng, 24, 2).astype(np.float32)
+    weights = rng.uniform(0.5, 1.5, size=(24, 3)).astype(np.float32)
+    function = jax.jit(partial(ours, tile=17))
+    for temperature in (0.01, 0.05, 0.1, 0.5):
+        value, *gradients = plain(anchors, candidates, weights, temperature)
+        given_ = None if among else candidates
+        got, *got_gradients = function(
+            anchors, given_, weights, temperature=temperature
+        )
+        np.testing.assert_allclose(got, value, rtol=1e-5)
+        if among:
+            gradients = [sum(gradients)]
+        for want, gradient in zip(gradients, got_gradients, strict=True):
+            scale = np.abs(want).max()
+            # A score is some units in its last place off, and the exponential of a
+            # score of 1 / temperature is off by that many times that.
+            tolerance = 1e-5 * max(1, 0.05 / temperature)
+            np.testing.assert_allclose(
+                gradient, want, rtol=tolerance, atol=tolerance * scale
+            )
+
+
+@given(
+    b=st.integers(2, 9),
+    m=st.integers(1, 4),
+    n=st.integers(0, 4),  # 0: among themselves
+    d=st.integers(1, 5),
+    tile=st.integers(1, 40),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_any_shape_with_any_tile_is_the_plain_sum(b, m, n, d, tile):
+    rng = np.random.default_rng(0)
+    anchors, weights = rng.normal(size=(b, m, d)), rng.normal(size=(b, m))
+    candidates = rng.normal(size=(b, n, d)) if n else anchors
+    value, *gradients = plain(anchors, candidates, weights, temperature=0.3)
+    with jax.enable_x64(True):
+        got = ours(
+            anchors, candidates if n else None, weights, temperature=0.3, tile=tile
+        )
+    expected = (value, *(gradients if n else [sum(gradients)]))
+    for want, have in zip(expected, got, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-11, atol=1e-12)
+
+
+def test_scores_far_beyond_the_range_of_the_exponential_are_safe():
+    rng = np.random.default_rng(0)
+    anchors = 60 * rng.normal(size=(6, 2, 8))  # scores of many thousands, both signs
+    weights = np.ones((6, 2))
+    for candidates in (None, 60 * rng.normal(size=(6, 2, 8))):
+        others = anchors if candidates is None else candidates
+        value, *gradients = plain(anchors, others, weights, 0.1)
+        as32 = [None if x is None else np.float32(x) for x in (anchors, candidates)]
+        got, *got_gradients = ours(*as32, weights, temperature=0.1, tile=5)
+        np.testing.assert_allclose(got, value, rtol=1e-6)
+        assert all(np.isfinite(g).all() for g in got_gradients)
+
+
+def test_bfloat16_rows_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    anchors = rng.normal(size=(32, 4, 64)).astype(jnp.bfloat16) / 8
+    weights = rng.uniform(0.5, 1.5, size=(32, 4))
+    value, left, right = plain(anchors, anchors, weights, 1.0)
+    got, gradient = ours(anchors, None, weights, temperature=1.0, tile=50)
+    assert got.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got, value, rtol=2e-6)  # bfloat16 sums: 1e-2
+    want = left + right
+    np.testing.assert_allclose(
+        np.float32(gradient), want, rtol=0.02, atol=0.01 * np.abs(want).max()
+    )
+    cast = partial(log_negatives, temperature=1.0, tile=50, dtype="bfloat16")
+    np.testing.assert_array_equal(cast(anchors.astype(np.float32)), got)
+
+
+def test_the_temperature_has_a_gradient(x64):
+    z = np.random.default_rng(0).normal(size=(5, 2, 3))
+
+    def total(temperature, negatives):
+        return negatives(z, temperature=temperature).sum()
+
+    step = 1e-6
+    for candidates in (None, z):
+        f = partial(total, negatives=partial(log_negatives, candidates=candidates))
+        slope = (f(0.4 + step) - f(0.4 - step)) / (2 * step)
+        np.testing.assert_allclose(jax.grad(f)(0.4), slope, rtol=1e-6)
+
+
+def test_the_views_of_candidates_add_up(x64):
+    rng = np.random.default_rng(0)
+    anchors, candidates = rng.normal(size=(5, 3, 4)), rng.normal(size=(5, 2, 4))
+    by_view = log_negatives_by_view(anchors, candidates, temperature=0.5)
+    assert by_view.shape == (5, 3, 2)
+    for g in range(2):
+        alone, *_ = plain(anchors, candidates[:, g : g + 1], np.ones((5, 3)), 0.5)
+        np.testing.assert_allclose(by_view[..., g], alone, rtol=1e-12)
+
+
+def mesh_of(*shape):
+    axes = ("data", "fsdp")[: len(shape)]
+    devices = jax.devices()[: np.prod(shape)]
+    types = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(shape, axes, axis_types=types, devices=devices)
+
+
+def on(mesh, function):
+    """`function` jitted, of rows that are split over the mesh."""
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.jit(function, in_shardings=rows, out_shardings=rows)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
+@pytest.mark.parametrize("shape", [(2,), (3,), (5,), (2, 2), (8,)], ids=str)
+def test_every_exchange_is_the_plain_sum_on_every_mesh(exchange, among, shape, x64):
+    rng = np.random.default_rng(1)
+    b = 3 * int(np.prod(shape))
+    z, t = rng.normal(size=(2, b, 4, 3))
+    t, weights = t[:, :2], rng.normal(size=(b, 4))
+    value, *gradients = plain(z, z if among else t, weights, temperature=0.3)
+    expected = (value, *([sum(gradients)] if among else gradients))
+    mesh = mesh_of(*shape)
+    # 12 rows a device in tiles of 5: three tiles with padding, an odd and even number
+    # of tiles in all, and 6 columns a device: two tiles.
+    options = {"temperature": 0.3, "exchange": exchange, "tile": 5}
+    with jax.set_mesh(mesh):
+        if among:
+            f = on(mesh, lambda z, weights: ours(z, None, weights, **options))
+            got = f(z, weights)
+        else:
+            got = on(mesh, partial(ours, **options))(z, t, weights)
+    for want, have in zip(expected, got, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-11)
+
+
+def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=64):
+    """The compiled text of a loss's value and gradient on some devices, and its plan of
+    memory."""
+    negatives = partial(log_negatives, exchange=exchange, tile=tile)
+
+    def total(z):
+        return loss(z, temperature=0.1, negatives=negatives).mean()
+
+    mesh = mesh_of(devices)
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    with jax.set_mesh(mesh):
+        z = jax.ShapeDtypeStruct((b, m, d), jnp.float32, sharding=rows)
+        compiled = jax.jit(jax.value_and_grad(total), out_shardings=(None, rows))
+        compiled = compiled.lower(z).compile()
+    return compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize(
+    ("loss", "times"),
+    [
+        (polyview.geometric, 1),
+        (polyview.sufficient_statistics, 1),
+        (polyview.multi_crop, 4),  # each view of the candidates by itself
+        (polyview.mv_dhel, 1),
+    ],
+)
+def test_the_compiled_program_is_linear_in_the_batch(exchange, loss, times):
+    b, m, d, devices = 512, 4, 16, 4
+    text, memory = gradient_program(devices, b, exchange, loss)
+    rows = b * m
+    elements, array = largest_array(text)
+    # Neither (b m)^2 nor (b m / devices) (b m): at most all rows, and in the ring a
+    # device's own part of them, with a few numbers a row beside the features.
+    assert elements <= rows * (d + m) // (devices if exchange == "ring" else 1), array
+    sent = sum(collective_bytes(text).values())
+    assert 0 < sent < 8 * times * rows * d * 4
+    # Twice the rows cost twice the bytes and the memory, not four times.
+    more_text, more_memory = gradient_program(devices, 2 * b, exchange, loss)
+    assert sum(collective_bytes(more_text).values()) < 2.1 * sent
+    assert more_memory < 2.3 * memory
+
+
+def test_the_ring_keeps_its_memory_as_devices_are_added():
+    few, many = (
+        gradient_program(n, 128 * n, "ring", polyview.geometric)[1] for n in (4, 8)
+    )
+    gathered = gradient_program(8, 128 * 8, "gather", polyview.geometric)[1]
+    assert many < 1.1 * few < gathered
+
+
+def test_the_backward_pass_keeps_a_number_an_anchor_beside_the_rows():
+    z = jnp.ones((40, 4, 16))
+    _, pullback = jax.vjp(partial(log_negatives, temperature=0.1, tile=8), z)
+    kept = sum(x.size for x in jax.tree.leaves(pullback))
+    assert kept <= z.size + 40 * 4 + 1
+
+
+def test_bad_batches_are_named():
+    z = jnp.ones((4, 2, 3))
+    with pytest.raises(ValueError, match="b = 1 has none"):
+        log_negatives(z[:1], temperature=0.1)
+    with pytest.raises(ValueError, match="gather"):
+        log_negatives(z, temperature=0.1, exchange="tree")
