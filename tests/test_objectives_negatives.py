@@ -168,8 +168,17 @@ def on(mesh, function):
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 @pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
-@pytest.mark.parametrize("shape", [(2,), (3,), (5,), (2, 2), (8,)], ids=str)
-def test_every_exchange_is_the_plain_sum_on_every_mesh(exchange, among, shape, x64):
+@pytest.mark.parametrize(
+    # 12 rows a device. Tiles of 5: three of 4 rows that meet one by one. Of 9: two of 6
+    # that meet two at a time. Of 40: one, that meets as many as there are. Half as many
+    # columns from others, where the last tile may have a row of padding.
+    ("shape", "tile"),
+    [((2,), 5), ((3,), 9), ((5,), 7), ((2, 2), 9), ((2, 4), 5), ((8,), 40)],
+    ids=str,
+)
+def test_every_exchange_is_the_plain_sum_on_every_mesh(
+    exchange, among, shape, tile, x64
+):
     rng = np.random.default_rng(1)
     b = 3 * int(np.prod(shape))
     z, t = rng.normal(size=(2, b, 4, 3))
@@ -177,9 +186,7 @@ def test_every_exchange_is_the_plain_sum_on_every_mesh(exchange, among, shape, x
     value, *gradients = plain(z, z if among else t, weights, temperature=0.3)
     expected = (value, *([sum(gradients)] if among else gradients))
     mesh = mesh_of(*shape)
-    # 12 rows a device in tiles of 5: three tiles with padding, an odd and even number
-    # of tiles in all, and 6 columns a device: two tiles.
-    options = {"temperature": 0.3, "exchange": exchange, "tile": 5}
+    options = {"temperature": 0.3, "exchange": exchange, "tile": tile}
     with jax.set_mesh(mesh):
         if among:
             f = on(mesh, lambda z, weights: ours(z, None, weights, **options))
