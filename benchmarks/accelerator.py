@@ -1,0 +1,222 @@
+"""On a GPU or a TPU: the loss at large batches, and a whole step at 224 px.
+
+    python -m benchmarks.accelerator [--output FILE.json]
+    python -m benchmarks.accelerator --smoke    # small sizes: does it work here?
+
+The loss is `geometric`, value and gradient, of 65,536 and 131,072 embeddings of 128
+features; its share is 6 N^2 d FLOP a second over what a large square matrix product of
+the same type and precision reaches on the same devices. The step is the trainer's, of
+ResNet-50 in bfloat16 with LARS, on one batch that stays on the device: with photometry
+and without, which is the bare model; photometry's share of the step is the difference,
+and should be at most a tenth. Each row is a process of its own, so that its peak memory
+is its own.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from polyview import errors
+
+FEATURES, LOSS_VIEWS = 128, 8
+LOSSES = [
+    {"kind": "loss", "rows": rows, "dtype": dtype}
+    for rows in (65_536, 131_072)
+    for dtype in ("bfloat16", "float32")
+]
+STEPS = [
+    {"kind": "step", "views": views, "photometry": photometry}
+    for views in (2, 8)
+    for photometry in (True, False)
+]
+SMOKE = {"rows": 1 / 64, "side": 32, "views": 128}  # rows: of those asked for
+
+
+def main() -> None:
+    """Measure each row, print the tables, write the JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="small sizes, any machine")
+    parser.add_argument(
+        "--views_a_device", type=int, default=512, help="of a step's batch"
+    )
+    parser.add_argument("--repeats", type=int, default=20, help="of each row")
+    parser.add_argument("--output", type=Path, help="write a JSON")
+    parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.row:
+        print(json.dumps(measured(flags)))
+        return
+    found = []
+    for row in (*LOSSES, *STEPS):
+        found.append(row | measured_apart(row))
+        print(line(found), flush=True)
+    if flags.output:
+        flags.output.write_text(json.dumps(record(flags, found), indent=1) + "\n")
+
+
+def measured_apart(row: dict) -> dict:
+    """What a process of its own measures of a row, or the last line of its error."""
+    command = [sys.executable, "-m", "benchmarks.accelerator", *sys.argv[1:]]
+    done = subprocess.run(
+        [*command, "--row", json.dumps(row)], capture_output=True, text=True
+    )
+    last = (done.stderr if done.returncode else done.stdout).strip().splitlines()[-1]
+    return {"error": last} if done.returncode else json.loads(last)
+
+
+def measured(flags: argparse.Namespace) -> dict:
+    """What this process finds of the row it was given."""
+    from polyview import mesh as meshes
+
+    row = dict(flags.row)
+    of = {"loss": loss, "step": step}[row.pop("kind")]
+    return of(flags, **row) | {"machine": meshes.machine()}
+
+
+def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
+    """Seconds, memory and share of the matmul rate of the loss and its gradient."""
+    import jax
+    import jax.numpy as jnp
+
+    from polyview import bench
+    from polyview import mesh as meshes
+    from polyview.objectives.negatives import log_negatives
+    from polyview.objectives.polyview import geometric
+
+    rows = int(SMOKE["rows"] * rows) if flags.smoke else rows
+    mesh = meshes.make()
+    negatives = partial(log_negatives, dtype=jnp.dtype(dtype))
+    function = partial(geometric, temperature=0.1, negatives=negatives)
+    shape = rows // LOSS_VIEWS, LOSS_VIEWS, FEATURES
+    make = partial(jax.random.normal, shape=shape)
+    z = jax.jit(make, out_shardings=meshes.rows(mesh))(jax.random.key(0))
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.value_and_grad(lambda z: function(z).mean()))
+        program = gradient.lower(z).compile()
+        jax.block_until_ready(program(z))
+        seconds = []
+        for _ in range(flags.repeats):
+            began = time.perf_counter()
+            jax.block_until_ready(program(z))
+            seconds.append(time.perf_counter() - began)
+    memory = bench.memory(program)  # before the rate is measured, which needs some
+    # Products of float32 are exact ones here, not an accelerator's fast ones.
+    reached = bench.all_devices(bench.matmul_rate(dtype, precision="highest"))
+    low, median, high = bench.quartiles(seconds)
+    return {
+        "rows": rows,
+        "seconds": {"median": median, "quartiles": [low, high]},
+        "matmul_flops_per_second": reached,
+        "share_of_matmul_rate": 6 * rows**2 * FEATURES / median / reached,
+        "memory": memory,
+    }
+
+
+def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
+    """Seconds, views a second, MFU and memory of the trainer's step."""
+    import jax
+
+    from polyview import bench, flops, train
+    from polyview import config as configs
+
+    config = configs.load(f"configs/polyview_imagenet.py:views={views}")
+    each = SMOKE["views"] if flags.smoke else flags.views_a_device
+    config.batch_size = jax.device_count() * each // views
+    side = SMOKE["side"] if flags.smoke else 224
+    with config.unlocked():
+        config.source = {
+            "target": "benchmarks.accelerator:photographs",
+            "count": config.batch_size,
+            "side": side,
+        }
+        config.views.augment.size = side
+        config.views.targets = ()
+        config.evaluation, config.workers = None, 0
+        tower = config.model.towers.image
+        if not photometry:
+            tower.photometry = None
+        if flags.smoke:
+            tower.encoder.partial = "polyview.nn.resnet:resnet_tiny"
+            del tower.encoder.zero_scale
+            tower.encoder.in_channels = 3
+    run = train.Run(config)
+    with jax.set_mesh(run.mesh):
+        shapes = run.trace()
+        model, dtype = flops.of_step(run, shapes)
+        program, compile_seconds = bench.compiled(run, shapes)
+        _, seconds = bench.on_one_batch(run, program, flags.repeats)
+    memory = bench.memory(program)
+    peak, source = bench.peak_flops(dtype)
+    low, median, high = bench.quartiles(seconds)
+    return {
+        "samples": config.batch_size,
+        "seconds": {"median": median, "quartiles": [low, high]},
+        "views_per_second": config.batch_size * views / median,
+        "model_flops": model["total"],
+        "mfu": model["total"] / median / peak,
+        "peak": {"flops_per_second": peak, "source": source},
+        "compile_seconds": compile_seconds,
+        "memory": memory,
+    }
+
+
+def photographs(count: int, side: int):
+    """A source of random images, a little larger than the views."""
+    import numpy as np
+
+    from polyview.data.source import InMemory
+
+    side = side * 9 // 8
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, side, side, 3), np.uint8)
+    return InMemory({"image": images})
+
+
+def line(found: list[dict]) -> str:
+    """The row just measured; behind a bare step, photometry's share of the whole."""
+    row = found[-1]
+    if row["kind"] == "loss":
+        name = f"loss, N = {row['rows']:,}, {row['dtype']}"
+    else:
+        with_or_without = "with" if row["photometry"] else "without"
+        name = f"step, M = {row['views']}, {with_or_without} photometry"
+    if "error" in row:
+        return f"{name:36} {row['error']}"
+    text = f"{name:36}{1e3 * row['seconds']['median']:10.2f} ms"
+    text += f"{row['memory']['peak_bytes'] / 2**20:10.0f} MiB"
+    if row["kind"] == "loss":
+        return f"{text}{row['share_of_matmul_rate']:8.1%} of the matmul rate"
+    text += f"{row['mfu']:8.1%} MFU{row['views_per_second']:10.0f} views/s"
+    share = photometry_share(found)
+    return text if share is None else f"{text}  photometry {share:.1%} of the step"
+
+
+def photometry_share(found: list[dict]) -> float | None:
+    """Of the step just measured without, if the one with was measured before it."""
+    whole, bare = found[-2:]
+    if bare["photometry"] or "error" in whole:
+        return None
+    return 1 - bare["seconds"]["median"] / whole["seconds"]["median"]
+
+
+def record(flags: argparse.Namespace, found: list[dict]) -> dict:
+    """What is written: the command, the rows, photometry's share by views."""
+    pairs = [
+        (whole["views"], photometry_share([whole, bare]))
+        for whole, bare in zip(found, found[1:], strict=False)
+        if bare["kind"] == "step" and not bare["photometry"] and "error" not in bare
+    ]
+    return {
+        "command": " ".join(["python -m benchmarks.accelerator", *sys.argv[1:]]),
+        "smoke": flags.smoke,
+        "rows": found,
+        "photometry_share": dict(pairs),
+    }
+
+
+if __name__ == "__main__":
+    errors.run(main)

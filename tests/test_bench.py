@@ -1,0 +1,273 @@
+"""The bench counts a model's FLOPs exactly, and what it reports hangs together."""
+
+import json
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from polyview import bench, flops, step, train
+from polyview import config as configs
+from polyview.errors import InputError
+from polyview.nn import resnet, vit
+
+
+def arrays(*shapes):
+    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+
+def counted(function, params, *inputs):
+    """FLOPs of `function(params, *inputs)`, and of the gradients of its parameters."""
+    program = jax.make_jaxpr(function)(params, *inputs).jaxpr
+    trained = len(jax.tree.leaves(params))
+    depends = [place < trained for place in range(len(program.invars))]
+    found, _ = flops.products(program, depends)
+    return (
+        sum(product.flops for product in found),
+        sum(product.flops * product.gradients for product in found),
+    )
+
+
+def test_products_of_a_perceptron():
+    n, a, b, c = 5, 7, 11, 3
+
+    def perceptron(w, x):
+        return jax.nn.relu(x @ w[0]) @ w[1]
+
+    first, second = 2 * n * a * b, 2 * n * b * c
+    # The images need no gradient, the hidden layer and both weights do.
+    expected = first + second, first + 2 * second
+    assert counted(perceptron, arrays((a, b), (b, c)), *arrays((n, a))) == expected
+
+
+def test_products_of_attention_a_frozen_layer_and_a_stopped_gradient():
+    n, d, e = 6, 4, 5
+
+    def function(w, x, fixed):
+        h = (x @ fixed) @ w
+        scores = h @ h.T
+        return jax.lax.stop_gradient(scores) @ h
+
+    frozen, layer, square = 2 * n * d * e, 2 * n * e * d, 2 * n * n * d
+    expected = frozen + layer + 2 * square, layer + 2 * square + square
+    inputs = arrays((n, d), (d, e))
+    assert counted(function, arrays((e, d))[0], *inputs) == expected
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (2, 4)])
+def test_products_of_a_convolution_and_of_its_gradients(stride, groups):
+    n, size, k, features, out = 2, 8, 3, 4, 8
+
+    def function(w, x):
+        for kernel in w:
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (stride, stride),
+                [(1, 1), (1, 1)],
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+        return x
+
+    kernels = [(k, k, features // groups, out), (k, k, out // groups, out)]
+    one, two = (
+        2 * n * (size // stride**layer) ** 2 * out * k * k * shape[2]
+        for layer, shape in enumerate(kernels, 1)
+    )
+    inputs = arrays(*kernels), *arrays((n, size, size, features))
+    assert counted(function, *inputs) == (one + two, one + 2 * two)
+    assert sum(counted(function, *inputs)) == of_its_gradient(function, *inputs)
+
+
+def of_its_gradient(function, params, *inputs):
+    """FLOPs of the program that JAX makes of a function and its gradient."""
+    gradient = jax.value_and_grad(lambda *given: function(*given).sum())
+    return counted(gradient, params, *inputs)[0]
+
+
+def block(x, w):
+    return x + jax.nn.gelu(x @ w[0]) @ w[1], None
+
+
+@pytest.mark.parametrize("body", [block, jax.checkpoint(block)])
+def test_a_loop_counts_as_often_as_it_runs_and_recomputation_does_not(body):
+    depth, n, d, e = 7, 3, 4, 6
+
+    def function(w, x):
+        return jax.lax.scan(body, x, w)[0]
+
+    once = 2 * 2 * n * d * e
+    expected = depth * once, depth * 2 * once
+    weights = arrays((depth, d, e), (depth, e, d))
+    assert counted(function, weights, *arrays((n, d))) == expected
+
+
+def test_a_product_in_a_loop_of_unknown_length_is_refused():
+    def function(w, x):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x)
+
+    with pytest.raises(ValueError, match="unknown length"):
+        counted(function, *arrays((3, 3), (2, 3)))
+
+
+def encoder(make, shape):
+    graph, params, statistics = step.abstract(make)
+
+    def function(params, statistics, x):
+        return step.merge(graph, params, statistics)(x, train=True)[0]
+
+    return function, params, statistics, *arrays(shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (partial(resnet.resnet_tiny, stem="small", width=16), (2, 64, 64, 1)),
+        (
+            partial(vit.ViT, width=128, depth=2, heads=4, patch=8, image=32),
+            (4, 32, 32, 3),
+        ),
+    ],
+)
+def test_encoders_cost_what_their_gradients_do_and_what_the_compiler_says(make, shape):
+    given = encoder(make, shape)
+    total = sum(counted(*given))
+    assert total == of_its_gradient(*given)
+    function, *inputs = given
+    gradient = jax.value_and_grad(lambda *given: function(*given).sum())
+    program = jax.jit(gradient).lower(*inputs).compile()
+    # The compiler leaves out products with padding, and counts what is no product.
+    assert total == pytest.approx(program.cost_analysis()["flops"], rel=0.06)
+
+
+def test_resnet50_costs_what_is_published():
+    forward, _ = counted(*encoder(resnet.resnet50, (1, 224, 224, 3)))
+    # torchvision's 4.089 G multiply-adds, without the classifier's 2,048 x 1,000.
+    assert forward / 2 == pytest.approx(4.089e9 - 2.048e6, rel=2e-4)
+
+
+def run_command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
+    bench.main()
+
+
+def test_the_command_writes_what_hangs_together(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
+    output = tmp_path / "bench.json"
+    run_command(
+        monkeypatch,
+        "--config",
+        "configs/polyview_digits.py:views=3",
+        "--config.batch_size=16",
+        "--config.model.towers.image.encoder.width=4",
+        "--steps",
+        4,
+        "--output",
+        output,
+    )
+    record = json.loads(output.read_text())
+    assert record["batch"] == {"images": 16, "views_of_an_image": 3}
+    model, peak = record["model_flops"], record["peak"]["flops_per_second"]
+    assert model["loss"] == 6 * (16 * 3) ** 2 * 32
+    parts = ("forward", "backward", "target", "loss")
+    assert model["total"] == sum(model[part] for part in parts)
+    assert model["convention"].startswith("Model FLOPs are 2 for each")
+    for name in ("pipeline", "fixed_batch"):
+        found = record[name]
+        median = found["step_seconds"]["median"]
+        low, high = found["step_seconds"]["quartiles"]
+        assert 0 < low <= median <= high
+        assert found["images_per_second"] == pytest.approx(16 / median)
+        assert found["views_per_second"] == pytest.approx(3 * 16 / median)
+        assert found["mfu"] == pytest.approx(model["total"] / median / peak)
+    assert "measured: a large float32 matmul" in record["peak"]["source"]
+    assert 0 <= record["input_wait_share"] < 1
+    memory = record["memory"]
+    *held, shared = memory["compiled_bytes"].values()
+    assert memory["peak_bytes"] == sum(held) - shared > 0
+    assert memory["process_bytes"] > memory["peak_bytes"]
+    assert record["compile_seconds"] > 0
+    config = configs.load("configs/polyview_digits.py:views=3", {"batch_size": "16"})
+    config.model.towers.image.encoder.width = 4
+    assert record["config"]["digest"] == configs.digest(configs.to_json(config))
+    assert record["config"]["keys"]["batch_size"] == 16
+    table = capsys.readouterr().out
+    assert "16 images of 3 views" in table and "input wait" in table
+
+
+def test_photometry_counts_nothing(digits):
+    def of_step(photometry):
+        config = digits("views=2")
+        config.model.towers.image.photometry = photometry
+        run = train.Run(config)
+        with jax.set_mesh(run.mesh):
+            return flops.of_step(run, run.trace())
+
+    assert of_step({"target": f"{__name__}:blurred"}) == of_step(None)
+
+
+def test_the_parts_of_an_accumulated_batch_have_a_loss_each(digits):
+    found = []
+    for parts in (1, 2):
+        config = digits("views=2", batch_size=16)
+        with config.unlocked():
+            config.accumulate = parts
+        run = train.Run(config)
+        with jax.set_mesh(run.mesh):
+            found.append(flops.of_step(run, run.trace())[0])
+    once, twice = found
+    assert once["loss"] == 6 * 32**2 * 32 == 2 * twice["loss"]
+    assert once["backward"] == twice["backward"]
+
+
+def blurred():
+    """A photometry with a matrix product in it."""
+    return lambda images, keys: images @ jnp.ones((images.shape[-1],) * 2)
+
+
+def test_waiting_is_the_time_until_a_batch_comes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def batches():
+        for number in range(bench.WARM_UP + 3):
+            clock[0] += 2.0
+            yield number, number, None
+
+    def program(state, batch, number, seed):
+        clock[0] += 3.0
+        return state, {"healthy": True}
+
+    run = SimpleNamespace(seed=0)
+    _, seconds, waits = bench._take(run, program, None, batches())
+    assert seconds == [5.0] * 3 and waits == [2.0] * 3
+
+
+def test_a_vendors_peak_is_used_for_its_type_alone(monkeypatch):
+    device = SimpleNamespace(device_kind="TPU v5 lite")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(bench, "matmul_rate", lambda dtype: 1e12)
+    assert bench.peak_flops("bfloat16")[0] == 4 * 197e12
+    rate, source = bench.peak_flops("float32")
+    assert rate == 4e12 and "measured" in source
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "0"], "--steps 0: it must be 1 or more"),
+        (["--output", "no/such/bench.json"], "its folder does not exist"),
+        (["--stepz", "3"], "did you mean '--steps'"),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_runs(arguments, said, monkeypatch):
+    with pytest.raises(InputError, match=said):
+        run_command(monkeypatch, "--config", "configs/polyview_digits.py", *arguments)
