@@ -8,6 +8,11 @@ growing), dtype, param_dtype, as in `configs/polyview_imagenet.py:views=8,batch=
 SimCLR is `objective=nt_xent,views=2`. batch=fixed keeps the views of a step at 2 x
 4096, whatever their number a sample; batch=growing keeps 4096 samples. Hardware: a pod
 slice or 8 GPUs; see the README. Expected result: not yet measured.
+
+Where memory is short, from what costs least: remat=dots, then remat=blocks (see
+`polyview.nn.remat`); `--config.mesh.fsdp=8` for the state; microbatch=512 (see
+`polyview.config`), for which the encoder must be a ViT and norm=none takes BatchNorm
+out of the projector; last accumulate=4, which is another loss.
 """
 
 from polyview import config as configs
@@ -29,6 +34,10 @@ def get_config(argument: str = "") -> dict:
         batch="fixed",
         dtype="bfloat16",
         param_dtype="float32",
+        norm="batch",
+        remat="none",
+        microbatch=None,
+        accumulate=1,
     )
     epochs = 128  # the unit of relative compute of Shidani et al. 2024
     train = {
@@ -42,6 +51,8 @@ def get_config(argument: str = "") -> dict:
         "epochs": epochs,
         # Unique samples, global; 4096 at two views.
         "batch_size": recipes.unique_samples(args["batch"], args["views"], 4096),
+        "microbatch": args["microbatch"],
+        "accumulate": args["accumulate"],
         "log_every": 100,
         "checkpoint_every": 1000,
         "evaluate_every": 0,
@@ -53,11 +64,12 @@ def get_config(argument: str = "") -> dict:
             args["views"], "RandomResizedCrop", size=224, scale=(0.08, 1.0), flip=0.5
         ),
         "model": recipes.image_model(
-            encoder=encoder(args["encoder"]),
+            encoder={**encoder(args["encoder"]), "remat": args["remat"]},
             projector={
                 "partial": "polyview.nn.heads:Projector",
                 "hidden": (2048,),
                 "out": 128,
+                "norm": args["norm"],
             },
             photometry={"target": "polyview.nn.photometry:Photometry"},
             mean=(0.485, 0.456, 0.406),  # torchvision's, of ImageNet

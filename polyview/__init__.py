@@ -12,6 +12,8 @@ h w c height, width and channels of an image.
     config      a dict that names things by string -> objects
     train       a run from top to bottom; the loop
     step        the train state and one pure step; splits and merges modules
+    microbatch  a batch slice after slice (one loss), or part after part (a loss each)
+    banner, dump    what a run says before it starts, and keeps when it must stop
     optimizer   LARS, SGD, AdamW; the schedule; scaling rules
     checkpoint  the one format;  restore: from a run's path to its model
     mesh        processes, devices, shardings, the batch on its way to them
@@ -21,7 +23,8 @@ h w c height, width and channels of an image.
     nn/         modules that know no loss
     objectives/ mathematics that knows no model and no data
     evaluation/ features of a checkpoint -> kNN, linear probe, health, figures
-    prepare, evaluate, report   command lines;  command, what they share
+    prepare, evaluate, report, bench    command lines;  command, what they share
+    flops       what a step's model costs, whatever computes it
 
 Imports run one way: main -> train -> {config, step, optimizer, checkpoint, mesh,
 metrics, evaluation, data.pipeline}; step -> objectives.base. `data`, `nn` and

@@ -4,6 +4,19 @@ A spec is a dict with one of two words. `{"target": "package.module:Name", **fie
 the call `Name(**fields)`. `{"partial": "package.module:Name", **fields}` is
 `functools.partial(Name, **fields)`, for what still lacks an argument that only the
 program knows (a module its seed, a loss its features, an optimiser the steps).
+
+A run's config has the keys of `REQUIRED`, one of `steps` and `epochs`, and may have
+`mesh`, `workers`, `checkpoint_every`, `evaluate_every`, `keep`, `evaluation`,
+`init_from`, `target_decay`, and where memory is short one of
+
+microbatch: unique samples, global, that the encoder takes at once. The loss stays that
+    of the whole batch, the memory is that of a slice and of all embeddings, and the
+    encoder runs forward twice (gradient caching; Gao et al. 2021). None is off. It
+    refuses BatchNorm, whose statistics would be those of a slice.
+accumulate: parts of a batch, one after another, each with a loss of its own whose mean
+    is trained; 1 is off. This changes the negatives: an anchor has (batch_size /
+    accumulate - 1) m of them, so with contrastive objectives it is another loss, that
+    of the smaller batch.
 """
 
 import ast
@@ -37,8 +50,18 @@ TRUSTED = (
     "polyview.evaluation.probe:LinearProbe",
     "polyview.evaluation.protocol:Protocol",
 )
-# What may differ between a run and its continuation: none of it changes the numbers.
-FREE = ("mesh", "workers", "log_every", "evaluate_every", "checkpoint_every", "keep")
+# What may differ between a run and its continuation, the first or the last word of a
+# key: none of it changes the numbers by more than rounding.
+FREE = {
+    "mesh",
+    "microbatch",
+    "remat",
+    "workers",
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "keep",
+}
 
 REQUIRED = (
     "seed",
@@ -59,6 +82,8 @@ RANGES = {
     "steps": (1, HUGE),
     "epochs": (1, HUGE),
     "batch_size": (1, HUGE),
+    "microbatch": (1, HUGE),
+    "accumulate": (1, HUGE),
     "log_every": (1, HUGE),
     "checkpoint_every": (1, HUGE),
     "evaluate_every": (0, HUGE),
@@ -343,7 +368,7 @@ def difference(old, new) -> list[str]:
     """List, as 'key: old -> new', what differs and must not within one run."""
     old, new = (json.loads(to_json(c)) for c in (old, new))
     a, b = flat(old), flat(new)
-    keys = [k for k in sorted(a | b) if k.split(".")[0] not in FREE]
+    keys = [k for k in sorted(a | b) if not FREE & {k.split(".")[0], k.split(".")[-1]}]
     return [
         f"{k}: {a.get(k, 'absent')!r} -> {b.get(k, 'absent')!r}"
         for k in keys

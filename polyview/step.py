@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from polyview.objectives.base import Objective
+from polyview import microbatch
+from polyview.objectives.base import Module, Objective
 
 
 @jax.tree_util.register_dataclass
@@ -80,6 +82,8 @@ def make_step(
     target_decay: float | None = None,
     inspect: Callable[[dict], dict] = lambda features: {},
     inspected: Callable[[jax.Array], jax.Array] = lambda done: jnp.bool_(False),
+    slices: int = 1,
+    parts: int = 1,
 ) -> Callable:
     """Return `step(state, batch, number, seed) -> (state, metrics)`, to be jitted.
 
@@ -87,23 +91,26 @@ def make_step(
     `number` is not the state's own, the old state is returned and `metrics["healthy"]`
     is False: every later call then does the same, until the caller has read the flag.
     inspect: the objective's `features` -> more metrics, computed where
-    `inspected(steps done)` and zero elsewhere.
+    `inspected(steps done)` and zero elsewhere. slices, parts: of the batch, one after
+    another, as in `microbatch`.
     """
 
     def step(state: TrainState, batch: dict, number: jax.Array, seed: jax.Array):
         noise = jax.random.fold_in(jax.random.key(seed), 1)
         key = jax.random.fold_in(noise, state.step)
 
-        def loss_of(params: dict):
-            module = merge(graph, params, state.statistics)
-            target = None if state.target is None else merge(graph, **state.target)
-            loss, metrics = objective(module, target, batch, key)
-            return loss, (split(module)[2], metrics)
+        def loss_of(params: dict, statistics: dict, batch: dict):
+            module = merge(graph, **gather(_averaged(params, statistics)))
+            target = state.target and merge(graph, **gather(state.target))
+            modules = sliced(module, slices), sliced(target, slices)
+            loss, metrics = objective(*modules, batch, key)
+            features = metrics.pop("features", {})
+            return loss, (split(module)[2], {"loss": loss, **metrics}, features)
 
-        (loss, (statistics, metrics)), gradients = jax.value_and_grad(
-            loss_of, has_aux=True
-        )(state.params)
-        features = metrics.pop("features", {})
+        gradient_of = microbatch.mean_of_parts(jax.grad(loss_of, has_aux=True), parts)
+        gradients, (statistics, metrics, features) = gradient_of(
+            state.params, state.statistics, batch
+        )
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.params
         )
@@ -116,12 +123,45 @@ def make_step(
         new = TrainState(state.step + 1, params, statistics, optimizer_state, target)
 
         norm = optax.tree.norm(gradients)
-        healthy = _all_finite((loss, norm, new)) & (number == state.step)
+        healthy = _all_finite((metrics["loss"], norm, new)) & (number == state.step)
         new = jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, state)
-        metrics = {"loss": loss, **metrics, "gradient_norm": norm, "healthy": healthy}
+        metrics |= {"gradient_norm": norm, "healthy": healthy}
         return new, metrics | when(inspected(state.step + 1), inspect, features)
 
     return step
+
+
+@jax.custom_vjp
+def gather(arrays: dict) -> dict:
+    """Return sharded arrays whole on every device of the mesh in scope, if any.
+
+    The step gathers weights before it uses them (fully sharded data parallelism;
+    Rajbhandari et al. 2020): left alone, the compiler gathers activations instead where
+    those of a slice are smaller. Gradients are free to stay sharded.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    return jax.lax.with_sharding_constraint(arrays, PartitionSpec())
+
+
+gather.defvjp(
+    lambda arrays: (gather(arrays), None), lambda _, cotangents: (cotangents,)
+)
+
+
+def sliced(module: nnx.Module | None, slices: int) -> Module | None:
+    """Return the module as a function that encodes a batch slice after slice."""
+    if module is None or slices == 1:
+        return module
+    graph, params, statistics = split(module)
+
+    def encode(batch: dict, *, key: jax.Array | None, train: bool):
+        copy = merge(graph, params, statistics)
+        features = copy(batch, key=key, train=train)
+        microbatch.refuse_written(statistics, split(copy)[2])
+        return features
+
+    return microbatch.in_slices(encode, slices)
 
 
 def make_represent(graph: nnx.GraphDef) -> Callable:
@@ -129,7 +169,8 @@ def make_represent(graph: nnx.GraphDef) -> Callable:
     BatchNorm by its running statistics."""
 
     def represent(params: dict, statistics: dict, batch: dict):
-        return merge(graph, params, statistics)(batch, key=None, train=False)
+        module = merge(graph, **gather(_averaged(params, statistics)))
+        return module(batch, key=None, train=False)
 
     return represent
 

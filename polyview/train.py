@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from polyview import banner, dump, metrics, microbatch, restore, step
 from polyview import config as configs
 from polyview import mesh as meshes
-from polyview import metrics, restore, step
 from polyview.checkpoint import Checkpoints, saved_steps
 from polyview.data import pipeline
-from polyview.errors import InputError, NonFiniteError, Preempted
+from polyview.errors import InputError, Preempted
 from polyview.evaluation import health, protocol
 
 
@@ -28,11 +27,7 @@ class Run:
         configs.check(config)
         self.config = config
         self.mesh = meshes.make(**config.get("mesh", {}))
-        if config.batch_size % self.mesh.size:
-            raise InputError(
-                f"batch_size={config.batch_size} does not divide among "
-                f"{self.mesh.size} devices; choose a multiple of {self.mesh.size}"
-            )
+        self.slices, self.parts = microbatch.division(config, self.mesh.size)
         self.source = configs.build(config.source, where="source")
         self.views = configs.build(config.views, where="views")
         epoch = len(self.source) // config.batch_size
@@ -70,7 +65,14 @@ class Run:
         self.create = jax.jit(create, out_shardings=shardings)
         self.step = jax.jit(
             step.make_step(
-                self.graph, self.objective, transformation, decay, looks, self.logged
+                self.graph,
+                self.objective,
+                transformation,
+                decay,
+                looks,
+                self.logged,
+                self.slices,
+                self.parts,
             ),
             in_shardings=(shardings, rows, whole, whole),
             out_shardings=(shardings, whole),
@@ -170,7 +172,7 @@ def run(config, workdir: str | Path) -> None:
             workdir, start, this.steps, views, meshes.is_first_process()
         )
         if meshes.is_first_process():
-            banner(this, shapes, state, start)
+            banner.show(this, shapes, state, start)
         with contextlib.closing(checkpoints), contextlib.closing(writer):
             state = loop(this, state, start, checkpoints, writer, workdir)
 
@@ -196,7 +198,7 @@ def loop(this: Run, state, start: int, checkpoints, writer, workdir: Path):
     def finish(step: int, values: dict) -> None:
         """Read what a step returned, once the next one is under way."""
         if not bool(jax.device_get(values.pop("healthy"))):
-            dump(step - 1, state, config_text, workdir)
+            dump.stop(step - 1, state, config_text, workdir)
         if this.logged(step):
             values = {k: float(v) for k, v in jax.device_get(values).items()}
             values["learning_rate"] = float(this.optimizer.schedule(step - 1))
@@ -284,63 +286,6 @@ def stop_requested():
         signal.signal(signal.SIGTERM, old)
 
 
-def dump(number: int, state, config_text: str, workdir: Path) -> None:
-    """Save the last finite state under `<workdir>/dump/`, and stop.
-
-    Raises NonFiniteError always.
-    """
-    if meshes.is_first_process():  # an older dump is of a step that was since taken
-        shutil.rmtree(workdir / "dump", ignore_errors=True)
-    meshes.wait_for_all("dump")
-    with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
-        dumps.save(number, state, config_text)
-    raise NonFiniteError(
-        f"step {number + 1} is not finite; the state before it is in "
-        f"{workdir}/dump/{number}: see it again with --workdir {workdir} --replay"
-    )
-
-
 def replay(workdir: str | Path) -> None:
-    """Take the dumped step again and print where it stops being finite."""
-    workdir = Path(workdir)
-    this = Run(read_config(workdir))
-    if not (workdir / "dump").is_dir():
-        raise InputError(f"{workdir} has no dump to replay")
-    with jax.set_mesh(this.mesh):
-        with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
-            restored = dumps.restore_newest(this.template)
-        if restored is None:
-            raise InputError(f"{workdir} has no dump to replay")
-        number, state = restored
-        batches = this.batches(number, steps=number + 1)
-        with contextlib.closing(meshes.prefetch(batches, this.mesh)) as ready:
-            _, on_devices, batch = next(ready)
-        metrics.say(f"step {number + 1}, rows {np.asarray(batch['index']).tolist()}")
-        _, values = this.step(state, batch, on_devices, this.seed)
-        for name, value in jax.device_get(values).items():
-            metrics.say(f"{name:>24} {float(value):.6g}")
-
-
-def banner(this: Run, shapes: dict, state, start: int) -> None:
-    """Print what is about to run, in the units people confuse."""
-    config, machine = this.config, meshes.machine()
-    b = config.batch_size
-    m = sum(v.shape[1] for v in shapes["views"].values())
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    peak = max(
-        float(this.optimizer.schedule(s))
-        for s in np.linspace(0, this.steps, 101).astype(int)
-    )
-    lines = {
-        "samples": f"{len(this.source):,} in the source, {b} unique in a global batch",
-        "views": f"{m} a sample, {b * m} a step",
-        "rows": f"{b // this.mesh.size} samples on each of {this.mesh.size} devices "
-        f"({machine['device']}, {machine['processes']} processes)",
-        "negatives": f"{(b - 1) * m} other views for each anchor",
-        "learning rate": f"{peak:.4g} at its peak",
-        "parameters": f"{parameters:,}",
-        "steps": f"{this.steps:,}, from {start:,}"
-        f" ({this.steps * b / len(this.source):.1f} epochs)",
-    }
-    for name, text in lines.items():
-        metrics.say(f"{name:>14}  {text}")
+    """Take the dumped step of a run again and print where it stops being finite."""
+    dump.replay(Run(read_config(Path(workdir))), Path(workdir))

@@ -96,11 +96,16 @@ def test_an_override_names_the_mistake(digits, overrides, words):
         ({"keep": 1}, "must be 2 or more"),
         ({"epochs": 3}, "one of steps and epochs"),
         ({"seed": -1}, "must be 0 or more"),
+        ({"microbatch": 0}, "must be 1 or more"),
+        ({"accumulate": 0.5}, "expected an integer"),
     ],
 )
 def test_a_value_out_of_range_is_named(digits, overrides, words):
+    config = digits()
+    with config.unlocked():  # not every config has every key
+        config.update_from_flattened_dict(overrides)
     with pytest.raises(InputError, match=words):
-        configs.check(digits(**overrides))
+        configs.check(config)
 
 
 def test_a_number_keeps_its_kind(digits):
@@ -134,6 +139,8 @@ def test_json_round_trip_is_the_same_config(digits):
 
 def test_difference_names_what_must_not_change_and_forgives_what_may(digits):
     free = digits(log_every=7, checkpoint_every=9, workers=1, **{"mesh.fsdp": 2})
+    free.microbatch = 32
+    free.model.towers.image.encoder.remat = "blocks"
     assert configs.difference(digits(), free) == []
     other = digits(steps=5, **{"optimizer.warm_up": 0.5})
     assert configs.difference(digits(), other) == [

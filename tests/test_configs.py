@@ -25,7 +25,11 @@ VARIANTS = {
     + ["objective=nt_xent,views=2", "batch=growing,views=4", "dtype=bfloat16"],
     "polyview_fashion_mnist": ["", "objective=nt_xent,views=2"],
     "polyview_cifar10": ["", "views=2,batch=growing,objective=nt_xent"],
-    "polyview_imagenet": ["", "encoder=vit_s", "encoder=vit_b,batch=growing,views=2"],
+    "polyview_imagenet": [
+        "remat=blocks,accumulate=1",
+        "encoder=vit_s,norm=none,microbatch=8,remat=dots",
+        "encoder=vit_b,batch=growing,views=2",
+    ],
     "polyview_gaussian": [
         f"objective={loss},views=3,steps=2,batch_size=8"
         for loss in ("geometric", "arithmetic", "sufficient_statistics", "multi_crop")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from polyview.nn import remat as rematerialisation
 from polyview.nn.norm import BatchNorm
 
 
@@ -115,6 +116,7 @@ class ResNet(nnx.Module):
     "imagenet": 7x7 convolution of stride 2, then 3x3 max-pool of stride 2 (He et al.);
     "small": 3x3 convolution of stride 1, no pool (Chen et al. 2020, for CIFAR);
     "patch": 4x4 convolution of stride 4 without padding (Liu et al. 2022).
+    `remat` is "none", "blocks" or "dots": see `polyview.nn.remat`.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class ResNet(nnx.Module):
         block: Callable[..., Basic | Bottleneck],
         stem: str = "imagenet",
         in_channels: int = 3,
+        remat: str = "none",
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -146,6 +149,7 @@ class ResNet(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.features = features
         self.param_dtype = param_dtype
+        self.remat = rematerialisation.check(remat)
 
     def __call__(
         self, x: jax.Array, *, train: bool, key: jax.Array | None = None
@@ -154,8 +158,10 @@ class ResNet(nnx.Module):
         if self.pool:
             pad = ((1, 1), (1, 1))
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pad)
+        # Without training there is no gradient to keep anything for.
+        call = rematerialisation.calls(self.remat if train else "none", train=train)
         for block in self.blocks:
-            x = block(x, train=train)
+            x = call(block, x)
         local = x.reshape(x.shape[0], -1, self.features)
         return local.astype(self.param_dtype).mean(1), local
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from polyview.nn import remat as rematerialisation
+
 _norm = partial(nnx.LayerNorm, epsilon=1e-6)
 _linear = partial(nnx.Linear, kernel_init=jax.nn.initializers.xavier_uniform())
 
@@ -30,10 +32,27 @@ class Block(nnx.Module):
         """`x[n, p, width]` gives the same shape."""
         n, p, width = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(n, p, 3, self.heads, width // self.heads)
-        attended = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
-        x = x + self.out(attended.reshape(n, p, width))
+        x = x + self.out(attention(*jnp.moveaxis(qkv, 2, 0)).reshape(n, p, width))
         hidden = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
         return x + self.down(hidden)
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(features)) v of `[n, p, heads, features]`, in that shape.
+
+    Weights are computed in float32 or better. (`jax.nn.dot_product_attention` rounds
+    float64 to float32: a step would differ with the number of devices.)
+    """
+    scores = jnp.einsum(
+        "nqhd,nkhd->nhqk",
+        query,
+        key,
+        # In bfloat16 the backward products too take their factors in it.
+        precision="BF16_BF16_F32" if query.dtype == jnp.bfloat16 else None,
+        preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+    )
+    weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5)
+    return jnp.einsum("nhqk,nkhd->nqhd", weights.astype(value.dtype), value)
 
 
 class ViT(nnx.Module):
@@ -42,7 +61,8 @@ class ViT(nnx.Module):
     `local` holds the patch tokens after the last norm. `pool` is "cls", the class token
     (Dosovitskiy et al. 2021), or "mean", the mean of the patch tokens, and then there
     is no class token (Beyer et al. 2022). `position` is "learned", or "sincos": fixed
-    sines and cosines of both coordinates (Chen, Xie, He 2021).
+    sines and cosines of both coordinates (Chen, Xie, He 2021). `remat` is "none",
+    "blocks" or "dots": see `polyview.nn.remat`.
     """
 
     def __init__(
@@ -56,6 +76,7 @@ class ViT(nnx.Module):
         pool: str = "cls",
         position: str = "learned",
         in_channels: int = 3,
+        remat: str = "none",
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -70,6 +91,7 @@ class ViT(nnx.Module):
         self.features = width
         self.patch, self.side = patch, image // patch
         self.dtype, self.param_dtype = dtype, param_dtype
+        self.remat = rematerialisation.check(remat)
         self.embed = _linear(patch * patch * in_channels, width, **options)
         cls = pool == "cls"
         self.cls = nnx.Param(jnp.zeros((1, 1, width), param_dtype)) if cls else None
@@ -95,8 +117,9 @@ class ViT(nnx.Module):
             x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
         if self.position is not None:
             x += self.position[...].astype(x.dtype)
+        call = rematerialisation.calls(self.remat if train else "none")
         for block in self.blocks:
-            x = block(x)
+            x = call(block, x)
         x = self.norm(x)
         if self.cls is not None:
             return x[:, 0].astype(self.param_dtype), x[:, 1:]

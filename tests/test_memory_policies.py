@@ -1,0 +1,120 @@
+"""Rematerialisation, bfloat16 and FSDP keep less, and the numbers stay."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_microbatch import assert_equal, compiled, images, mesh_of, model, sgd
+
+from benchmarks.collectives import collective_bytes
+from polyview import mesh as meshes
+from polyview import step, train
+from polyview.nn import vit
+from polyview.nn.resnet import Basic, ResNet
+from polyview.nn.vit import ViT, vit_b
+
+# XLA for CPU drops the barrier between a computation and its repetition, and merges
+# them; without this pass it keeps to it, as the compilers for GPU and TPU do.
+BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+RESNET = partial(ResNet, stages=(2, 2), widths=(16, 32), block=Basic, stem="small")
+VIT = partial(ViT, width=32, depth=4, heads=2, patch=2, image=8)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "blocks", "dots"),
+    [(RESNET, (8, 32, 32, 3), 0.7, 0.95), (VIT, (32, 8, 8, 3), 0.4, 0.6)],
+    ids=["resnet", "vit"],
+)
+def test_rematerialisation_gives_the_same_in_less_memory(make, shape, blocks, dots):
+    """Values, gradients and the statistics that BatchNorm writes within a block."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    found, memory = {}, {}
+    for remat in ("none", "blocks", "dots"):
+        parts = step.split(make(remat=remat, rngs=nnx.Rngs(0)))
+
+        def loss_of(params, statistics, graph=parts[0]):
+            module = step.merge(graph, params, statistics)
+            h, local = module(x, train=True)
+            loss = jnp.mean(h**2) + jnp.mean(local**3)
+            return loss, step.split(module)[2]
+
+        gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+        program = gradient_of.lower(*parts[1:]).compile(BARRIERS)
+        found[remat] = jax.device_get(program(*parts[1:]))
+        memory[remat] = program.memory_analysis().temp_size_in_bytes
+    assert_equal(found["blocks"], found["none"], 1e-5)
+    assert_equal(found["dots"], found["none"], 1e-5)
+    assert memory["blocks"] < blocks * memory["none"]
+    assert memory["blocks"] < memory["dots"] < dots * memory["none"]
+
+
+def test_an_unknown_form_is_an_error():
+    with pytest.raises(ValueError, match="remat='block' is not one of"):
+        vit.ViT(width=8, depth=1, heads=1, remat="block", rngs=nnx.Rngs(0))
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32(digits):
+    """Parameters, statistics, optimiser state and loss stay float32, and the loss is
+    that of float32 to a few digits."""
+    run = train.Run(digits("dtype=bfloat16", batch_size=16))
+    exact = train.Run(digits("dtype=float32", batch_size=16))
+    _, batch = next(iter(run.batches(0)))
+
+    @jax.jit
+    def exact_loss(state, batch):
+        module = step.merge(exact.graph, state.params, state.statistics)
+        return exact.objective(module, None, batch, None)[0]
+
+    with jax.set_mesh(run.mesh):
+        batch = meshes.put(batch, run.mesh)
+        state = run.create(run.seed)
+        expected = exact_loss(state, batch)
+        inputs = (state, batch, jnp.int32(0), run.seed)
+        text = run.step.lower(*inputs).as_text()
+        state, values = run.step(*inputs)
+    products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert products and all(line.endswith("bf16>") for line in products)
+    types = {x.dtype for x in jax.tree.leaves(state)}
+    assert types == {np.dtype("float32"), np.dtype("int32")}
+    assert values["loss"].dtype == jnp.float32
+    np.testing.assert_allclose(values["loss"], expected, rtol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 4)])
+def test_a_device_holds_a_quarter_of_a_large_state(shape):
+    """Of a ViT-B's parameters and of what the optimiser keeps of them."""
+    make_module = model(vit_b, jnp.float32)
+    state = jax.eval_shape(partial(step.create, make_module, sgd()), jnp.uint32(0))
+    shardings = meshes.of_state(state, mesh_of(*shape))
+    for part in ("params", "optimizer"):
+        leaves = jax.tree.leaves(getattr(state, part))
+        held = [
+            np.prod(sharding.shard_shape(leaf.shape))
+            for leaf, sharding in zip(
+                leaves, jax.tree.leaves(getattr(shardings, part)), strict=True
+            )
+        ]
+        assert 0.25 <= sum(held) / sum(leaf.size for leaf in leaves) < 0.255
+
+
+def test_split_parameters_give_the_same_step(x64, monkeypatch):
+    """Of a ViT on 2 x 4 devices, to 1e-9 of one device. Each weight is gathered once,
+    and of activations only the embeddings, for the loss: the rows of a slice are so few
+    that gathering them would be cheaper, and the compiler would."""
+    monkeypatch.setattr(meshes, "SMALLEST_SPLIT", 512)
+    encoder = partial(ViT, width=32, depth=1, heads=2, patch=4, image=8)
+    make_module, batch = model(encoder, jnp.float64, norm="none"), images(2)
+    plain = compiled(make_module, batch, mesh_of(1, 1))[0](2)
+    weights = sum(x.nbytes for x in jax.tree.leaves(plain[0][1].params) if x.size > 511)
+    embeddings = 16 * 2 * 8 * 8
+    for slices in (1, 2):
+        run, program = compiled(make_module, batch, mesh_of(2, 4), slices=slices)
+        assert_equal(run(2), plain, 1e-9)
+        sent = collective_bytes(program.as_text())
+        assert sent["all-to-all"] == sent["collective-permute"] == 0
+        assert weights < sent["all-gather"] < weights + 2 * embeddings
