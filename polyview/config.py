@@ -56,6 +56,7 @@ FREE = {
     "mesh",
     "microbatch",
     "remat",
+    "exchange",
     "workers",
     "log_every",
     "evaluate_every",

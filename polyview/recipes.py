@@ -28,6 +28,13 @@ def contrastive(objective: str, temperature: float) -> dict:
         "partial": f"{OBJECTIVES}.polyview:{objective}",
         "temperature": temperature,
         "normalize": True,
+        "negatives": {
+            "partial": f"{OBJECTIVES}.negatives:log_negatives",
+            # "ring" needs less memory on many devices; "bfloat16" is faster, and rounds
+            # the scores.
+            "exchange": "gather",
+            "dtype": None,
+        },
     }
     bound = {"partial": f"{OBJECTIVES}.bounds:mutual_information_bound"}
     if objective == "arithmetic":

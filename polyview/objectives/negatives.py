@@ -30,8 +30,8 @@ from polyview.objectives.tiles import (
     Plan,
     Sums,
     meet_all,
-    tiled,
-    untiled,
+    padded,
+    unpadded,
 )
 
 # Rows of a tile: on a CPU a tile of scores should stay in the cache (measured, see
@@ -132,10 +132,10 @@ _log_negatives = jax.jit(_differentiable, static_argnums=0)
 
 
 class _Rows(NamedTuple):
-    """Embeddings, in tiles `[t, r, ...]` as rows, flat as columns."""
+    """Embeddings and whose they are."""
 
-    x: jax.Array  # [..., d]
-    sample: jax.Array  # int32[...], the row's place in the global batch; -1 is padding
+    x: jax.Array  # [rows, d]
+    sample: jax.Array  # int32[rows], a place in the global batch; -1 is padding
 
 
 class _Exponentials(NamedTuple):
@@ -165,15 +165,15 @@ def _forward(plan, *pair):
     # Not -inf: a row may meet no other sample until the next tile.
     lowest = float(jnp.finfo(dtype).min)
 
-    def meet(own, theirs, block, i, columns):
-        scores, other = _scores(rows, block, i, columns)
+    def meet(own, theirs, block, at):
+        scores, other = _scores(rows, block, at)
         scores = jnp.where(other, scores, lowest)
-        mine = jax.tree.map(lambda x: x[i], own).add(scores, axis=1)
-        own = jax.tree.map(lambda x, part: x.at[i].set(part), own, mine)
+        part = jax.tree.map(at.rows.of, own).add(scores, axis=1)
+        own = jax.tree.map(at.rows.put, own, part)
         if symmetric:
-            weight = columns.both.astype(dtype)
-            part = jax.tree.map(columns.of, theirs).add(scores, 0, weight)
-            theirs = jax.tree.map(columns.put, theirs, part)
+            weight = at.both.astype(dtype)
+            part = jax.tree.map(at.columns.of, theirs).add(scores, 0, weight)
+            theirs = jax.tree.map(at.columns.put, theirs, part)
         return own, theirs
 
     def collect(sums):
@@ -190,28 +190,28 @@ def _forward(plan, *pair):
     else:
         nothing = Sums((), lambda *_: (), lambda _: ())
         own, _ = meet_all(plan, False, meet, own, columns, (), nothing)
-    return untiled(own.top + jnp.log(own.total), pair[0].shape[:2])
+    return unpadded(own.top + jnp.log(own.total), pair[0].shape[:2])
 
 
 def _backward(plan, pair, lse, cotangent):
     symmetric = len(pair) == 1
-    rows = (_rows(plan, pair[0]), tiled(plan, lse), tiled(plan, cotangent))
+    rows = (_rows(plan, pair[0]), padded(plan, lse), padded(plan, cotangent))
     columns = rows if symmetric else (_rows(plan, pair[1]),)
 
-    def meet(own, theirs, block, i, columns):
-        x = rows[0].x[i], columns.of(block[0].x)
-        scores, other = _scores(rows[0], block[0], i, columns)
-        lse, cotangent = (y[i][:, None] for y in rows[1:])
+    def meet(own, theirs, block, at):
+        x, y = at.rows.of(rows[0].x), at.columns.of(block[0].x)
+        scores, other = _scores(rows[0], block[0], at)
+        lse, cotangent = (at.rows.of(r)[:, None] for r in rows[1:])
         w = cotangent * jnp.exp(scores - lse)
         if symmetric:
-            lse, cotangent = (columns.of(y)[None, :] for y in block[1:])
+            lse, cotangent = (at.columns.of(c)[None, :] for c in block[1:])
             w += cotangent * jnp.exp(scores - lse)
-        w = jnp.where(other, w, 0).astype(x[0].dtype)
-        own = own.at[i].add(_product("rc,cd->rd", w, x[1]))
-        part = _product("rc,rd->cd", w, x[0])
+        w = jnp.where(other, w, 0).astype(x.dtype)
+        own = at.rows.put(own, at.rows.of(own) + _product("rc,cd->rd", w, y))
+        part = _product("rc,rd->cd", w, x)
         if symmetric:
-            part *= columns.both.astype(part.dtype)[:, None]
-        return own, columns.put(theirs, columns.of(theirs) + part)
+            part *= at.both.astype(part.dtype)[:, None]
+        return own, at.columns.put(theirs, at.columns.of(theirs) + part)
 
     sums = Sums(0.0, jnp.add, plan.scatter)
     own, theirs = (
@@ -220,18 +220,18 @@ def _backward(plan, pair, lse, cotangent):
     own, theirs = meet_all(plan, symmetric, meet, own, columns, theirs, sums)
     gradients = (own + theirs,) if symmetric else (own, theirs)
     return tuple(
-        untiled(g, x.shape).astype(x.dtype)
+        unpadded(g, x.shape).astype(x.dtype)
         for g, x in zip(gradients, pair, strict=True)
     )
 
 
-def _scores(rows, block, i, columns):
-    """The scores of row tile i, and which of them count: those of two samples, neither
+def _scores(rows, block, at):
+    """The scores of a meeting, and which of them count: those of two samples, neither
     of them padding."""
-    scores = _product("rd,cd->rc", rows.x[i], columns.of(block.x))
-    row, column = rows.sample[i][:, None], columns.of(block.sample)[None, :]
-    other = (row != column) & (row >= 0) & (column >= 0)
-    return scores, other & columns.met[None, :]
+    scores = _product("rd,cd->rc", at.rows.of(rows.x), at.columns.of(block.x))
+    row, column = at.rows.of(rows.sample), at.columns.of(block.sample)
+    other = (row[:, None] != column[None, :]) & (row >= 0)[:, None]
+    return scores, other & ((column >= 0) & at.met)[None, :]
 
 
 def _product(equation, x, y):
@@ -250,11 +250,11 @@ def _accumulator(dtype):
 
 
 def _rows(plan, x) -> _Rows:
-    """The rows of `x[b/devices, m, d]`, in tiles."""
+    """The rows of `x[b/devices, m, d]`."""
     b, m, _ = x.shape
     sample = plan.index() * b + jnp.arange(b, dtype=jnp.int32)
     sample = jnp.broadcast_to(sample[:, None], (b, m))
     # Tied to x: in a loop over views, JAX would compute what depends on the samples
     # alone before the loop, for all tiles at once, and keep it.
     x, sample = lax.optimization_barrier((x, sample))
-    return _Rows(tiled(plan, x), tiled(plan, sample, padding=-1))
+    return _Rows(padded(plan, x), padded(plan, sample, padding=-1))

@@ -1,8 +1,8 @@
 """Every row meets every column, a tile at a time, on one device or on a mesh.
 
-Rows come in tiles `[t, r, ...]`. Columns are rows too, of this device and of all
-others, and what is summed over rows and over columns is the caller's affair: here it is
-decided which tiles meet, in which order, and where the columns are.
+Arrays hold rows, `[rows, ...]`. Columns are rows too, of this device and of all others,
+and what is summed over rows and over columns is the caller's affair: here it is decided
+which tiles of them meet, in which order, and where the columns are.
 
 Where scores are symmetric a meeting serves both sides. Of C tiles, row tile I then
 meets the column tiles I, I + 1, ..., I + C/2 (mod C): half of them, as many for each I,
@@ -48,20 +48,28 @@ class Plan(NamedTuple):
         return lax.dynamic_slice_in_dim(x, self.index() * n, n)
 
 
-class Columns(NamedTuple):
-    """Which rows of a block are the columns of a tile of scores."""
+class Part(NamedTuple):
+    """Some rows that follow one another."""
 
     first: jax.Array
-    met: jax.Array  # bool[c]: whether they count at all
-    both: jax.Array  # bool[c]: whether they take their own share from this tile
+    size: int
 
     def of(self, x):
         """Their part of `x[rows, ...]`."""
-        return lax.dynamic_slice_in_dim(x, self.first, len(self.met))
+        return lax.dynamic_slice_in_dim(x, self.first, self.size)
 
     def put(self, x, part):
         """`x[rows, ...]` with another part in that place."""
         return lax.dynamic_update_slice_in_dim(x, part, self.first, 0)
+
+
+class Meeting(NamedTuple):
+    """A tile of rows and a tile of columns, or several at once."""
+
+    rows: Part
+    columns: Part
+    met: jax.Array  # bool[columns]: whether a column counts at all
+    both: jax.Array  # bool[columns]: whether it takes its own share from this meeting
 
 
 class Sums(NamedTuple):
@@ -75,35 +83,40 @@ class Sums(NamedTuple):
 def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
     """Let each tile of this device's rows meet every tile of columns, or its half.
 
-    `meet(own, theirs, block, i, columns) -> own, theirs` adds what row tile i and those
-    `Columns` of `block` make of each other to the sums over rows (`own`) and to the
-    sums over columns, which are described by `sums`. `theirs` is shaped for `columns`,
-    the columns of this device. Returns both sums, complete, for this device's rows.
+    `meet(own, theirs, block, meeting) -> own, theirs` adds what the rows and those
+    columns of `block` make of each other to the sums over rows (`own`) and to the sums
+    over columns, which are described by `sums`. `theirs` is shaped for `columns`, the
+    columns of this device. Returns both sums, complete, for this device's rows.
     """
-    rows, size = _shape(own)
-    here, width = _shape(columns)
+    rows, size = _tiles(plan, own)
+    here, width = _tiles(plan, columns)
     # Few rows, as each of many devices has, meet several tiles at a time.
     several = max(1, plan.tile**2 // (size * width))
 
-    def sweep(own, theirs, block, first, count, both):
-        tiles = _shape(block)[0]
+    def sweep(own, theirs, block, first, tiles, count, both):
         wide = min(count, several)
         spare = (wide - 1) * width  # columns go round, so the first follow the last
-        block = jax.tree.map(lambda x: _extend(_flat(x), _flat(x)[:spare]), block)
-        theirs = jax.tree.map(
-            lambda x, e: _extend(_flat(x), jnp.full_like(_flat(x)[:spare], e)),
-            theirs,
-            sums.empty,
-        )
+        if spare:
+            block = jax.tree.map(lambda x: jnp.concatenate([x, x[:spare]]), block)
+            theirs = jax.tree.map(
+                lambda x, e: jnp.concatenate([x, jnp.full_like(x[:spare], e)]),
+                theirs,
+                sums.empty,
+            )
 
         def at(carry, step):
             k, i = jnp.divmod(step, rows)
             k = k * wide
             of_columns = k + jnp.arange(wide * width) // width
             met = of_columns < count
-            place = (first + i + k) % tiles * width
-            met_by = Columns(place, met, met & both(of_columns))
-            return meet(*carry, block, i, met_by), None
+            place = (first + i + k) % tiles
+            meeting = Meeting(
+                Part(i * size, size),
+                Part(place * width, wide * width),
+                met,
+                met & both(of_columns),
+            )
+            return meet(*carry, block, meeting), None
 
         steps = jnp.arange(-(-count // wide) * rows)
         own, theirs = lax.scan(at, (own, theirs), steps)[0]
@@ -115,14 +128,13 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
                 theirs,
                 sums.join(head, tail),
             )
-        shape = (tiles, width)
-        return own, jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), theirs)
+        return own, theirs
 
     def round_of(tiles):
-        """Steps along the columns, and in which of them a tile serves both sides."""
+        """Tiles of columns, how many a row tile meets, and which serve both sides."""
         if not symmetric:
-            return tiles, lambda k: True
-        return tiles // 2 + 1, lambda k: (k > 0) & (2 * k != tiles)
+            return tiles, tiles, lambda k: True
+        return tiles, tiles // 2 + 1, lambda k: (k > 0) & (2 * k != tiles)
 
     if plan.devices == 1:
         return sweep(own, theirs, columns, 0, *round_of(here))
@@ -142,7 +154,7 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
         own, block, theirs = carry
         block, theirs = send((block, theirs), -1)
         both = 2 * number != plan.devices if symmetric else True
-        own, theirs = sweep(own, theirs, block, 0, here, lambda k: both)
+        own, theirs = sweep(own, theirs, block, 0, here, here, lambda k: both)
         return (own, block, theirs), None
 
     own, theirs = sweep(own, theirs, columns, 0, *round_of(here))
@@ -152,29 +164,21 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
     return own, send(theirs, hops)
 
 
-def tiled(plan, x, padding=0):
-    """`x[b, m, ...]` as tiles `[t, r, ...]` of equal size, with rows of padding."""
-    x = _flat(x)
-    tiles = -(-len(x) // plan.tile)
-    size = -(-len(x) // tiles)
+def padded(plan, x, padding=0):
+    """The rows of `x[b, m, ...]`, and of padding, so that tiles are of equal size."""
+    x = x.reshape(-1, *x.shape[2:])
+    tiles, size = _tiles(plan, x)
     pad = [(0, tiles * size - len(x))] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, pad, constant_values=padding).reshape(tiles, size, *x.shape[1:])
+    return jnp.pad(x, pad, constant_values=padding)
 
 
-def untiled(x, shape):
-    """What `tiled` made, without its padding."""
-    return _flat(x)[: shape[0] * shape[1]].reshape(shape)
+def unpadded(x, shape):
+    """What `padded` made, as it was."""
+    return x[: shape[0] * shape[1]].reshape(shape)
 
 
-def _flat(x):
-    """The rows of tiles, or of samples: `[t, r, ...]` gives `[t * r, ...]`."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _extend(x, more):
-    return jnp.concatenate([x, more]) if len(more) else x
-
-
-def _shape(tree) -> tuple[int, int]:
-    """How many tiles the arrays of a tree have, and of how many rows."""
-    return jax.tree.leaves(tree)[0].shape[:2]
+def _tiles(plan, tree) -> tuple[int, int]:
+    """How many tiles the rows of a tree make, and of how many rows."""
+    rows = len(jax.tree.leaves(tree)[0])
+    tiles = -(-rows // plan.tile)
+    return tiles, -(-rows // tiles)
