@@ -2,12 +2,14 @@
 
 import colorsys
 import itertools
+import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from polyview.errors import InputError
 from polyview.nn import photometry
@@ -169,24 +171,156 @@ def test_no_chance_is_the_identity(images):
     np.testing.assert_array_equal(noise(images, keys), images)
 
 
-def test_a_view_does_not_depend_on_its_batch(images):
-    """Nor on the number of devices, nor on the views beside it."""
-    noise = jax.jit(Photometry(solarise_chance=0.2))
+def test_bytes_are_floats_of_255(images):
+    raw = (255 * images).astype(np.uint8)
+    keys = jax.random.split(jax.random.key(0), 24)
+    floats = raw.astype(np.float32) / 255
+    np.testing.assert_allclose(
+        Photometry()(raw, keys), Photometry()(floats, keys), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("views_of_a_chunk", [5, 48])
+def test_a_view_does_not_depend_on_its_batch(images, monkeypatch, views_of_a_chunk):
+    """Nor on the number of devices, the views beside it or the size of the chunks."""
     images = images.astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 24)
-    whole = noise(images, keys)
-    some = np.array([5, 17, 2])
-    np.testing.assert_allclose(noise(images[some], keys[some]), whole[some], atol=1e-6)
-    np.testing.assert_allclose(noise(images[:, :1], keys), whole[:, :1], atol=1e-6)
+    whole = Photometry(solarise_chance=0.2)(images, keys)
+    monkeypatch.setattr(photometry, "CHUNK", views_of_a_chunk * images[0, 0].size)
 
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = jax.NamedSharding(mesh, jax.P("data"))
-    compiled = noise.lower(*jax.device_put((images, keys), rows)).compile()
+    @jax.jit
+    def noise(images, keys):
+        return Photometry(solarise_chance=0.2)(images, keys)
+
+    some = np.array([5, 17, 2])
+    np.testing.assert_allclose(noise(images[some], keys[some]), whole[some], atol=1e-5)
+    np.testing.assert_allclose(noise(images[:, :1], keys), whole[:, :1], atol=1e-5)
+
+    mesh = jax.make_mesh(
+        (4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        compiled = noise.lower(*jax.device_put((images, keys), rows)).compile()
     sharded = compiled(*jax.device_put((images, keys), rows))
-    np.testing.assert_allclose(sharded, whole, atol=1e-6)
+    np.testing.assert_allclose(sharded, whole, atol=1e-5)
     assert sharded.sharding.is_equivalent_to(rows, 5)
     text = compiled.as_text()
-    assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all"))
+    collectives = "all-gather", "all-reduce", "all-to-all", "collective-permute"
+    assert not any(name in text for name in collectives)
+
+
+@pytest.fixture
+def transforms():
+    """torchvision's transforms, where they are installed: `pip install '.[peer]'`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what importing them says is not our matter
+        return pytest.importorskip("torchvision.transforms")
+
+
+def same(ours, theirs):
+    """Two samples of one distribution, as far as a test at 1 in 1,000 can tell."""
+    return stats.ks_2samp(ours, theirs).pvalue > 1e-3
+
+
+# The second strength has factors that would be negative, were they not cut off.
+@pytest.mark.parametrize("strength", [0.5, 1.5])
+def test_the_jitter_is_drawn_as_torchvision_draws_it(transforms, strength):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    n = 5000
+    noise = Photometry(strength=strength, jitter_chance=1.0)
+    draw = jax.vmap(noise.draw)(jax.random.split(jax.random.key(1), n))
+    v = strength * 0.8
+    jitter = transforms.ColorJitter(v, v, v, strength * 0.2)
+    ranges = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
+    order, *values = zip(*(jitter.get_params(*ranges) for _ in range(n)), strict=True)
+    for ours, theirs in zip((*draw.factor.T, draw.turn), values, strict=True):
+        assert same(ours, theirs)
+
+    every = {order: i for i, order in enumerate(itertools.permutations(range(4)))}
+    theirs = [every[tuple(one.tolist())] for one in order]
+    ours = [every[tuple(one)] for one in np.argsort(draw.priority, 1).tolist()]
+    counts = [np.bincount(one, minlength=24) for one in (ours, theirs)]
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+    assert stats.chisquare(counts[0]).pvalue > 1e-3
+
+
+def test_blur_and_chances_are_drawn_as_torchvision_draws_them(transforms):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    n = 5000
+    noise = Photometry(solarise_chance=0.1)
+    draw = jax.vmap(noise.draw)(jax.random.split(jax.random.key(2), n))
+    blurred = np.asarray(draw.sigma > 0)
+    blur = transforms.GaussianBlur(23, noise.sigma)
+    assert same(draw.sigma[blurred], [blur.get_params(*blur.sigma) for _ in range(n)])
+
+    image = torch.tensor([0.9, 0.5, 0.6])[:, None, None]
+
+    def share(transform):
+        return sum(not torch.equal(transform(image), image) for _ in range(n)) / n
+
+    for ours, transform in (
+        (draw.turn != 0, transforms.RandomApply([torch.neg], p=noise.jitter_chance)),
+        (draw.grey, transforms.RandomGrayscale(p=noise.grey_chance)),
+        (blurred, transforms.RandomApply([torch.neg], p=noise.blur_chance)),
+        (draw.solarise, transforms.RandomSolarize(0.5, p=noise.solarise_chance)),
+    ):
+        # Two shares of n, with a standard deviation below sqrt(2 / (4 n)) = 0.01.
+        assert abs(np.mean(ours) - share(transform)) < 0.03
+
+
+def test_a_view_is_what_torchvision_makes_with_its_parameters(transforms):
+    """Operation by operation, and all that a view drew in its order."""
+    torch = pytest.importorskip("torch")
+    f = transforms.functional
+    images = np.random.default_rng(3).random((24, 1, 64, 60, 3), np.float32)
+    keys = jax.random.split(jax.random.key(3), 24)
+    noise = Photometry(solarise_chance=0.5)
+    draw = jax.vmap(lambda key: noise.draw(jax.random.fold_in(key, 0)))(keys)
+    result = noise(images, keys)
+    operations = [f.adjust_brightness, f.adjust_contrast, f.adjust_saturation]
+    operations.append(f.adjust_hue)
+    ones, zeros = jnp.ones((24, 3)), jnp.zeros(24)
+    alone = [
+        photometry.jitter(
+            planes(images[:, 0]),
+            draw.priority,
+            ones.at[:, at].set(draw.factor[:, at]) if at < 3 else ones,
+            draw.turn if at == 3 else zeros,
+        )
+        for at in range(4)
+    ]
+    blurred = photometry.blur(planes(images[:, 0]), draw.sigma, radius=3)
+    result, draw, alone, blurred = jax.device_get((result, draw, alone, blurred))
+    for i in range(24):
+        values = *draw.factor[i].tolist(), draw.turn[i].item()
+        image = torch.from_numpy(images[i, 0]).permute(2, 0, 1)
+
+        def equal(ours, theirs):
+            np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-5)
+
+        for at, operation in enumerate(operations):
+            equal(alone[at][:, i], operation(image, values[at]))
+        grey = f.rgb_to_grayscale(image, 3)
+        equal(photometry.luma(planes(images[:, 0]))[0, i], grey[0])
+        if draw.sigma[i] > 0:
+            equal(blurred[:, i], f.gaussian_blur(image, 7, draw.sigma[i].item()))
+
+        for at in np.argsort(draw.priority[i]):
+            image = operations[at](image, values[at])
+        if draw.grey[i]:
+            image = f.rgb_to_grayscale(image, 3)
+        if draw.sigma[i] > 0:
+            image = f.gaussian_blur(image, 7, draw.sigma[i].item())
+        ours = np.moveaxis(result[i, 0], -1, 0)
+        if draw.solarise[i]:
+            image = f.solarize(image, 0.5)
+            # On which side of the threshold a pixel is may hang on the last bit.
+            clear = abs(image.numpy() - 0.5) > 1e-4
+            ours, image = ours[clear], image[torch.from_numpy(clear)]
+        equal(ours, image)
 
 
 def test_other_numbers_of_channels_are_refused():
