@@ -85,14 +85,14 @@ def jax_row(form: str, loss: str, rows: int, views: int, calls: int) -> dict:
     compiled = jax.jit(jax.value_and_grad(mean)).lower(z).compile()
     plan = compiled.memory_analysis()
     planned = plan.temp_size_in_bytes + plan.output_size_in_bytes
+    before = matmul_rate()
     result = measured(lambda: jax.block_until_ready(compiled(z)), calls)
-    value = float(compiled(z)[0])
     result["extra_bytes"] = max(result["extra_bytes"], planned)
-    return result | {"loss": value, "operations_per_second": matmul_rate()}
+    return result | {"operations_per_second": max(before, matmul_rate())}
 
 
 def matmul_rate(side: int = 4096) -> float:
-    """Operations per second of a square float32 product, the best of some."""
+    """Operations per second of a square float32 product, the best of several."""
     import jax
 
     x = jax.random.normal(jax.random.key(0), (side, side))
