@@ -94,7 +94,7 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
     several = max(1, plan.tile**2 // (size * width))
 
     def sweep(own, theirs, block, first, tiles, count, both):
-        wide = min(count, several)
+        wide = -(-count // -(-count // several))  # the same in each step
         spare = (wide - 1) * width  # columns go round, so the first follow the last
         if spare:
             block = jax.tree.map(lambda x: jnp.concatenate([x, x[:spare]]), block)
