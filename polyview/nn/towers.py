@@ -36,7 +36,8 @@ class Tower(nnx.Module):
     `encoder(rngs=)` makes a module with an attribute `features` and
     `encoder(x[n, ...], train=, key=) -> (h[n, features], local[n, p, c])`;
     `projector(features, rngs=)` makes one with `projector(h, train=) -> z[n, d]`.
-    `photometry(images[b, m, h, w, c] in [0, 1], keys[b])` runs in training only.
+    `photometry(images[b, m, h, w, c], keys[b])`, of uint8 or floats in [0, 1], runs in
+    training only.
     `mean` and `std` normalise the last axis (one number, or one a channel). With
     `local`, the features carry the encoder's feature map. A `frozen` encoder stays as
     it is, the statistics of its BatchNorm included: for probes.
@@ -76,11 +77,11 @@ class Tower(nnx.Module):
         """
         views = jnp.asarray(views)
         m = views.shape[1]
-        if views.dtype == jnp.uint8:
-            views = views.astype(float) / 255
         if train and self.photometry is not None:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
             views = self.photometry(views, keys)
+        if views.dtype == jnp.uint8:
+            views = views.astype(float) / 255
         x = rearrange(views, "b m ... -> (b m) ...")
         x = (x - _last(self.mean, x)) / _last(self.std, x)
         h, local = self.encoder(x, train=train and not self.frozen, key=key)
