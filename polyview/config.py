@@ -49,6 +49,9 @@ TRUSTED = (
     "polyview.evaluation.knn:WeightedKnn",
     "polyview.evaluation.probe:LinearProbe",
     "polyview.evaluation.protocol:Protocol",
+    "sgi.networks",
+    "sgi.pretrain",
+    "sgi.replay",
 )
 # What may differ between a run and its continuation, the first or the last word of a
 # key: none of it changes the numbers by more than rounding.

@@ -9,6 +9,7 @@ import pytest
 from polyview import config as configs
 from polyview import train
 from polyview.data.source import InMemory
+from sgi import recording
 
 ROOT = Path(__file__).parent.parent
 LOSSES = (
@@ -35,6 +36,7 @@ VARIANTS = {
         for loss in ("geometric", "arithmetic", "sufficient_statistics", "multi_crop")
     ],
     "probe_imagenet": ["", "encoder=vit_s"],
+    "sgi_pretrain": ["size=tiny", "size=tiny,objective=cloning", "dtype=bfloat16"],
 }
 
 
@@ -56,6 +58,26 @@ def with_stand_in(source):
         source = dict(source) | {"target": "test_configs:photographs"}
         source.pop("data_dir", None)
     return source
+
+
+@pytest.fixture(scope="module", autouse=True)
+def play(tmp_path_factory):
+    """A recording of Pong under the name that the configs of SGI read."""
+    step = {"frame": np.zeros((84, 84), np.uint8), "action": 0, "reward": 0.0}
+    steps = [recording.Step(**step, terminal=t == 99, first=t == 0) for t in range(100)]
+    folder = tmp_path_factory.mktemp("play")
+    provenance = {"game": "pong", "actions": ["NOOP", "FIRE", "RIGHT"]}
+    recording.write(
+        folder / "pong_random",
+        steps,
+        len(steps),
+        source="",
+        licence="",
+        provenance=provenance,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYVIEW_DATA", str(folder))
+        yield
 
 
 def test_every_config_is_in_this_list():

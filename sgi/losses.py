@@ -1,0 +1,227 @@
+"""The losses of SGI as functions of arrays (Schwarzer et al. 2021).
+
+Axes: b samples, k steps ahead, d features, a actions, n atoms of a return. Where an
+equation of the official code (mila-iqia/SGI) is not the one it means, both forms are
+here, by name: `windows` and `noisy_goals` take them.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Masks(NamedTuple):
+    """What of a window counts, as factors; steps past an episode's end do not."""
+
+    predicted: jax.Array  # float[b, K]: the latent k = 1..K steps ahead
+    inverse: jax.Array  # float[b, K]: the action between steps k and k + 1
+    reward: jax.Array  # float[b]: the goal's reward of the first step
+    bootstrap: jax.Array  # float[b]: the return of the state after it
+
+
+def windows(
+    terminal: jax.Array,
+    *,
+    jumps: int,
+    window_terminals: Literal["correct", "upstream"] = "correct",
+    discount: float = 0.99,
+) -> Masks:
+    """The masks of windows, from `terminal[b, jumps + 1 or more]`: did step t+k end it?
+
+    "correct": the state k steps ahead counts if none of the steps 0..k-1 was the last,
+    an action if neither its step nor one before it was.
+    "upstream", as the official code: terminals are read one step late and one too many,
+    so that step k needs none among 1..k+1 (those not given count as none) and an end at
+    step 0 goes unseen; no action is masked; the reward is discounted once too often.
+    """
+    if terminal.shape[1] <= jumps:
+        raise ValueError(f"terminal{terminal.shape} of {jumps} jumps and the step at t")
+    if window_terminals == "correct":
+        going = _none_so_far(terminal[:, : max(jumps, 1)])
+        return Masks(going[:, :jumps], going[:, :jumps], going[:, 0], going[:, 0])
+    if window_terminals != "upstream":
+        raise ValueError(
+            f'window_terminals is "correct" or "upstream", not {window_terminals!r}'
+        )
+    late = jnp.pad(terminal[:, 1:], ((0, 0), (0, 2)))
+    going = _none_so_far(late)
+    predicted = going[:, 1 : jumps + 1]
+    inverse = jnp.ones_like(predicted)
+    return Masks(predicted, inverse, discount * going[:, 0], going[:, 1])
+
+
+def _none_so_far(happened: jax.Array) -> jax.Array:
+    return (jnp.cumsum(happened, 1) == 0).astype(float)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """x / max(|x|, 1e-3) along the last axis; its gradient is finite at zero."""
+    squared = jnp.sum(x * x, -1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-6))
+
+
+def self_prediction(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """|l2(predicted) - l2(target)|^2 of `[..., d]`: 2 - 2 cos of their angle.
+
+    The loss of SPR (Schwarzer et al. 2020), `[...]`; zero is perfect, 2 is chance.
+    """
+    difference = l2_normalize(predicted) - l2_normalize(target)
+    return jnp.sum(difference**2, -1)
+
+
+def mean_cosine(z: jax.Array) -> jax.Array:
+    """Mean cosine between different rows of `z[b, d]`; near 1 the rows have collapsed.
+
+    In time linear in b: the sum over all pairs is the square of the sum of the rows.
+    """
+    unit = l2_normalize(z)
+    own = jnp.sum(unit**2)
+    b = len(z)
+    return (jnp.sum(unit.sum(0) ** 2) - own) / max(b * (b - 1), 1)
+
+
+def cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    """-log softmax(logits)[class] of `logits[..., a]` and `classes: int[...]`.
+
+    Of the inverse model's logits and the actions taken: inverse dynamics.
+    """
+    return -at(jax.nn.log_softmax(logits), classes)
+
+
+def behaviour_cloning(
+    logits: jax.Array, actions: jax.Array, support: jax.Array
+) -> jax.Array:
+    """Cross-entropy to the actions `[b]`, expected returns as the logits of a policy.
+
+    `logits[b, a, n]` of returns `support[n]`.
+    """
+    return cross_entropy(expected(logits, support), actions)
+
+
+def noisy_goals(
+    latents: jax.Array,
+    keys: jax.Array,
+    *,
+    noise: float = 0.5,
+    goal_noise_scale: Literal["upstream", "unit"] = "upstream",
+) -> jax.Array:
+    """l2(alpha e + (1 - alpha) z) of `latents[b, d]`, e a random direction.
+
+    alpha is uniform in [0, noise], drawn with e by the row's key `keys[b]`. "unit"
+    gives z the length of e, 1. "upstream" leaves it as it is: latents of thousands of
+    entries in [0, 1] are far longer than 1, and the noise is much weaker than alpha.
+    """
+    if goal_noise_scale not in ("upstream", "unit"):
+        raise ValueError(
+            f'goal_noise_scale is "upstream" or "unit", not {goal_noise_scale!r}'
+        )
+    if goal_noise_scale == "unit":
+        latents = l2_normalize(latents)
+
+    def of_row(latent, key):
+        mix, direction = jax.random.split(key)
+        alpha = noise * jax.random.uniform(mix, (), latent.dtype)
+        normal = jax.random.normal(direction, latent.shape, latent.dtype)
+        return l2_normalize(alpha * l2_normalize(normal) + (1 - alpha) * latent)
+
+    return jax.vmap(of_row)(latents, keys)
+
+
+def permuted_goals(
+    goals: jax.Array, keys: jax.Array, *, chance: float = 0.2
+) -> jax.Array:
+    """`goals[b, d]`, each with a chance replaced by any row's, its own included."""
+    b = len(goals)
+
+    def source(own, key):
+        which, whether = jax.random.split(key)
+        other = jax.random.randint(which, (), 0, b)
+        return jnp.where(jax.random.uniform(whether) < chance, other, own)
+
+    return goals[jax.vmap(source)(jnp.arange(b), keys)]
+
+
+def goal_distance(u: jax.Array, v: jax.Array, *, scale: float = 5.0) -> jax.Array:
+    """1 - exp(-scale |l2(u) - l2(v)|^2) of `[..., d]`: from 0 to almost 1."""
+    return 1 - jnp.exp(-scale * self_prediction(u, v))
+
+
+def goal_reward(
+    before: jax.Array,
+    after: jax.Array,
+    goal: jax.Array,
+    *,
+    distance_scale: float = 5.0,
+    reward_scale: float = 10.0,
+) -> jax.Array:
+    """How much nearer a step came: reward_scale (d(before, goal) - d(after, goal)).
+
+    Latents `[..., d]`; over a path the rewards add up to that of its two ends.
+    """
+    d_before = goal_distance(before, goal, scale=distance_scale)
+    d_after = goal_distance(after, goal, scale=distance_scale)
+    return reward_scale * (d_before - d_after)
+
+
+def project(
+    probabilities: jax.Array,
+    rewards: jax.Array,
+    discounts: jax.Array,
+    support: jax.Array,
+) -> jax.Array:
+    """The distribution of r + discount Z on the atoms of Z, `[b, n]` (C51).
+
+    Z takes `support[n]`, evenly spaced, with `probabilities[b, n]`; returns past the
+    support's ends go to its ends, others are shared by the two nearest atoms in inverse
+    proportion to their distance (Bellemare et al. 2017, algorithm 1). `discounts[b]`
+    is 0 where the episode ended.
+    """
+    low, high = support[0], support[-1]
+    spacing = (high - low) / (len(support) - 1)
+    returns = rewards[:, None] + discounts[:, None] * support[None]
+    returns = jnp.clip(returns, low, high)
+    distance = abs(returns[:, None, :] - support[None, :, None]) / spacing
+    shares = jnp.clip(1 - distance, 0, 1)
+    return jnp.einsum("bij,bj->bi", shares, probabilities, precision="highest")
+
+
+def double_target(
+    online: jax.Array,
+    target: jax.Array,
+    rewards: jax.Array,
+    discounts: jax.Array,
+    support: jax.Array,
+) -> jax.Array:
+    """What a return's distribution is fitted to, `[b, n]` (van Hasselt et al. 2016).
+
+    `online[b, a, n]` and `target[b, a, n]` are logits of the next state: the first
+    chooses the action of the highest expected return, the second says how it ends.
+    """
+    best = jnp.argmax(expected(online, support), -1)
+    return project(at(jax.nn.softmax(target), best), rewards, discounts, support)
+
+
+def distributional(log_probabilities: jax.Array, target: jax.Array):
+    """Cross-entropy and Kullback-Leibler divergence from `target[b, n]`, `[b]` each.
+
+    -sum_n p log q, and sum_n p' (log p' - log q) with p' = max(p, 1e-6), clipped to
+    [1e-6, 1e6]: how far off a prediction is, the entropy of its target aside. As in the
+    official code the latter ranks what is replayed.
+    """
+    loss = -jnp.sum(target * log_probabilities, -1)
+    target = jnp.maximum(target, 1e-6)
+    divergence = jnp.sum(target * (jnp.log(target) - log_probabilities), -1)
+    return loss, jnp.clip(divergence, 1e-6, 1e6)
+
+
+def expected(logits: jax.Array, support: jax.Array) -> jax.Array:
+    """Expected returns `[..., a]` of `logits[..., a, n]` of returns `support[n]`."""
+    return jnp.matmul(jax.nn.softmax(logits), support, precision="highest")
+
+
+def at(x: jax.Array, index: jax.Array) -> jax.Array:
+    """The entries `index[...]` of the axis of `x[..., a, *]` that index has not."""
+    axis = index.ndim
+    index = index.reshape(index.shape + (1,) * (x.ndim - axis))
+    return jnp.take_along_axis(x, index, axis).squeeze(axis)

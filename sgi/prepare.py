@@ -1,0 +1,180 @@
+"""Record play of an Atari game, or import the files of the DQN Replay data set.
+
+    python -m sgi.prepare --game pong
+    python -m sgi.prepare --game pong --import FOLDER --checkpoints 1,25,50
+
+Both give one format (see `sgi.recording`). A recording that is there already is checked
+and left alone; an interrupted one leaves no trace under its name.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyview import errors
+from polyview.command import Parser
+from polyview.data.prepare import records
+from polyview.data.source import default_data_dir
+from polyview.errors import InputError
+from sgi import dqn_replay, recording
+from sgi.atari import FRAME_SKIP, NOOPS, SIZE, Game
+from sgi.record import Uniform, play
+
+PREPROCESSING = {
+    "frame_skip": FRAME_SKIP,
+    "maximum_of_frames": 2,
+    "colour": "grey",
+    "resize": "cv2.INTER_AREA",
+    "size": [SIZE, SIZE],
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prepare the recording that the command line describes."""
+    options = _parse(arguments)
+    game = Game(options.game, sticky=options.sticky, seed=options.seed)
+    if options.folder is None:
+        name, prepare, asked = _record(options, game)
+    else:
+        name, prepare, asked = _import(options, game)
+    name = options.name or name
+    directory = options.data_dir / name
+    there = records.prepared(directory)
+    if there:
+        _check_same(directory, name, asked, options.data_dir)
+    else:
+        prepare(directory)
+    counts = recording.describe(name, options.data_dir)["counts"]
+    print(
+        f"{directory} {'is there already' if there else 'written'}: "
+        f"{counts['steps']:,} steps, {counts['episodes']:,} episodes"
+        + (f", mean return {counts['mean_return']:.1f}" if counts["finished"] else "")
+    )
+    if options.export is not None:
+        dqn_replay.export(
+            recording.read(name, data_dir=options.data_dir), options.export
+        )
+        print(f"{options.export} written: checkpoint 1 in the layout of DQN Replay")
+
+
+def _record(options: argparse.Namespace, game: Game):
+    asked = {
+        "game": game.name,
+        "policy": options.policy,
+        "steps": options.steps,
+        "sticky": options.sticky,
+        "noops": options.noops,
+        "seed": options.seed,
+    }
+    policy = Uniform(len(game.actions))
+
+    def prepare(directory: Path) -> None:
+        rng = np.random.default_rng(options.seed)
+        steps = play(game, policy, options.steps, rng, options.noops)
+        source = f"recorded with ale-py {metadata.version('ale-py')}"
+        _write(directory, steps, options.steps, asked, game, source)
+
+    return f"{game.name}_{options.policy}", prepare, asked
+
+
+def _import(options: argparse.Namespace, game: Game):
+    found = dqn_replay.find(options.folder, options.checkpoints)
+    names = [path.name for files in found for path in files.values()]
+    # Dopamine's defaults, with which the data set was made.
+    asked = {"game": game.name, "policy": "DQN", "sticky": 0.25, "files": names}
+
+    def prepare(directory: Path) -> None:
+        parts = [dqn_replay.Checkpoint(files, len(game.actions)) for files in found]
+        steps, count = itertools.chain(*parts), sum(map(len, parts))
+        _write(directory, steps, count, asked, game, dqn_replay.SOURCE)
+
+    return f"{game.name}_dqn", prepare, asked
+
+
+def _write(
+    directory: Path,
+    steps: Iterable[recording.Step],
+    count: int,
+    asked: dict[str, Any],
+    game: Game,
+    source: str,
+) -> None:
+    recording.write(
+        directory,
+        steps,
+        count,
+        source=source,
+        licence="the screens are the game's",
+        provenance={
+            **asked,
+            "actions": game.actions,
+            "preprocessing": PREPROCESSING,
+        },
+    )
+
+
+def _check_same(directory: Path, name: str, asked: dict, data_dir: Path) -> None:
+    """Refuse to take a recording for another that was asked for."""
+    there = recording.describe(name, data_dir)
+    for key, value in asked.items():
+        if there.get(key) != value:
+            raise InputError(
+                f"{directory} was prepared with {key} {there.get(key)}, not {value}; "
+                "give another --name, or remove it"
+            )
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m sgi.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--game", required=True, help="such as pong, breakout, ms_pacman")
+    add("--steps", type=int, default=100_000, help="of four frames (default: 100,000)")
+    add("--policy", choices=["random"], default="random", help="who plays")
+    add("--sticky", type=float, default=0.25, help="probability (default: 0.25)")
+    add("--noops", type=int, default=NOOPS, help="at a start, at most (default: 30)")
+    add("--seed", type=int, default=0, help="of the policy and the game (default: 0)")
+    add("--import", dest="folder", type=Path, metavar="DIR", help="DQN Replay files")
+    add("--checkpoints", type=_numbers, help="import only these, as 1,25,50")
+    add(
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="a new folder: also write DQN Replay files",
+    )
+    add("--name", help="of the recording (default: GAME_POLICY, or GAME_dqn)")
+    add(
+        "--data_dir",
+        type=Path,
+        default=default_data_dir(),
+        help="holds the data sets (default: $POLYVIEW_DATA, else ./data)",
+    )
+    options = parser.parse_args(arguments)
+    if options.steps < 1:
+        raise InputError(f"--steps is {options.steps}; give 1 or more")
+    if not 0 <= options.sticky < 1:
+        raise InputError(f"--sticky is {options.sticky}, not a probability below 1")
+    if not 0 <= options.noops <= NOOPS:
+        raise InputError(f"--noops is {options.noops}; give 0 to {NOOPS}")
+    if options.seed < 0:
+        raise InputError(f"--seed is {options.seed}; give 0 or more")
+    return options
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not as 1,25,50") from None
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,217 @@
+"""Recorded play on disk: chunks of 256 steps in array_record, and a manifest.
+
+A step is (frame, action, reward, terminal): the frame *before* the action, and whether
+the action ended the episode. Frames are single, not stacked, and stand once: 256 of
+them compressed together take 1 to 4 % of their size and a few milliseconds to unpack,
+so a recording is read whole into memory, once, and any window of it is then at hand.
+"""
+
+import itertools
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyview.data.prepare import records
+from polyview.data.source import (
+    ArrayRecord,
+    CorruptRecord,
+    default_data_dir,
+    parse_split,
+    read_manifest,
+)
+from polyview.errors import InputError
+from sgi.atari import RAM, SIZE
+
+HISTORY = 4  # frames of an observation
+_CHUNK = 256
+_LEVEL = 6  # half the size of level 1, still ten times as fast as the emulator
+_VERSION = "1.0.0"
+
+
+class Step(NamedTuple):
+    """One step of play.
+
+    Attributes:
+      frame: uint8[84, 84], before the action.
+      action: an index into the game's actions.
+      reward: raw, not clipped.
+      terminal: the action ended the episode.
+      first: an episode begins here.
+      ram: uint8[128] with the frame, where known.
+    """
+
+    frame: np.ndarray
+    action: int
+    reward: float
+    terminal: bool
+    first: bool
+    ram: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Steps as arrays: frames uint8[n, 84, 84], action int32[n], reward float32[n],
+    terminal and first bool[n], ram uint8[n, 128] or None."""
+
+    frames: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminal: np.ndarray
+    first: np.ndarray
+    ram: np.ndarray | None
+
+
+def write(
+    directory: Path,
+    steps: Iterable[Step],
+    count: int,
+    *,
+    source: str,
+    licence: str,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write `count` steps and their manifest, wholly or not at all.
+
+    Args:
+      directory: of the recording; it must not exist.
+      steps: in the order of play.
+      count: how many there are.
+      source, licence: in words.
+      provenance: how they came about: game, actions, policy, sticky ...; the counts of
+        steps and episodes and the mean return are added.
+    """
+    chunks = _Chunks(steps, count)
+    records.write(
+        directory,
+        {"train": chunks},
+        version=_VERSION,
+        targets={},
+        source=source,
+        licence=licence,
+        # `chunks.counts` is full by the time the manifest is written.
+        provenance={**provenance, "chunk": _CHUNK, "counts": chunks.counts},
+    )
+
+
+@dataclass
+class _Chunks:
+    """Steps as records; it has a length, so that a progress bar knows the end."""
+
+    steps: Iterable[Step]
+    count: int
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return -(-self.count // _CHUNK)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        steps = iter(self.steps)
+        self.counts |= {"steps": 0, "episodes": 0, "finished": 0}
+        returns, earned = [], 0.0
+        while chunk := list(itertools.islice(steps, _CHUNK)):
+            for step in chunk:
+                earned = step.reward + (0.0 if step.first else earned)
+                if step.terminal:
+                    returns.append(earned)
+            self.counts["steps"] += len(chunk)
+            self.counts["episodes"] += sum(step.first for step in chunk)
+            yield _pack(chunk)
+        self.counts["finished"] = len(returns)
+        self.counts["mean_return"] = float(np.mean(returns)) if returns else None
+
+
+def _pack(chunk: list[Step]) -> dict[str, Any]:
+    columns = Step(*zip(*chunk, strict=True))
+    record = {
+        "frames": zlib.compress(np.stack(columns.frame), _LEVEL),
+        "action": np.array(columns.action, np.uint8),
+        "reward": np.array(columns.reward, np.float32),
+        "terminal": np.array(columns.terminal, bool),
+        "first": np.array(columns.first, bool),
+    }
+    if columns.ram[0] is not None:
+        # By address: most of them keep their value for long.
+        ram = np.ascontiguousarray(np.stack(columns.ram).T)
+        record["ram"] = zlib.compress(ram, _LEVEL)
+    return record
+
+
+def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
+    """Return how a recording came about: its game, actions, policy, counts ...
+
+    Raises:
+      InputError: there is no such recording.
+    """
+    directory = Path(data_dir or default_data_dir()) / name
+    if not (directory / "manifest.json").is_file():
+        raise InputError(
+            f"no recording '{name}' in {directory.parent.absolute()}; "
+            f"run: python -m sgi.prepare --game {name.removesuffix('_random')}"
+        )
+    provenance = read_manifest(directory)["provenance"]
+    if not {"game", "actions", "chunk", "counts"} <= provenance.keys():
+        raise InputError(f"{directory} holds no recorded play but other data")
+    return provenance
+
+
+def read(
+    name: str, split: str = "train", data_dir: str | Path | None = None
+) -> Recording:
+    """Read steps into memory; `split` counts steps, as in `train[:90%]`.
+
+    A step at which the split begins begins an episode, whatever went before.
+
+    Raises:
+      InputError: the recording is absent or damaged.
+    """
+    provenance = describe(name, data_dir)
+    size = provenance["chunk"]
+    counts = {"train": provenance["counts"]["steps"]}
+    _, start, stop = parse_split(split, counts)
+    source = ArrayRecord(name, data_dir=data_dir)
+    skipped = start // size * size
+    count = min(-(-stop // size) * size, counts["train"]) - skipped
+    frames = np.empty((count, SIZE, SIZE), np.uint8)
+
+    def unpack(number: int) -> dict[str, Any]:
+        record = source[number]
+        place = number * size - skipped
+        into = frames[place : place + size]
+        into[:] = _array(record.pop("frames"), into.shape)
+        if "ram" in record:
+            record["ram"] = _array(record["ram"], (RAM, len(into))).T
+        return {key: record[key][: len(into)] for key in record}
+
+    try:
+        # zlib lets go of the interpreter lock.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            chunks = list(pool.map(unpack, range(start // size, -(-stop // size))))
+        columns = {
+            key: np.concatenate([chunk[key] for chunk in chunks])[start - skipped :]
+            for key in chunks[0]
+        }
+    except (CorruptRecord, KeyError, ValueError, zlib.error) as error:
+        raise InputError(
+            f"recording '{name}' is damaged ({error}); remove it and prepare it again"
+        ) from None
+    length = stop - start
+    columns = {key: column[:length] for key, column in columns.items()}
+    columns["first"][0] = True
+    return Recording(
+        frames[start - skipped :][:length],
+        columns["action"].astype(np.int32),
+        columns["reward"],
+        columns["terminal"],
+        columns["first"],
+        columns.get("ram"),
+    )
+
+
+def _array(compressed: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(compressed), np.uint8).reshape(shape)

@@ -1,0 +1,163 @@
+"""Recorded play as a Source, and the views of a moment of it: what comes later.
+
+An example is an episode and a time in it, as slices of arrays in memory that nobody
+copies. `Window` takes the few frames of it that the losses need: with the paper's
+numbers 9 around the time and 4 of a goal, where stacks for the whole window of 50 steps
+would be 240.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyview.data.views import Example
+from polyview.errors import InputError
+from sgi import recording
+from sgi.recording import HISTORY
+
+
+class Replay:
+    """A recording as a source: example i is the i-th time at which a window may start.
+
+    That is every step, the last of an episode included, except in an episode that was
+    left unfinished at the end of the recording or of the split: there `ahead` steps
+    must follow, since what came later is not known.
+
+    An example holds the whole episode, frames uint8[t, 84, 84], action int32[t], reward
+    float32[t], terminal bool[t] and, where recorded, ram uint8[t, 128], and the `time`.
+
+    The arrays are in memory once (7 kB a step), shared by threads. A copy sent to
+    another process reads them anew, so leave `workers` at 0.
+
+    Args:
+      name: of the recording, a folder of `data_dir`; see `python -m sgi.prepare`.
+      split: counts steps; see `polyview.data.source.parse_split`.
+      data_dir: by default `$POLYVIEW_DATA`, else `./data`.
+      ahead: how far a window looks: the larger of its jumps and its latest goal.
+
+    Attributes:
+      actions: the names of the game's actions.
+
+    Raises:
+      InputError: the recording is absent, damaged or too short.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        data_dir: str | Path | None = None,
+        ahead: int = 49,
+    ):
+        self._arguments = (name, split, data_dir, ahead)
+        self.targets: dict[str, dict[str, Any]] = {}
+        self.actions: list[str] = recording.describe(name, data_dir)["actions"]
+        play = recording.read(name, split, data_dir)
+        self._columns = {
+            key: column for key, column in vars(play).items() if column is not None
+        }
+        length = len(play.first)
+        self._bounds = np.append(np.flatnonzero(play.first), length)
+        self._episode = np.cumsum(play.first) - 1
+        stop = self._bounds[self._episode + 1]
+        whole = play.terminal[stop - 1] | (np.arange(length) + ahead < stop)
+        self._rows = np.flatnonzero(whole)
+        if not len(self._rows):
+            raise InputError(
+                f"{self!r} has no ended episode and none of {ahead + 1} steps; "
+                "record more steps"
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = self._rows[index]
+        episode = self._episode[row]
+        start, stop = self._bounds[episode], self._bounds[episode + 1]
+        example = {key: column[start:stop] for key, column in self._columns.items()}
+        return {**example, "time": int(row - start)}
+
+    def __reduce__(self):
+        return type(self), self._arguments
+
+    def __repr__(self) -> str:
+        return f"Replay('{self._arguments[0]}', '{self._arguments[1]}')"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The frames around a time t of an episode and a goal further on; K = `jumps`.
+
+        views    frames uint8[history + K, h, w]: times t - history + 1 .. t + K
+                 goal   uint8[history, h, w]: up to t + j, j uniform in `goal`
+        targets  action int32[K], reward float32[K]: steps t .. t + K - 1
+                 terminal bool[K + 2]: whether step t + k ended the episode; the last
+                 is read only where the official code's masks are wanted
+                 ram uint8[128]: with frame t, where recorded
+
+    The stack of frames seen at t + k is frames[k : k + history]. Before the episode's
+    start there is nothing: zeros, and `present` is False. After its end its last frame
+    stands in, and the goal is the last stack (as in Schwarzer et al. 2021), while
+    actions, rewards and terminals are zero; `terminal` says where that begins.
+
+    Attributes:
+      jumps: steps of the latent dynamics, K.
+      history: frames of an observation.
+      goal: the first and the last offset of a goal; None for no goal, as for probes.
+    """
+
+    jumps: int = 5
+    history: int = HISTORY
+    goal: Sequence[int] | None = (2, 49)
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        frames, time = example["frames"], example["time"]
+        last = len(frames) - 1
+        self._check_reach(last - time, example["terminal"][last])
+        stack = np.arange(1 - self.history, 1)
+        times = {"frames": time + np.arange(1 - self.history, self.jumps + 1)}
+        if self.goal is not None:
+            offset = rng.integers(self.goal[0], self.goal[1] + 1)
+            times["goal"] = min(time + offset, last) + stack
+        views = {name: _frames_at(frames, at) for name, at in times.items()}
+        steps = slice(time, time + self.jumps)
+        targets = {
+            "action": _filled(example["action"][steps], self.jumps),
+            "reward": _filled(example["reward"][steps], self.jumps),
+            "terminal": _filled(
+                example["terminal"][time : time + self.jumps + 2], self.jumps + 2
+            ),
+        }
+        if "ram" in example:
+            targets["ram"] = example["ram"][time]
+        present = {name: at >= 0 for name, at in times.items()}
+        return {"views": views, "present": present, "targets": targets}
+
+    def _check_reach(self, left: int, ended: bool) -> None:
+        """Refuse to let a last frame stand in where the episode did not end."""
+        reach = max(self.jumps, self.goal[1] if self.goal is not None else 0)
+        if left < reach and not ended:
+            raise InputError(
+                f"a window reaches {reach} steps ahead, of which an unfinished episode "
+                f"has {left} left; set `ahead` of the source to {reach}"
+            )
+
+
+def _frames_at(frames: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the frames at `times`: zeros before the first, the last after the last."""
+    taken = frames[np.clip(times, 0, len(frames) - 1)]
+    taken[times < 0] = 0
+    return taken
+
+
+def _filled(values: np.ndarray, length: int) -> np.ndarray:
+    """Return `values` with zeros behind, up to `length`."""
+    filled = np.zeros(length, values.dtype)
+    filled[: len(values)] = values
+    return filled

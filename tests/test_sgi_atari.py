@@ -1,0 +1,162 @@
+"""The emulator's pixels, lives and state are what the published preprocessing says."""
+
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+from polyview.errors import InputError
+from sgi import atari
+from sgi.atari import Game
+
+
+def played(game, steps, seed=0):
+    """Random play through ends of games: what was seen, earned and flagged."""
+    rng = np.random.default_rng(seed)
+    seen = []
+    for _ in range(steps):
+        step = game.step(int(rng.integers(len(game.actions))))
+        seen.append((step.frame.tobytes(), *step[1:], game.ram().tobytes()))
+        if step.game_over or step.truncated:
+            game.reset(3)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["breakout", "pong"])
+def test_pixels_rewards_and_lives_are_those_of_gymnasium(name):
+    gymnasium = pytest.importorskip("gymnasium")
+    import ale_py
+
+    gymnasium.register_envs(ale_py)
+    theirs = gymnasium.wrappers.AtariPreprocessing(
+        gymnasium.make(
+            f"ALE/{name.capitalize()}-v5", frameskip=1, repeat_action_probability=0
+        ),
+        noop_max=0,
+    )
+    ours = Game(name)
+    frame, info = theirs.reset(seed=0)
+    np.testing.assert_array_equal(ours.reset(), frame)
+    rng = np.random.default_rng(0)
+    for _ in range(250):
+        action = int(rng.integers(len(ours.actions)))
+        lives = info["lives"]
+        step = ours.step(action)
+        frame, reward, over, truncated, info = theirs.step(action)
+        assert step[1:] == (
+            reward,
+            info["lives"] < lives and not over,
+            over,
+            truncated,
+        )
+        if over:  # the frame behind the end is nobody's
+            frame, info = theirs.reset()
+            step = step._replace(frame=ours.reset())
+        np.testing.assert_array_equal(step.frame, frame)
+
+
+def test_a_frame_is_the_mean_by_area_of_the_maximum_of_two_screens():
+    game = Game("breakout")
+    game.reset()
+    frame = game.step(1).frame
+    weights = [np.zeros((84, size)) for size in (210, 160)]
+    for weight in weights:  # the share of pixel j in the i-th of 84 cells
+        size = weight.shape[1]
+        for i in range(84):
+            for j in range(size):
+                start, stop = i * size / 84, (i + 1) * size / 84
+                weight[i, j] = max(0, min(stop, j + 1) - max(start, j)) * 84 / size
+    screen = np.maximum(*game._screens)
+    assert (game._screens[0] != game._screens[1]).any()
+    expected = weights[0] @ screen @ weights[1].T
+    assert abs(frame - expected).max() <= 0.51
+
+
+def test_a_lost_life_is_not_the_end_of_the_game():
+    game = Game("breakout")
+    game.reset()
+    lost = over = 0
+    while not over:
+        step = game.step(game.actions.index("FIRE"))
+        lost, over = lost + step.life_lost, step.game_over
+        assert not (step.life_lost and step.game_over)
+    assert lost == 4  # of five; the fifth ends the game
+
+
+def test_a_game_without_lives_ends_only_when_it_is_over():
+    game = Game("pong")
+    game.reset()
+    steps, score = [], 0
+    while not (steps and steps[-1].game_over):
+        steps.append(game.step(0))
+        score += steps[-1].reward
+    assert score == -21 and not any(step.life_lost for step in steps)
+    assert not any(step.game_over for step in steps[:-1])
+
+
+def test_a_game_is_cut_off_at_the_cap(monkeypatch):
+    monkeypatch.setattr(atari, "FRAME_CAP", 42)
+    game = Game("pong")
+    game.reset()
+    ends = [game.step(0)[3:] for _ in range(11)]
+    assert ends == [(False, False)] * 10 + [(False, True)]
+
+
+def test_the_seed_decides_sticky_play():
+    def play(seed, sticky):
+        game = Game("breakout", sticky=sticky, seed=seed)
+        game.reset()
+        return played(game, 60)
+
+    assert play(1, 0.25) == play(1, 0.25) != play(2, 0.25)
+    assert play(1, 0.0) == play(2, 0.0)
+
+
+def test_a_restored_state_goes_on_exactly_sticky_actions_included():
+    game = Game("breakout", sticky=0.25, seed=1)
+    game.reset(7)
+    played(game, 40)
+    state, frame = game.state(), game.step(0).frame
+    expected = played(game, 300)
+
+    other = Game("breakout", sticky=0.25, seed=99)
+    other.reset()
+    played(other, 20)
+    other.restore(state)
+    np.testing.assert_array_equal(other.step(0).frame, frame)
+    assert played(other, 300) == expected
+    assert any(over for *_, over, _, _ in expected)
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    pong, breakout = Game("pong"), Game("breakout")
+    pong.reset()
+    breakout.reset()
+    with pytest.raises(InputError, match="a state of pong .* does not fit breakout"):
+        breakout.restore(pong.state())
+    with pytest.raises(InputError, match="sticky 0.25"):
+        pong.restore(Game("pong", sticky=0.25).state())
+    for damaged in (b"", b"junk", pong.state()[:-9000]):
+        with pytest.raises(InputError, match="not a state of pong"):
+            pong.restore(damaged)
+    fields = atari.unpack(pong.state())
+    with pytest.raises(InputError, match="damaged"):
+        pong.restore(atari.pack({**fields, "emulator": fields["emulator"][:999]}))
+
+
+def test_an_unknown_game_is_answered_with_the_nearest():
+    with pytest.raises(InputError, match="no game 'KungFuMaster'.* kung_fu_master"):
+        Game("KungFuMaster")
+    with pytest.raises(InputError, match="spelt as in ms_pacman"):
+        Game("chess at home")
+
+
+def test_without_ale_py_it_says_what_to_install(monkeypatch):
+    atari._ale.cache_clear()
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(InputError, match="pip install ale-py==0.12.1"):
+        Game("pong")
+    monkeypatch.undo()
+    Game("pong")

@@ -1,0 +1,229 @@
+"""The losses of SGI are those of loops written from their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgi import losses
+
+pytestmark = pytest.mark.usefixtures("x64")
+SUPPORT = np.linspace(-10, 10, 51)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-3)
+
+
+def slow_project(probabilities, rewards, discounts):
+    """Share out each atom's mass between the atoms on both sides of its return."""
+    result = np.zeros_like(probabilities)
+    for i, row in enumerate(probabilities):
+        for mass, atom in zip(row, SUPPORT, strict=True):
+            value = min(max(rewards[i] + discounts[i] * atom, -10), 10)
+            place = (value + 10) / 0.4
+            below = min(int(np.floor(place + 1e-12)), 50)
+            share = place - below
+            result[i, below] += mass * (1 - share)
+            if share > 1e-12:
+                result[i, below + 1] += mass * share
+    return result
+
+
+def test_projection_is_that_of_loops(rng):
+    probabilities = softmax(rng.normal(size=(40, 51)))
+    rewards = rng.normal(size=40) * 8  # many returns leave the support
+    discounts = np.where(rng.random(40) < 0.3, 0, 0.99)
+    rewards[:3], discounts[:3] = [0.0, 0.4, 25.0], [1.0, 1.0, 0.99]  # on atoms, beyond
+    found = losses.project(probabilities, rewards, discounts, SUPPORT)
+    expected = slow_project(probabilities, rewards, discounts)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(found.sum(-1), 1)
+    np.testing.assert_allclose(found[0], probabilities[0], atol=1e-12)
+
+
+def test_the_target_is_the_targets_return_of_the_online_choice(rng):
+    online, target = rng.normal(size=(2, 20, 6, 51))
+    rewards, discounts = rng.normal(size=20), np.full(20, 0.99)
+    best = [max(range(6), key=lambda a: softmax(row[a]) @ SUPPORT) for row in online]
+    chosen = np.stack([softmax(target[i, a]) for i, a in enumerate(best)])
+    found = losses.double_target(online, target, rewards, discounts, SUPPORT)
+    np.testing.assert_allclose(
+        found, slow_project(chosen, rewards, discounts), atol=1e-12
+    )
+    assert len(set(best)) > 1
+
+
+def test_distributional_loss_and_divergence(rng):
+    predicted, target = softmax(rng.normal(size=(2, 9, 51)))
+    target[0, 3:] = 0  # a target may be zero where a prediction is not
+    target[0] /= target[0].sum()
+    loss, divergence = losses.distributional(np.log(predicted), target)
+    for i in range(9):
+        cross = -sum(
+            p * np.log(q) for p, q in zip(target[i], predicted[i], strict=True)
+        )
+        assert loss[i] == pytest.approx(cross)
+        kept = np.maximum(target[i], 1e-6)
+        expected = sum(kept * np.log(kept / predicted[i]))
+        assert divergence[i] == pytest.approx(expected)
+    _, none = losses.distributional(np.log(predicted), predicted)
+    np.testing.assert_allclose(none, 1e-6, rtol=1e-6)
+
+
+def test_self_prediction_is_two_minus_two_cosines(rng):
+    a, b = rng.normal(size=(2, 7, 5, 16))
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    np.testing.assert_allclose(losses.self_prediction(a, b), 2 - 2 * cosine, rtol=1e-10)
+    tiny = np.full(4, 1e-5)  # shorter than 1e-3: divided by that, not by its length
+    np.testing.assert_allclose(losses.l2_normalize(tiny), tiny / 1e-3)
+    gradient = jax.grad(lambda x: losses.self_prediction(x, jnp.ones(4)))(jnp.zeros(4))
+    assert np.isfinite(gradient).all()
+
+
+def test_mean_cosine_is_over_pairs_of_different_rows(rng):
+    z = rng.normal(size=(6, 4)) + 1
+    pairs = [unit(z[i]) @ unit(z[j]) for i in range(6) for j in range(6) if i != j]
+    assert losses.mean_cosine(z) == pytest.approx(np.mean(pairs))
+    assert losses.mean_cosine(np.ones((5, 3))) == pytest.approx(1)
+
+
+def test_inverse_dynamics_and_cloning_are_cross_entropies(rng):
+    logits, actions = rng.normal(size=(4, 3, 6)), rng.integers(0, 6, (4, 3))
+    found = losses.cross_entropy(logits, actions)
+    for i, k in np.ndindex(4, 3):
+        expected = -np.log(softmax(logits[i, k])[actions[i, k]])
+        assert found[i, k] == pytest.approx(expected)
+    returns = rng.normal(size=(4, 6, 51))
+    found = losses.behaviour_cloning(returns, actions[:, 0], SUPPORT)
+    for i in range(4):
+        values = np.array([softmax(returns[i, a]) @ SUPPORT for a in range(6)])
+        expected = -np.log(softmax(values)[actions[i, 0]])
+        assert found[i] == pytest.approx(expected)
+
+
+def test_goal_rewards_add_up_to_that_of_the_ends(rng):
+    path, goal = rng.random((8, 5, 30)), rng.random((5, 30))
+    steps = [losses.goal_reward(path[k], path[k + 1], goal) for k in range(7)]
+    whole = losses.goal_reward(path[0], path[7], goal)
+    np.testing.assert_allclose(sum(steps), whole, rtol=1e-9)
+    for i in range(5):
+        near, far = (((unit(x[i]) - unit(goal[i])) ** 2).sum() for x in path[[7, 0]])
+        expected = 10 * ((1 - np.exp(-5 * far)) - (1 - np.exp(-5 * near)))
+        assert whole[i] == pytest.approx(expected)
+    assert losses.goal_distance(goal, 3 * goal) == pytest.approx(0)
+
+
+def slow_windows(terminal, jumps, form):
+    """The masks of one window, step by step."""
+    predicted, inverse = [], []
+    for k in range(1, jumps + 1):
+        if form == "correct":
+            steps = range(k)
+        else:
+            steps = range(1, k + 2)
+        predicted.append(not any(t in terminal for t in steps))
+        inverse.append(form == "upstream" or not any(t in terminal for t in range(k)))
+    if form == "correct":
+        return predicted, inverse, 0 not in terminal, 0 not in terminal
+    none = not {1, 2} & terminal
+    return predicted, inverse, 0.99 * (1 not in terminal), none
+
+
+@pytest.mark.parametrize("form", ["correct", "upstream"])
+@pytest.mark.parametrize("jumps", [1, 5])
+def test_masks_are_those_of_loops(rng, form, jumps):
+    terminal = rng.random((200, jumps + 2)) < 0.15
+    terminal[: jumps + 2] = np.eye(jumps + 2, dtype=bool)  # one end, at each step
+    found = losses.windows(terminal, jumps=jumps, window_terminals=form, discount=0.99)
+    for i, row in enumerate(terminal):
+        ends = {int(t) for t in np.flatnonzero(row)}
+        expected = slow_windows(ends, jumps, form)
+        for mask, by_hand in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mask[i], np.array(by_hand, float))
+
+
+def test_the_official_masks_miss_an_end_at_the_start_and_see_one_too_many():
+    start, after = np.zeros((2, 1, 6), bool)
+    start[0, 0], after[0, 3] = True, True
+    mask = {
+        form: lambda t, form=form: losses.windows(t, jumps=5, window_terminals=form)
+        for form in ("correct", "upstream")
+    }
+    np.testing.assert_array_equal(mask["correct"](start).predicted, np.zeros((1, 5)))
+    np.testing.assert_array_equal(mask["upstream"](start).predicted, np.ones((1, 5)))
+    np.testing.assert_array_equal(mask["correct"](after).predicted[0], [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(mask["upstream"](after).predicted[0], [1, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("form", ["upstream", "unit"])
+def test_noise_turns_goals_by_a_uniform_share_of_a_random_direction(form):
+    b, d, length = 400, 4096, 40.0
+    rng = np.random.default_rng(1)
+    latents = length * unit(rng.normal(size=(b, d)))
+    keys = jax.random.split(jax.random.key(0), b)
+    goals = np.asarray(losses.noisy_goals(latents, keys, goal_noise_scale=form))
+    np.testing.assert_allclose(np.linalg.norm(goals, axis=-1), 1)
+    # The direction is nearly at right angles to the latent: tan = alpha / rest.
+    along = (goals * latents).sum(-1) / length
+    tangent = np.sqrt(1 - along**2) / along
+    kept = length if form == "upstream" else 1
+    alpha = kept * tangent / (1 + kept * tangent)
+    assert 0 < alpha.min() and alpha.max() < 0.51
+    np.testing.assert_allclose(
+        np.quantile(alpha, [0.25, 0.5, 0.75]), [1 / 8, 1 / 4, 3 / 8], atol=0.04
+    )
+    # Left as long as it is, a latent is turned by a few degrees at most.
+    degrees = np.degrees(np.arccos(along))
+    assert degrees.max() < 2 if form == "upstream" else degrees.max() > 35
+
+
+def test_noise_belongs_to_the_row():
+    latents = np.random.default_rng(0).random((6, 32))
+    keys = jax.random.split(jax.random.key(3), 6)
+    goals = losses.noisy_goals(latents, keys)
+    again = losses.noisy_goals(latents[::-1], keys[::-1])
+    np.testing.assert_array_equal(goals, again[::-1])
+
+
+def test_a_fifth_of_the_goals_is_replaced_by_any_of_the_batch():
+    b = 4000
+    keys = jax.random.split(jax.random.key(0), b)
+    goals = np.arange(b, dtype=float)[:, None]
+    source = np.asarray(losses.permuted_goals(goals, keys))[:, 0].astype(int)
+    replaced = source != np.arange(b)
+    assert replaced.mean() == pytest.approx(0.2, abs=0.02)
+    tenths = np.bincount(source[replaced] * 10 // b, minlength=10)
+    expected = replaced.sum() / 10
+    assert ((tenths - expected) ** 2 / expected).sum() < 27.9  # chi-square, 1 in 1000
+    kept = losses.permuted_goals(goals, keys, chance=0.0)
+    np.testing.assert_array_equal(kept, goals)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: losses.windows(np.zeros((2, 5)), jumps=5), "terminal"),
+        (
+            lambda: losses.windows(np.zeros((2, 6)), jumps=5, window_terminals="old"),
+            "window_terminals",
+        ),
+        (
+            lambda: losses.noisy_goals(np.zeros((2, 6)), None, goal_noise_scale="raw"),
+            "goal_noise_scale",
+        ),
+    ],
+)
+def test_what_is_not_a_form_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -1,0 +1,345 @@
+"""SGI's networks have the published sizes and compute what slow loops compute."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from polyview import step
+from sgi import networks
+
+pytestmark = pytest.mark.usefixtures("x64")
+WIDE = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+ENCODERS = {
+    "S": partial(networks.Nature),
+    "M": partial(networks.Residual),
+    "L": partial(networks.Residual, blocks=5, expand=4, widths=(48, 96, 96)),
+}
+tiny = partial(
+    networks.Network,
+    actions=3,
+    hidden=16,
+    image=24,
+    encoder=partial(networks.Residual, blocks=1, widths=(4, 6, 5)),
+    **WIDE,
+)
+
+
+def fast(function, *arguments):
+    """The result of a compiled function, compiled in a hurry."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(function, compiler_options=options)(*arguments)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network whose every array is random, as plain dicts."""
+    with jax.enable_x64(True):
+        graph, params, statistics = step.abstract(tiny)
+    rng = np.random.default_rng(0)
+    params, statistics = jax.tree.map(
+        lambda s: rng.normal(size=s.shape) / math.sqrt(max(s.shape, default=1)),
+        (params, statistics),
+    )
+    statistics = jax.tree.map(np.abs, statistics)
+    return graph, params, statistics
+
+
+@pytest.mark.parametrize(
+    ("size", "encoder", "four", "eighteen"),
+    [
+        ("S", 77_984, 28.17, 29.65),
+        ("M", 136_472, 28.23, 29.71),
+        ("L", 893_104, 42.20, 43.68),
+    ],
+)
+def test_parameters_are_as_many_as_published(size, encoder, four, eighteen):
+    def count(tree):
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    for actions, millions in ((4, four), (18, eighteen)):
+        make = partial(networks.Network, actions=actions, encoder=ENCODERS[size])
+        _, params, _ = step.abstract(make)
+        assert count(params["encoder"]) == encoder
+        assert round(count(params) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(("size", "stride"), [(12, 3), (7, 2), (8, 1), (8, 2)])
+def test_depthwise_shifts_are_the_grouped_convolution(size, stride):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, size, size, 5)), rng.normal(size=(3, 3, 5))
+
+    def value_and_gradient(form):
+        def loss(x, kernel):
+            y = networks.depthwise(x, kernel, stride=stride, form=form)
+            return jnp.sum(jnp.sin(y)), y
+
+        return fast(jax.value_and_grad(loss, (0, 1), has_aux=True), x, kernel)
+
+    found = jax.tree.leaves(value_and_gradient("shifts"))
+    expected = jax.tree.leaves(value_and_gradient("lax"))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    with pytest.raises(ValueError, match="form"):
+        networks.depthwise(x, kernel, form="loops")
+
+
+def convolution(x, kernel, bias, stride=1, padding=0):
+    """`x[n, h, w, c]`, `kernel[k, k, c, features]`, in loops over the outputs."""
+    n, h, w, _ = x.shape
+    k = len(kernel)
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    high, wide = ((s + 2 * padding - k) // stride + 1 for s in (h, w))
+    y = np.zeros((n, high, wide, kernel.shape[-1]))
+    for i, j in np.ndindex(high, wide):
+        patch = padded[:, i * stride : i * stride + k, j * stride : j * stride + k]
+        y[:, i, j] = np.tensordot(patch, kernel, 3) + bias
+    return y
+
+
+def norm(x, p, s):
+    deviation = np.sqrt(s["var"] + 1e-5)
+    return (x - s["mean"]) / deviation * p["scale"] + p["bias"]
+
+
+def onto_unit(x):
+    low, high = (f(x, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    return (x - low) / (high - low + 1e-5)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def slow_block(x, p, s, stride):
+    """An inverted residual by its description."""
+    y = convolution(x, p["up"]["kernel"], p["up"]["bias"])
+    y = relu(norm(y, p["norm1"], s["norm1"]))
+    channels = y.shape[-1]
+    kernel = np.zeros((3, 3, channels, channels))
+    for c in range(channels):
+        kernel[:, :, c, c] = p["depthwise"]["kernel"][:, :, c]
+    y = convolution(y, kernel, p["depthwise"]["bias"], stride, padding=1)
+    y = relu(norm(y, p["norm2"], s["norm2"]))
+    y = convolution(y, p["down"]["kernel"], p["down"]["bias"])
+    y = norm(y, p["norm3"], s["norm3"])
+    short = p["shortcut"]
+    return y + convolution(x, short["kernel"], short["bias"], stride)
+
+
+def slow_latent(images, params, statistics):
+    x = images / 255
+    for number, stride in enumerate((3, 2, 2)):
+        p, s = (t["encoder"]["blocks"][number] for t in (params, statistics))
+        x = slow_block(x, p, s, stride)
+    return onto_unit(x)
+
+
+def test_latent_and_transition_are_those_of_loops(network):
+    graph, params, statistics = network
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (2, 9, 24, 24), np.uint8)
+    actions = np.array([2, 0])
+
+    def compute(frames):
+        module = step.merge(graph, params, statistics)
+        found = module({"views": {"frames": frames}}, key=None, train=False)["frames"]
+        latent = found.h.reshape(2, 2, 2, 5)
+        after = module.transition(latent, actions, train=False)
+        return found, after
+
+    found, after = fast(compute, frames)
+    latent = slow_latent(np.moveaxis(frames[:, :4], 1, -1), params, statistics)
+    np.testing.assert_allclose(found.h[:, 0], latent.reshape(2, -1), rtol=1e-9)
+    first = params["goal_head"]["head"]
+    projected = [
+        latent.reshape(2, -1) @ first[name]["kernel"] + first[name]["bias"]
+        for name in ("advantage1", "value1")
+    ]
+    np.testing.assert_allclose(found.z[:, 0], np.concatenate(projected, -1), rtol=1e-9)
+
+    p, s = params["transition"], statistics["transition"]
+    hot = np.zeros((2, 2, 2, 3))
+    hot[0, ..., 2], hot[1, ..., 0] = 1, 1
+    x = np.concatenate([latent, hot], -1)
+    x = relu(convolution(x, p["first"]["kernel"], p["first"]["bias"], padding=1))
+    x = norm(x, p["norm"], s["norm"])  # after the activation
+    x = relu(convolution(x, p["last"]["kernel"], p["last"]["bias"], padding=1))
+    np.testing.assert_allclose(after, onto_unit(x), rtol=1e-9)
+
+
+def test_a_fresh_encoder_is_the_chain_of_its_shortcuts():
+    make = partial(networks.Residual, blocks=1, widths=(4, 6, 5), **WIDE)
+    x = np.random.default_rng(0).random((2, 12, 12, 4))
+
+    def compute(x):
+        module = make(rngs=nnx.Rngs(0))
+        return step.split(module)[1], module(x, train=True)
+
+    params, found = jax.tree.map(np.asarray, fast(compute, x))
+    for block, stride in zip(params["blocks"].values(), (3, 2, 2), strict=True):
+        x = convolution(
+            x, block["shortcut"]["kernel"], block["shortcut"]["bias"], stride
+        )
+    np.testing.assert_allclose(found, x, rtol=1e-9)
+
+
+def test_initial_values_are_those_of_the_official_code():
+    encoder = partial(networks.Residual, blocks=2)
+    make = partial(networks.Network, actions=6, hidden=64, encoder=encoder)
+    with jax.enable_x64(False):
+        _, params, _ = fast(lambda: step.split(make(rngs=nnx.Rngs(0), sigma=0.5)))
+
+    def deviation(x):
+        return pytest.approx(float(np.std(x)), rel=0.1)
+
+    blocks = params["encoder"]["blocks"]
+    small = 6**-0.25
+    assert small * (2 / 128) ** 0.5 == deviation(blocks[5]["up"]["kernel"])
+    assert small * (2 / (128 * 9)) ** 0.5 == deviation(blocks[5]["depthwise"]["kernel"])
+    assert small * (2 / 64) ** 0.5 == deviation(blocks[5]["down"]["kernel"])
+    assert (2 / (64 * 4)) ** 0.5 == deviation(blocks[4]["shortcut"]["kernel"])
+    for layer, inputs in (
+        (params["transition"]["last"], 64 * 9),
+        (params["predictor"], 128),
+        (params["inverse"]["first"], 256),
+        (params["head"]["advantage1"], 3136),
+        (params["goal_head"]["conditioner"]["last"], 6272),
+    ):
+        for name in ("kernel", "bias"):
+            bound = abs(np.asarray(layer[name])).max() * inputs**0.5
+            assert 0.9 < bound <= 1, (name, inputs)
+    assert 0.9 < abs(np.asarray(blocks[5]["depthwise"]["bias"])).max() * 3 <= 1
+    noisy = params["head"]["advantage1"]
+    np.testing.assert_allclose(noisy["kernel_sigma"], 0.5 / 3136**0.5)
+    np.testing.assert_allclose(noisy["bias_sigma"], 0.5 / 64**0.5)
+
+
+def test_renormalised_rows_span_the_unit_interval_and_constant_ones_are_zero():
+    x = np.random.default_rng(0).normal(size=(3, 4, 4, 2)) * 9
+    y = np.array(networks.renormalise(x))
+    np.testing.assert_allclose(y, onto_unit(x), rtol=1e-12)
+    value, gradient = jax.value_and_grad(lambda x: networks.renormalise(x).sum())(
+        np.full((1, 6), 3.0)
+    )
+    assert value == 0 and np.isfinite(gradient).all()
+
+
+def test_images_of_a_size_that_does_not_divide_are_refused():
+    with pytest.raises(ValueError, match="multiple of 12"):
+        step.abstract(partial(tiny, image=80))
+    with pytest.raises(ValueError, match="too small"):
+        step.abstract(partial(tiny, image=24, encoder=networks.Nature))
+    with pytest.raises(ValueError, match="film_value_from"):
+        step.abstract(partial(tiny, film_value_from="goal"))
+
+
+def test_noise_is_one_factorised_draw_for_all_rows():
+    make = partial(networks.NoisyLinear, 20, 30, sigma=0.5, **WIDE)
+    layer = make(rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(5, 20))
+    kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
+    np.testing.assert_allclose(layer(x, key=None), x @ kernel + bias)
+
+    keys = jax.random.split(jax.random.key(1), 4000)
+    inputs = np.concatenate([np.zeros((1, 20)), np.eye(20)])
+    noisy = np.asarray(fast(jax.vmap(lambda key: layer(inputs, key=key)), keys))
+    b = noisy[:, 0] - bias
+    w = noisy[:, 1:] - noisy[:, :1] - kernel
+    # A rank-one matrix whose one factor is the noise of the bias.
+    ratio = w[0] / b[0]
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape))
+    # Var sign(e) sqrt|e| = E|e| = sqrt(2 / pi); of a product of two, 2 / pi.
+    each = (2 / math.pi) ** 0.5
+    assert b.std() == pytest.approx(0.5 / 30**0.5 * each**0.5, rel=0.02)
+    assert w.std() == pytest.approx(0.5 / 20**0.5 * each, rel=0.02)
+    assert abs(b.mean()) < 0.01 * b.std() and abs(w.mean()) < 0.01 * w.std()
+
+
+def test_noise_of_zero_is_still_trained():
+    make = partial(networks.NoisyLinear, 20, 30, sigma=0.0, **WIDE)
+    graph, params, statistics = step.split(make(rngs=nnx.Rngs(0)))
+    x, key = np.ones((2, 20)), jax.random.key(0)
+
+    def loss(params):
+        return jnp.sum(step.merge(graph, params, statistics)(x, key=key) ** 2)
+
+    gradient = fast(jax.grad(loss), params)
+    assert abs(gradient["kernel_sigma"]).min() > 0
+    assert abs(gradient["bias_sigma"]).min() > 0
+
+
+def slow_logits(head, advantage, value):
+    """Duelling logits of one row from both hidden layers, [actions, atoms]."""
+    a = advantage @ head["advantage2"]["kernel"] + head["advantage2"]["bias"]
+    a = a.reshape(3, 51)
+    v = value @ head["value2"]["kernel"] + head["value2"]["bias"]
+    return np.stack([v + a[action] - a.mean(0) for action in range(3)])
+
+
+def test_a_head_adds_value_to_the_advantage_over_the_mean(network):
+    graph, params, statistics = network
+    latent = np.random.default_rng(2).random((4, 2, 2, 5))
+
+    def compute(latent):
+        module = step.merge(graph, params, statistics)
+        return module.head(latent, key=None), module.head.project(latent)
+
+    found, _ = fast(compute, latent)
+    p = params["head"]
+    for row, logits in zip(latent.reshape(4, -1), found, strict=True):
+        hidden = [
+            relu(row @ p[name]["kernel"] + p[name]["bias"])
+            for name in ("advantage1", "value1")
+        ]
+        np.testing.assert_allclose(logits, slow_logits(p, *hidden), rtol=1e-9)
+
+    # The latent gets the gradient times 1 / sqrt(2); the projection lets all through.
+    direction = np.random.default_rng(3).normal(size=latent.shape)
+
+    def along(which):
+        def value(t):
+            return (compute(latent + t * direction)[which] ** 2).sum()
+
+        slope = (value(1e-6) - value(-1e-6)) / 2e-6
+        return slope, fast(jax.grad(lambda x: (compute(x)[which] ** 2).sum()), latent)
+
+    for which, scale in ((0, 2**-0.5), (1, 1.0)):
+        slope, gradient = along(which)
+        found = float((gradient * direction).sum())
+        assert found == pytest.approx(scale * float(slope), rel=1e-5)
+
+
+@pytest.mark.parametrize("source", ["advantage", "value"])
+def test_a_goal_scales_and_shifts_the_hidden_layers(network, source):
+    _, params, statistics = network
+    graph = step.abstract(partial(tiny, film_value_from=source))[0]
+    latent, goal = np.random.default_rng(2).random((2, 4, 2, 2, 5))
+
+    def compute(params):
+        module = step.merge(graph, params, statistics)
+        logits = module.goal_head(latent, goal, key=None)
+        return (logits**2).sum(), logits
+
+    gradient, found = fast(jax.grad(compute, has_aux=True), params)
+    p, c = (params["goal_head"][name] for name in ("head", "conditioner"))
+    x = relu(convolution(goal, c["first"]["kernel"], c["first"]["bias"], padding=1))
+    x = relu(convolution(x, c["second"]["kernel"], c["second"]["bias"], padding=1))
+    film = x.reshape(4, -1) @ c["last"]["kernel"] + c["last"]["bias"]
+    for row, numbers, logits in zip(latent.reshape(4, -1), film, found, strict=True):
+        shift_a, scale_a, shift_v, scale_v = numbers.reshape(4, 16)
+        advantage, value = (
+            relu(row @ p[name]["kernel"] + p[name]["bias"])
+            for name in ("advantage1", "value1")
+        )
+        advantage = advantage * scale_a + shift_a
+        value = (advantage if source == "advantage" else value) * scale_v + shift_v
+        np.testing.assert_allclose(logits, slow_logits(p, advantage, value), rtol=1e-9)
+
+    # As the official code has it, the value's own first layer learns nothing here.
+    own = abs(gradient["goal_head"]["head"]["value1"]["kernel"]).max()
+    assert (own == 0) == (source == "advantage")

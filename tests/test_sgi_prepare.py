@@ -1,0 +1,324 @@
+"""Play is recorded as it was played, and the DQN Replay layout is read and written."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+from polyview.errors import InputError
+from sgi import dqn_replay, prepare, recording
+from sgi.atari import Game
+from sgi.dqn_replay import padding_rows
+from sgi.record import EpsilonGreedy, Uniform, play
+from sgi.recording import Step
+
+
+def run(*arguments):
+    prepare.main([str(argument) for argument in arguments])
+
+
+def same(one, other):
+    for key, column in vars(one).items():
+        np.testing.assert_array_equal(column, getattr(other, key), err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def breakout(tmp_path_factory):
+    """A data directory with 600 steps of Breakout: several games, the last cut."""
+    folder = tmp_path_factory.mktemp("data")
+    run("--game", "breakout", "--steps", 600, "--data_dir", folder)
+    return folder
+
+
+def test_a_recording_is_the_play_of_the_emulator(breakout):
+    """Against a loop over the emulator that shares only its rules of chance."""
+    found = recording.read("breakout_random", data_dir=breakout)
+    game = Game("breakout", sticky=0.25, seed=0)
+    rng, first = np.random.default_rng(0), True
+    for row in range(600):
+        if first:
+            frame = game.reset(int(rng.integers(1, 31)))
+        np.testing.assert_array_equal(found.frames[row], frame)
+        np.testing.assert_array_equal(found.ram[row], game.ram())
+        action = int(rng.integers(4))
+        step = game.step(action)
+        got = found.action[row], found.reward[row], found.first[row]
+        assert got == (action, step.reward, first)
+        assert found.terminal[row] == step.game_over
+        frame, first = step.frame, step.game_over
+    assert found.terminal.sum() >= 2 and not found.terminal[-1]
+
+
+def test_the_manifest_says_how_it_came_about(breakout):
+    manifest = json.loads((breakout / "breakout_random" / "manifest.json").read_text())
+    said = manifest["provenance"]
+    assert said["game"] == "breakout" and said["policy"] == "random"
+    assert said["actions"] == ["NOOP", "FIRE", "RIGHT", "LEFT"]
+    assert (said["sticky"], said["noops"], said["seed"]) == (0.25, 30, 0)
+    assert said["preprocessing"]["resize"] == "cv2.INTER_AREA"
+    found = recording.read("breakout_random", data_dir=breakout)
+    counts = said["counts"]
+    assert (counts["steps"], counts["episodes"]) == (600, found.first.sum())
+    assert counts["finished"] == found.terminal.sum()
+    ends = np.flatnonzero(found.terminal)
+    returns = [part.sum() for part in np.split(found.reward, ends + 1)[: len(ends)]]
+    assert counts["mean_return"] == pytest.approx(np.mean(returns))
+    assert manifest["splits"]["train"]["files"][0]["sha256"]
+
+
+def test_the_same_command_again_leaves_it_alone(breakout, tmp_path, capsys):
+    path = breakout / "breakout_random" / "train-00000.array_record"
+    before = path.stat().st_mtime_ns
+    arguments = ["--game", "breakout", "--steps", 600]
+    run(*arguments, "--data_dir", breakout)
+    assert "is there already: 600 steps" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == before
+    run(*arguments, "--data_dir", tmp_path)
+    again = tmp_path / "breakout_random" / "train-00000.array_record"
+    assert again.read_bytes() == path.read_bytes()
+    with pytest.raises(InputError, match="prepared with sticky 0.25, not 0.0"):
+        run(*arguments, "--sticky", 0, "--data_dir", breakout)
+
+
+def test_interrupted_recording_leaves_nothing(tmp_path, monkeypatch):
+    def stopped(self, stack, rng):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Uniform, "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("--game", "pong", "--steps", 50, "--data_dir", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_sees_the_last_four_frames_and_none_of_another_game():
+    stacks = []
+
+    def fire(stack, rng):
+        stacks.append(stack.copy())
+        return 1
+
+    game = Game("breakout")
+    done = list(play(game, fire, 400, np.random.default_rng(0), noops=0))
+    start = 0
+    for t, step in enumerate(done):
+        start = t if step.first else start
+        for back in range(4):
+            expected = done[t - back].frame if t - back >= start else 0
+            assert (stacks[t][3 - back] == expected).all()
+    assert start > 0
+
+
+def test_an_epsilon_mixture_is_uniform_with_probability_epsilon():
+    """Chi-square of 3,000 draws of a policy that would always take action 2."""
+    policy = EpsilonGreedy(lambda stack, rng: 2, epsilon=0.4, actions=4)
+    rng = np.random.default_rng(0)
+    drawn = np.bincount([policy(None, rng) for _ in range(3000)], minlength=4)
+    expected = np.array([300, 300, 2100, 300])
+    assert ((drawn - expected) ** 2 / expected).sum() < 16.3  # 99.9 %, 3 degrees
+    drawn = np.bincount([Uniform(4)(None, rng) for _ in range(3000)], minlength=4)
+    assert ((drawn - 750) ** 2 / 750).sum() < 16.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--game", "pong", "--steps", "0"], "--steps is 0"),
+        (["--game", "pong", "--sticky", "1"], "not a probability below 1"),
+        (["--game", "pong", "--noops", "31"], "give 0 to 30"),
+        (["--game", "pong", "--checkpoints", "a"], "not as 1,25,50"),
+        (["--game", "pongg"], "the nearest: pong"),
+        ([], "--game"),
+    ],
+)
+def test_bad_arguments_are_answered(arguments, message):
+    with pytest.raises(InputError, match=message):
+        run(*arguments)
+
+
+def test_an_error_is_a_line_and_status_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "sgi.prepare", "--game", "pongg"],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def synthetic(lengths, ended=True):
+    rng = np.random.default_rng(1)
+    for length in lengths:
+        for time in range(length):
+            yield Step(
+                np.repeat(rng.integers(0, 256, (84, 1), np.uint8), 84, axis=1),
+                int(rng.integers(6)),
+                float(rng.integers(-3, 4)),
+                ended and time == length - 1,
+                time == 0,
+            )
+
+
+def dopamine(folder, steps, number=1, name="$store$_{}_ckpt.{}.gz", **replaced):
+    """Write the four files as Dopamine's buffer does, step by step."""
+    zero = np.zeros((84, 84), np.uint8)
+    rows = []
+    for step in steps:
+        if step.first:
+            rows += [(zero, 0, 0.0, 0)] * 3
+        rows.append((step.frame, step.action, step.reward, step.terminal))
+    frames, action, reward, terminal = zip(*rows, strict=True)
+    arrays = {
+        "observation": np.stack(frames),
+        "action": np.array(action, np.int32),
+        "reward": np.array(reward, np.float32),
+        "terminal": np.array(terminal, np.uint8),
+    }
+    folder.mkdir(exist_ok=True)
+    for kind, array in (arrays | replaced).items():
+        with gzip.open(folder / name.format(kind, number), "wb", 1) as file:
+            np.save(file, array, allow_pickle=False)
+    return arrays
+
+
+def imported(folder, data_dir, *arguments):
+    run("--game", "pong", "--import", folder, "--data_dir", data_dir, *arguments)
+    return recording.read("pong_dqn", data_dir=data_dir)
+
+
+def test_import_leaves_padding_out_and_heals_rewards(tmp_path):
+    play = list(synthetic([40, 7, 1, 900, 300]))
+    arrays = dopamine(tmp_path / "files", play)
+    rewards = arrays["reward"].copy()
+    rewards[10] = np.nan
+    dopamine(tmp_path / "files", play, reward=rewards)
+    found = imported(tmp_path / "files", tmp_path / "data")
+    columns = Step(*zip(*play, strict=True))
+    np.testing.assert_array_equal(found.frames, np.stack(columns.frame))
+    np.testing.assert_array_equal(found.action, columns.action)
+    expected = np.array(columns.reward)
+    expected[10 - 3] = 0
+    np.testing.assert_array_equal(found.reward, expected)
+    np.testing.assert_array_equal(found.terminal, columns.terminal)
+    np.testing.assert_array_equal(found.first, columns.first)
+    assert found.ram is None
+
+
+def test_checkpoints_of_either_name_are_read_in_the_order_asked_for(tmp_path):
+    early, late = list(synthetic([20, 30])), list(synthetic([11]))
+    dopamine(tmp_path / "files", late, number=50, name="{}_{}.gz")
+    dopamine(tmp_path / "files", early, number=1)
+    found = imported(tmp_path / "files", tmp_path / "all")
+    assert np.flatnonzero(found.first).tolist() == [0, 20, 50]
+    found = imported(tmp_path / "files", tmp_path / "other", "--checkpoints", "50,1")
+    assert np.flatnonzero(found.first).tolist() == [0, 11, 31]
+    with pytest.raises(InputError, match="checkpoint 25 .*there are checkpoints 1, 50"):
+        imported(tmp_path / "files", tmp_path / "none", "--checkpoints", "25")
+
+
+def test_padding_is_told_from_black_screens():
+    def rows(text):
+        return padding_rows(np.array([character == "0" for character in text]))
+
+    #      one row a character: 0 is all zeros, P what must be found to be padding
+    for text, expected in {
+        "000x0x00x000xx": "PPPx0x00xPPPxx",
+        "00000x0000x": "PPP00xPPP0x",
+        "0xx": "Pxx",
+        "x00": "x00",
+        "x000": "xPPP",
+        "": "",
+    }.items():
+        assert rows(text).tolist() == [character == "P" for character in expected]
+
+
+def test_export_and_import_give_the_same_back(breakout, tmp_path):
+    arguments = ["--game", "breakout", "--steps", 600, "--data_dir", breakout]
+    run(*arguments, "--export", tmp_path / "files")
+    with pytest.raises(InputError, match="export into a new folder"):
+        run(*arguments, "--export", tmp_path / "files")
+    run("--game", "breakout", "--import", tmp_path / "files", "--data_dir", tmp_path)
+    ours = recording.read("breakout_random", data_dir=breakout)
+    back = recording.read("breakout_dqn", data_dir=tmp_path)
+    same(recording.Recording(**{**vars(ours), "ram": None}), back)
+
+    # The files are those of Dopamine's own writer.
+    steps = map(Step, ours.frames, ours.action, ours.reward, ours.terminal, ours.first)
+    dopamine(tmp_path / "theirs", steps)
+    for path in (tmp_path / "theirs").iterdir():
+        exported = gzip.decompress((tmp_path / "files" / path.name).read_bytes())
+        assert exported == gzip.decompress(path.read_bytes())
+
+
+def test_no_files_says_where_they_come_from(tmp_path):
+    with pytest.raises(InputError, match="atari-replay-datasets.* 403 .*record play"):
+        imported(tmp_path, tmp_path / "data")
+    dopamine(tmp_path, synthetic([9]))
+    (tmp_path / "$store$_reward_ckpt.1.gz").unlink()
+    with pytest.raises(InputError, match="checkpoint 1 .* lacks its file of: reward"):
+        imported(tmp_path, tmp_path / "data")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"GIF")])
+@pytest.mark.parametrize("kind", ["observation", "reward"])
+def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path, damage, kind):
+    dopamine(tmp_path / "files", synthetic([200]))
+    path = tmp_path / "files" / f"$store$_{kind}_ckpt.1.gz"
+    damage(path)
+    with pytest.raises(InputError, match=f"store._{kind}_ckpt.1.gz is damaged"):
+        imported(tmp_path / "files", tmp_path / "data")
+    assert not list((tmp_path / "data").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"action": np.zeros(23, np.int64)}, r"it holds int64\[23\], not <i4\[23\]"),
+        ({"action": np.full(23, 7, np.int32)}, "action 7, but the game has 6"),
+        ({"reward": np.zeros(22, np.float32)}, "has 22 rows, but .* has 23"),
+        ({"observation": np.zeros((23, 80, 84), np.uint8)}, r"\[23, 80, 84\], not"),
+        ({"observation": np.zeros((22, 84, 84), np.uint8)}, r"\[22, 84, 84\], not"),
+        ({"terminal": np.array([b"x"])}, "terminal.* is damaged"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, replaced, message):
+    dopamine(tmp_path / "files", synthetic([20]), **replaced)
+    with pytest.raises(InputError, match=message):
+        imported(tmp_path / "files", tmp_path / "data")
+
+
+def test_a_pickle_in_a_file_is_not_opened(tmp_path):
+    dopamine(tmp_path / "files", synthetic([20]))
+    with gzip.open(tmp_path / "files" / "$store$_action_ckpt.1.gz", "wb") as file:
+        np.save(file, np.array([{}] * 23), allow_pickle=True)
+    with pytest.raises(InputError, match="it holds object"):
+        imported(tmp_path / "files", tmp_path / "data")
+
+
+def test_a_long_file_is_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(dqn_replay, "_BLOCK", 16)
+    play = list(synthetic([40, 5, 60], ended=False))
+    dopamine(tmp_path / "files", play)
+    found = imported(tmp_path / "files", tmp_path / "data")
+    columns = Step(*zip(*play, strict=True))
+    np.testing.assert_array_equal(found.frames, np.stack(columns.frame))
+    np.testing.assert_array_equal(found.first, columns.first)
+    dqn_replay.export(found, tmp_path / "out")
+    for path in (tmp_path / "files").iterdir():
+        exported = gzip.decompress((tmp_path / "out" / path.name).read_bytes())
+        assert exported == gzip.decompress(path.read_bytes())

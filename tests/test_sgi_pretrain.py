@@ -1,0 +1,345 @@
+"""SGI's objective compares the right moments of play, on any number of devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from polyview import mesh as meshes
+from polyview import optimizer, step
+from polyview.errors import InputError
+from sgi import networks, pretrain
+from sgi.pretrain import Pretrain, augment, stacked
+
+pytestmark = pytest.mark.usefixtures("x64")
+SUPPORT = np.linspace(-10, 10, 51)
+ACTIONS = 3
+HURRY = {"xla_backend_optimization_level": 0}
+
+
+def windows(b, *, image=24, jumps=5, seed=0):
+    """Play in which a bright square moves by the action taken, each row elsewhere."""
+    rng = np.random.default_rng(seed)
+    actions = rng.integers(0, ACTIONS, (b, 3 + jumps))
+    start = rng.integers(6, image - 12, (b, 1))
+    places = np.concatenate([start, start + np.cumsum(actions - 1, 1)], 1)
+    walls = rng.integers(0, 200, (b, 1, image // 4, image // 4), np.uint8)
+    frames = np.kron(walls, np.ones((1, 4 + jumps, 4, 4), np.uint8))
+    for i, t in np.ndindex(b, 4 + jumps):
+        place = np.clip(places[i, t], 0, image - 6)
+        frames[i, t, place : place + 6, 4:10] = 220
+    return {
+        "views": {"frames": frames, "goal": frames[:, -4:].copy()},
+        "present": {
+            "frames": np.ones((b, 4 + jumps), bool),
+            "goal": np.ones((b, 4), bool),
+        },
+        "targets": {
+            "action": actions[:, 3:].astype(np.int32),
+            "terminal": rng.random((b, jumps + 1)) < 0.1,
+            "reward": np.zeros((b, jumps), np.float32),
+        },
+        "index": np.arange(b) + 50,
+    }
+
+
+def test_stacks_are_the_frames_up_to_their_time():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 9, 5, 6), np.uint8)
+    stacks = np.asarray(stacked(frames, 4))
+    assert stacks.shape == (2, 6, 5, 6, 4)
+    for k in range(6):
+        for age in range(4):
+            np.testing.assert_array_equal(stacks[:, k, ..., age], frames[:, k + age])
+
+
+def test_a_look_is_one_shift_and_one_brightness_of_a_whole_stack():
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (60, 5, 8, 9, 4), np.uint8)
+    keys = jax.random.split(jax.random.key(0), 60)
+    looks = np.asarray(jax.jit(augment)(images, keys))
+    found = []
+    for image, look in zip(
+        images.reshape(-1, 8, 9, 4), looks.reshape(-1, 8, 9, 4), strict=True
+    ):
+        padded = np.pad(image / 255, ((4, 4), (4, 4), (0, 0)), mode="edge")
+        for y, x in np.ndindex(9, 9):
+            ratio = look / padded[y : y + 8, x : x + 9]
+            if np.ptp(ratio) < 1e-9:
+                found.append((y, x, ratio.mean()))
+                break
+    y, x, factor = np.array(found).T
+    assert len(found) == 300, "not every look is a shift of its stack"
+    for offsets in (y, x):
+        counts = np.bincount(offsets.astype(int), minlength=9)
+        assert ((counts - 300 / 9) ** 2 / (300 / 9)).sum() < 26.1  # 1 in 1000
+    assert factor.min() == pytest.approx(0.9) and factor.max() == pytest.approx(1.1)
+    assert factor.std() == pytest.approx(0.05 * 0.96, rel=0.1)  # of a clipped normal
+    again = jax.jit(augment)(images[::-1], keys[::-1])  # noise belongs to the row
+    np.testing.assert_array_equal(looks, again[::-1])
+
+
+class Toy:
+    """A network whose latents are the mean brightness of the frames of a stack.
+
+    `turn` makes its heads prefer other actions; `xp` is jax.numpy, or numpy for the
+    loops.
+    """
+
+    history = 4
+
+    def __init__(self, gain: float, turn: int, xp=jnp):
+        self.gain, self.turn, self.xp = gain, turn, xp
+
+    def encode(self, stacks, *, train):
+        assert train
+        return self.gain * stacks.mean((1, 2), keepdims=True)
+
+    def transition(self, latent, action, *, train):
+        return self.xp.roll(latent, 1, -1) + 0.3 * action[:, None, None, None]
+
+    def project(self, latents):
+        flat = latents.reshape(*latents.shape[:-3], -1)
+        return self.xp.concatenate([flat, flat**2], -1)
+
+    def predict(self, projections):
+        return projections[..., ::-1]
+
+    def inverse(self, before, after):
+        both = (before * after).sum(-1)
+        return self.xp.stack([before[..., 0], after[..., 1], both], -1)
+
+    def goal_head(self, latent, goal, *, key):
+        return self.head(latent + self.gain * goal, key=key)
+
+    def head(self, latent, *, key):
+        means = self.xp.roll(latent.reshape(len(latent), 4), self.turn, -1)
+        means = 3 * self.gain * means[:, :ACTIONS, None]
+        return -((self.xp.asarray(SUPPORT)[None, None] - means) ** 2) / 20
+
+
+def unit(x):
+    return x / max(np.linalg.norm(x), 1e-3)
+
+
+def log_softmax(x):
+    return x - x.max() - np.log(np.exp(x - x.max()).sum())
+
+
+def far(u, v):
+    return 1 - np.exp(-5 * ((unit(u) - unit(v)) ** 2).sum())
+
+
+def expected_returns(logits):
+    return np.array([np.exp(log_softmax(row)) @ SUPPORT for row in logits])
+
+
+def slow_losses(frames, goal, actions, ended, online, average, form):
+    """The losses of one window, step by step, from their formulas."""
+
+    def stack(k):
+        return np.moveaxis(frames[k : k + 4], 0, -1)[None]
+
+    spr = inverse = 0
+    z = [online.encode(stack(0), train=True)]
+    for k in range(5):
+        z.append(online.transition(z[k], actions[k : k + 1], train=True))
+    u = [average.encode(stack(k), train=True) for k in range(6)]
+    for k in range(1, 6):
+        y, t = online.predict(online.project(z[k]))[0], average.project(u[k])[0]
+        steps = range(k) if form == "correct" else range(1, min(k + 2, 6))
+        if not any(ended[s] for s in steps):
+            spr += ((unit(y) - unit(t)) ** 2).sum() / 5
+    for k in range(5):
+        if form == "upstream" or not any(ended[: k + 1]):
+            logits = online.inverse(online.project(z[k]), average.project(u[k + 1]))
+            inverse -= log_softmax(logits[0])[actions[k]] / 5
+
+    goal = average.encode(np.moveaxis(goal, 0, -1)[None], train=True)
+    goal = unit(goal.ravel()).reshape(goal.shape)
+    goal = (goal - goal.min()) / (goal.max() - goal.min() + 1e-5)
+    reward = 10 * (far(u[0].ravel(), goal.ravel()) - far(u[1].ravel(), goal.ravel()))
+    if form == "correct":
+        reward *= not ended[0]
+        discount = 0.99 * (not ended[0])
+    else:
+        reward *= 0.99 * (not ended[1])
+        discount = 0.99 * (not ended[1] and not ended[2])
+    after = online.encode(stack(1), train=True)
+    best = expected_returns(online.goal_head(after, goal, key=None)[0]).argmax()
+    after = average.encode(stack(1), train=True)
+    returns = np.exp(log_softmax(average.goal_head(after, goal, key=None)[0, best]))
+    said = log_softmax(online.goal_head(z[0], goal, key=None)[0, actions[0]])
+    loss = 0
+    for mass, atom in zip(returns, SUPPORT, strict=True):
+        place = (np.clip(reward + discount * atom, -10, 10) + 10) / 0.4
+        loss -= mass * (np.maximum(1 - abs(place - np.arange(51)), 0) @ said)
+    policy = log_softmax(expected_returns(online.head(z[0], key=None)[0]))
+    return {
+        "spr": spr,
+        "inverse": inverse,
+        "goal": loss,
+        "cloning": -policy[actions[0]],
+    }
+
+
+@pytest.mark.parametrize("form", ["correct", "upstream"])
+def test_the_losses_are_those_of_loops_over_windows(monkeypatch, form):
+    """Nothing is noisy here; the toys only tell one moment from another."""
+    monkeypatch.setattr(pretrain, "Network", Toy)
+    monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks.astype(float))
+    rng, b = np.random.default_rng(1), 12
+    batch = windows(b)
+    for name, frames in batch["views"].items():
+        grey = rng.integers(0, 4, frames.shape[:2])[..., None, None]
+        batch["views"][name] = np.broadcast_to(grey, frames.shape)
+    batch["targets"]["terminal"] = rng.random((b, 6)) < 0.2
+    weights = {"spr": 1.0, "goal": 1.0, "inverse": 3.0, "cloning": 0.5}
+    quiet = {"goal_noise": 0.0, "goal_permutation": 0.0}
+    objective = Pretrain(**weights, **quiet, window_terminals=form)
+    loss, metrics = jax.jit(
+        lambda batch: objective(Toy(1.0, 0), Toy(1.2, 1), batch, jax.random.key(0)),
+        compiler_options=HURRY,
+    )(batch)
+    slow = [
+        slow_losses(*row, Toy(1.0, 0, np), Toy(1.2, 1, np), form)
+        for row in zip(
+            *(batch["views"][name] for name in ("frames", "goal")),
+            *(batch["targets"][name] for name in ("action", "terminal")),
+            strict=True,
+        )
+    ]
+    total = 0
+    for name, weight in weights.items():
+        expected = np.mean([row[name] for row in slow])
+        assert float(metrics[name]) == pytest.approx(expected, rel=1e-9), name
+        total += weight * expected
+    assert float(loss) == pytest.approx(total, rel=1e-9)
+    assert metrics["features"]["frames"].z.shape == (b, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("weights", "reported"),
+    [
+        ({"goal": 0, "inverse": 0}, {"spr", "spr_now"}),
+        ({"spr": 0, "inverse": 0}, {"goal", "goal_error"}),
+        ({"spr": 0, "goal": 0}, {"inverse", "inverse_accuracy"}),
+        ({"spr": 0, "goal": 0, "inverse": 0, "cloning": 1}, {"cloning"}),
+    ],
+)
+def test_a_loss_of_weight_zero_is_not_computed(monkeypatch, weights, reported):
+    monkeypatch.setattr(pretrain, "Network", Toy)
+    batch = windows(2)
+    loss, metrics = jax.eval_shape(
+        lambda batch: Pretrain(**weights)(
+            Toy(1, 0), Toy(1, 0), batch, jax.random.key(0)
+        ),
+        batch,
+    )
+    assert loss.shape == ()
+    assert set(metrics) == reported | {"cosine", "features"}
+
+
+def network(**options):
+    wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    encoder = partial(networks.Residual, blocks=1, widths=(8, 16, 16))
+    return networks.Network(
+        actions=ACTIONS, hidden=32, image=24, encoder=encoder, **wide, **options
+    )
+
+
+def on(devices, take, state, batch):
+    """`step(state, number) -> (state, metrics)` on so many devices, and its state."""
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:devices]).reshape(devices, 1), meshes.AXES
+    )
+    whole, rows = meshes.replicated(mesh), meshes.rows(mesh)
+    state, batch = meshes.put_replicated(state, mesh), meshes.put(batch, mesh)
+    number, seed = meshes.put_replicated((np.int32(0), np.uint32(0)), mesh)
+    shardings = {
+        "in_shardings": (whole, rows, whole, whole),
+        "out_shardings": (whole, whole),
+    }
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(take, **shardings).lower(state, batch, number, seed)
+        run = lowered.compile(compiler_options=HURRY)
+    return (
+        lambda state, n: run(state, batch, meshes.put_replicated(n, mesh), seed),
+        state,
+    )
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+
+def test_training_learns_without_collapse_and_alike_on_four_devices():
+    transformation, batch = optax.adam(1e-2), windows(8, seed=3)
+    graph, *_ = step.abstract(network)
+    make = partial(step.create, network, transformation, target_decay=0.99)
+    start = jax.jit(make, compiler_options=HURRY)(jnp.uint32(0))
+    take = step.make_step(graph, Pretrain(cloning=1.0), transformation, 0.99)
+
+    run, state = on(1, take, start, batch)
+    first, metrics = run(state, np.int32(0))
+    total = sum(float(metrics[n]) for n in ("spr", "goal", "inverse", "cloning"))
+    assert float(metrics["loss"]) == pytest.approx(total)
+    # The average that a step reads holds the weights it starts from: after the step it
+    # has moved on by a hundredth, its statistics likewise, and by nothing else.
+    for part in ("params", "statistics"):
+        before, after = getattr(start, part), getattr(first, part)
+        average = jax.tree.map(lambda a, b: 0.99 * a + 0.01 * b, before, after)
+        for a, b in zip(leaves(first.target[part]), leaves(average), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12)
+        changed = zip(leaves(before), leaves(after), strict=True)
+        assert any((a != b).any() for a, b in changed)
+
+    history, current = [metrics], first
+    for number in range(1, 60):
+        current, metrics = run(current, np.int32(number))
+        history.append(metrics)
+    for name in ("loss", "spr", "inverse", "goal_error"):
+        last = np.mean([float(m[name]) for m in history[-5:]])
+        assert last < 0.8 * float(history[0][name]), name
+    assert float(metrics["cosine"]) < 0.99
+    assert bool(metrics["healthy"])
+
+    run, state = on(4, take, start, batch)
+    spread, metrics = run(state, np.int32(0))
+    for name, value in history[0].items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-9, err_msg=name)
+    for part in ("statistics", "target"):
+        found, expected = (leaves(getattr(s, part)) for s in (spread, first))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+def test_gradients_are_cut_by_group():
+    rule = partial(optimizer.constant, base=1e-3)
+    made = pretrain.adam(steps=1, batch_size=1, learning_rate=rule, clip=10.0)
+    names = "encoder", "head", "goal_head", "transition", "predictor", "inverse"
+    params = {name: {"kernel": jnp.ones((3, 4))} for name in names}
+    gradients = {name: {"kernel": jnp.full((3, 4), 9.0)} for name in names}
+    state = made.transformation.init(params)
+    updates, state = made.transformation.update(gradients, state, params)
+    mean = {k: v["kernel"] / 0.1 for k, v in state[1][0].mu.items()}
+    together = np.concatenate([mean[n] for n in ("encoder", "head", "goal_head")])
+    assert np.linalg.norm(together) == pytest.approx(10)
+    assert np.linalg.norm(mean["transition"]) == pytest.approx(10)
+    for name in ("predictor", "inverse"):
+        np.testing.assert_allclose(mean[name], 9.0)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert float(made.schedule(7)) == 1e-3
+
+
+def test_what_cannot_be_pre_trained_is_refused():
+    batch, key = windows(2), jax.random.key(0)
+    module = network.__get__  # any function, as the engine gives under microbatch
+    with pytest.raises(InputError, match="microbatch"):
+        Pretrain()(module, module, batch, key)
+    with pytest.raises(InputError, match="target_decay"):
+        pretrain._check(object.__new__(networks.Network), None)
+    with pytest.raises(ValueError, match="jumps=0"):
+        Pretrain(jumps=0)
