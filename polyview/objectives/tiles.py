@@ -119,6 +119,9 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
             return meet(*carry, block, meeting), None
 
         steps = jnp.arange(-(-count // wide) * rows)
+        # Tied to the data: in a loop around this one, JAX would compute what depends on
+        # the steps alone before it, for all of them at once, and keep it.
+        block, steps = lax.optimization_barrier((block, steps))
         own, theirs = lax.scan(at, (own, theirs), steps)[0]
         if spare:
             head = jax.tree.map(lambda x: x[:spare], theirs)
