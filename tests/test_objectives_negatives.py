@@ -197,7 +197,7 @@ def test_every_exchange_is_the_plain_sum_on_every_mesh(
         np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-11)
 
 
-def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=16):
+def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=4):
     """The compiled text of a loss's value and gradient on some devices, and its plan of
     memory."""
     negatives = partial(log_negatives, exchange=exchange, tile=tile)

@@ -104,7 +104,8 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
                 sums.empty,
             )
 
-        def at(carry, step):
+        def at(carry, _):
+            step, own, theirs = carry
             k, i = jnp.divmod(step, rows)
             k = k * wide
             of_columns = k + jnp.arange(wide * width) // width
@@ -116,13 +117,13 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
                 met,
                 met & both(of_columns),
             )
-            return meet(*carry, block, meeting), None
+            return (step + 1, *meet(own, theirs, block, meeting)), None
 
-        steps = jnp.arange(-(-count // wide) * rows)
         # Tied to the data: in a loop around this one, JAX would compute what depends on
-        # the steps alone before it, for all of them at once, and keep it.
-        block, steps = lax.optimization_barrier((block, steps))
-        own, theirs = lax.scan(at, (own, theirs), steps)[0]
+        # the step alone before it, for all steps at once, and keep it.
+        block, start = lax.optimization_barrier((block, jnp.int32(0)))
+        steps = -(-count // wide) * rows
+        _, own, theirs = lax.scan(at, (start, own, theirs), length=steps)[0]
         if spare:
             head = jax.tree.map(lambda x: x[:spare], theirs)
             tail = jax.tree.map(lambda x: x[tiles * width :], theirs)
