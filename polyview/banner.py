@@ -23,12 +23,14 @@ def show(this, shapes: dict, state, start: int) -> None:
         "views": f"{m} a sample, {b * m} a step",
         "rows": f"{b // devices} samples on each of {devices} devices "
         f"({machine['device']}, {machine['processes']} processes)",
-        "negatives": f"{(b // parts - 1) * m} other views for each anchor",
         "learning rate": f"{peak:.4g} at its peak",
         "parameters": f"{parameters:,}",
         "steps": f"{this.steps:,}, from {start:,}"
         f" ({this.steps * b / len(this.source):.1f} epochs)",
     }
+    if hasattr(this.objective, "negatives"):
+        count = this.objective.negatives(b // parts, m)
+        lines["negatives"] = f"{count} other views for each anchor"
     if slices > 1:
         rows = b // slices
         lines["microbatch"] = (

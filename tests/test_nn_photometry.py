@@ -178,6 +178,10 @@ def test_bytes_are_floats_of_255(images):
     np.testing.assert_allclose(
         Photometry()(raw, keys), Photometry()(floats, keys), atol=1e-5
     )
+    few = floats.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(
+        Photometry()(few, keys), Photometry()(few.astype(np.float32), keys)
+    )
 
 
 @pytest.mark.parametrize("views_of_a_chunk", [5, 48])

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 
 from polyview.errors import InputError
 
-# Floats of a chunk of views. At 224 px on a CPU with 32 MB of cache: 1495 views/s at
-# 2**18, 1347 at 2**21, 897 at 2**24 (`benchmarks/photometry.py`). An accelerator, not
-# yet measured, wants larger kernels, and 8 MB suit its cache as well.
+# Floats of a chunk of views. On a CPU with 32 MB of cache 2**18 is a little faster and
+# 2**24 a third slower (`benchmarks/photometry.py`); an accelerator, not yet measured,
+# wants larger kernels, and 8 MB suit its cache as well.
 CHUNK = 2**21
 
 
@@ -129,6 +129,7 @@ class Photometry:
         x = images.reshape(-1, channels).T.reshape(channels, *shape)
         if x.dtype == jnp.uint8:
             x = x.astype(float) / 255
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.jitter_chance > 0:
             x = jitter(x, draw.priority, draw.factor, draw.turn)
         if self.blur_chance > 0:

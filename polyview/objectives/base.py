@@ -13,7 +13,11 @@ Module = Callable[..., Mapping[str, Any]]
 
 
 class Objective(Protocol):
-    """A loss to be minimised, as a function of the modules and one batch."""
+    """A loss to be minimised, as a function of the modules and one batch.
+
+    Where it compares samples, `negatives(b, m) -> int` may say with how many views of
+    others; the banner of a run shows it.
+    """
 
     def __call__(
         self, module: Module, target_module: Module | None, batch: Batch, key: jax.Array

@@ -16,7 +16,8 @@ pass, so memory is linear in the rows. The gradient of sum_r g[r] n[r] over rows
 Where the candidates are the anchors themselves, s is symmetric, and one tile of scores
 serves both the rows and the columns, with w[r, c] + w[c, r] for w[r, c]. For r rows of
 d features all products then take 4 r^2 d operations, r^2 d of them forward; where they
-are not, 8 r^2 d, of them 2 r^2 d forward.
+are not, 8 r^2 d, of them 2 r^2 d forward. With an even number C of tiles a side it is
+1 + 2 / C times that, as those half way round are met twice: nothing is saved of two.
 """
 
 from functools import partial
@@ -64,27 +65,43 @@ def log_negatives(
     """Log-sum-exp of each anchor's scores against the views of the other samples.
 
     anchors float[b, m, d] and candidates float[b, n, d] give float[b, m]; without
-    candidates the anchors are scored among themselves, at half the cost. Products read
-    `dtype` (None: as given) and accumulate in float32, or float64 if given that; so is
-    the result. A tile has `tile` rows (None: what suits the backend).
+    candidates the anchors are scored among themselves, at half the cost. All is
+    float32, or float64 if given that; with `dtype` the products read rows that were
+    rounded to it after scaling by the temperature, and still accumulate in float32. A
+    tile has `tile` rows (None: what suits the machine that traces).
 
     Under a mesh (`jax.set_mesh`, Auto axes) the rows are sharded over all of its axes.
     With "gather" a device holds all candidates at once; with "ring" they go from device
     to device, so that its memory does not grow with their number. Raises ValueError for
-    b = 1, and for a b that the devices cannot share equally.
+    b = 1, for candidates of another b, for a b that the devices cannot share equally,
+    for a temperature or tile that is not positive, and a dtype that is not floating.
     """
     b, mesh = len(anchors), jax.sharding.get_abstract_mesh()
     devices = max(mesh.size, 1)
+    if mesh.manual_axes:
+        raise ValueError(
+            f"a shard_map over {', '.join(mesh.manual_axes)} shows a device its own "
+            "rows alone; call the loss outside of it"
+        )
     if b < 2:
         raise ValueError(f"negatives are other samples: b = {b} has none, give b >= 2")
+    if candidates is not None and len(candidates) != b:
+        raise ValueError(f"anchors of b = {b} samples, candidates of {len(candidates)}")
+    if isinstance(temperature, int | float) and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be more than 0")
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {dtype}; give a floating one, as bfloat16")
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile is {tile}; give 1 row or more, or None")
     if b % devices:
         raise ValueError(f"b = {b} samples cannot be divided among {devices} devices")
     if exchange not in ("gather", "ring"):
         raise ValueError(f'exchange is "gather" or "ring", not {exchange!r}')
+    anchors = anchors.astype(_accumulator(anchors.dtype))
     if candidates is None:
         pair = (anchors / temperature**0.5,)
     else:
-        pair = (anchors / temperature, candidates)
+        pair = (anchors / temperature, candidates.astype(anchors.dtype))
     if dtype is not None:
         pair = tuple(x.astype(dtype) for x in pair)
     tile = tile or TILE.get(jax.default_backend(), LARGE_TILE)

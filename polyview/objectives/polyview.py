@@ -223,6 +223,11 @@ class Contrastive:
             metrics["mi_bound"] = self.bound(loss, *z.shape[:2])
         return loss, metrics
 
+    @staticmethod
+    def negatives(b: int, m: int) -> int:
+        """How many views of other samples an anchor is compared with."""
+        return (b - 1) * m
+
 
 def _log_ratios(z, temperature, negatives):
     """log l[i, a, c] for c != a: float[b, m, m - 1]."""
