@@ -61,6 +61,8 @@ def main() -> None:
         raise InputError(f"--steps {flags.steps}: it must be 1 or more")
     if not flags.output.parent.is_dir():
         raise InputError(f"--output {flags.output}: its folder does not exist")
+    if flags.output.is_dir():
+        raise InputError(f"--output {flags.output} is a folder; name a file in it")
 
     command.start(flags)
     record = bench(config, flags.steps)

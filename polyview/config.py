@@ -49,8 +49,12 @@ TRUSTED = (
     "polyview.evaluation.knn:WeightedKnn",
     "polyview.evaluation.probe:LinearProbe",
     "polyview.evaluation.protocol:Protocol",
+    "sgi.agent:Rainbow",
+    "sgi.agent:grouped_adam",
     "sgi.networks",
     "sgi.pretrain",
+    "sgi.probes:Variables",
+    "sgi.score_episodes:Evaluation",
     "sgi.replay",
 )
 # What may differ between a run and its continuation, the first or the last word of a
@@ -77,6 +81,8 @@ REQUIRED = (
     "objective",
     "optimizer",
 )
+# What any run may have: its flag is known even where the file does not name it.
+OPTIONAL = ("init_from", "microbatch", "accumulate")
 HUGE = 2**31 - 1  # steps are counted in 32 bits
 TINY = 1e-9  # what must not be zero
 # Lowest and highest value of a key, wherever in the config it stands; a lowest value
@@ -203,10 +209,14 @@ def override(config, overrides: Mapping[str, str]) -> None:
 
 def _override(config, key: str, text: str) -> None:
     *parents, last = key.split(".")
+    if key in OPTIONAL and key not in config:
+        with config.unlocked():
+            config[key] = None
     node = config
     for name in [*parents, last]:
-        if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-            known = node.keys() if isinstance(node, ml_collections.ConfigDict) else []
+        group = isinstance(node, ml_collections.ConfigDict)
+        if not group or name not in node:
+            known = [*(node if group else ()), *(OPTIONAL if node is config else ())]
             raise InputError(f"--config.{key}: no key {name!r}{nearest(name, known)}")
         parent, node = node, node[name]
     value = _parse(text, node, f"--config.{key}")
@@ -239,21 +249,21 @@ def _parse(text: str, old, where: str):
     return value
 
 
-def check(config) -> None:
+def check(config, required=REQUIRED, ranges=RANGES) -> None:
     """Hold a config to what it must contain, and numbers to their ranges.
 
     Raises InputError that names the key, its value and what it must be.
     """
-    for key in REQUIRED:
+    for key in required:
         if key not in config:
             raise InputError(f"the config has no key {key!r}")
     if (config.get("steps") is None) == (config.get("epochs") is None):
         raise InputError("the config must set one of steps and epochs, the other None")
     for name, value in flat(json.loads(to_json(config))).items():
         key = name.rpartition(".")[2]
-        if value is None or key not in RANGES:
+        if value is None or key not in ranges:
             continue
-        low, high = RANGES[key]
+        low, high = ranges[key]
         for number in value if isinstance(value, list) else [value]:
             whole = isinstance(low, int)
             kinds = (int,) if whole else (int, float)

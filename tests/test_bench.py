@@ -264,6 +264,7 @@ def test_a_vendors_peak_is_used_for_its_type_alone(monkeypatch):
     ("arguments", "said"),
     [
         (["--steps", "0"], "--steps 0: it must be 1 or more"),
+        (["--output", "/"], "is a folder"),
         (["--output", "no/such/bench.json"], "its folder does not exist"),
         (["--stepz", "3"], "did you mean '--steps'"),
     ],

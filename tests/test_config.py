@@ -77,6 +77,15 @@ def test_an_override_names_the_mistake(digits, overrides, words):
         configs.load("configs/polyview_digits.py", overrides)
 
 
+def test_what_any_run_may_have_is_known_where_the_file_does_not_name_it():
+    flags = {"microbatch": "8", "init_from": "runs/a"}
+    config = configs.load("configs/polyview_digits.py", flags)
+    assert (config.microbatch, config.init_from) == (8, "runs/a")
+    assert "accumulate" not in config
+    with pytest.raises(InputError, match="did you mean 'microbatch'"):
+        configs.load("configs/polyview_digits.py", {"microbach": "8"})
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
