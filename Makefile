@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo demo-sgi test test-slow lint setup clean
 
 demo: setup
 	bash launch/demo.sh $(BIN)/python
 
+demo-sgi: setup
+	bash launch/demo_sgi.sh $(BIN)/python
+
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -60,7 +60,8 @@ def compiled(tmp_path_factory) -> Path:
 def command(data_dir, compiled):
     """`command("main", "--config", ...)` -> the finished process of that command line.
 
-    `devices` virtual CPU devices; `wait=False` returns the running process.
+    A module of the engine, or one by its whole name, as "sgi.finetune". `devices`
+    virtual CPU devices; `wait=False` returns the running process.
     """
 
     def start(module: str, *arguments, devices: int = 1, wait: bool = True, **settings):
@@ -71,8 +72,9 @@ def command(data_dir, compiled):
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             **{key.upper(): str(value) for key, value in settings.items()},
         }
+        name = module if "." in module else f"polyview.{module}"
         process = subprocess.Popen(
-            [sys.executable, "-m", f"polyview.{module}", *map(str, arguments)],
+            [sys.executable, "-m", name, *map(str, arguments)],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
