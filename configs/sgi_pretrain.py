@@ -10,20 +10,20 @@ the paper's from the DQN Replay data set, if you have its files:
     python -m sgi.prepare --game pong --name pong_m --import DIR --checkpoints 1,25,50
 
 objective: sgi, or cloning, the baseline that copies the actions; dtype, param_dtype.
+Evaluation, where the game's variables are known, is on play of another seed:
+
+    python -m sgi.prepare --game pong --steps 20000 --seed 1 --name pong_probe
+    python -m polyview.evaluate --run runs/a --references
+
 Hardware: one GPU; size=tiny on two CPU cores. Time and scores: not yet measured.
 Numbers without a source are those of the official code, github.com/mila-iqia/SGI.
 """
 
 from polyview import config as configs
 from polyview.errors import InputError
-from sgi import recording
+from sgi import recipes, recording
+from sgi.variables import ADDRESSES
 
-SIZES = {
-    "tiny": {"blocks": 1, "expand": 2, "widths": (8, 16, 16)},  # ours, for a CPU
-    "S": {"widths": (32, 64, 64)},
-    "M": {"blocks": 3, "expand": 2, "widths": (32, 64, 64)},
-    "L": {"blocks": 5, "expand": 4, "widths": (48, 96, 96)},
-}
 MIXES = {"R": "random", "M": "m", "W": "w"}
 WEIGHTS = {
     "sgi": {"spr": 1.0, "goal": 1.0, "inverse": 1.0, "cloning": 0.0},
@@ -41,13 +41,10 @@ def get_config(argument: str = "") -> dict:
         dtype="float32",
         param_dtype="float32",
     )
-    for key, known in ("mix", MIXES), ("size", SIZES), ("objective", WEIGHTS):
+    for key, known in ("mix", MIXES), ("objective", WEIGHTS):
         if args[key] not in known:
             raise InputError(f"{key}={args[key]}{configs.nearest(args[key], known)}")
     name = f"{args['game']}_{MIXES[args['mix']]}"
-    encoder = {"partial": "sgi.networks:Residual", "depthwise": "shifts"}  # or "lax"
-    if args["size"] == "S":
-        encoder = {"partial": "sgi.networks:Nature"}
     return {
         "seed": 0,
         "steps": None,
@@ -71,19 +68,14 @@ def get_config(argument: str = "") -> dict:
             "history": 4,
             "goal": (2, 49),
         },
-        "model": {
-            "partial": "sgi.networks:Network",
+        "model": recipes.network(
+            args["size"],
             # The game's own action set, as it was recorded.
-            "actions": len(recording.describe(name)["actions"]),
-            "encoder": {**encoder, **SIZES[args["size"]]},
-            "hidden": 64 if args["size"] == "tiny" else 512,
-            "sigma": 0.0,
-            "film_value_from": "advantage",  # "value" is the evident intent
-            "history": 4,
-            "image": 84,
-            "dtype": args["dtype"],
-            "param_dtype": args["param_dtype"],
-        },
+            len(recording.describe(name)["actions"]),
+            sigma=0.0,
+            dtype=args["dtype"],
+            param_dtype=args["param_dtype"],
+        ),
         "target_decay": 0.99,
         "objective": {
             "target": "sgi.pretrain:Pretrain",
@@ -103,5 +95,16 @@ def get_config(argument: str = "") -> dict:
             "epsilon": 1.5e-4,
             "clip": 10.0,
         },
-        "evaluation": None,
+        "evaluation": {
+            "target": "sgi.probes:Variables",
+            "recording": f"{args['game']}_probe",
+            "every": 2,
+            "validation": 0.2,
+            "test": 0.2,
+            "strengths": tuple(10.0**power for power in range(-8, -1)),
+            "entropy": 0.6,  # Anand et al. 2019
+            "batch_size": 100,
+        }
+        if args["game"] in ADDRESSES
+        else None,
     }

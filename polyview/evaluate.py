@@ -61,7 +61,6 @@ def evaluate(
     from polyview import metrics, restore
     from polyview.evaluation import plots
     from polyview.evaluation import protocol as protocols
-    from polyview.evaluation.accuracy import Accuracy
 
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
@@ -72,7 +71,7 @@ def evaluate(
     protocol = configs.build(
         model.config.evaluation, configs.TRUSTED + trust, where="evaluation"
     )
-    if references and isinstance(protocol, Accuracy):
+    if references and not hasattr(protocol, "raw"):
         raise InputError(
             f"{run} is evaluated as a classifier, which has no references; "
             "leave out --references"
@@ -91,6 +90,11 @@ def evaluate(
             picture = path.with_name(f"{name}-{what}.png")
             protocols.write_whole(picture, plots.png(figure))
         metrics.say(f"{path}: {summary(result)}")
+    if references and "variables" in results[model.step]:
+        results[f"step {model.step}"] = results.pop(model.step)
+        figure = plots.variables(results)
+        picture = run / "eval" / "variables.png"
+        protocols.write_whole(picture, plots.png(figure))
 
 
 def summary(result: dict) -> str:
@@ -101,6 +105,14 @@ def summary(result: dict) -> str:
         for name, label in measures.items()
         if name in result
     ]
+    if "variables" in result:
+        found = result["variables"]
+        told = [f"{name} {said['r2']:.2f}" for name, said in found.items()]
+        accuracy, f1 = (
+            100 * sum(said[measure] for said in found.values()) / max(len(found), 1)
+            for measure in ("accuracy", "f1")
+        )
+        parts.append(f"R^2 {', '.join(told)}; accuracy {accuracy:.1f} %, F1 {f1:.1f} %")
     if "health" in result:
         parts.append(f"RankMe {result['health']['h']['rankme']:.1f}")
     return ", ".join(parts)

@@ -38,6 +38,8 @@ _FIGURES = {
     "neighbours": "nearest neighbours",
     "sweep": "probe sweep",
     "confusion": "confusion matrix",
+    "variables": "probes of variables",
+    "readings": "what the probes read",
 }
 _MISSING = "–"
 
@@ -86,15 +88,15 @@ class Row:
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "run": lambda row: row.run,
     "method": lambda row: row.method,
-    "M": lambda row: _number(row.m, ","),
-    "linear probe %": lambda row: _number(row.linear_probe, ".2f", 100),
-    "kNN %": lambda row: _number(row.knn, ".2f", 100),
-    "classifier %": lambda row: _number(row.classifier, ".2f", 100),
-    "RankMe": lambda row: _number(row.rankme, ".1f"),
-    "unique samples": lambda row: _number(row.unique_samples, ","),
-    "views a step": lambda row: _number(row.views_per_step, ","),
-    "steps": lambda row: _number(row.steps, ","),
-    "seconds": lambda row: _number(row.seconds, ",.0f"),
+    "M": lambda row: number(row.m, ","),
+    "linear probe %": lambda row: number(row.linear_probe, ".2f", 100),
+    "kNN %": lambda row: number(row.knn, ".2f", 100),
+    "classifier %": lambda row: number(row.classifier, ".2f", 100),
+    "RankMe": lambda row: number(row.rankme, ".1f"),
+    "unique samples": lambda row: number(row.unique_samples, ","),
+    "views a step": lambda row: number(row.views_per_step, ","),
+    "steps": lambda row: number(row.steps, ","),
+    "seconds": lambda row: number(row.seconds, ",.0f"),
 }
 _IF_ANY = {"classifier %"}
 _TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the right
@@ -110,6 +112,8 @@ def main() -> None:
     flags = parser.parse_args()
     runs = read(flags.run)
     print(text_table(rows(runs)))
+    for run in filter(_compared, runs):
+        print(f"\n{run.name}: variables\n{aligned(*_variables(run), text_columns=1)}")
     for note in notes(runs):
         print(f"note: {note}")
     try:
@@ -134,7 +138,7 @@ def _read(path: Path, name: str) -> Run:
     if not (path / "config.json").is_file():
         what = "has no config.json" if path.is_dir() else "does not exist"
         raise InputError(
-            f"{path} is not a run: it {what}; name the --workdir of a polyview.main"
+            f"{path} is not a run: it {what}; name the --workdir of a training"
         )
     evaluations, references, sample = {}, {}, {}
     for file in (path / "eval").glob("*.json"):
@@ -226,7 +230,8 @@ def _seconds(history: list[dict]) -> float | None:
     return sum(ends) + clock[-1]
 
 
-def _number(value: float | None, form: str, scale: float = 1) -> str:
+def number(value: float | None, form: str, scale: float = 1) -> str:
+    """A number for a table; a dash where there is none."""
     return _MISSING if value is None else format(scale * value, form)
 
 
@@ -241,19 +246,24 @@ def _columns(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
 def text_table(lines: Sequence[Row]) -> str:
     """The comparison as aligned plain text."""
     columns = _columns(lines)
-    cells = [list(columns)]
-    cells += [[column(line) for column in columns.values()] for line in lines]
+    body = [[column(line) for column in columns.values()] for line in lines]
+    return aligned(list(columns), body, text_columns=_TEXT_COLUMNS)
+
+
+def aligned(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
+    """A table as plain text; all but the first columns are aligned to the right."""
+    cells = [head, *body]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def line_of(row: list[str]) -> str:
         padded = [
-            cell.ljust(width) if number < _TEXT_COLUMNS else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if place < text_columns else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         return "  ".join(padded).rstrip()
 
-    head, *body = map(line_of, cells)
-    return "\n".join([head, "-" * len(head), *body])
+    top, *lines = map(line_of, cells)
+    return "\n".join([top, "-" * len(top), *lines])
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
@@ -297,28 +307,33 @@ def page(runs: Sequence[Run]) -> str:
     """The report as one HTML document that refers to nothing outside itself."""
     sections = [
         ("Comparison", _comparison(runs)),
-        ("Training", _training(runs)),
+        ("Training", training(runs)),
         *((f"Features of {run.name}", _features(run)) for run in runs),
-        ("Protocol", _protocol(runs)),
-        ("Configs", _configs(runs)),
-        ("Environment", _environment(runs)),
+        ("Protocol", protocol(runs)),
+        ("Configs", configurations(runs)),
+        ("Environment", environment(runs)),
     ]
+    return document("polyview", ", ".join(run.name for run in runs), sections)
+
+
+def document(title: str, heading: str, sections: Iterable[tuple[str, str]]) -> str:
+    """A page of (title, HTML) sections, those without content left out."""
     body = "\n".join(
-        f"<section><h2>{html.escape(title)}</h2>\n{content}\n</section>"
-        for title, content in sections
+        f"<section><h2>{html.escape(name)}</h2>\n{content}\n</section>"
+        for name, content in sections
         if content
     )
-    title = html.escape(", ".join(run.name for run in runs))
+    title, heading = html.escape(title), html.escape(heading)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>polyview: {title}</title>
+<title>{title}: {heading}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<header><h1>polyview</h1><p>{title}</p></header>
+<header><h1>{title}</h1><p>{heading}</p></header>
 {body}
 </body>
 </html>
@@ -343,15 +358,18 @@ def _comparison(runs: Sequence[Run]) -> str:
                 text = f"<strong>{text}</strong>"
             cells.append(text)
         body.append(cells)
-    parts = [_table(list(columns), body, text_columns=_TEXT_COLUMNS)]
-    found = notes(runs)
-    if found:
-        items = "".join(f"<li>{html.escape(note)}</li>" for note in found)
-        parts.append(f'<ul class="notes">{items}</ul>')
-    return "\n".join(parts)
+    compared = table(list(columns), body, text_columns=_TEXT_COLUMNS)
+    return f"{compared}\n{remarks(notes(runs))}"
 
 
-def _training(runs: Sequence[Run]) -> str:
+def remarks(found: Iterable[str]) -> str:
+    """Notes as a list, or nothing."""
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in found)
+    return items and f'<ul class="notes">{items}</ul>'
+
+
+def training(runs: Sequence[Run]) -> str:
+    """Curves of all that the runs logged, and of their accuracies."""
     histories = {run.name: run.history for run in runs}
     logged = {
         key
@@ -367,7 +385,7 @@ def _training(runs: Sequence[Run]) -> str:
         return order.index(measure) if measure in order else len(order), metric
 
     figures = [
-        _figure(plots.curve(histories, metric), f"{metric} over the steps")
+        picture(plots.curve(histories, metric), f"{metric} over the steps")
         for metric in sorted(logged, key=place)
     ]
     accuracies = {
@@ -380,34 +398,69 @@ def _training(runs: Sequence[Run]) -> str:
     }
     if any(len(lines) > 1 for lines in accuracies.values()):
         figures += [
-            _figure(plots.curve(accuracies, metric), f"{metric} over the steps")
+            picture(plots.curve(accuracies, metric), f"{metric} over the steps")
             for metric in sorted(_MEASURES)
             if any(metric in line for lines in accuracies.values() for line in lines)
         ]
-    return _grid(figures)
+    return grid(figures)
 
 
 def _features(run: Run) -> str:
-    return _grid(
+    figures = plots.figures(run.result, run.sample)
+    if found := _compared(run):
+        figures["variables"] = plots.variables(found)
+    pictures = [
+        picture(figure, f"{_FIGURES[name]} of {run.name}")
+        for name, figure in figures.items()
+    ]
+    compared = table(*_variables(run), text_columns=1) if found else ""
+    return compared + grid(pictures)
+
+
+def _compared(run: Run) -> dict[str, dict]:
+    """Evaluations of variables by name: the run's and its references'."""
+    found = {run.name: run.result} | {
+        method: run.references[name]
+        for name, method in REFERENCES.items()
+        if name in run.references
+    }
+    return {name: result for name, result in found.items() if "variables" in result}
+
+
+def _variables(run: Run) -> tuple[list[str], list[list[str]]]:
+    """The head and the body of a table: a line a variable, the mean last."""
+    found = _compared(run)
+    measures = {"r2": "R^2", "accuracy": "accuracy", "f1": "F1"}
+    head = ["variable"]
+    head += [f"{title} {name}" for title in measures.values() for name in found]
+    names = [*next(iter(found.values()))["variables"]]
+    scores = np.array(
         [
-            _figure(figure, f"{_FIGURES[name]} of {run.name}")
-            for name, figure in plots.figures(run.result, run.sample).items()
+            [found[of]["variables"][name][m] for m in measures for of in found]
+            for name in names
         ]
     )
+    body = [
+        [name, *(f"{score:.3f}" for score in line)]
+        for name, line in zip([*names, "mean"], [*scores, scores.mean(0)], strict=True)
+    ]
+    return head, body
 
 
-def _protocol(runs: Sequence[Run]) -> str:
+def protocol(runs: Sequence[Run]) -> str:
+    """How the first run that has an evaluation was evaluated."""
     for run in runs:
         if run.evaluations:
             flat = configs.flat(run.result.get("protocol", {})).items()
             cells = [[_code(key), html.escape(_short(value))] for key, value in flat]
-            return f"<p>As evaluated in {html.escape(run.name)}.</p>" + _table(
+            return f"<p>As evaluated in {html.escape(run.name)}.</p>" + table(
                 ["what", "how"], cells, text_columns=2
             )
     return ""
 
 
-def _configs(runs: Sequence[Run]) -> str:
+def configurations(runs: Sequence[Run]) -> str:
+    """Where the configs differ, and each in full."""
     flat = [configs.flat(run.config) for run in runs]
     keys = sorted({key for config in flat for key in config})
     cells = [
@@ -422,7 +475,7 @@ def _configs(runs: Sequence[Run]) -> str:
     if cells:
         head = ["key", *(run.name for run in runs)]
         parts.append("<p>Where the configs differ:</p>")
-        parts.append(_table(head, cells, text_columns=len(head)))
+        parts.append(table(head, cells, text_columns=len(head)))
     for run in runs:
         text = html.escape(json.dumps(run.config, indent=2, sort_keys=True))
         name = html.escape(run.name)
@@ -432,7 +485,8 @@ def _configs(runs: Sequence[Run]) -> str:
     return "\n".join(parts)
 
 
-def _environment(runs: Sequence[Run]) -> str:
+def environment(runs: Sequence[Run]) -> str:
+    """Where the page was made, and the machines that evaluated."""
     packages = ("polyview", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
     cells = [["Python", platform.python_version()]]
     for package in packages:
@@ -447,9 +501,7 @@ def _environment(runs: Sequence[Run]) -> str:
             said = ", ".join(f"{key} {value}" for key, value in machine.items())
             cells.append([f"evaluation of {run.name}", said])
     escaped = [[html.escape(cell) for cell in row] for row in cells]
-    return "<p>Where this page was made:</p>" + _table(
-        ["", ""], escaped, text_columns=2
-    )
+    return "<p>Where this page was made:</p>" + table(["", ""], escaped, text_columns=2)
 
 
 def _processor() -> str:
@@ -470,7 +522,7 @@ def _code(text: str) -> str:
     return f"<code>{html.escape(text).replace('.', '.<wbr>')}</code>"
 
 
-def _table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
+def table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
     """A table that scrolls sideways by itself; cells of `body` are HTML already."""
 
     def line(cells: Iterable[str], tag: str) -> str:
@@ -486,7 +538,8 @@ def _table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str
     )
 
 
-def _figure(figure, description: str) -> str:
+def picture(figure, description: str) -> str:
+    """A Figure as an image that the page holds itself."""
     data = base64.b64encode(plots.png(figure)).decode()
     width, height = figure.get_size_inches() * plots.DPI
     return (
@@ -495,7 +548,8 @@ def _figure(figure, description: str) -> str:
     )
 
 
-def _grid(figures: list[str]) -> str:
+def grid(figures: list[str]) -> str:
+    """Images side by side, as many as the screen is wide."""
     if not figures:
         return ""
     return f'<div class="figures">{"".join(figures)}</div>'

@@ -52,13 +52,21 @@ def load(
     The checkpoint's config may call what `config.TRUSTED` lists and the packages of
     `trust`, nothing else. Raises InputError when there is no such checkpoint.
     """
+    return newest(run, at, functools.partial(read, sharding=sharding, trust=trust))
+
+
+def newest(
+    run: str | Path, at: int | None, read: Callable[[Path, int], Loaded]
+) -> Loaded:
+    """Return what `read(folder, step)` makes of a run's newest undamaged checkpoint, or
+    of step `at`. Raises InputError when there is no such checkpoint."""
     folder = Path(run) / "checkpoints"
     steps = checkpoint.saved_steps(folder)
     if at is not None and at not in steps:
         raise InputError(f"{run} has no checkpoint of step {at}; it has {steps}")
     for number in [at] if at is not None else reversed(steps):
         try:
-            return _load(folder / str(number), number, sharding, trust)
+            return read(folder / str(number), number)
         except checkpoint.Damaged as damage:
             if at is not None:
                 raise InputError(f"checkpoint {folder / str(at)}: {damage}") from damage
@@ -66,7 +74,13 @@ def load(
     raise InputError(f"{run} has no checkpoint to load (looked in {folder})")
 
 
-def _load(folder: Path, number: int, sharding, trust: tuple[str, ...]) -> Loaded:
+def read(
+    folder: Path,
+    number: int,
+    sharding: jax.sharding.Sharding | None = None,
+    trust: tuple[str, ...] = (),
+) -> Loaded:
+    """Return the model in one checkpoint's folder, as `load` does."""
     config = checkpoint.read_config(folder)
     graph, params, statistics = step.abstract(model_of(config, trust))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

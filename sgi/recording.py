@@ -150,9 +150,11 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     """
     directory = Path(data_dir or default_data_dir()) / name
     if not (directory / "manifest.json").is_file():
+        game, random, _ = name.rpartition("_random")
+        how = game if random else f"GAME --name {name}"
         raise InputError(
             f"no recording '{name}' in {directory.parent.absolute()}; "
-            f"run: python -m sgi.prepare --game {name.removesuffix('_random')}"
+            f"run: python -m sgi.prepare --game {how}"
         )
     provenance = read_manifest(directory)["provenance"]
     if not {"game", "actions", "chunk", "counts"} <= provenance.keys():

@@ -37,9 +37,11 @@ class Replay:
       split: counts steps; see `polyview.data.source.parse_split`.
       data_dir: by default `$POLYVIEW_DATA`, else `./data`.
       ahead: how far a window looks: the larger of its jumps and its latest goal.
+      every: of those times, take every so many-th, as for probes.
 
     Attributes:
       actions: the names of the game's actions.
+      episode: int[n], which episode of the split example i is of.
 
     Raises:
       InputError: the recording is absent, damaged or too short.
@@ -51,8 +53,9 @@ class Replay:
         split: str = "train",
         data_dir: str | Path | None = None,
         ahead: int = 49,
+        every: int = 1,
     ):
-        self._arguments = (name, split, data_dir, ahead)
+        self._arguments = (name, split, data_dir, ahead, every)
         self.targets: dict[str, dict[str, Any]] = {}
         self.actions: list[str] = recording.describe(name, data_dir)["actions"]
         play = recording.read(name, split, data_dir)
@@ -61,10 +64,11 @@ class Replay:
         }
         length = len(play.first)
         self._bounds = np.append(np.flatnonzero(play.first), length)
-        self._episode = np.cumsum(play.first) - 1
-        stop = self._bounds[self._episode + 1]
+        episode = np.cumsum(play.first) - 1
+        stop = self._bounds[episode + 1]
         whole = play.terminal[stop - 1] | (np.arange(length) + ahead < stop)
-        self._rows = np.flatnonzero(whole)
+        self._rows = np.flatnonzero(whole)[::every]
+        self.episode = episode[self._rows]
         if not len(self._rows):
             raise InputError(
                 f"{self!r} has no ended episode and none of {ahead + 1} steps; "
@@ -77,8 +81,7 @@ class Replay:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        row = self._rows[index]
-        episode = self._episode[row]
+        row, episode = self._rows[index], self.episode[index]
         start, stop = self._bounds[episode], self._bounds[episode + 1]
         example = {key: column[start:stop] for key, column in self._columns.items()}
         return {**example, "time": int(row - start)}

@@ -87,15 +87,14 @@ def standard_deviation(h: jax.Array) -> jax.Array:
 
 
 def health(z: jax.Array) -> dict[str, jax.Array]:
-    """The four quantities of a batch of views, as scalars to log.
+    """The quantities of a batch of views, as scalars to log; no alignment of one view.
 
     z is [b, m, d]. Uniformity is the mean over views, as in Wang & Isola 2020, so that
     the closeness of a sample's own views does not enter; RankMe and the deviation read
     all b * m rows.
     """
     rows = z.reshape(-1, z.shape[-1])
-    return {
-        "alignment": alignment(z),
+    return ({"alignment": alignment(z)} if z.shape[1] > 1 else {}) | {
         "uniformity": jnp.mean(jax.lax.map(uniformity, jnp.moveaxis(z, 1, 0))),
         "rankme": rankme(rows),
         "standard_deviation": jnp.mean(standard_deviation(rows)),

@@ -36,8 +36,9 @@ TITLES = {
 }
 
 DPI = 140
-_WIDTH = 5.2  # inches
-_styled = matplotlib.rc_context(
+WIDTH = 5.2  # inches
+# Decorates a function that draws, also one of another module.
+styled = matplotlib.rc_context(
     {
         "font.family": "DejaVu Sans",
         "font.size": 9,
@@ -63,7 +64,8 @@ _styled = matplotlib.rc_context(
 
 
 def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figure]:
-    """The figures of one evaluation by name: map, neighbours, sweep, confusion.
+    """The figures of one evaluation by name: map, neighbours, sweep, confusion; or, of
+    probes of variables, variables and readings.
 
     `result` and its `sample` are those of `polyview.evaluation.protocol.Result`; a
     figure whose data they lack is left out. Labels are shown where a probe names them.
@@ -88,6 +90,11 @@ def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figu
     if probe:
         found["sweep"] = sweep(probe)
         found["confusion"] = confusion(probe["confusion"], classes)
+    if "variables" in result:
+        found["variables"] = variables({"": result})
+        found["readings"] = readings(
+            sample["frame"], sample["value"], sample["reading"], [*result["variables"]]
+        )
     return found
 
 
@@ -98,7 +105,7 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-@_styled
+@styled
 def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     """One metric over the steps, a line a run, its name at the line's end.
 
@@ -125,12 +132,15 @@ def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.margins(x=0.02)
-    _name_ends(figure, axes, ends)
+    name_ends(axes, ends)
     return figure
 
 
-def _name_ends(figure: Figure, axes, ends: list) -> None:
-    """Write each name beside the end of its line, moved apart where they would meet."""
+def name_ends(axes, ends: list) -> None:
+    """Write each name beside the end of its line, moved apart where they would meet.
+
+    `ends` are (value, step, name, colour) of each line; the limits of y must be final.
+    """
     low, high = axes.get_ylim()
     line_height = 0.065 * (high - low)
     ends = sorted(ends)
@@ -152,7 +162,7 @@ def _name_ends(figure: Figure, axes, ends: list) -> None:
         )
 
 
-@_styled
+@styled
 def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) -> Figure:
     """A t-SNE map of features, coloured by class.
 
@@ -210,7 +220,7 @@ def _map(h: np.ndarray) -> np.ndarray:
         return tsne.fit_transform(few)
 
 
-@_styled
+@styled
 def nearest(
     query: np.ndarray,
     neighbour: np.ndarray,
@@ -224,7 +234,7 @@ def nearest(
     A frame says whether a neighbour has the query's class; a wrong one is named.
     """
     rows, columns = neighbour.shape[:2]
-    figure = Figure(figsize=(_WIDTH, 0.3 + _WIDTH / (columns + 1.3) * rows * 1.24))
+    figure = Figure(figsize=(WIDTH, 0.3 + WIDTH / (columns + 1.3) * rows * 1.24))
     figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.03, hspace=0.0)
     grid = figure.add_gridspec(
         rows, columns + 2, width_ratios=[1, 0.15] + [1] * columns
@@ -264,7 +274,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 11 else f"{name[:10]}…"
 
 
-@_styled
+@styled
 def sweep(result: Mapping) -> Figure:
     """Held-out accuracy over the grid of the linear probe; a frame marks the choice.
 
@@ -295,7 +305,7 @@ def sweep(result: Mapping) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Percent of each true class (row) given each class (column) by the probe.
 
@@ -329,6 +339,85 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
+@styled
+def variables(results: Mapping[str, Mapping]) -> Figure:
+    """What linear probes say of each variable: bars of R^2 and of accuracy.
+
+    `results` maps a name, of a run or a reference, to an evaluation with "variables";
+    all of them measure the same ones. A negative R^2 is drawn as 0, with its number.
+    """
+    names = [*next(iter(results.values()))["variables"]]
+    count = len(results)
+    figure = Figure(
+        figsize=(WIDTH, 1.0 + 0.17 * len(names) * (count + 1)), layout="constrained"
+    )
+    panels = figure.subplots(1, 2, sharey=True)
+    place = np.arange(len(names))
+    measures = {"r2": "R² as a number", "accuracy": "Accuracy as a value"}
+    for axes, (measure, title) in zip(panels, measures.items(), strict=True):
+        for number, (label, result) in enumerate(results.items()):
+            found = [result["variables"][name][measure] for name in names]
+            bars = axes.barh(
+                place + (number - (count - 1) / 2) * 0.8 / count,
+                np.maximum(found, 0),
+                height=0.7 / count,
+                color=RUNS[number % len(RUNS)],
+                label=label,
+            )
+            texts = [f"{value:.2f}" for value in found]
+            axes.bar_label(bars, texts, padding=2, fontsize=6.5, color=QUIET)
+        axes.set_title(title)
+        axes.set_xlim(0, 1.15)
+        axes.set_xticks([0, 0.5, 1])
+    panels[0].set_yticks(place, names, color=INK)
+    panels[0].invert_yaxis()
+    if count > 1:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=count,
+            frameon=False,
+            fontsize=8,
+        )
+    return figure
+
+
+@styled
+def readings(
+    frame: np.ndarray, value: np.ndarray, reading: np.ndarray, names: Sequence[str]
+) -> Figure:
+    """Frames, and beneath each what the variables are and, in brackets, what was read.
+
+    frame: uint8[n, h, w]; value, reading: float[n, variables].
+    """
+    columns = 4
+    rows = -(-len(frame) // columns)
+    line = 0.13  # inches
+    side = WIDTH / columns
+    figure = Figure(figsize=(WIDTH, 0.3 + rows * (side + line * len(names))))
+    figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.03)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(frame) :]:
+        axes.set_visible(False)
+    for axes, image, true, read in zip(grid, frame, value, reading, strict=False):
+        _image(axes, image, FAINT)
+        lines = [
+            f"{name} {t:.0f} ({r:.0f})"
+            for name, t, r in zip(names, true, read, strict=True)
+        ]
+        axes.set_xlabel("\n".join(lines), fontsize=6.5, labelpad=2)
+    figure.suptitle(
+        "Test frames: variables, and in brackets what the probes read",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        fontweight="bold",
+    )
+    return figure
+
+
 def _axes(height: float):
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()

@@ -121,6 +121,16 @@ class Protocol:
                 sample = self._sample(train, test)
         return Result({**numbers, "machine": meshes.machine(), "time": seconds}, sample)
 
+    def raw(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The features of the reference: the views themselves, flattened.
+
+        Views of uint8 are divided by 255.
+        """
+        view = batch["views"][self.modality]
+        unit = 255 if view.dtype == jnp.uint8 else 1
+        flat = view.reshape(*view.shape[:2], -1).astype(jnp.float32) / unit
+        return {self.modality: _Flat(h=flat, z=flat)}
+
     def _extract(self, represent, source, mesh: Mesh, name: str) -> Extracted:
         extracted = extract(
             represent,
@@ -274,19 +284,9 @@ class _Flat(NamedTuple):
     z: jax.Array
 
 
-def pixels(protocol: Protocol, mesh: Mesh) -> Result:
-    """The reference by the same protocol whose features are the raw view, flattened.
-
-    Views of uint8 are divided by 255.
-    """
-
-    def flatten(batch):
-        view = batch["views"][protocol.modality]
-        unit = 255 if view.dtype == jnp.uint8 else 1
-        flat = view.reshape(*view.shape[:2], -1).astype(jnp.float32) / unit
-        return {protocol.modality: _Flat(h=flat, z=flat)}
-
-    return protocol(jax.jit(flatten), mesh)
+def pixels(protocol: Any, mesh: Mesh) -> Result:
+    """The reference by the same protocol, whose features are those of its `raw`."""
+    return protocol(jax.jit(lambda batch: protocol.raw(batch)), mesh)
 
 
 def write(workdir: str | Path, name: str, result: Result) -> Path:
