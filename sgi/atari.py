@@ -116,6 +116,13 @@ class Game:
         """Return the console's memory, uint8[128]."""
         return self._emulator.getRAM()
 
+    def screen(self) -> np.ndarray:
+        """Return the console's picture in colour, uint8[210, 160, 3] in most games.
+
+        It is that of the last emulator frame alone: what flickers may be missing.
+        """
+        return self._emulator.getScreenRGB()
+
     def state(self) -> bytes:
         """Return all that decides how the game goes on, sticky actions included."""
         emulator = self._emulator.cloneState(include_rng=True).serialize()

@@ -1,10 +1,13 @@
 """Record play of an Atari game, or import the files of the DQN Replay data set.
 
     python -m sgi.prepare --game pong
+    python -m sgi.prepare --game pong --name pong_m --agent runs/b@20000 runs/b
     python -m sgi.prepare --game pong --import FOLDER --checkpoints 1,25,50
 
-Both give one format (see `sgi.recording`). A recording that is there already is checked
-and left alone; an interrupted one leaves no trace under its name.
+Play is uniformly random, or that of agents which `sgi.finetune` trained, each for an
+equal share of the steps: of early, middle and late checkpoints, say. All give one
+format (see `sgi.recording`). A recording that is there already is checked and left
+alone; an interrupted one leaves no trace under its name.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from polyview.data.source import default_data_dir
 from polyview.errors import InputError
 from sgi import dqn_replay, recording
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE, Game
-from sgi.record import Uniform, play
+from sgi.record import EpsilonGreedy, Policy, Uniform, play
 
 PREPROCESSING = {
     "frame_skip": FRAME_SKIP,
@@ -65,21 +68,47 @@ def main(arguments: list[str] | None = None) -> None:
 def _record(options: argparse.Namespace, game: Game):
     asked = {
         "game": game.name,
-        "policy": options.policy,
+        "policy": "agent" if options.agent else "random",
         "steps": options.steps,
         "sticky": options.sticky,
         "noops": options.noops,
         "seed": options.seed,
     }
-    policy = Uniform(len(game.actions))
+    if options.agent:
+        asked["agents"] = options.agent
+        asked |= {"agent_seed": options.agent_seed, "epsilon": options.epsilon}
 
     def prepare(directory: Path) -> None:
         rng = np.random.default_rng(options.seed)
-        steps = play(game, policy, options.steps, rng, options.noops)
+        policies = _policies(options, game)
+        ends = np.linspace(0, options.steps, len(policies) + 1).astype(int)
+        steps = itertools.chain.from_iterable(
+            play(game, policy, int(count), rng, options.noops)
+            for policy, count in zip(policies, np.diff(ends), strict=True)
+        )
         source = f"recorded with ale-py {metadata.version('ale-py')}"
         _write(directory, steps, options.steps, asked, game, source)
 
-    return f"{game.name}_{options.policy}", prepare, asked
+    return f"{game.name}_{asked['policy']}", prepare, asked
+
+
+def _policies(options: argparse.Namespace, game: Game) -> list[Policy]:
+    """Who plays, in turn."""
+    count = len(game.actions)
+    if not options.agent:
+        return [Uniform(count)]
+    from sgi import agent  # play at random needs no JAX
+
+    def policy(name: str) -> Policy:
+        run, at, step = name.rpartition("@") if "@" in name else (name, "", "")
+        if at and not step.isdecimal():
+            raise InputError(f"--agent {name}: write RUN or RUN@STEP")
+        model = agent.load(run, seed=options.agent_seed, at=int(step) if at else None)
+        if model.config.get("game") != game.name:
+            raise InputError(f"--agent {run} does not play {game.name}")
+        return EpsilonGreedy(agent.greedy(model), options.epsilon, count)
+
+    return [policy(name) for name in options.agent]
 
 
 def _import(options: argparse.Namespace, game: Game):
@@ -138,7 +167,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--game", required=True, help="such as pong, breakout, ms_pacman")
     add("--steps", type=int, default=100_000, help="of four frames (default: 100,000)")
-    add("--policy", choices=["random"], default="random", help="who plays")
+    add(
+        "--agent",
+        nargs="+",
+        metavar="RUN[@STEP]",
+        help="runs of sgi.finetune that play in turn (default: play is random)",
+    )
+    add("--agent_seed", type=int, default=0, help="which of a run's (default: 0)")
+    add(
+        "--epsilon",
+        type=float,
+        default=0.1,
+        help="how often an agent acts at random instead (default: 0.1)",
+    )
     add("--sticky", type=float, default=0.25, help="probability (default: 0.25)")
     add("--noops", type=int, default=NOOPS, help="at a start, at most (default: 30)")
     add("--seed", type=int, default=0, help="of the policy and the game (default: 0)")
@@ -150,7 +191,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="a new folder: also write DQN Replay files",
     )
-    add("--name", help="of the recording (default: GAME_POLICY, or GAME_dqn)")
+    add(
+        "--name", help="of the recording (default: GAME_random, GAME_agent or GAME_dqn)"
+    )
     add(
         "--data_dir",
         type=Path,
@@ -162,6 +205,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--steps is {options.steps}; give 1 or more")
     if not 0 <= options.sticky < 1:
         raise InputError(f"--sticky is {options.sticky}, not a probability below 1")
+    if not 0 <= options.epsilon <= 1:
+        raise InputError(f"--epsilon is {options.epsilon}, not a probability")
     if not 0 <= options.noops <= NOOPS:
         raise InputError(f"--noops is {options.noops}; give 0 to {NOOPS}")
     if options.seed < 0:

@@ -86,7 +86,7 @@ class Pretrain:
             raise ValueError(f"jumps={self.jumps}: a window has 1 or more")
 
     def __call__(self, module: Network, target_module: Network | None, batch, key):
-        _check(module, target_module)
+        check(module, target_module)
         keys = Keys(*jax.random.split(key, len(Keys._fields)))
         actions = batch["targets"]["action"][:, : self.jumps]
         masks = losses.windows(
@@ -105,7 +105,7 @@ class Pretrain:
             goal = stacked(batch["views"]["goal"], module.history)
             looks = jnp.concatenate([stacks, stacks[:, 1:2], goal], 1)
             looks = augment(looks, _of_rows(keys.average_looks, batch))
-            latents = _encode_all(target_module, looks)
+            latents = encode_all(target_module, looks)
             seen = Seen(latents[:, :-2], latents[:, -2], latents[:, -1])
         if self.spr or self.inverse:
             path = roll(module, z, actions)
@@ -223,19 +223,23 @@ def adam(
     """Adam at a constant rate; the gradients of encoder and heads together, and those
     of the transition, are cut to the norm `clip`."""
     del steps
+    rate = learning_rate(batch_size)
+    transformation = optax.chain(cut_by_group(clip), optax.adam(rate, eps=epsilon))
+    return Optimizer(transformation, optax.constant_schedule(rate))
+
+
+def cut_by_group(norm: float) -> optax.GradientTransformation:
+    """The gradients of encoder and heads together, and those of the transition, cut to
+    a norm."""
     groups = {"encoder": "q", "head": "q", "goal_head": "q", "transition": "model"}
-    cut = optax.clip_by_global_norm(clip)
-    transformation = optax.chain(
-        optax.partition(
-            {"q": cut, "model": cut, "rest": optax.identity()},
-            lambda params: {
-                name: jax.tree.map(lambda _, name=name: groups.get(name, "rest"), part)
-                for name, part in params.items()
-            },
-        ),
-        optax.adam(learning_rate(batch_size), eps=epsilon),
+    cut = optax.clip_by_global_norm(norm)
+    return optax.partition(
+        {"q": cut, "model": cut, "rest": optax.identity()},
+        lambda params: {
+            name: jax.tree.map(lambda _, name=name: groups.get(name, "rest"), part)
+            for name, part in params.items()
+        },
     )
-    return Optimizer(transformation, optax.constant_schedule(learning_rate(batch_size)))
 
 
 def _of_rows(key: jax.Array, batch) -> jax.Array:
@@ -243,14 +247,14 @@ def _of_rows(key: jax.Array, batch) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
 
 
-def _encode_all(network: Network, looks: jax.Array) -> jax.Array:
+def encode_all(network: Network, looks: jax.Array) -> jax.Array:
     """Latents of `looks[b, m, ...]`, in one call that normalises them together."""
     b, m = looks.shape[:2]
     latents = network.encode(looks.reshape(b * m, *looks.shape[2:]), train=True)
     return latents.reshape(b, m, *latents.shape[1:])
 
 
-def _check(module, target_module) -> None:
+def check(module, target_module) -> None:
     if not isinstance(module, Network):
         raise InputError(
             "microbatch: SGI reads more of a network than its features; set it to None"

@@ -9,7 +9,8 @@ import pytest
 from polyview import config as configs
 from polyview import train
 from polyview.data.source import InMemory
-from sgi import recording
+from polyview.errors import InputError
+from sgi import finetune, recording
 
 ROOT = Path(__file__).parent.parent
 LOSSES = (
@@ -37,6 +38,7 @@ VARIANTS = {
     ],
     "probe_imagenet": ["", "encoder=vit_s"],
     "sgi_pretrain": ["size=tiny", "size=tiny,objective=cloning", "dtype=bfloat16"],
+    "sgi_demo": [""],
 }
 
 
@@ -81,7 +83,23 @@ def play(tmp_path_factory):
 
 
 def test_every_config_is_in_this_list():
-    assert {p.stem for p in (ROOT / "configs").glob("*.py")} == set(VARIANTS)
+    names = {p.stem for p in (ROOT / "configs").glob("*.py")}
+    assert names == {*VARIANTS, "sgi_finetune"}  # which `sgi.finetune` reads
+
+
+@pytest.mark.parametrize("size", ["tiny", "S", "M", "L"])
+@pytest.mark.parametrize("start", ["pretrained", "scratch"])
+def test_the_config_of_fine_tuning_builds(size, start):
+    pytest.importorskip("ale_py")
+    text = f"{ROOT}/configs/sgi_finetune.py:game=pong,size={size},start={start}"
+    flags = {"init_from": "runs/a"} if start == "pretrained" else {}
+    config = configs.load(text, flags)
+    finetune.check(config)
+    for part in ("model", "objective", "optimizer", "evaluation"):
+        configs.build(config[part], trusted=configs.TRUSTED, where=part)
+    config.init_from = None if start == "pretrained" else "runs/a"
+    with pytest.raises(InputError, match="init_from"):
+        finetune.check(config)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +115,7 @@ def test_a_config_builds_and_traces_a_step(name, argument):
         tower.encoder.in_channels = 3
     if config.get("evaluation"):
         for split in ("train", "test"):
-            if split in config.evaluation:
+            if hasattr(config.evaluation.get(split), "target"):
                 config.evaluation[split] = with_stand_in(config.evaluation[split])
         configs.build(config.evaluation, where="evaluation")
     run = train.Run(config)

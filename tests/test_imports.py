@@ -119,6 +119,32 @@ def code_lines(path: Path) -> int:
     return sum(1 for number, line in lines if line.strip() and number not in prose)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "atari",
+        "record",
+        "recording",
+        "dqn_replay",
+        "replay",
+        "environment",
+        "scores",
+        "variables",
+    ],
+)
+def test_play_and_what_is_recorded_of_it_need_no_jax(name):
+    """Its imports, and theirs within the project; `prepare` is a command."""
+    reached, ahead = set(), [f"sgi.{name}"]
+    while ahead:
+        module = ahead.pop()
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        if module in reached or not path.is_file():
+            continue
+        reached.add(module)
+        ahead += imports(path)
+        assert not {n.split(".")[0] for n in imports(path)} & {"jax", "flax", "optax"}
+
+
 def test_from_source_to_gradient_is_8_files_and_1000_lines():
     names = (
         "configs/polyview_fashion_mnist.py",

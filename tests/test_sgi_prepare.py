@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,35 @@ def test_the_manifest_says_how_it_came_about(breakout):
     returns = [part.sum() for part in np.split(found.reward, ends + 1)[: len(ends)]]
     assert counts["mean_return"] == pytest.approx(np.mean(returns))
     assert manifest["splits"]["train"]["files"][0]["sha256"]
+
+
+def test_agents_play_in_turn(tmp_path, monkeypatch):
+    from sgi import agent
+
+    asked = []
+
+    def load(run, seed=0, at=None):
+        asked.append((run, seed, at))
+        return SimpleNamespace(config={"game": "pong"}, action=1 + len(asked))
+
+    def greedy(model):
+        return lambda stack, rng: model.action
+
+    monkeypatch.setattr(agent, "load", load)
+    monkeypatch.setattr(agent, "greedy", greedy)
+    flags = "--agent_seed", 3, "--epsilon", 0, "--data_dir", tmp_path
+    run("--game", "pong", "--steps", 31, "--agent", "a@7", "b", *flags)
+    assert asked == [("a", 3, 7), ("b", 3, None)]
+    found = recording.read("pong_agent", data_dir=tmp_path)
+    assert found.action.tolist() == 15 * [2] + 16 * [3]
+    assert np.flatnonzero(found.first).tolist() == [0, 15]
+    said = recording.describe("pong_agent", tmp_path)
+    assert (said["policy"], said["agents"]) == ("agent", ["a@7", "b"])
+    with pytest.raises(InputError, match="does not play breakout"):
+        run("--game", "breakout", "--steps", 31, "--agent", "a", *flags)
+    with pytest.raises(InputError, match="RUN@STEP"):
+        run("--game", "pong", "--name", "x", "--steps", 9, "--agent", "a@b", *flags)
+    assert not (tmp_path / "breakout_agent").exists()
 
 
 def test_the_same_command_again_leaves_it_alone(breakout, tmp_path, capsys):

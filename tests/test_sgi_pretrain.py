@@ -340,6 +340,6 @@ def test_what_cannot_be_pre_trained_is_refused():
     with pytest.raises(InputError, match="microbatch"):
         Pretrain()(module, module, batch, key)
     with pytest.raises(InputError, match="target_decay"):
-        pretrain._check(object.__new__(networks.Network), None)
+        pretrain.check(object.__new__(networks.Network), None)
     with pytest.raises(ValueError, match="jumps=0"):
         Pretrain(jumps=0)

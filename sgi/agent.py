@@ -1,0 +1,266 @@
+"""The agent SGI is fine-tuned into: Rainbow with SPR (Schwarzer et al. 2020, 2021).
+
+    loss = mean_i weight_i (L_C51_i + spr L_SPR_i)
+
+of steps out of `sgi.buffer`, by the weights of prioritised replay. With f, P, h, q the
+encoder, the projection of the agent's own head, the transition and the predictor, f'
+and P' those of the network's moving average, every x augmented anew:
+
+    L_C51   cross-entropy of Z(f(x_t), a_t) to return + discount Z(f(x_{t+n}), a*), a*
+            the action of the highest expected return there (Bellemare et al. 2017)
+    L_SPR   mean over k = 1..K of |l2 q(P z_k) - l2 P' f'(x_{t+k})|^2, steps behind an
+            end left out, z_0 = f(x_t), z_k = h(z_{k-1}, a_{t+k-1})
+
+There is no target network besides: the official code copies its own into it at each
+step, so the bootstrap is of the network itself, under noise drawn anew. a* is chosen
+under the noise of the prediction. The update is `polyview.step.make_step` with a
+`target_decay` of 0.99.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from polyview import checkpoint, restore, step
+from polyview.errors import InputError
+from polyview.optimizer import Optimizer
+from polyview.restore import Loaded
+from sgi import losses, pretrain
+from sgi.networks import Head, Network, support
+from sgi.record import Policy
+
+FIRST = ("advantage1", "value1")  # layers of a head that read the latent
+SECOND = ("advantage2", "value2")
+SIGMAS = ("kernel_sigma", "bias_sigma")
+
+
+class Keys(NamedTuple):
+    """The noise of a step, by its use."""
+
+    own_looks: jax.Array
+    average_looks: jax.Array
+    head: jax.Array
+    bootstrap: jax.Array
+
+
+@dataclass(frozen=True)
+class Rainbow:
+    """Distributional n-step double Q-learning, and `spr` times self-prediction.
+
+    The batch is that of `sgi.buffer.sample`, whose discount and n it takes. The metrics
+    hold, besides scalars, "priority" `[b]`: the divergence of each row's prediction,
+    for `sgi.buffer.update_priorities`. Of `spr` 0 nothing is computed. Raises
+    InputError where the run keeps no moving average or cuts batches into slices.
+    """
+
+    spr: float = 5.0
+    jumps: int = 5
+
+    def __post_init__(self):
+        if self.jumps < 1:
+            raise ValueError(f"jumps={self.jumps}: a window has 1 or more")
+
+    def __call__(self, module: Network, target_module: Network | None, batch, key):
+        pretrain.check(module, target_module)
+        keys = Keys(*jax.random.split(key, len(Keys._fields)))
+        targets = batch["targets"]
+        frames = batch["views"]["frames"][:, : module.history + self.jumps]
+        stacks = pretrain.stacked(frames, module.history)
+        after = pretrain.stacked(batch["views"]["next"], module.history)
+        own = jnp.concatenate([stacks[:, :1], after], 1)
+        own = pretrain.augment(own, jax.random.split(keys.own_looks, len(own)))
+        z = module.encode(own[:, 0], train=True)
+
+        logits = module.head(z, key=keys.head)
+        loss, divergence = self._distributional(
+            module, logits, own[:, 1], targets, keys
+        )
+        metrics = {
+            "distributional": loss.mean(),
+            "error": divergence.mean(),
+            "value": losses.expected(logits, support()).max(-1).mean(),
+            "priority": jax.lax.stop_gradient(divergence),
+        }
+        if self.spr:
+            looks = jax.random.split(keys.average_looks, len(stacks))
+            looks = pretrain.augment(stacks[:, 1:], looks)
+            apart, cosine = self._spr(module, target_module, z, looks, targets)
+            metrics |= {"spr": apart.mean(), "cosine": cosine}
+            loss += self.spr * apart
+        return (targets["weight"] * loss).mean(), metrics
+
+    def _distributional(self, module, logits, after, targets, keys):
+        """The loss and the divergence, `[b]` each; `after` is the stack at t + n."""
+        after = jax.lax.stop_gradient(module.encode(after, train=True))
+        target = losses.double_target(
+            module.head(after, key=keys.head),
+            module.head(after, key=keys.bootstrap),
+            targets["return"],
+            targets["discount"],
+            support(),
+        )
+        taken = losses.at(logits, targets["action"][:, 0])
+        return losses.distributional(
+            jax.nn.log_softmax(taken), jax.lax.stop_gradient(target)
+        )
+
+    def _spr(self, module, target_module, z, looks, targets):
+        """The loss `[b]` of the stacks from t + 1 on, and the mean cosine of rows."""
+        masks = losses.windows(targets["terminal"], jumps=self.jumps)
+        path = pretrain.roll(module, z, targets["action"][:, : self.jumps])[:, 1:]
+        projected = _project(module.head, path)
+        seen = pretrain.encode_all(target_module, looks)
+        seen = jax.lax.stop_gradient(_project(target_module.head, seen))
+        apart = losses.self_prediction(module.predict(projected), seen)
+        cosine = losses.mean_cosine(projected[:, 0])
+        return (masks.predicted * apart).mean(1), cosine
+
+
+def act(
+    module: Network,
+    stacks: jax.Array,
+    *,
+    noise: jax.Array | None,
+    epsilon: float | jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    """The actions `int32[n]` on `stacks: uint8[n, h, w, history]`.
+
+    The action of the highest expected return, or with probability `epsilon` any, by
+    `key`. `noise` is the key of the heads' noise, one draw for all rows; None is none.
+    Running statistics, no augmentation.
+    """
+    latents = module.encode(stacks, train=False)
+    returns = losses.expected(module.head(latents, key=noise), support())
+    best = returns.argmax(-1).astype(jnp.int32)
+    which, whether = jax.random.split(key)
+    other = jax.random.randint(which, best.shape, 0, module.actions)
+    return jnp.where(jax.random.uniform(whether, best.shape) < epsilon, other, best)
+
+
+def greedy(model: Loaded) -> Policy:
+    """The policy that takes the best action, without noise, one stack at a time."""
+
+    @jax.jit
+    def best(params, statistics, stack):
+        module = step.merge(model.graph, params, statistics)
+        key = jax.random.key(0)  # of no use where epsilon is 0
+        return act(module, stack[None], noise=None, epsilon=0.0, key=key)[0]
+
+    def policy(stack: np.ndarray, rng: np.random.Generator) -> int:
+        del rng
+        return int(best(model.params, model.statistics, np.moveaxis(stack, 0, -1)))
+
+    return policy
+
+
+def grouped_adam(
+    *,
+    steps: int,
+    batch_size: int,
+    encoder: float,
+    first: float,
+    rest: float,
+    clip: float | None = None,
+    epsilon: float = 1.5e-4,
+) -> Optimizer:
+    """Adam at three constant rates: of the encoder, of the first linear layers of both
+    heads, of the rest. Gradients are cut as in pre-training, or not at all.
+
+    The schedule is that of the rest.
+    """
+    del steps, batch_size
+    rates = {"encoder": encoder, "first": first, "rest": rest}
+    transformation = optax.chain(
+        optax.identity() if clip is None else pretrain.cut_by_group(clip),
+        optax.scale_by_adam(eps=epsilon),
+        optax.partition(
+            {name: optax.scale_by_learning_rate(r) for name, r in rates.items()},
+            lambda params: jax.tree_util.tree_map_with_path(_group, params),
+        ),
+    )
+    return Optimizer(transformation, optax.constant_schedule(rest))
+
+
+def transfer(
+    template: step.TrainState, params: dict, statistics: dict
+) -> step.TrainState:
+    """The state before the first step, of a network that was pre-trained.
+
+    All is the donor's, statistics included, but for the agent's head: its first linear
+    layers are those of the donor's goal head, its second ones stay as they are in the
+    template, as do all sigmas of noise. The moving average starts there too; the
+    optimiser is the template's. Raises InputError where the donor does not fit.
+    """
+    goal = params["goal_head"]["head"]
+    head = params["head"] | {name: goal[name] for name in FIRST}
+    head |= {name: template.params["head"][name] for name in SECOND}
+    donor = checkpoint.flatten(
+        {"params": params | {"head": head}, "statistics": statistics}
+    )
+
+    def taken(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name.endswith(SIGMAS):
+            return leaf
+        other = donor.get(name)
+        if other is None or other.shape != leaf.shape:
+            there = "absent" if other is None else other.shape
+            raise InputError(
+                f"the pre-trained network does not fit this config: {name} is {there} "
+                f"there, {leaf.shape} here"
+            )
+        return jnp.asarray(other, leaf.dtype)
+
+    both = {"params": template.params, "statistics": template.statistics}
+    both = jax.tree_util.tree_map_with_path(taken, both)
+    return replace(template, **both, target=None if template.target is None else both)
+
+
+def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
+    """The network of a run's newest undamaged checkpoint, or of step `at`.
+
+    Of a pre-trained run, or of one of the seeds of a fine-tuned run. Raises InputError
+    when there is no such checkpoint or seed.
+    """
+
+    def read(folder: Path, number: int) -> Loaded:
+        config = checkpoint.read_config(folder)
+        seeds = config.get("seeds")
+        if seeds is None:
+            return restore.read(folder, number)
+        if not 0 <= seed < seeds:
+            raise InputError(f"{run} has no seed {seed}; it has 0 to {seeds - 1}")
+        graph, *parts = step.abstract(restore.model_of(config))
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        template = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (seeds, *x.shape), x.dtype, sharding=sharding
+            ),
+            dict(zip(("params", "statistics"), parts, strict=True)),
+        )
+        state = checkpoint.read_state(folder, {"train": template})["train"]
+        state = jax.tree.map(lambda x: x[seed], state)
+        return Loaded(config, number, graph, **state)
+
+    return restore.newest(run, at, read)
+
+
+def _group(path, leaf) -> str:
+    """Which rate a parameter has."""
+    del leaf
+    names = [entry.key for entry in path]
+    if names[0] == "encoder":
+        return "encoder"
+    return "first" if set(names) & set(FIRST) else "rest"
+
+
+def _project(head: Head, latents: jax.Array) -> jax.Array:
+    """Projections `[b, k, d]` of `latents[b, k, ...]`, by a head's first layers."""
+    b, k = latents.shape[:2]
+    return head.project(latents.reshape(b * k, -1)).reshape(b, k, -1)

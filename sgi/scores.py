@@ -1,0 +1,142 @@
+"""Scores of Atari games: human-normalised, and aggregated over games with intervals.
+
+The table and the aggregates are those by which Atari 100k is reported. A human-
+normalised score (HNS) is 0 for random play and 1 for the human's score.
+
+Aggregates take scores float[..., runs, games] to float[...], as defined by Agarwal et
+al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", and
+their library rliable.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from polyview import config as configs
+from polyview.errors import InputError
+
+
+class Reference(NamedTuple):
+    """Mean raw scores of a game.
+
+    Attributes:
+      random, human: what normalises scores.
+      spr, der: of two agents after 100,000 steps: SPR (Schwarzer et al. 2021) and
+        data-efficient Rainbow (van Hasselt et al. 2019).
+      data: of the play in the DQN Replay data set.
+    """
+
+    random: float
+    human: float
+    spr: float
+    der: float
+    data: float
+
+
+# All columns are those of src/rlpyt_utils.py in the official code of SGI,
+# github.com/mila-iqia/SGI. Other score sets of SPR are in circulation; the median HNS
+# of this one is 0.444. Scores of SGI for each game are not publicly confirmed.
+SOURCE = "SGI's official code (src/rlpyt_utils.py of mila-iqia/SGI)"
+GAMES = {
+    "alien": Reference(227.8, 7127.7, 919.6, 739.9, 2766.8),
+    "amidar": Reference(5.8, 1719.5, 159.6, 188.6, 1557.0),
+    "assault": Reference(222.4, 742.0, 699.5, 431.2, 1946.1),
+    "asterix": Reference(210.0, 8503.3, 983.5, 470.8, 4131.8),
+    "bank_heist": Reference(14.2, 753.1, 370.1, 51.0, 907.7),
+    "battle_zone": Reference(2360.0, 37187.5, 14472.0, 10124.6, 26459.0),
+    "boxing": Reference(0.1, 12.1, 30.5, 0.2, 84.1),
+    "breakout": Reference(1.7, 30.5, 15.6, 1.9, 157.9),
+    "chopper_command": Reference(811.0, 7387.8, 1130.0, 861.8, 3678.1),
+    "crazy_climber": Reference(10780.5, 35829.4, 36659.8, 16185.3, 118080.2),
+    "demon_attack": Reference(152.1, 1971.0, 636.4, 508.0, 6517.0),
+    "freeway": Reference(0.0, 29.6, 24.6, 27.9, 26.8),
+    "frostbite": Reference(65.2, 4334.7, 1811.0, 866.8, 1643.6),
+    "gopher": Reference(257.6, 2412.5, 593.4, 349.5, 8241.0),
+    "hero": Reference(1027.0, 30826.4, 5602.8, 6857.0, 16233.5),
+    "jamesbond": Reference(29.0, 302.8, 378.7, 301.6, 777.7),
+    "kangaroo": Reference(52.0, 3035.0, 3876.0, 779.3, 14125.1),
+    "krull": Reference(1598.0, 2665.5, 3810.3, 2851.5, 7238.5),
+    "kung_fu_master": Reference(258.5, 22736.3, 14135.8, 14346.1, 26637.9),
+    "ms_pacman": Reference(307.3, 6951.6, 1205.3, 1204.1, 4171.5),
+    "pong": Reference(-20.7, 14.6, -3.8, -19.3, 18.3),
+    "private_eye": Reference(24.9, 69571.3, 20.2, 97.8, 1415.2),
+    "qbert": Reference(163.9, 13455.0, 791.8, 1152.9, 12275.1),
+    "road_runner": Reference(11.5, 7845.0, 13062.4, 9600.0, 47880.5),
+    "seaquest": Reference(68.4, 42054.7, 603.8, 354.1, 3233.5),
+    "up_n_down": Reference(533.4, 11693.2, 7307.8, 2877.4, 15677.9),
+}
+# Median and mean HNS over the 26 games, as paperswithcode lists them for the paper; not
+# checked against the paper itself.
+PUBLISHED = {"SGI-M/L": (0.753, 1.598), "SGI-None": (0.343, 0.565)}
+
+
+def human_normalised(game: str, score):
+    """Scale raw scores so that random play is 0 and the human 1.
+
+    (score - random) / (human - random). Raises InputError for a game that the table
+    lacks.
+    """
+    if game not in GAMES:
+        near = configs.nearest(game, GAMES)
+        raise InputError(f"no human score of {game!r} is known{near}")
+    random, human, *_ = GAMES[game]
+    return (np.asarray(score) - random) / (human - random)
+
+
+def median(scores: np.ndarray) -> np.ndarray:
+    """The median over games of the mean over runs."""
+    return np.median(scores.mean(axis=-2), axis=-1)
+
+
+def mean(scores: np.ndarray) -> np.ndarray:
+    """The mean over games of the mean over runs."""
+    return scores.mean(axis=(-2, -1))
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """The mean of the middle half of all runs of all games (IQM).
+
+    Of n scores the floor(n / 4) lowest and as many of the highest are left out.
+    """
+    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = flat.shape[-1] // 4
+    return flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
+
+
+def optimality_gap(scores: np.ndarray) -> np.ndarray:
+    """By how much runs fall short of 1 on average; what is above 1 makes up nothing."""
+    return 1 - np.minimum(scores, 1).mean(axis=(-2, -1))
+
+
+AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "IQM": interquartile_mean,
+    "median": median,
+    "mean": mean,
+    "optimality gap": optimality_gap,
+}
+
+
+def interval(
+    scores: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    level: float = 0.95,
+    repetitions: int = 5000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ends of a stratified bootstrap percentile interval of a statistic.
+
+    Runs are drawn anew, with replacement, within each game. scores: float[runs, games];
+    statistic: float[repetitions, runs, games] -> float[repetitions, ...]. None for one
+    run, which says nothing about another.
+    """
+    runs = len(scores)
+    if runs < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(runs, size=(repetitions, *scores.shape))
+    resampled = np.take_along_axis(scores[None], draws, axis=1)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(statistic(resampled), [tail, 100 - tail], axis=0)
+    return low, high

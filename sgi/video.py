@@ -1,0 +1,97 @@
+"""Film a fine-tuned agent: one game of a checkpoint as an animated GIF, in colour.
+
+    python -m sgi.video --run runs/b --output game.gif
+
+Plays as evaluation does: without noise, a random action with probability 0.001, to the
+end of the game or of `--steps`. A step is four frames of the console, a 15th of a
+second; GIF knows hundredths only, and the film runs at 14.3 steps a second.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from polyview import command, errors
+from polyview.errors import InputError
+from sgi import agent
+from sgi.atari import NOOPS, Game
+from sgi.record import EpsilonGreedy, Policy, play
+
+EPSILON = 0.001  # of evaluation
+MILLISECONDS = 70  # that a picture is shown
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Film what the command line asks for; see `--help`."""
+    parser = command.Parser(
+        prog="python -m sgi.video", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--run", metavar="DIR", required=True, type=Path)
+    add("--output", type=Path, default=Path("game.gif"), help="(default: game.gif)")
+    add("--seed", type=int, default=0, help="which agent of the run (default: 0)")
+    add("--at", type=int, metavar="STEP", help="a checkpoint (default: the newest)")
+    add("--game_seed", type=int, default=0, help="of the game (default: 0)")
+    add("--steps", type=int, default=900, help="at most (default: 900, a minute)")
+    options = parser.parse_args(arguments)
+    if options.steps < 1:
+        raise InputError(f"--steps is {options.steps}; give 1 or more")
+    if options.game_seed < 0:
+        raise InputError(f"--game_seed is {options.game_seed}; give 0 or more")
+    if options.output.suffix != ".gif":
+        raise InputError(f"--output {options.output} must end in .gif")
+    model = agent.load(options.run, options.seed, options.at)
+    if "game" not in model.config:
+        raise InputError(f"{options.run} is not a run of sgi.finetune: it has no game")
+    game = Game(model.config.game)
+    policy = EpsilonGreedy(agent.greedy(model), EPSILON, len(game.actions))
+    screens, score, over = film(game, policy, options.steps, options.game_seed)
+    write(options.output, screens)
+    print(
+        f"{options.output}: {game.name}, {len(screens):,} steps of the agent of step "
+        f"{model.step:,}, score {score:g}" + ("" if over else " so far")
+    )
+
+
+def film(
+    game: Game, policy: Policy, steps: int, seed: int
+) -> tuple[list[np.ndarray], float, bool]:
+    """Play one game, `steps` at most: its screens, its score, and whether it ended."""
+    screens, score = [], 0.0
+    for played in play(game, policy, steps, np.random.default_rng(seed), NOOPS):
+        screens.append(game.screen())
+        score += played.reward
+        if played.terminal:
+            return screens, score, True
+    return screens, score, False
+
+
+def write(path: Path, screens: Iterable[np.ndarray]) -> None:
+    """Write screens uint8[h, w, 3], of 256 colours at most, as a GIF that repeats."""
+    first, *rest = map(_indexed, screens)
+    try:
+        first.save(
+            path,
+            save_all=True,
+            append_images=rest,
+            duration=MILLISECONDS,
+            loop=0,
+        )
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _indexed(screen: np.ndarray) -> Image.Image:
+    """The screen by a palette of its own, so that no colour is changed."""
+    packed = screen.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    colors, index = np.unique(packed, return_inverse=True)
+    image = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), "P")
+    palette = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    return image
+
+
+if __name__ == "__main__":
+    errors.run(main)

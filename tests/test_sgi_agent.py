@@ -1,0 +1,605 @@
+"""The agent learns what its equations say, of the right moments, at its rates."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from polyview import checkpoint, restore, step
+from polyview import config as configs
+from polyview.errors import InputError
+from sgi import agent, networks, pretrain
+from sgi.agent import Keys, Rainbow, act, grouped_adam, transfer
+
+SUPPORT = np.linspace(-10, 10, 51)
+ACTIONS = 3
+JUMPS = 5
+HURRY = {"xla_backend_optimization_level": 0}
+MODEL = {
+    "partial": "sgi.networks:Network",
+    "actions": ACTIONS,
+    "encoder": {"partial": "sgi.networks:Residual", "blocks": 1, "widths": (4, 8, 8)},
+    "hidden": 16,
+    "sigma": 0.5,
+    "image": 24,
+}
+
+
+def network(**options):
+    return configs.build(MODEL | options)
+
+
+def optimizer(clip=None, encoder=1e-3, first=1e-3, rest=1e-3):
+    rates = {"encoder": encoder, "first": first, "rest": rest}
+    return grouped_adam(steps=1, batch_size=1, clip=clip, **rates).transformation
+
+
+def batches(*shape, image=24, seed=0):
+    """Steps as a buffer gives them; `shape` ends in the rows of a batch."""
+    rng = np.random.default_rng(seed)
+
+    def frames(count):
+        grey = rng.integers(0, 256, (*shape, count, image // 4, image // 4), np.uint8)
+        return np.kron(grey, np.ones((4, 4), np.uint8))
+
+    weight = rng.uniform(0.2, 1, shape)
+    return {
+        "views": {"frames": frames(4 + JUMPS), "next": frames(4)},
+        "present": {
+            "frames": np.ones((*shape, 4 + JUMPS), bool),
+            "next": np.ones((*shape, 4), bool),
+        },
+        "targets": {
+            "action": rng.integers(0, ACTIONS, (*shape, JUMPS)).astype(np.int32),
+            "terminal": rng.random((*shape, JUMPS + 1)) < 0.15,
+            "return": rng.normal(size=shape).astype(np.float32) * 3,
+            "discount": np.where(rng.random(shape) < 0.3, 0, 0.9).astype(np.float32),
+            "weight": (weight / weight.max(-1, keepdims=True)).astype(np.float32),
+        },
+        "index": rng.integers(0, 1000, shape).astype(np.int32),
+    }
+
+
+# The loss, against loops.
+
+
+class Toy:
+    """A network whose latents are the mean brightness of the frames of a stack.
+
+    Its head shifts all returns by a number drawn from the key: its noise.
+    """
+
+    history = 4
+    actions = ACTIONS
+
+    def __init__(self, gain, xp=jnp):
+        self.gain, self.xp, self.head = gain, xp, ToyHead(gain, xp)
+
+    def encode(self, stacks, *, train):
+        return self.gain * stacks.mean((1, 2), keepdims=True)
+
+    def transition(self, latent, action, *, train):
+        assert train
+        return self.xp.roll(latent, 1, -1) + 0.3 * action[:, None, None, None]
+
+    def predict(self, projections):
+        return self.gain * projections[..., ::-1] + 0.1
+
+
+class ToyHead:
+    def __init__(self, gain, xp):
+        self.gain, self.xp = gain, xp
+
+    def __call__(self, latent, *, key):
+        noise = 0.0 if key is None else shift(key)
+        means = 3 * self.gain * latent.reshape(len(latent), 4)[:, :ACTIONS, None] ** 2
+        # The noise turns the order of the actions: it decides which is the best.
+        order = 1 + noise * self.xp.asarray([1.0, -2.0, 0.5])[None, :, None]
+        spread = (self.xp.asarray(SUPPORT)[None, None] - means * order) ** 2
+        return -spread / 20
+
+    def project(self, latent):
+        flat = latent.reshape(len(latent), -1)
+        return self.xp.concatenate([flat, self.gain * flat**2], -1)
+
+
+def shift(key):
+    """What the noise of a key is, for the network and for the loops."""
+    if isinstance(key, float):
+        return key
+    return jax.random.uniform(key, (), float, -1, 1)
+
+
+def unit(x):
+    return x / max(np.linalg.norm(x), 1e-3)
+
+
+def log_softmax(x):
+    return x - x.max() - np.log(np.exp(x - x.max()).sum())
+
+
+def slow_row(frames, after, targets, online, frozen, average, noise):
+    """C51's loss, its divergence and SPR's loss of one row, from their formulas.
+
+    `frozen` is the network that a target is made with, through which nothing flows.
+    """
+
+    def stack(images, k=0):
+        return np.moveaxis(images[k : k + 4], 0, -1)[None]
+
+    then = frozen.encode(stack(after), train=True)
+    chooses = frozen.head(then, key=noise[0])[0]
+    best = np.argmax([np.exp(log_softmax(row)) @ SUPPORT for row in chooses])
+    returns = np.exp(log_softmax(frozen.head(then, key=noise[1])[0, best]))
+    target = np.zeros(51)
+    for mass, atom in zip(returns, SUPPORT, strict=True):
+        place = np.clip(targets["return"] + targets["discount"] * atom, -10, 10)
+        target += mass * np.maximum(1 - abs((place + 10) / 0.4 - np.arange(51)), 0)
+    z = online.encode(stack(frames), train=True)
+    said = log_softmax(online.head(z, key=noise[0])[0, targets["action"][0]])
+    entropy = -target @ said
+    target = np.maximum(target, 1e-6)
+    divergence = np.clip(target @ (np.log(target) - said), 1e-6, 1e6)
+
+    spr = 0
+    for k in range(1, JUMPS + 1):
+        z = online.transition(z, targets["action"][k - 1 : k], train=True)
+        if targets["terminal"][:k].any():
+            break
+        y = online.predict(online.head.project(z))[0]
+        u = average.head.project(average.encode(stack(frames, k), train=True))[0]
+        spr += ((unit(y) - unit(u)) ** 2).sum() / JUMPS
+    return entropy, divergence, spr
+
+
+def slow_losses(batch, key, gain, frozen, average):
+    keys = Keys(*jax.random.split(key, 4))
+    noise = [float(shift(k)) for k in (keys.head, keys.bootstrap)]
+    networks_ = [Toy(g, np) for g in (gain, frozen, average)]
+    rows = [
+        slow_row(
+            batch["views"]["frames"][i],
+            batch["views"]["next"][i],
+            {name: column[i] for name, column in batch["targets"].items()},
+            *networks_,
+            noise,
+        )
+        for i in range(len(batch["index"]))
+    ]
+    return np.array(rows).T
+
+
+@pytest.mark.parametrize("weight", [0.0, 5.0])
+def test_the_loss_is_that_of_loops_over_rows(monkeypatch, x64, weight):
+    """Of weight 0 it is C51's cross-entropy alone, by the weights of the replay."""
+    monkeypatch.setattr(pretrain, "Network", Toy)
+    monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks.astype(float))
+    rng, batch = np.random.default_rng(1), batches(24)
+    for name, frames in batch["views"].items():
+        grey = rng.uniform(0, 1.5, frames.shape[:2])[..., None, None]
+        batch["views"][name] = np.broadcast_to(grey, frames.shape)
+    key = jax.random.key(3)
+    objective = Rainbow(spr=weight)
+
+    @partial(jax.jit, compiler_options=HURRY)
+    def found(gain, batch):
+        value = partial(objective, target_module=Toy(1.2), batch=batch, key=key)
+        return jax.value_and_grad(lambda g: value(Toy(g)), has_aux=True)(gain)
+
+    (loss, metrics), gradient = found(1.0, batch)
+    entropy, divergence, spr = slow_losses(batch, key, 1.0, 1.0, 1.2)
+    importance = batch["targets"]["weight"]
+    assert float(loss) == pytest.approx((importance * (entropy + weight * spr)).mean())
+    np.testing.assert_allclose(metrics["priority"], divergence, rtol=1e-7)
+    assert float(metrics["distributional"]) == pytest.approx(entropy.mean())
+    assert float(metrics["error"]) == pytest.approx(divergence.mean())
+    if weight:
+        assert float(metrics["spr"]) == pytest.approx(spr.mean())
+        assert 0 < np.count_nonzero(batch["targets"]["terminal"].any(1)) < 24
+    assert ("spr" in metrics) == bool(weight)
+
+    def total(gain):
+        entropy, _, spr = slow_losses(batch, key, gain, 1.0, 1.2)
+        return (importance * (entropy + weight * spr)).mean()
+
+    slope = (total(1 + 1e-5) - total(1 - 1e-5)) / 2e-5
+    assert float(gradient) == pytest.approx(slope, rel=1e-6)
+
+
+def test_the_bootstrap_has_noise_of_its_own(monkeypatch):
+    """The prediction and the choice of its action share a draw, the return has one."""
+    monkeypatch.setattr(pretrain, "Network", Toy)
+
+    def keys_of(batch):
+        asked, toy = [], Toy(1.0)
+
+        def head(latent, *, key):
+            asked.append(jax.random.key_data(key))
+            return ToyHead(1.0, jnp)(latent, key=key)
+
+        toy.head = head
+        Rainbow(spr=0.0)(toy, toy, batch, jax.random.key(0))
+        return asked
+
+    keys = jax.jit(keys_of, compiler_options=HURRY)(batches(2))
+    prediction, choice, value = (tuple(k.tolist()) for k in keys)
+    assert prediction == choice != value
+
+
+def test_what_cannot_be_fine_tuned_is_refused():
+    with pytest.raises(ValueError, match="jumps=0"):
+        Rainbow(jumps=0)
+    with pytest.raises(InputError, match="target_decay"):
+        Rainbow()(object.__new__(networks.Network), None, batches(2), None)
+
+
+# The update, of one agent and of several.
+
+
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def start():
+    """The states of three agents before their first step."""
+    create = partial(step.create, network(), optimizer(clip=10.0), target_decay=0.99)
+    seeds = jnp.arange(SEEDS, dtype=jnp.uint32)
+    return jax.jit(jax.vmap(create), compiler_options=HURRY)(seeds)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return step.abstract(network())[0]
+
+
+@pytest.fixture(scope="module")
+def update(graph):
+    take = step.make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
+    return jax.jit(take, compiler_options=HURRY)
+
+
+def of(tree, seed):
+    return jax.tree.map(lambda x: x[seed], tree)
+
+
+def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
+    take = step.make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
+    take = jax.vmap(take, in_axes=(0, 0, None, 0))
+    several = jax.jit(take, compiler_options=HURRY)
+    steps, seeds = 20, np.arange(SEEDS, dtype=np.uint32)
+    play = batches(steps, SEEDS, 8)
+    together, losses = start, []
+    for number in range(steps):
+        together, metrics = several(together, of(play, number), number, seeds)
+        losses.append(metrics["loss"])
+    for seed in range(SEEDS):
+        state = of(start, seed)
+        for number in range(steps):
+            batch = of(of(play, number), seed)
+            state, metrics = update(state, batch, number, seeds[seed])
+            expected = float(losses[number][seed])
+            assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
+        found = checkpoint.flatten(of(together, seed))
+        for name, leaf in checkpoint.flatten(state).items():
+            np.testing.assert_allclose(
+                found[name], leaf, atol=1e-5, rtol=1e-4, err_msg=name
+            )
+        assert bool(metrics["healthy"]) and metrics["priority"].shape == (8,)
+    moved = abs(
+        together.params["head"]["value1"]["kernel"]
+        - start.params["head"]["value1"]["kernel"]
+    )
+    assert moved.max() > 5e-3, "the agents did not learn"
+    assert np.ptp(np.asarray(losses[0])) > 1e-2, "the agents are one and the same"
+
+
+def test_the_order_of_statistics_average_and_update(start, graph, update):
+    """Running statistics: of the stack, then of the one behind n steps. The average
+    holds both, a hundredth, after the update; its own pass leaves nothing."""
+    start, batch = of(start, 0), of(batches(SEEDS, 8), 0)
+    # The average starts elsewhere, so that what is made of it shows.
+    other = jax.tree.map(lambda x: x + 0.1, start.target)
+    after, _ = update(replace(start, target=other), batch, 0, np.uint32(0))
+
+    @partial(jax.jit, compiler_options=HURRY)
+    def encoded(params, statistics):
+        module = step.merge(graph, params, statistics)
+        noise = jax.random.fold_in(jax.random.key(0), 1)
+        keys = Keys(*jax.random.split(jax.random.fold_in(noise, 0), 4))
+        views = batch["views"]
+        stacks = [views["frames"][:, :4], views["next"]]
+        stacks = jnp.moveaxis(jnp.stack(stacks, 1), 2, -1)
+        looks = pretrain.augment(stacks, jax.random.split(keys.own_looks, 8))
+        for k in range(2):
+            module.encode(looks[:, k], train=True)
+        return step.split(module)[2]["encoder"]
+
+    expected = checkpoint.flatten(encoded(start.params, start.statistics))
+    found = checkpoint.flatten(after.statistics["encoder"])
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(found[name], leaf, atol=1e-5, err_msg=name)
+    for part in ("params", "statistics"):
+        mixed = jax.tree.map(
+            lambda old, new: 0.99 * old + 0.01 * new, other[part], getattr(after, part)
+        )
+        for name, leaf in checkpoint.flatten(mixed).items():
+            average = checkpoint.flatten(after.target[part])[name]
+            np.testing.assert_allclose(average, leaf, atol=1e-6, err_msg=name)
+    # What the loss does not read stays; what it reads does not.
+    for name, leaf in checkpoint.flatten(after.params).items():
+        unread = name.startswith(("goal_head", "inverse"))
+        same = np.array_equal(leaf, checkpoint.flatten(start.params)[name])
+        assert same == unread, name
+
+
+# Learning rates.
+
+
+def expected_rate(name):
+    if name.startswith("encoder."):
+        return 1e-6
+    first = ("head.advantage1.", "head.value1.")
+    if name.startswith((*first, *(f"goal_head.{f}" for f in first))):
+        return 3e-5
+    assert name.startswith(
+        (
+            "transition.",
+            "predictor.",
+            "inverse.",
+            "goal_head.conditioner.",
+            "head.advantage2.",
+            "head.value2.",
+            "goal_head.head.advantage2.",
+            "goal_head.head.value2.",
+        )
+    ), f"{name}: what is its rate?"
+    return 1e-4
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """Parameters and statistics of the network, as shapes."""
+    _, params, statistics = step.abstract(network())
+    return params, statistics
+
+
+def constant(tree, value):
+    return jax.tree.map(lambda s: np.full(s.shape, value, s.dtype), tree)
+
+
+def first_update(made, params, gradients):
+    """What an optimiser makes of its first gradients, and its state."""
+
+    def update(params, gradients):
+        return made.update(gradients, made.init(params), params)
+
+    return jax.device_get(jax.jit(update, compiler_options=HURRY)(params, gradients))
+
+
+def test_every_leaf_moves_by_the_rate_of_its_group(shapes):
+    params, gradients = constant(shapes[0], 0.0), constant(shapes[0], -2.0)
+    made = optimizer(encoder=1e-6, first=3e-5, rest=1e-4)
+    updates, _ = first_update(made, params, gradients)
+    names = checkpoint.flatten(updates)
+    for name, update in names.items():
+        # Adam's first step is the rate, but for its epsilon.
+        rate = expected_rate(name) * 2 / (2 + 1.5e-4)
+        np.testing.assert_allclose(update, rate, rtol=1e-5, err_msg=name)
+    found = {expected_rate(name) for name in names}
+    assert found == {1e-6, 3e-5, 1e-4} and len(names) > 50
+    schedule = grouped_adam(
+        steps=1, batch_size=1, encoder=1e-6, first=3e-5, rest=1e-4
+    ).schedule
+    assert float(schedule(0)) == float(schedule(99)) == pytest.approx(1e-4)
+
+
+def test_gradients_are_cut_from_scratch_and_not_after_pre_training(shapes):
+    params, gradients = constant(shapes[0], 0.0), constant(shapes[0], 3.0)
+
+    def moments(clip):
+        _, (_, adam, _) = first_update(optimizer(clip), params, gradients)
+        return jax.tree.map(lambda m: np.asarray(m) / 0.1, adam.mu)
+
+    def norm(part):
+        return np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(part)))
+
+    cut, whole = moments(10.0), moments(None)
+    together = [cut[name] for name in ("encoder", "head", "goal_head")]
+    assert norm(together) == pytest.approx(10, rel=1e-4)
+    assert norm(cut["transition"]) == pytest.approx(10, rel=1e-4)
+    for part in (cut["predictor"], cut["inverse"], whole):
+        for leaf in jax.tree.leaves(part):
+            np.testing.assert_allclose(leaf, 3, rtol=1e-5)
+
+
+# The start from a pre-trained network.
+
+
+def numbered(tree, start):
+    """The tree with other numbers in each leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    made = [
+        np.arange(start + i, start + i + s.size, dtype=np.float32).reshape(s.shape)
+        for i, s in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, made)
+
+
+@pytest.fixture
+def template(shapes):
+    params, statistics = (numbered(tree, 1e5) for tree in shapes)
+    target = {"params": params, "statistics": statistics}
+    return step.TrainState(np.int32(0), params, statistics, {"mu": params}, target)
+
+
+def test_a_pre_trained_network_lends_all_but_the_agents_own(shapes, template):
+    donor = [numbered(tree, 0) for tree in shapes]
+    state = transfer(template, *donor)
+    fresh = checkpoint.flatten(template.params)
+    given = checkpoint.flatten(donor[0])
+    seen = {"first": 0, "own": 0, "sigma": 0, "same": 0}
+    for name, leaf in checkpoint.flatten(state.params).items():
+        *module, last = name.split(".")
+        if last.endswith("sigma"):
+            kind, expected = "sigma", fresh[name]
+        elif name.startswith(("head.advantage1", "head.value1")):
+            kind, expected = "first", given[f"goal_head.{name}"]
+        elif name.startswith(("head.advantage2", "head.value2")):
+            kind, expected = "own", fresh[name]
+        else:
+            kind, expected = "same", given[name]
+        seen[kind] += 1
+        np.testing.assert_array_equal(leaf, expected, err_msg=name)
+    assert seen["first"] == 4 and seen["own"] == 4 and seen["sigma"] == 16
+    jax.tree.map(np.testing.assert_array_equal, state.statistics, donor[1])
+    average = {"params": state.params, "statistics": state.statistics}
+    jax.tree.map(np.testing.assert_array_equal, state.target, average)
+    assert state.optimizer is template.optimizer and int(state.step) == 0
+
+
+def test_agents_of_several_seeds_start_from_one_network(shapes, template):
+    donor = [numbered(tree, 0) for tree in shapes]
+    many = jax.tree.map(lambda x: np.stack([x, x + 1]), template)
+    side_by_side = jax.vmap(transfer, in_axes=(0, None, None))
+    found = jax.jit(side_by_side, compiler_options=HURRY)(many, *donor)
+    jax.tree.map(
+        np.testing.assert_array_equal, of(found, 0), transfer(template, *donor)
+    )
+    kernel = found.params["head"]["value2"]["kernel"]
+    np.testing.assert_array_equal(kernel[1] - kernel[0], 1)
+
+
+def test_sigmas_start_at_a_half_over_the_root(start):
+    """What a template of the agent holds, whatever the donor's: 0 in pre-training."""
+    for name, leaf in checkpoint.flatten(start.params).items():
+        if name.endswith("sigma"):
+            size = leaf.shape[1]  # inputs of a kernel, outputs of a bias
+            np.testing.assert_allclose(leaf, 0.5 / size**0.5, rtol=1e-6)
+
+
+def test_another_network_is_refused(shapes, template):
+    donor = [numbered(tree, 0) for tree in shapes]
+    _, *wider = step.abstract(network(hidden=32))
+    with pytest.raises(InputError, match=r"does not fit.* \(128,\) there, \(64,\) h"):
+        transfer(template, *(numbered(tree, 0) for tree in wider))
+    del donor[0]["encoder"]
+    with pytest.raises(InputError, match="encoder.*absent"):
+        transfer(template, *donor)
+
+
+# Acting.
+
+
+@pytest.fixture(scope="module")
+def acting(start, graph):
+    """`actions(stacks, noise, epsilon, key)` of a network, compiled."""
+    params, statistics = of(start.params, 0), of(start.statistics, 0)
+
+    def actions(stacks, noise, epsilon, key):
+        module = step.merge(graph, params, statistics)
+        before = jax.tree.leaves(step.split(module)[2])
+        chosen = act(module, stacks, noise=noise, epsilon=epsilon, key=key)
+        # Nothing is written: the arrays are those that were put in, not new ones.
+        kept = zip(jax.tree.leaves(step.split(module)[2]), before, strict=True)
+        assert all(a is b for a, b in kept)
+        return chosen
+
+    return jax.jit(actions, compiler_options=HURRY)
+
+
+def stacks(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 24, 24, 4), np.uint8)
+
+
+def test_epsilon_one_is_uniform(acting):
+    n = 3000
+    actions = acting(stacks(n), None, 1.0, jax.random.key(0))
+    assert actions.dtype == jnp.int32 and actions.shape == (n,)
+    counts = np.bincount(actions, minlength=ACTIONS)
+    assert len(counts) == ACTIONS
+    assert ((counts - n / 3) ** 2 / (n / 3)).sum() < 13.8  # 1 in 1000
+
+
+def test_epsilon_zero_is_greedy_and_without_chance(acting):
+    n = 64
+    images = stacks(n)
+    first, second = (acting(images, None, 0.0, jax.random.key(k)) for k in (0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert len(set(first.tolist())) > 1, "the network prefers one action everywhere"
+    half = [acting(images, None, 0.5, jax.random.key(k)) for k in range(40)]
+    other = np.mean([np.asarray(h) != np.asarray(first) for h in half])
+    assert other == pytest.approx(0.5 * 2 / 3, abs=0.05)
+    # Running statistics: an image is acted on alike in any company.
+    alone = jnp.concatenate([acting(images[:1], None, 0.0, jax.random.key(0))] * 2)
+    both = acting(images[[0, 9]], None, 0.0, jax.random.key(0))
+    assert alone[0] == both[0] == first[0]
+
+
+def test_noise_makes_the_agent_explore(acting):
+    images, key = stacks(64), jax.random.key(0)
+    still = np.asarray(acting(images, None, 0.0, key))
+    drawn = [np.asarray(acting(images, k, 0.0, key)) for k in jax.random.split(key, 30)]
+    again = acting(images, jax.random.split(key, 30)[0], 0.0, key)
+    np.testing.assert_array_equal(drawn[0], again)
+    different = np.mean([d != still for d in drawn])
+    assert 0.05 < different < 0.95
+    # Each row's choice changes over draws, not only a few rows'.
+    assert (np.ptp(drawn, axis=0) > 0).mean() > 0.5
+
+
+def test_the_greedy_action_has_the_highest_expected_return():
+    toy = Toy(1.0)
+    images = stacks(50)
+    toy.encode = lambda x, train: jnp.asarray(x).astype(float).mean((1, 2)) / 255
+    toy.head = lambda latent, key: (
+        jax.nn.one_hot((latent[:, :ACTIONS] * 50).astype(int), 51) * 9.0
+    )
+    choose = partial(act, toy, noise=None, epsilon=0.0, key=jax.random.key(0))
+    found = jax.jit(choose, compiler_options=HURRY)(images)
+    place = (images.mean((1, 2))[:, :ACTIONS] / 255 * 50).astype(int)
+    for action, row in zip(found, place, strict=True):
+        assert row[action] == row.max()
+
+
+# Loading.
+
+
+def saved(folder, config, state):
+    kept = checkpoint.Checkpoints(folder / "checkpoints")
+    kept.save(7, state, configs.to_json(ConfigDict(config)))
+    kept.close()
+
+
+def test_one_of_several_agents_is_loaded(tmp_path):
+    small = {"partial": "sgi.networks:Nature", "widths": (2, 2, 2)}
+    model = MODEL | {"encoder": small, "image": 36, "hidden": 2}
+    _, *shapes = step.abstract(configs.build(model))
+    parts = [numbered(tree, 0) for tree in shapes]
+    many = jax.tree.map(lambda x: np.stack([x, x + 0.5]), parts)
+    names = "params", "statistics"
+    config = {"seeds": 2, "model": model}
+    saved(tmp_path, config, {"train": dict(zip(names, many, strict=True))})
+    for seed in range(2):
+        found = agent.load(tmp_path, seed)
+        assert found.step == 7 and found.config.seeds == 2
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            [found.params, found.statistics],
+            of(many, seed),
+        )
+    assert isinstance(found.module, networks.Network)
+    with pytest.raises(InputError, match="no seed 2; it has 0 to 1"):
+        agent.load(tmp_path, 2)
+    with pytest.raises(InputError, match="no checkpoint of step 3"):
+        agent.load(tmp_path, at=3)
+
+
+def test_a_pre_trained_network_is_loaded_as_any_run(tmp_path, monkeypatch):
+    saved(tmp_path, {"model": MODEL}, {"params": {"x": np.zeros(1)}})
+    monkeypatch.setattr(restore, "read", lambda folder, number: (folder.name, number))
+    assert agent.load(tmp_path) == ("7", 7)

@@ -1,0 +1,155 @@
+"""Scores are those of whole games, played one by one."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+pytest.importorskip("gymnasium")
+
+from functools import partial
+
+from polyview import step
+from polyview.errors import InputError
+from sgi import agent, networks, score_episodes
+from sgi.atari import Game
+from sgi.score_episodes import Evaluation, play
+
+pytestmark = pytest.mark.slow  # compiles the whole agent
+
+SEEDS = np.array([5, 6, 2**31 - 1])
+
+
+class Watched:
+    """Actions by a hash of time and place; keeps the frames they are chosen on."""
+
+    def __init__(self, actions):
+        self.actions, self.frames = actions, []
+
+    def __call__(self, frames, time):
+        self.frames.append(frames.copy())
+        return (time * time // 3 + 5 * np.arange(len(frames))) % self.actions
+
+
+@pytest.fixture(scope="module")
+def breakout():
+    """Three games at once, and how long each waits at its start."""
+    games = score_episodes._games("breakout", len(SEEDS), 27_000)
+    _, information = games.reset(seed=SEEDS)
+    return games, information["episode_frame_number"]
+
+
+@pytest.mark.parametrize("cap", [40, 300])
+def test_scores_are_those_of_games_played_one_by_one(breakout, cap):
+    together, noops = breakout
+    assert 1 <= noops.min() <= noops.max() <= 30
+    policy = Watched(4)
+    found = play(together, SEEDS, policy, cap)
+    scores, lengths = [], []
+    for number, wait in enumerate(noops):
+        game = Game("breakout")
+        frame, score, steps, over = game.reset(int(wait)), 0.0, 0, False
+        while steps < cap and not over:
+            np.testing.assert_array_equal(policy.frames[steps][number], frame)
+            # The same hash, of this game alone.
+            outcome = game.step((steps * steps // 3 + 5 * number) % 4)
+            frame, over = outcome.frame, outcome.game_over
+            score, steps = score + outcome.reward, steps + 1
+        scores.append(score)
+        lengths.append(steps)
+    np.testing.assert_array_equal(found, scores)
+    assert len(policy.frames) == max(lengths)
+    if cap == 40:
+        assert lengths == [40] * 3
+    else:  # lives were lost and the game went on; then it ended, and no longer counts
+        assert max(lengths) < 300 and len(set(lengths)) > 1 and max(scores) > 0
+
+
+@pytest.fixture(scope="module")
+def agents():
+    """The graph, and the parameters and statistics of two agents of firm opinions."""
+    make = partial(
+        networks.Network,
+        actions=4,
+        encoder=partial(networks.Nature, widths=(4, 4, 4)),
+        hidden=8,
+        sigma=0.5,
+    )
+    graph, *_ = step.abstract(make)
+    create = jax.vmap(lambda seed: step.split(step.initialise(make, seed))[1:])
+    hurry = {"xla_backend_optimization_level": 0}
+    params, statistics = jax.jit(create, compiler_options=hurry)(
+        jnp.arange(2, dtype=jnp.uint32)
+    )
+    first = params["head"]["advantage1"]
+    first["kernel"] = 100 * (first["kernel"] - first["kernel"].mean(1, keepdims=True))
+    params["head"]["advantage2"]["kernel"] *= 100
+    return graph, params, statistics
+
+
+def test_an_agent_sees_the_last_four_frames_without_noise(agents):
+    graph, params, statistics = agents
+    model = jax.tree.map(lambda x: x[0], (params, statistics))
+    policy = score_episodes._Remembering(graph, model, 0, 0.0, 6)
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (7, 6, 6, 6), np.uint8)
+    frames = np.kron(frames, np.ones((1, 1, 14, 14), np.uint8))
+    before = np.zeros((3, 6, 84, 84), np.uint8)
+    padded = np.concatenate([before, frames])
+    module = step.merge(graph, *model)
+    chosen = []
+    for time in range(7):
+        stacks = np.moveaxis(padded[time : time + 4], 0, -1)
+        key = jax.random.key(9)  # nothing is drawn
+        expected = agent.act(module, stacks, noise=None, epsilon=0.0, key=key)
+        np.testing.assert_array_equal(policy(frames[time], time), expected)
+        chosen += expected.tolist()
+    assert len(set(chosen)) > 1
+
+
+def test_a_seed_scores_alone_as_among_others(agents):
+    graph, params, statistics = agents
+    evaluation = Evaluation(episodes=3, epsilon=0.3, cap=60)
+    both = evaluation("breakout", graph, params, statistics, [7, 8])
+    second = jax.tree.map(lambda x: x[1:], (params, statistics))
+    alone = evaluation("breakout", graph, *second, [8])
+    assert both["scores"][1] == alone["scores"][0]
+    assert both["mean"] == [np.mean(scores) for scores in both["scores"]]
+    assert (both["game"], both["seeds"], both["cap"]) == ("breakout", [7, 8], 60)
+    assert both["protocol"]["noops"] == 30 and both["protocol"]["sticky"] == 0
+
+
+def test_play_at_random_asks_nobody(agents):
+    graph, params, statistics = agents
+    evaluation = Evaluation(episodes=3, cap=60)
+    other = jax.tree.map(lambda x: x[::-1], (params, statistics))
+    first, second = (
+        evaluation("breakout", graph, *of, [7], random=True)
+        for of in ((params, statistics), other)
+    )
+    assert first == second and first["epsilon"] == 1
+
+
+def test_actions_are_random_as_often_as_asked(agents):
+    graph, params, statistics = agents
+    model = jax.tree.map(lambda x: x[0], (params, statistics))
+    frames = np.zeros((2000, 84, 84), np.uint8)
+    actions = {}
+    for epsilon in (0.0, 0.25, 1.0):
+        policy = score_episodes._Remembering(graph, model, 3, epsilon, 2000)
+        actions[epsilon] = policy(frames, 0)
+    assert len(set(actions[0.0])) == 1
+    differing = (actions[0.25] != actions[0.0]).mean()
+    assert differing == pytest.approx(0.25 * 3 / 4, abs=0.03)
+    counts = np.bincount(actions[1.0], minlength=4)
+    assert ((counts - 500) ** 2 / 500).sum() < 16.3  # 1 in 1000
+
+
+def test_without_gymnasium_it_says_what_to_install(monkeypatch):
+    ale_py = sys.modules["ale_py"]
+    monkeypatch.delattr(ale_py, "AtariVectorEnv")
+    with pytest.raises(InputError, match="pip install gymnasium==1.4.0"):
+        score_episodes._games("pong", 2, 100)

@@ -1,0 +1,292 @@
+"""Fine-tuning plays by the rules, is a function of its seed, and goes on exactly."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+
+from test_resume import logged, saved_arrays, wait_for_step
+
+from polyview import config as configs
+from polyview import step
+from polyview.checkpoint import Checkpoints
+from polyview.errors import InputError, NonFiniteError
+from sgi import finetune
+from sgi.atari import Game
+from sgi.environment import Environment
+
+pytestmark = pytest.mark.slow  # compiles the whole agent
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "configs/sgi_finetune.py:game=breakout,size=S,start="
+# A network of a few thousand weights, and play of seconds: enough to lose lives.
+SMALL = {
+    "steps": 400,
+    "random_steps": 200,
+    "seeds": 2,
+    "batch_size": 4,
+    "n_step": 3,
+    "objective.jumps": 1,
+    "log_every": 20,
+    "checkpoint_every": 40,
+    "model.encoder.widths": (4, 4, 4),
+    "model.hidden": 8,
+    "evaluation": None,
+}
+LENGTH = 230
+
+
+def config(start="scratch", **overrides):
+    text = {key: str(value) for key, value in (SMALL | overrides).items()}
+    return configs.load(f"{ROOT}/{CONFIG}{start}", text)
+
+
+def went(this, donor=None, until=LENGTH):
+    """The agents of a run after `until` steps, without its files."""
+    state = this.begin(donor)
+    for time in range(1, until + 1):
+        outcomes = this.play(time - 1)
+        if time <= this.config.random_steps:
+            state = this.store(state, outcomes, time)
+        else:
+            state, _ = this.learn(state, outcomes, time)
+    return state
+
+
+@pytest.fixture(scope="module")
+def two():
+    """A run of two seeds, after `LENGTH` steps: the run, its state, what it saved."""
+    this = finetune.Run(config())
+    state = went(this)
+    saved = jax.device_get(this.saved(state))
+    return this, jax.device_get(state), saved
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_buffer_holds_what_bare_games_show(two, number):
+    """A lost life is done, one frame passes, and the game goes on to its own end."""
+    this, state, saved = two
+    seen = jax.tree.map(lambda x: x[number], state.buffer)
+    game, rng = Game("breakout"), np.random.default_rng(this.seeds[number])
+    frame = game.reset(int(rng.integers(1, 31)))
+    lives = overs = earned = 0
+    for time in range(LENGTH):
+        np.testing.assert_array_equal(seen.frames[time], frame)
+        assert seen.action[time] == saved["actions"][number, time]
+        outcome = game.step(int(seen.action[time]))
+        frame = outcome.frame
+        assert seen.reward[time] == np.sign(outcome.reward)
+        assert seen.done[time] == (outcome.life_lost or outcome.game_over)
+        if outcome.game_over:
+            frame = game.reset(int(rng.integers(1, 31)))
+        elif outcome.life_lost:
+            frame = game.wait(1)
+        lives += outcome.life_lost
+        overs += outcome.game_over
+        earned += outcome.reward
+    np.testing.assert_array_equal(state.frame[number], frame)
+    assert state.action[number] == saved["actions"][number, LENGTH]
+    assert lives >= 4 and overs >= 1 and earned >= 1, "this play shows the rules"
+    assert seen.size == LENGTH and not seen.frames[LENGTH:].any()
+
+
+def test_a_game_of_pong_is_one_episode_and_the_next_begins():
+    ours, game = Environment("pong", 3), Game("pong")
+    noops = np.random.default_rng(3).integers(1, 31, 2)
+    np.testing.assert_array_equal(ours.frame, game.reset(int(noops[0])))
+    rng, score, steps, over = np.random.default_rng(0), 0, 0, False
+    while not over:
+        action = int(rng.integers(6))
+        outcome, expected = ours.step(action), game.step(action)
+        score, steps, over = score + expected.reward, steps + 1, expected.game_over
+        assert outcome.done == over and outcome.reward == expected.reward
+        if not over:
+            np.testing.assert_array_equal(outcome.frame, expected.frame)
+            assert outcome.finished is None and ours.last is None
+    assert outcome.finished == ours.last == (score, steps) and score < -10
+    np.testing.assert_array_equal(outcome.frame, game.reset(int(noops[1])))
+
+
+def test_a_game_that_is_cut_off_is_done(monkeypatch):
+    monkeypatch.setattr("sgi.atari.FRAME_CAP", 80)
+    ours = Environment("pong", 0)
+    outcomes = [ours.step(0) for _ in range(20)]
+    ends = [time for time, outcome in enumerate(outcomes) if outcome.done]
+    assert len(ends) == 1 and outcomes[ends[0]].finished.steps == ends[0] + 1
+
+
+def test_play_again_gives_the_same_agents(two):
+    this, state, saved = two
+    assert sum(x.nbytes for x in jax.tree.leaves(saved["actions"])) < 1000
+    again = this.restored(this.begin(None), jax.device_put(saved), LENGTH)
+    found, expected = (jax.tree_util.tree_leaves_with_path(s) for s in (again, state))
+    assert len(found) == len(expected)
+    for (path, a), (_, b) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+    wrong = saved["actions"].copy()
+    wrong[1, 30] = (wrong[1, 30] + 1) % 4
+    with pytest.raises(InputError, match="seed 1 .* another ale-py"):
+        this.restored(this.begin(None), jax.device_put(saved | {"actions": wrong}), 60)
+
+
+def test_one_seed_alone_plays_as_among_others(two):
+    _, state, saved = two
+    this = finetune.Run(config(seeds=1, seed=1))
+    alone = went(this)
+    np.testing.assert_array_equal(this.actions[0], saved["actions"][1])
+    assert (saved["actions"][0, :200] != saved["actions"][1, :200]).any()
+    learned = (saved["actions"][:, 201 : LENGTH + 1] != 0).any(1)
+    assert learned.all(), "the agents have acted"
+    for a, b in zip(
+        jax.tree.leaves(alone.train.params),
+        jax.tree.leaves(state.train.params),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a[0], b[1], atol=2e-5)
+    np.testing.assert_allclose(
+        alone.buffer.priority[0], state.buffer.priority[1], rtol=1e-2
+    )
+    changed = state.buffer.priority[1, :LENGTH] != 1
+    assert 10 < changed.sum() <= 2 * 4 * (LENGTH - 200)
+
+
+def test_the_first_actions_are_uniform(two):
+    this, _, saved = two
+    drawn = finetune.Run.begin  # what `begin` draws, over many seeds
+    del drawn
+    seeds = jnp.arange(50, dtype=jnp.uint32)
+    actions = this.programs.random_actions(seeds)
+    np.testing.assert_array_equal(actions[:2], saved["actions"][:, :201])
+    counts = np.bincount(actions.ravel(), minlength=4)
+    assert ((counts - actions.size / 4) ** 2 / (actions.size / 4)).sum() < 16.3
+
+
+def donor_at(folder, **overrides):
+    """A pre-trained run as far as it is read: a network and its config."""
+    model = config().model.to_dict() | {"sigma": 0.0} | overrides
+    make = configs.build(model)
+    _, params, statistics = step.split(make(rngs=step.nnx.Rngs(5)))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    text = configs.to_json({"model": model})
+    checkpoints.save(7, {"params": params, "statistics": statistics}, text)
+    checkpoints.close()
+    return params
+
+
+def test_agents_begin_with_the_pre_trained_weights(tmp_path):
+    params = donor_at(tmp_path)
+    this = finetune.Run(config("pretrained", init_from=str(tmp_path)))
+    network = this.begin(finetune.read_donor(this.config)).train
+    for number in (0, 1):
+        head = jax.tree.map(lambda x, n=number: x[n], network.params["head"])
+        goal = params["goal_head"]["head"]
+        for name in ("advantage1", "value1"):
+            np.testing.assert_array_equal(head[name]["kernel"], goal[name]["kernel"])
+            inputs = len(head[name]["kernel"])
+            np.testing.assert_allclose(
+                head[name]["kernel_sigma"], 0.5 / inputs**0.5, rtol=1e-6
+            )
+        for part in (network.params, network.target["params"]):
+            np.testing.assert_array_equal(
+                jax.tree.leaves(part["encoder"])[0][number],
+                jax.tree.leaves(params["encoder"])[0],
+            )
+    second = network.params["head"]["advantage2"]["kernel"]
+    assert (second[0] != second[1]).any(), "what is not transferred is each seed's own"
+
+
+@pytest.mark.parametrize(
+    ("start", "overrides", "words"),
+    [
+        ("pretrained", {}, "give --config.init_from=RUN, or start=scratch"),
+        ("scratch", {"init_from": "runs/a"}, "leave one of them out"),
+        ("scratch", {"random_steps": 400}, "only 400 steps"),
+        ("scratch", {"random_steps": 5}, "random_steps=5: .* give 7 or more"),
+        ("scratch", {"game": "pong"}, "pong has 6 actions, but model.actions is 4"),
+        ("scratch", {"game": "pongg"}, "no game 'pongg'; the nearest: pong"),
+        ("scratch", {"seeds": 0}, "seeds=0: it must be 1 or more"),
+        ("scratch", {"seed": 2**32 - 1}, "there are no 2 from it on"),
+        ("scratch", {"model.image": 72}, "does not fit together"),
+        ("pretrained", {"init_from": "nowhere"}, "nowhere has no checkpoint"),
+    ],
+)
+def test_what_cannot_run_is_answered_in_a_line(tmp_path, start, overrides, words):
+    with pytest.raises(InputError, match=words) as caught:
+        finetune.run(config(start, **overrides), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"actions": 18}, "model.actions is 18 there, 4 here"),
+        ({"hidden": 16}, "hidden"),
+    ],
+)
+def test_another_network_is_no_donor(tmp_path, other, words):
+    donor_at(tmp_path / "donor", **other)
+    with pytest.raises(InputError, match=words):
+        finetune.read_donor(config("pretrained", init_from=str(tmp_path / "donor")))
+
+
+def test_an_unknown_word_is_answered_with_the_nearest():
+    for argument, words in (
+        ("game=pongg", "the nearest: pong"),
+        ("start=scrath", "did you mean 'scratch'"),
+        ("size=X", "there are: L, M, S, tiny"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            configs.load(f"{ROOT}/configs/sgi_finetune.py:{argument}")
+
+
+def test_what_is_not_finite_stops_the_run(two):
+    this, *_ = two
+    with pytest.raises(NonFiniteError, match="step 210 .* seed 1"):
+        finetune.log(this, {"healthy": np.array([True, False])}, 210, None)
+
+
+def test_a_killed_run_ends_as_a_straight_one(command, tmp_path):
+    """kill -9, then SIGTERM, then to the end; and a workdir of another config."""
+    small = SMALL | {"evaluation.episodes": 2, "evaluation.cap": 30, "keep": 2}
+    small.pop("evaluation")
+    flags = [f"--config.{key}={value}" for key, value in small.items()]
+    arguments = ["sgi.finetune", "--config", CONFIG + "scratch", *flags]
+    hurry = {"xla_flags": "--xla_backend_optimization_level=0"}
+    straight = command(*arguments, "--workdir", tmp_path / "straight", **hurry)
+    assert straight.returncode == 0, straight.output
+    arguments += ["--workdir", tmp_path / "broken"]
+    for how, status, at in (signal.SIGKILL, -9, 80), (signal.SIGTERM, 75, 240):
+        broken = command(*arguments, wait=False, **hurry)
+        wait_for_step(broken, tmp_path / "broken", at)
+        broken.send_signal(how)
+        output, _ = broken.communicate(timeout=60)
+        assert broken.returncode == status, output
+    again = command(*arguments, **hurry)
+    assert again.returncode == 0, again.output
+    assert "from 0\n" not in again.output, "it must go on, not start again"
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert logged(broken) == logged(straight)
+    assert [line["step"] for line in logged(straight)] == [201, *range(220, 401, 20)]
+    for name in ("episodes.jsonl", "eval/0.json", "eval/400.json"):
+        assert (broken / name).read_text() == (straight / name).read_text(), name
+    games = [json.loads(x) for x in (broken / "episodes.jsonl").open()]
+    assert {game["seed"] for game in games} == {0, 1}
+    assert set(games[0]) == {"step", "seed", "score", "steps"}
+    ends = [saved_arrays(workdir, 400) for workdir in (broken, straight)]
+    assert ends[0].keys() == ends[1].keys() >= {"actions", "priority", "emulator"}
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
+
+    other = command(*arguments, "--config.n_step=4", **hurry)
+    assert other.returncode == 2
+    assert other.output.count("\n") == 1 and "n_step: 3 -> 4" in other.output

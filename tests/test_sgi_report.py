@@ -1,0 +1,364 @@
+"""Reports and films of fine-tuned runs show what is there, and say what is not."""
+
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from polyview import step as engine
+from polyview.errors import InputError
+from polyview.restore import Loaded
+from sgi import agent, losses, report, scores, video
+from sgi.atari import Game
+from sgi.networks import Nature, Network, support
+from sgi.record import Uniform
+from sgi.scores import GAMES, human_normalised
+
+STEPS = 1000
+
+
+def evaluation(game, step, means, **changes):
+    """Of four games a seed, whose mean is given."""
+    games = [[mean - 3, mean + 3, mean - 1, mean + 1] for mean in means]
+    return {
+        "game": game,
+        "step": step,
+        "seeds": list(range(len(means))),
+        "scores": games,
+        "mean": means,
+        "epsilon": 0.001,
+        "episodes": 4,
+        "cap": 27_000,
+        "protocol": {"sticky": 0.0},
+    } | changes
+
+
+def make_run(path, game="pong", means=(0.0, 10.0), init_from=None, **changes):
+    """A run that ended, of as many seeds as there are means."""
+    (path / "eval").mkdir(parents=True)
+    config = {
+        "game": game,
+        "seed": 0,
+        "seeds": len(means),
+        "init_from": init_from,
+        "model": {"actions": len(game), "hidden": 64},
+        "log_every": len(path.name),
+    }
+    (path / "config.json").write_text(json.dumps(config | changes))
+    for step, at in (0, [-20.0] * len(means)), (STEPS, list(means)):
+        text = json.dumps(evaluation(game, step, at))
+        (path / f"eval/{step}.json").write_text(text)
+    lines = [{"step": step, "loss": 2.0} for step in (500, STEPS)]
+    write_lines(path / "metrics.jsonl", lines)
+    rng = np.random.default_rng(0)
+    lines = [
+        {"step": int(step), "seed": seed, "score": float(rng.normal()), "steps": 9}
+        for step in range(40, STEPS, 40)
+        for seed in range(len(means))
+        if rng.random() < 0.8
+    ]
+    write_lines(path / "episodes.jsonl", lines)
+    return path
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def change(path, step=STEPS, **changes):
+    file = path / f"eval/{step}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def two_methods(folder):
+    """Two games, from scratch and pre-trained, two seeds each."""
+    return [
+        make_run(folder / f"{game}_{start}", game, means, start and f"runs/{game}")
+        for game, start, means in [
+            ("pong", "", (0.0, 10.0)),
+            ("pong", "pre", (-5.0, 5.0)),
+            ("freeway", "", (7.4, 7.4)),
+            ("freeway", "pre", (14.8, 29.6)),
+        ]
+    ]
+
+
+def test_the_table_says_what_the_runs_hold(tmp_path):
+    runs = report.read(two_methods(tmp_path))
+    columns = report._columns(runs)
+    cells = [[column(run) for column in columns.values()] for run in runs]
+    assert list(columns)[:3] == ["game", "method", "run"]
+    # The resampled mean of two seeds is each of them in one case of four: so it is the
+    # end of a 95% interval.
+    human = [f"{(score + 20.7) / 35.3:.3f}" for score in (5, 0, 10)]
+    assert cells[2] == [
+        *("pong", "from scratch", "pong_", "1,000", "2", "5.0", "0.0 to 10.0"),
+        *(human[0], " to ".join(human[1:]), "-20.0"),
+    ]
+    assert [row[0] for row in cells] == ["freeway", "freeway", "pong", "pong"]
+    assert cells[1][1] == "pre-trained" and cells[1][7] == "0.750"
+
+
+def test_aggregates_are_of_seeds_and_games(tmp_path):
+    runs = report.read(two_methods(tmp_path))
+    scratch, pretrained = report.methods(runs)
+    assert (scratch.label, pretrained.label) == ("from scratch", "pre-trained")
+    assert scratch.games == pretrained.games == ("freeway", "pong")
+    expected = [[0.5, human_normalised("pong", -5)], [1, human_normalised("pong", 5)]]
+    np.testing.assert_allclose(pretrained.scores, expected)
+    page = report.page(runs)
+    for name, aggregate in scores.AGGREGATES.items():
+        low, high = scores.interval(np.array(expected), aggregate)
+        value = aggregate(np.array(expected))
+        assert f">{name}<" in page
+        assert f">{value:.3f} ({low:.3f} to {high:.3f})<" in page
+    of_spr = [human_normalised(game, GAMES[game].spr) for game in scratch.games]
+    assert "SPR, published</td>" in page and f">{np.mean(of_spr):.3f}<" in page
+    assert "SGI-M/L" not in page  # which is over 26 games
+
+
+def test_published_aggregates_stand_beside_all_26_games(tmp_path):
+    runs = [make_run(tmp_path / game, game, (GAMES[game].der,)) for game in GAMES]
+    page = report._aggregates(report.read(runs))
+    assert page.count(">0.161<") == page.count(">0.285<") == 2  # ours, and DER's
+    assert ">0.753<" in page and "not checked against the paper" in page
+    assert " to " not in page[: page.index("<p>")]  # one seed: no interval
+
+
+def test_a_learning_curve_is_of_the_last_ten_finished_games(tmp_path):
+    (run,) = report.read([make_run(tmp_path / "a", means=(0.0, 0.0, 0.0))])
+    steps, curve = report.learning_curve(run)
+    assert curve.shape == (3, len(steps))
+    for seed in range(3):
+        for step, value in zip(steps, curve[seed], strict=True):
+            finished = [
+                line["score"]
+                for line in run.episodes
+                if line["seed"] == seed and line["step"] <= step
+            ]
+            assert finished and value == pytest.approx(np.mean(finished[-10:]))
+    first = [min(e["step"] for e in run.episodes if e["seed"] == s) for s in range(3)]
+    assert steps[0] == max(first)
+
+
+def test_a_learning_curve_waits_for_every_seed(tmp_path):
+    path = make_run(tmp_path / "a", means=(0.0, 0.0))
+    write_lines(path / "episodes.jsonl", [{"step": 9, "seed": 1, "score": 3.0}])
+    assert report.learning_curve(report.read([path])[0]) is None
+    write_lines(
+        path / "episodes.jsonl",
+        [{"step": 9, "seed": 1, "score": 3.0}, {"step": 20, "seed": 0, "score": 5}],
+    )
+    steps, curve = report.learning_curve(report.read([path])[0])
+    assert (steps == 20).all() and (curve == [[5], [3]]).all()
+
+
+def test_the_page_is_complete_and_needs_no_network(tmp_path):
+    page = report.page(report.read(two_methods(tmp_path)))
+    text = re.sub(r"base64,[^\"]*", "", page)
+    assert not re.search(r"https?:|//\w|<script|<link|@import|url\(", text)
+    sources = re.findall(r'src="([^"]{30})', page)
+    assert len(sources) == 1 + 2 + 1  # aggregates, two games, loss
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert str(tmp_path) not in page
+    words = " ".join(text.split())
+    assert "random and human below" in words and scores.SOURCE in words
+    assert "SGI's own scores of each game are not publicly confirmed" in words
+    assert "<strong>5.0</strong>" in page and "<strong>22.2</strong>" in page
+
+
+def test_text_from_a_run_is_escaped(tmp_path):
+    path = make_run(tmp_path / "<b>bold", game="<i>game")
+    page = report.page(report.read([path]))
+    assert "<b>bold" not in page and "&lt;b&gt;bold" in page
+    assert "<i>game" not in page and "&lt;i&gt;game" in page
+
+
+def test_the_command_writes_a_page_or_a_picture(tmp_path, monkeypatch, capsys):
+    runs = [str(path) for path in two_methods(tmp_path)]
+    page, picture = tmp_path / "page.html", tmp_path / "curves.png"
+    for output in page, picture:
+        flags = ["report", "--run", *runs, "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", flags)
+        report.main()
+        assert "pong     from scratch  pong_" in capsys.readouterr().out
+    assert page.read_text().startswith("<!doctype html>")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sys, "argv", [*flags[:-1], "curves.jpg"])
+    with pytest.raises(InputError, match="must end in .html or .png"):
+        report.main()
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    runs = report.read([make_run(tmp_path / "a", means=(3.0,))])
+    columns = report._columns(runs)
+    assert (
+        columns["score"](runs[0]) == "3.0" and columns["95% interval"](runs[0]) == "–"
+    )
+    assert "(" not in re.search(r"<td>from scratch</td>.*", report._aggregates(runs))[0]
+    assert report.notes(runs) == ["a has one seed, from which no interval follows"]
+
+
+def test_a_game_outside_the_table_has_raw_scores_only(tmp_path):
+    runs = report.read([make_run(tmp_path / "a", game="space_invaders")])
+    columns = report._columns(runs)
+    assert columns["score"](runs[0]) == "5.0" and columns["HNS"](runs[0]) == "–"
+    assert "space_invaders has no published human score" in report.notes(runs)[0]
+    page = report.page(runs)
+    assert "Aggregates over games" not in page and "Published scores" not in page
+
+
+def test_seeds_of_several_runs_are_joined(tmp_path):
+    paths = [make_run(tmp_path / name, means=(1.0, 2.0)) for name in ("a", "bb")]
+    runs = report.read(paths)
+    assert report.notes(runs) == [
+        "no aggregate of from scratch: seed 0 of pong is in several runs; leave one out"
+    ]
+    change(paths[1], seeds=[2, 3])
+    (method,) = report.methods(report.read(paths))
+    assert method.scores.shape == (4, 1)
+
+
+def test_what_makes_another_method_is_named(tmp_path):
+    larger = {"actions": 4, "hidden": 128}
+    runs = report.read(
+        [make_run(tmp_path / "a"), make_run(tmp_path / "b", model=larger)]
+    )
+    assert report.labels(runs) == {"a": "from scratch A", "b": "from scratch B"}
+    assert report.notes(runs)[:2] == [
+        "from scratch A: model.hidden 64",
+        "from scratch B: model.hidden 128",
+    ]
+
+
+@pytest.mark.parametrize(
+    "alter, note",
+    [
+        (lambda a, b: change(b, epsilon=0.05), "different protocols (epsilon)"),
+        (lambda a, b: change(b, protocol={"sticky": 0.25}), "(protocol.sticky)"),
+        (
+            lambda a, b: (b / "eval/1000.json").rename(b / "eval/900.json"),
+            "b is evaluated at step 900, but trained to 1,000",
+        ),
+        (
+            lambda a, b: (b / "eval/1000.json").rename(b / "eval/900.json"),
+            "no aggregate of from scratch: its runs were evaluated at steps 900 to",
+        ),
+        (
+            lambda a, b: change(b, scores=[[1.0]] * 3, seeds=[0, 1, 2]),
+            "no aggregate of from scratch: its games have 2 to 3 seeds",
+        ),
+        (
+            lambda a, b: (b / "eval/1000.json").unlink(),
+            "b has no evaluation of the agent yet",
+        ),
+        (
+            lambda a, b: make_run(a.parent / "c", init_from="runs/x"),
+            "the aggregates are over different games",
+        ),
+    ],
+)
+def test_what_does_not_compare_is_pointed_out(tmp_path, alter, note):
+    paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", game="freeway")]
+    assert report.notes(report.read(paths)) == []
+    alter(*paths)
+    found = report.notes(report.read(sorted(tmp_path.iterdir())))
+    assert any(note in said for said in found), found
+
+
+def test_a_run_that_has_only_begun_is_shown(tmp_path, monkeypatch):
+    run = tmp_path / "new"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"game": "pong", "seeds": 2}))
+    runs = report.read([run])
+    assert report.notes(runs) == ["new has no evaluation of the agent yet"]
+    assert "new" in report.page(runs)
+    output = tmp_path / "x.png"
+    monkeypatch.setattr(
+        sys, "argv", ["report", "--run", str(run), "--output", str(output)]
+    )
+    with pytest.raises(InputError, match="no curve"):
+        report.main()
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda run: (run / "config.json").write_text("{}"), "it names no game"),
+        (lambda run: change(run, scores=[[1.0], []]), "holds no scores of seeds"),
+        (lambda run: change(run, scores=[[1.0]]), "holds no scores of seeds"),
+        (lambda run: change(run, scores=["x", "y"]), "holds no scores of seeds"),
+        (lambda run: change(run, scores=[], seeds=[]), "holds no scores of seeds"),
+        (lambda run: change(run, scores=[[1], [float("nan")]]), "holds no scores"),
+        (lambda run: change(run, seeds=None), "holds no scores of seeds"),
+        (
+            lambda run: write_lines(run / "episodes.jsonl", [{"step": 1, "seed": 0}]),
+            "no seed or no score",
+        ),
+    ],
+)
+def test_a_damaged_run_is_refused(tmp_path, damage, message):
+    run = make_run(tmp_path / "a")
+    damage(run)
+    with pytest.raises(InputError, match=message):
+        report.read([run])
+
+
+def drawn_agent():
+    """A small agent of breakout, its weights drawn by numpy: to make them is slow."""
+    encoder = functools.partial(Nature, widths=(4, 4, 4))
+    network = functools.partial(Network, actions=4, encoder=encoder, hidden=8)
+    rng = np.random.default_rng(0)
+    graph, *parts = engine.abstract(network)
+    params, statistics = jax.tree.map(lambda x: rng.normal(size=x.shape), parts)
+    statistics = jax.tree.map(abs, statistics)  # variances are among them
+    config = ml_collections.ConfigDict({"game": "breakout"})
+    return Loaded(config, 7, graph, params, statistics)
+
+
+def test_a_film_shows_what_the_console_showed(tmp_path):
+    pytest.importorskip("ale_py")
+    game = Game("breakout")
+    screens, score, over = video.film(game, Uniform(4), 400, seed=0)
+    assert over and len(screens) < 400 and score == int(score) >= 0
+    video.write(tmp_path / "x.gif", screens)
+    shown = []
+    with Image.open(tmp_path / "x.gif") as film:
+        for number in range(film.n_frames):
+            film.seek(number)  # what stands still is one picture, shown longer
+            times = film.info["duration"] // video.MILLISECONDS
+            shown += times * [np.asarray(film.convert("RGB"))]
+    np.testing.assert_array_equal(shown, screens)
+
+
+def test_the_agent_is_filmed_as_it_acts(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("ale_py")
+    model = drawn_agent()
+    stacks = np.random.default_rng(0).integers(0, 256, (9, 4, 84, 84), np.uint8)
+    latents = model.module.encode(np.moveaxis(stacks, 1, -1), train=False)
+    returns = losses.expected(model.module.head(latents, key=None), support())
+    policy = agent.greedy(model)
+    acts = [policy(stack, None) for stack in stacks]
+    assert acts == returns.argmax(-1).tolist() and len(set(acts)) > 1
+
+    loaded = []
+    monkeypatch.setattr(agent, "load", lambda *which: loaded.append(which) or model)
+    output = tmp_path / "x.gif"
+    flags = ["--run", "b", "--output", str(output), "--steps", "5", "--seed", "2"]
+    video.main([*flags, "--at", "7"])
+    assert loaded == [(Path("b"), 2, 7)]
+    assert "breakout, 5 steps of the agent of step 7" in capsys.readouterr().out
+    with Image.open(output) as film:
+        assert film.size == (160, 210)
+    for wrong in (["--steps", "0"], ["--output", "x.mp4"], ["--game_seed", "-1"]):
+        with pytest.raises(InputError, match=wrong[0]):
+            video.main([*flags, *wrong])
+    with pytest.raises(InputError, match="cannot write"):
+        video.write(tmp_path / "no" / "x.gif", [np.zeros((2, 2, 3), np.uint8)])
