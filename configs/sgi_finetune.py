@@ -1,0 +1,77 @@
+"""SGI's agent: Rainbow with SPR, from a pre-trained network (Schwarzer et al. 2021).
+
+    python -m sgi.prepare --game pong
+    python -m polyview.main --config configs/sgi_pretrain.py:game=pong --workdir runs/a
+    python -m sgi.finetune --config configs/sgi_finetune.py:game=pong --workdir runs/b \
+        --config.init_from=runs/a
+
+Arguments: game; size (tiny, S, M or L), that of the pre-trained run; start, pretrained
+or scratch: the latter takes no init_from, has one learning rate and cuts gradients;
+dtype, param_dtype. All seeds play side by side in one process.
+Hardware: one GPU, with 0.7 GB of memory a seed for what it has seen; size=tiny on two
+CPU cores. Time and scores: not yet measured.
+Numbers without a source are those of the official code, github.com/mila-iqia/SGI.
+"""
+
+from polyview import config as configs
+from polyview.errors import InputError
+from sgi import recipes
+from sgi.atari import Game
+
+RATES = {
+    "pretrained": {"encoder": 1e-6, "first": 3e-5, "rest": 1e-4, "clip": None},
+    "scratch": {"encoder": 1e-4, "first": 1e-4, "rest": 1e-4, "clip": 10.0},
+}
+
+
+def get_config(argument: str = "") -> dict:
+    args = configs.arguments(
+        argument,
+        game="pong",
+        size="M",
+        start="pretrained",
+        dtype="float32",
+        param_dtype="float32",
+    )
+    if args["start"] not in RATES:
+        raise InputError(
+            f"start={args['start']}{configs.nearest(args['start'], RATES)}"
+        )
+    return {
+        "game": args["game"],
+        "start": args["start"],
+        "init_from": None,
+        "seed": 0,  # of the first agent; the others have the next ones
+        "seeds": 10,
+        "steps": 100_000,  # of four frames
+        "random_steps": 2000,
+        "updates_per_step": 2,
+        "batch_size": 32,
+        "n_step": 10,
+        "discount": 0.99,
+        "priority": {"alpha": 0.5, "beta": (0.4, 1.0)},  # beta: first and last
+        "log_every": 500,  # ours, as the next two
+        "checkpoint_every": 10_000,
+        "evaluate_every": 0,  # at the end only
+        "keep": 2,
+        "model": recipes.network(
+            args["size"],
+            len(Game(args["game"]).actions),
+            sigma=0.5,
+            dtype=args["dtype"],
+            param_dtype=args["param_dtype"],
+        ),
+        "target_decay": 0.99,
+        "objective": {"target": "sgi.agent:Rainbow", "spr": 5.0, "jumps": 5},
+        "optimizer": {
+            "partial": "sgi.agent:grouped_adam",
+            **RATES[args["start"]],
+            "epsilon": 1.5e-4,
+        },
+        "evaluation": {
+            "target": "sgi.score_episodes:Evaluation",
+            "episodes": 100,
+            "epsilon": 0.001,
+            "cap": 27_000,  # steps: half an hour of play
+        },
+    }
