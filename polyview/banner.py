@@ -30,7 +30,7 @@ def show(this, shapes: dict, state, start: int) -> None:
     }
     if hasattr(this.objective, "negatives"):
         count = this.objective.negatives(b // parts, m)
-        lines["negatives"] = f"{count} other views for each anchor"
+        lines["negatives"] = f"up to {count} views of other samples for each anchor"
     if slices > 1:
         rows = b // slices
         lines["microbatch"] = (

@@ -4,6 +4,8 @@
 
 Two runs of the same compiled step: one reads its batches as training does, the other
 has one batch that stays on the device. Their difference is the price of the input.
+Rates are those of all steps together: where several workers make batches, these come in
+bursts, and no single step is typical. Beside the mean stand the quartiles.
 
 MFU is model FLOPs a second (see `polyview.flops`) over the peak of all devices.
 """
@@ -12,6 +14,8 @@ import contextlib
 import functools
 import json
 import math
+import os
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,6 +67,8 @@ def main() -> None:
         raise InputError(f"--output {flags.output}: its folder does not exist")
     if flags.output.is_dir():
         raise InputError(f"--output {flags.output} is a folder; name a file in it")
+    if not os.access(flags.output.parent, os.W_OK):
+        raise InputError(f"--output {flags.output}: its folder cannot be written to")
 
     command.start(flags)
     record = bench(config, flags.steps)
@@ -72,7 +78,10 @@ def main() -> None:
 
     if meshes.is_first_process():
         metrics.say(table(record))
-        flags.output.write_text(json.dumps(record, indent=1) + "\n")
+        try:
+            flags.output.write_text(json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise InputError(f"--output {flags.output}: {error.strerror}") from None
         metrics.say(f"{flags.output} written")
 
 
@@ -101,11 +110,12 @@ def bench(config, steps: int) -> dict[str, Any]:
 
     def rates(seconds: Sequence[float]) -> dict[str, Any]:
         low, median, high = quartiles(seconds)
+        mean = statistics.fmean(seconds)
         return {
-            "step_seconds": {"median": median, "quartiles": [low, high]},
-            "images_per_second": images / median,
-            "views_per_second": images * views / median,
-            "mfu": model["total"] / median / peak,
+            "step_seconds": {"mean": mean, "median": median, "quartiles": [low, high]},
+            "images_per_second": images / mean,
+            "views_per_second": images * views / mean,
+            "mfu": model["total"] / mean / peak,
         }
 
     return {
@@ -115,7 +125,7 @@ def bench(config, steps: int) -> dict[str, Any]:
             "keys": configs.flat(json.loads(configs.to_json(config))),
         },
         "batch": {"images": images, "views_of_an_image": views},
-        "steps": steps,
+        "steps": len(timed),
         "pipeline": rates(timed),
         "fixed_batch": rates(fixed),
         "input_wait_share": sum(waits) / sum(timed),
@@ -136,8 +146,8 @@ def table(record: dict[str, Any]) -> str:
 
     def spread(run: dict[str, Any]) -> str:
         low, high = (1e3 * s for s in run["step_seconds"]["quartiles"])
-        median = 1e3 * run["step_seconds"]["median"]
-        return f"{median:.4g} ms ({low:.4g} to {high:.4g})"
+        mean = 1e3 * run["step_seconds"]["mean"]
+        return f"{mean:.4g} ms ({low:.4g} to {high:.4g})"
 
     images, views = record["batch"].values()
     model = record["model_flops"]
@@ -198,18 +208,23 @@ def on_one_batch(run, program, steps: int) -> tuple[Any, list[float]]:
     jax.block_until_ready((batch, numbers))
     again = ((i, number, batch) for i, number in enumerate(numbers))
     state, seconds, _ = _take(run, program, run.create(run.seed), again)
-    return state, seconds
+    return state, seconds[WARM_UP:]
 
 
 def with_pipeline(run, program, state, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step on from a state, as in training; seconds of waiting."""
+    """Seconds of each step on from a state, as in training; seconds of waiting.
+
+    Workers hand over a batch each, then make the next ones. What lies ready at first is
+    not timed, and what is timed are whole rounds of them.
+    """
     from polyview import mesh as meshes
 
-    start = int(state.step)
-    batches = meshes.prefetch(run.batches(start, start + WARM_UP + steps), run.mesh)
+    start, workers = int(state.step), max(1, run.config.get("workers", 0))
+    ready, timed = WARM_UP + 2 * workers, -(-steps // workers) * workers
+    batches = meshes.prefetch(run.batches(start, start + ready + timed), run.mesh)
     with contextlib.closing(batches):
         _, seconds, waits = _take(run, program, state, batches)
-    return seconds, waits
+    return seconds[ready:], waits[ready:]
 
 
 def _take(run, program, state, batches: Iterator) -> tuple[Any, list, list]:
@@ -231,7 +246,7 @@ def _take(run, program, state, batches: Iterator) -> tuple[Any, list, list]:
         seconds.append(now - began)
         began = now
     jax.block_until_ready(state)
-    return state, seconds[WARM_UP:], waits[WARM_UP:]
+    return state, seconds, waits
 
 
 def memory(program) -> dict[str, Any]:

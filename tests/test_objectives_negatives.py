@@ -143,6 +143,31 @@ def test_rounded_products_are_summed_in_float32():
     assert 1e-6 < np.abs(rough / fine - 1).max() < 1e-2
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
+def test_gradients_of_rounded_products_are_summed_in_float32(devices, among):
+    """Over many tiles, each of which adds its part."""
+    rng = np.random.default_rng(0)
+    rows = unit(rng.normal(size=(64, 4, 64)) + 1).astype(np.float32)
+    candidates = None if among else rows[::-1].copy()
+    weights = rng.uniform(0.5, 1.5, size=(64, 4)).astype(np.float32)
+    others = rows if among else candidates
+    _, *want = plain(rows, others, weights, 0.1)
+    want = [sum(want)] if among else want
+    pair = (rows,) if among else (rows, candidates)
+
+    def gradients(*pair):
+        both = *pair, *[None] * (2 - len(pair))
+        options = {"temperature": 0.1, "dtype": "bfloat16", "tile": 8}
+        return ours(*both, weights, **options)[1:]
+
+    with jax.set_mesh(mesh_of(devices)):
+        found = jax.jit(gradients)(*pair)
+    for have, expected in zip(found, want, strict=True):
+        error = np.sqrt(np.mean((have - expected) ** 2) / np.mean(expected**2))
+        assert error < 4e-3
+
+
 def test_the_temperature_has_a_gradient(x64):
     z = np.random.default_rng(0).normal(size=(5, 2, 3))
 
@@ -208,6 +233,24 @@ def test_every_exchange_is_the_plain_sum_on_every_mesh(
             got = on(mesh, partial(ours, **options))(z, t, weights)
     for want, have in zip(expected, got, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+@pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
+def test_a_low_temperature_is_safe_on_a_mesh(exchange, among):
+    """Scores up to 100 in float32, whose exponential is infinite."""
+    rng = np.random.default_rng(0)
+    z = rows_like("near duplicates", rng, 16, 3).astype(np.float32)
+    t = z if among else rows_like("near duplicates", rng, 16, 2).astype(np.float32)
+    value, *_ = plain(z, t, np.ones((16, 3)), 0.01)
+    options = {"temperature": 0.01, "exchange": exchange, "tile": 4}
+    with jax.set_mesh(mesh_of(4)):
+        got, *gradients = on(
+            mesh_of(4),
+            lambda z, t: ours(z, None if among else t, np.ones((16, 3)), **options),
+        )(z, t)
+    np.testing.assert_allclose(got, value, rtol=1e-5)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=4):
@@ -300,8 +343,11 @@ def test_bad_batches_are_named():
         log_negatives(z[:1], temperature=0.1)
     with pytest.raises(ValueError, match="candidates of 3"):
         log_negatives(z, z[:3], temperature=0.1)
-    with pytest.raises(ValueError, match="temperature is -0.1"):
-        log_negatives(z, temperature=-0.1)
+    for temperature in (-0.1, np.float32(-0.1), 0, float("nan")):
+        with pytest.raises(ValueError, match="temperature is"):
+            log_negatives(z, temperature=temperature)
+        with pytest.raises(ValueError, match="temperature is"):
+            log_negatives_by_view(z, z, temperature=temperature)
     with pytest.raises(ValueError, match="dtype is int8"):
         log_negatives(z, temperature=0.1, dtype="int8")
     with pytest.raises(ValueError, match="tile is 0"):

@@ -285,8 +285,10 @@ def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
             assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
         found = checkpoint.flatten(of(together, seed))
         for name, leaf in checkpoint.flatten(state).items():
+            # Gradients are larger than weights, and so is what rounding makes of them.
+            near = 1e-4 if name.startswith("optimizer") else 1e-5
             np.testing.assert_allclose(
-                found[name], leaf, atol=1e-5, rtol=1e-4, err_msg=name
+                found[name], leaf, atol=near, rtol=0, err_msg=name
             )
         assert bool(metrics["healthy"]) and metrics["priority"].shape == (8,)
     moved = abs(
@@ -331,6 +333,8 @@ def test_the_order_of_statistics_average_and_update(start, graph, update):
             np.testing.assert_allclose(average, leaf, atol=1e-6, err_msg=name)
     # What the loss does not read stays; what it reads does not.
     for name, leaf in checkpoint.flatten(after.params).items():
+        if name.startswith("encoder") and name.endswith("bias"):
+            continue  # a norm behind it takes its gradient away, but for rounding
         unread = name.startswith(("goal_head", "inverse"))
         same = np.array_equal(leaf, checkpoint.flatten(start.params)[name])
         assert same == unread, name

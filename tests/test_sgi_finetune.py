@@ -160,8 +160,6 @@ def test_one_seed_alone_plays_as_among_others(two):
 
 def test_the_first_actions_are_uniform(two):
     this, _, saved = two
-    drawn = finetune.Run.begin  # what `begin` draws, over many seeds
-    del drawn
     seeds = jnp.arange(50, dtype=jnp.uint32)
     actions = this.programs.random_actions(seeds)
     np.testing.assert_array_equal(actions[:2], saved["actions"][:, :201])

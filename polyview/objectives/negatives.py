@@ -21,6 +21,7 @@ are not, 8 r^2 d, of them 2 r^2 d forward. With an even number C of tiles a side
 """
 
 from functools import partial
+from numbers import Real
 from typing import Literal, NamedTuple, Protocol
 
 import jax
@@ -72,9 +73,11 @@ def log_negatives(
 
     Under a mesh (`jax.set_mesh`, Auto axes) the rows are sharded over all of its axes.
     With "gather" a device holds all candidates at once; with "ring" they go from device
-    to device, so that its memory does not grow with their number. Raises ValueError for
-    b = 1, for candidates of another b, for a b that the devices cannot share equally,
-    for a temperature or tile that is not positive, and a dtype that is not floating.
+    to device, so that its memory does not grow with their number. A second derivative
+    is right, but takes memory quadratic in the rows; there is no forward mode (`jvp`).
+    Raises ValueError for b = 1, for candidates of another b, for a b that the devices
+    cannot share equally, for a temperature or tile that is not positive, and a dtype
+    that is not floating.
     """
     b, mesh = len(anchors), jax.sharding.get_abstract_mesh()
     devices = max(mesh.size, 1)
@@ -87,8 +90,7 @@ def log_negatives(
         raise ValueError(f"negatives are other samples: b = {b} has none, give b >= 2")
     if candidates is not None and len(candidates) != b:
         raise ValueError(f"anchors of b = {b} samples, candidates of {len(candidates)}")
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be more than 0")
+    _check(temperature)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {dtype}; give a floating one, as bfloat16")
     if tile is not None and tile < 1:
@@ -109,7 +111,6 @@ def log_negatives(
     return _log_negatives(Plan(exchange, tile, axes, devices), *pair)
 
 
-@partial(jax.jit, static_argnames="negatives")
 def log_negatives_by_view(
     anchors: jax.Array,
     candidates: jax.Array,
@@ -121,11 +122,21 @@ def log_negatives_by_view(
 
     A log-sum-exp over the last axis gives `log_negatives`.
     """
+    _check(temperature)  # of which nothing is known once it is traced
+    return _by_view(anchors, candidates, temperature, negatives)
 
+
+@partial(jax.jit, static_argnums=3)
+def _by_view(anchors, candidates, temperature, negatives):
     def of_view(view):
         return negatives(anchors, view[:, None], temperature=temperature)
 
     return jnp.moveaxis(lax.map(of_view, jnp.moveaxis(candidates, 1, 0)), 0, -1)
+
+
+def _check(temperature) -> None:
+    if isinstance(temperature, Real) and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be more than 0")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -225,7 +225,8 @@ class Contrastive:
 
     @staticmethod
     def negatives(b: int, m: int) -> int:
-        """How many views of other samples an anchor is compared with."""
+        """How many views of other samples an anchor is compared with, at most: some
+        losses take them by the pair, or one of each sample."""
         return (b - 1) * m
 
 

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     devices: int
 
     def split(self, function: Callable) -> Callable:
-        """`function`, of each device's own rows. Nothing differentiates through it."""
+        """`function`, of each device's own rows."""
         if not self.axes:
             return function
         rows = PartitionSpec(self.axes)
