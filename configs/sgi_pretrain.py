@@ -3,13 +3,17 @@
     python -m sgi.prepare --game pong
     python -m polyview.main --config configs/sgi_pretrain.py:game=pong --workdir runs/a
 
-Arguments: game; size (tiny, S, M or L); mix, the recording to learn from: R is play at
-random (`GAME_random`), M and W are the recordings named `GAME_m` and `GAME_w`, for
-the paper's from the DQN Replay data set, if you have its files:
+Arguments: game; size (tiny, S, M or L); objective: sgi, or cloning, the baseline that
+copies the actions; dtype, param_dtype; mix, the recording to learn from: R is play at
+random (`GAME_random`), the others are agents' play. The paper's are parts of the DQN
+Replay data set, if you have its files:
 
-    python -m sgi.prepare --game pong --name pong_m --import DIR --checkpoints 1,25,50
+    M   --game pong --name pong_m --import DIR --checkpoints 1,25,50
+    ML  --game pong --name pong_ml --import DIR --checkpoints 1,5,10,15,20,25
+    W   --game pong --name pong_w --import RUN1 RUN2 RUN3 RUN4 RUN5 --checkpoints 1
 
-objective: sgi, or cloning, the baseline that copies the actions; dtype, param_dtype.
+after `python -m sgi.prepare`; SGI-M/L is `mix=ML,size=L`, the others are of size M. An
+agent of your own can stand in, under the same name: `--agent RUN@STEP RUN@STEP ...`.
 Evaluation, where the game's variables are known, is on play of another seed:
 
     python -m sgi.prepare --game pong --steps 20000 --seed 1 --name pong_probe
@@ -24,7 +28,8 @@ from polyview.errors import InputError
 from sgi import recipes, recording
 from sgi.variables import ADDRESSES
 
-MIXES = {"R": "random", "M": "m", "W": "w"}
+# Recordings, and epochs of them; the paper's R was not released, ours is 20 as well.
+MIXES = {"R": ("random", 20), "M": ("m", 20), "ML": ("ml", 10), "W": ("w", 20)}
 WEIGHTS = {
     "sgi": {"spr": 1.0, "goal": 1.0, "inverse": 1.0, "cloning": 0.0},
     "cloning": {"spr": 0.0, "goal": 0.0, "inverse": 0.0, "cloning": 1.0},
@@ -44,11 +49,15 @@ def get_config(argument: str = "") -> dict:
     for key, known in ("mix", MIXES), ("objective", WEIGHTS):
         if args[key] not in known:
             raise InputError(f"{key}={args[key]}{configs.nearest(args[key], known)}")
-    name = f"{args['game']}_{MIXES[args['mix']]}"
+    suffix, epochs = MIXES[args["mix"]]
+    name = f"{args['game']}_{suffix}"
+    play = recording.describe(name)
+    if args["mix"] != "R" and play.get("policy") == "random":
+        raise InputError(f"{name} is play at random; for mix={args['mix']} it is not")
     return {
         "seed": 0,
         "steps": None,
-        "epochs": 10 if args["size"] == "L" else 20,
+        "epochs": epochs,
         "batch_size": 256,
         "log_every": 100,
         "checkpoint_every": 2500,
@@ -71,7 +80,7 @@ def get_config(argument: str = "") -> dict:
         "model": recipes.network(
             args["size"],
             # The game's own action set, as it was recorded.
-            len(recording.describe(name)["actions"]),
+            len(play["actions"]),
             sigma=0.0,
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],

@@ -256,7 +256,9 @@ def check(config, required=REQUIRED, ranges=RANGES) -> None:
     """
     for key in required:
         if key not in config:
-            raise InputError(f"the config has no key {key!r}")
+            raise InputError(
+                f"the config has no key {key!r}; is it one of another command?"
+            )
     if (config.get("steps") is None) == (config.get("epochs") is None):
         raise InputError("the config must set one of steps and epochs, the other None")
     for name, value in flat(json.loads(to_json(config))).items():

@@ -11,6 +11,9 @@ and P' those of the network's moving average, every x augmented anew:
     L_SPR   mean over k = 1..K of |l2 q(P z_k) - l2 P' f'(x_{t+k})|^2, steps behind an
             end left out, z_0 = f(x_t), z_k = h(z_{k-1}, a_{t+k-1})
 
+Ends are read where they are; the official code, here as in pre-training, reads them
+one step late and one too many (`window_terminals` of `sgi.pretrain`).
+
 There is no target network besides: the official code copies its own into it at each
 step, so the bootstrap is of the network itself, under noise drawn anew. a* is chosen
 under the noise of the prediction. The update is `polyview.step.make_step` with a

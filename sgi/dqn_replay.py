@@ -36,7 +36,7 @@ _PADDING = HISTORY - 1
 _HELP = (
     "They were published as gs://atari-replay-datasets/dqn/<Game>/<run>/replay_logs/, "
     "which has answered 403 to the public since 2025; without a copy of your own, "
-    "record play instead (--policy)"
+    "record play instead: leave out --import"
 )
 
 Files = dict[str, Path]

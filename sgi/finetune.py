@@ -190,7 +190,16 @@ def check(config) -> None:
 
 def read_donor(config) -> restore.Loaded:
     """The network to begin with. Raises InputError unless it is of the same kind."""
-    donor = restore.load(config.init_from)
+
+    def read(folder: Path, number: int) -> restore.Loaded:
+        if "seeds" in checkpoint.read_config(folder):
+            raise InputError(
+                f"{config.init_from} holds fine-tuned agents; begin with the run of "
+                "polyview.main that pre-trained them"
+            )
+        return restore.read(folder, number)
+
+    donor = restore.newest(config.init_from, None, read)
     theirs, ours = (
         configs.flat(json.loads(configs.to_json(c.get("model"))))
         for c in (donor.config, config)
@@ -228,7 +237,7 @@ def run(config, workdir: str | Path) -> State:
         drop_evaluations(workdir, start)
         samples = config.seeds * config.updates_per_step * config.batch_size
         writer = metrics.Writer(workdir, start, this.steps, samples, True)
-        show(this, state, start)
+        show(this, state, start, donor)
         with contextlib.closing(writer), games.open("a") as file:
             return loop(this, state, start, checkpoints, writer, file, workdir)
 
@@ -324,15 +333,18 @@ def drop_evaluations(workdir: Path, step: int) -> None:
             path.unlink()
 
 
-def show(this: Run, state: State, start: int) -> None:
+def show(this: Run, state: State, start: int, donor: restore.Loaded | None) -> None:
     """Print what is about to run."""
     config, seeds = this.config, this.config.seeds
+    begun = config.init_from or "random weights"
+    if donor is not None and "source" in donor.config:
+        begun += f", step {donor.step:,}, of {donor.config.source.get('name')}"
     size = sum(x.size for x in jax.tree.leaves(state.train.params)) // seeds
     updates = config.updates_per_step * (config.steps - config.random_steps)
     lines = {
         "game": f"{config.game}, {config.model.actions} actions",
         "seeds": f"{seeds}, from {config.seed}",
-        "begin with": config.init_from or "random weights",
+        "begin with": begun,
         "parameters": f"{size:,} a seed",
         "replay": f"{state.buffer.frames.nbytes / 1e9:.1f} GB of frames",
         "updates": f"{updates:,} of {config.batch_size} samples",

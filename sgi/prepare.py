@@ -2,7 +2,8 @@
 
     python -m sgi.prepare --game pong
     python -m sgi.prepare --game pong --name pong_m --agent runs/b@20000 runs/b
-    python -m sgi.prepare --game pong --import FOLDER --checkpoints 1,25,50
+    python -m sgi.prepare --game pong --name pong_m --import FOLDER \\
+        --checkpoints 1,25,50
 
 Play is uniformly random, or that of agents which `sgi.finetune` trained, each for an
 equal share of the steps: of early, middle and late checkpoints, say. All give one
@@ -12,6 +13,7 @@ alone; an interrupted one leaves no trace under its name.
 
 import argparse
 import itertools
+import os
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Prepare the recording that the command line describes."""
     options = _parse(arguments)
     game = Game(options.game, sticky=options.sticky, seed=options.seed)
-    if options.folder is None:
+    if options.folders is None:
         name, prepare, asked = _record(options, game)
     else:
         name, prepare, asked = _import(options, game)
@@ -74,17 +76,17 @@ def _record(options: argparse.Namespace, game: Game):
         "noops": options.noops,
         "seed": options.seed,
     }
+    policies = _policies(options, game)
     if options.agent:
-        asked["agents"] = options.agent
+        asked["agents"] = list(policies)
         asked |= {"agent_seed": options.agent_seed, "epsilon": options.epsilon}
 
     def prepare(directory: Path) -> None:
         rng = np.random.default_rng(options.seed)
-        policies = _policies(options, game)
         ends = np.linspace(0, options.steps, len(policies) + 1).astype(int)
         steps = itertools.chain.from_iterable(
             play(game, policy, int(count), rng, options.noops)
-            for policy, count in zip(policies, np.diff(ends), strict=True)
+            for policy, count in zip(policies.values(), np.diff(ends), strict=True)
         )
         source = f"recorded with ale-py {metadata.version('ale-py')}"
         _write(directory, steps, options.steps, asked, game, source)
@@ -92,28 +94,37 @@ def _record(options: argparse.Namespace, game: Game):
     return f"{game.name}_{asked['policy']}", prepare, asked
 
 
-def _policies(options: argparse.Namespace, game: Game) -> list[Policy]:
-    """Who plays, in turn."""
+def _policies(options: argparse.Namespace, game: Game) -> dict[str, Policy]:
+    """Who plays, in turn; agents by run and step, also where that is the newest."""
     count = len(game.actions)
     if not options.agent:
-        return [Uniform(count)]
+        return {"random": Uniform(count)}
     from sgi import agent  # play at random needs no JAX
 
-    def policy(name: str) -> Policy:
+    def policy(name: str) -> tuple[str, Policy]:
         run, at, step = name.rpartition("@") if "@" in name else (name, "", "")
         if at and not step.isdecimal():
             raise InputError(f"--agent {name}: write RUN or RUN@STEP")
         model = agent.load(run, seed=options.agent_seed, at=int(step) if at else None)
         if model.config.get("game") != game.name:
             raise InputError(f"--agent {run} does not play {game.name}")
-        return EpsilonGreedy(agent.greedy(model), options.epsilon, count)
+        greedy = EpsilonGreedy(agent.greedy(model), options.epsilon, count)
+        return f"{run}@{model.step}", greedy
 
-    return [policy(name) for name in options.agent]
+    policies = dict(map(policy, options.agent))
+    if len(policies) < len(options.agent):
+        raise InputError("--agent names a checkpoint twice; each plays once")
+    return policies
 
 
 def _import(options: argparse.Namespace, game: Game):
-    found = dqn_replay.find(options.folder, options.checkpoints)
-    names = [path.name for files in found for path in files.values()]
+    found = [
+        files
+        for folder in options.folders
+        for files in dqn_replay.find(folder, options.checkpoints)
+    ]
+    top = os.path.commonpath([folder.absolute() for folder in options.folders])
+    names = [os.path.relpath(path, top) for files in found for path in files.values()]
     # Dopamine's defaults, with which the data set was made.
     asked = {"game": game.name, "policy": "DQN", "sticky": 0.25, "files": names}
 
@@ -166,25 +177,32 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--game", required=True, help="such as pong, breakout, ms_pacman")
-    add("--steps", type=int, default=100_000, help="of four frames (default: 100,000)")
-    add(
+    add("--steps", type=int, help="of four frames (default: 100,000)")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
         "--agent",
         nargs="+",
         metavar="RUN[@STEP]",
         help="runs of sgi.finetune that play in turn (default: play is random)",
     )
-    add("--agent_seed", type=int, default=0, help="which of a run's (default: 0)")
+    who.add_argument(
+        "--import",
+        dest="folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="folders of DQN Replay files, as of several runs",
+    )
+    add("--agent_seed", type=int, help="which of a run's (default: 0)")
     add(
         "--epsilon",
         type=float,
-        default=0.1,
         help="how often an agent acts at random instead (default: 0.1)",
     )
-    add("--sticky", type=float, default=0.25, help="probability (default: 0.25)")
-    add("--noops", type=int, default=NOOPS, help="at a start, at most (default: 30)")
-    add("--seed", type=int, default=0, help="of the policy and the game (default: 0)")
-    add("--import", dest="folder", type=Path, metavar="DIR", help="DQN Replay files")
-    add("--checkpoints", type=_numbers, help="import only these, as 1,25,50")
+    add("--sticky", type=float, help="probability (default: 0.25)")
+    add("--noops", type=int, help="at a start, at most (default: 30)")
+    add("--seed", type=int, help="of the policy and the game (default: 0)")
+    add("--checkpoints", type=_numbers, help="import only these of a folder: 1,25,50")
     add(
         "--export",
         type=Path,
@@ -201,6 +219,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="holds the data sets (default: $POLYVIEW_DATA, else ./data)",
     )
     options = parser.parse_args(arguments)
+    _complete(options)
     if options.steps < 1:
         raise InputError(f"--steps is {options.steps}; give 1 or more")
     if not 0 <= options.sticky < 1:
@@ -211,7 +230,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--noops is {options.noops}; give 0 to {NOOPS}")
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}; give 0 or more")
+    if options.name and Path(options.name).name != options.name:
+        raise InputError(f"--name {options.name} is a path; give --data_dir beside it")
     return options
+
+
+def _complete(options: argparse.Namespace) -> None:
+    """Refuse options that would do nothing, and give the others their defaults."""
+    of_play = {"steps": 100_000, "sticky": 0.25, "noops": NOOPS, "seed": 0}
+    of_agents = {"agent_seed": 0, "epsilon": 0.1}
+    idle = {"--agent": of_agents} if not options.agent else {}
+    if options.folders is None:
+        idle["--import"] = {"checkpoints": None}
+    else:
+        idle["play, not --import"] = of_play
+    for use, names in idle.items():
+        for name in names:
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name} is of {use}; leave it out")
+    for name, value in (of_play | of_agents).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def _numbers(text: str) -> list[int]:

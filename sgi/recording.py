@@ -150,16 +150,27 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     """
     directory = Path(data_dir or default_data_dir()) / name
     if not (directory / "manifest.json").is_file():
-        game, random, _ = name.rpartition("_random")
-        how = game if random else f"GAME --name {name}"
         raise InputError(
-            f"no recording '{name}' in {directory.parent.absolute()}; "
-            f"run: python -m sgi.prepare --game {how}"
+            f"no recording '{name}' in {directory.parent.absolute()}; {_advice(name)}"
         )
     provenance = read_manifest(directory)["provenance"]
     if not {"game", "actions", "chunk", "counts"} <= provenance.keys():
         raise InputError(f"{directory} holds no recorded play but other data")
     return provenance
+
+
+def _advice(name: str) -> str:
+    """How a recording comes about, by what the names in configs stand for."""
+    game, _, kind = name.rpartition("_")
+    if kind == "random":
+        return f"run: python -m sgi.prepare --game {game}"
+    if kind == "probe":  # another seed than that of the play it is compared with
+        how = f"--game {game} --steps 20000 --seed 1 --name {name}"
+        return f"run: python -m sgi.prepare {how}"
+    return (
+        "record an agent's play under that name (python -m sgi.prepare --agent), or "
+        "import DQN Replay files (--import)"
+    )
 
 
 def read(

@@ -24,7 +24,15 @@ from polyview import command, errors, metrics, report
 from polyview import config as configs
 from polyview.errors import InputError
 from polyview.evaluation import plots
-from sgi.scores import AGGREGATES, GAMES, PUBLISHED, SOURCE, human_normalised, interval
+from sgi.scores import (
+    AGGREGATES,
+    GAMES,
+    PROTOCOL,
+    PUBLISHED,
+    SOURCE,
+    human_normalised,
+    interval,
+)
 
 WINDOW = 10  # finished games that a point of a learning curve is the mean of
 POINTS = 100  # of a learning curve
@@ -282,6 +290,12 @@ def notes(runs: Sequence[Run]) -> list[str]:
             "their scores do not compare"
         )
     for run in runs:
+        if other := _other_than_published(run):
+            found.append(
+                f"{run.name} is not as the published scores are ({', '.join(other)}): "
+                "its HNS does not compare with theirs"
+            )
+    for run in runs:
         trained = run.history[-1]["step"] if run.history else None
         if run.game not in GAMES:
             found.append(f"{run.game} has no published human score: raw scores only")
@@ -295,6 +309,18 @@ def notes(runs: Sequence[Run]) -> list[str]:
         if run.scores is not None and len(run.scores) == 1:
             found.append(f"{run.name} has one seed, from which no interval follows")
     return list(dict.fromkeys(found))
+
+
+def _other_than_published(run: Run) -> list[str]:
+    """In what a run with human-normalised scores differs from Atari 100k."""
+    if run.normalised is None:
+        return []
+    last = run.evaluations[run.evaluated]
+    return [
+        f"{key} {last.get(key)} instead of {value}"
+        for key, value in PROTOCOL.items()
+        if last.get(key) != value
+    ]
 
 
 def page(runs: Sequence[Run]) -> str:

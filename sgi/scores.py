@@ -66,6 +66,8 @@ GAMES = {
     "seaquest": Reference(68.4, 42054.7, 603.8, 354.1, 3233.5),
     "up_n_down": Reference(533.4, 11693.2, 7307.8, 2877.4, 15677.9),
 }
+# How such scores are made; `step` counts those of training.
+PROTOCOL = {"step": 100_000, "episodes": 100, "epsilon": 0.001, "cap": 27_000}
 # Median and mean HNS over the 26 games, as paperswithcode lists them for the paper; not
 # checked against the paper itself.
 PUBLISHED = {"SGI-M/L": (0.753, 1.598), "SGI-None": (0.343, 0.565)}

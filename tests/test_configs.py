@@ -87,6 +87,91 @@ def test_every_config_is_in_this_list():
     assert names == {*VARIANTS, "sgi_finetune"}  # which `sgi.finetune` reads
 
 
+def test_the_recipes_of_sgi_have_the_official_numbers(monkeypatch):
+    pytest.importorskip("ale_py")
+    said = {"policy": "DQN", "actions": ["NOOP"] * 6}
+    monkeypatch.setattr(recording, "describe", lambda name: said)
+    path = f"{ROOT}/configs/sgi_pretrain.py"
+    made = configs.flat(configs.load(f"{path}:game=pong,mix=M").to_dict())
+    expected = {
+        "epochs": 20,
+        "batch_size": 256,
+        "source.name": "pong_m",
+        "views.jumps": 5,
+        "views.goal": (2, 49),
+        "model.hidden": 512,
+        "model.sigma": 0.0,
+        "model.encoder.blocks": 3,
+        "model.encoder.expand": 2,
+        "model.encoder.widths": (32, 64, 64),
+        "target_decay": 0.99,
+        "objective.spr": 1.0,
+        "objective.goal": 1.0,
+        "objective.inverse": 1.0,
+        "objective.jumps": 5,
+        "objective.discount": 0.99,
+        "objective.goal_noise": 0.5,
+        "objective.goal_permutation": 0.2,
+        "objective.distance_scale": 5.0,
+        "objective.reward_scale": 10.0,
+        "optimizer.learning_rate.base": 1e-4,
+        "optimizer.epsilon": 1.5e-4,
+        "optimizer.clip": 10.0,
+    }
+    assert {key: made[key] for key in expected} == expected
+    assert configs.load(f"{path}:game=pong,mix=ML,size=L").epochs == 10
+    path = f"{ROOT}/configs/sgi_finetune.py"
+    made = configs.flat(configs.load(f"{path}:game=pong").to_dict())
+    expected = {
+        "steps": 100_000,
+        "random_steps": 2000,
+        "updates_per_step": 2,
+        "batch_size": 32,
+        "n_step": 10,
+        "discount": 0.99,
+        "priority.alpha": 0.5,
+        "priority.beta": (0.4, 1.0),
+        "model.sigma": 0.5,
+        "target_decay": 0.99,
+        "objective.spr": 5.0,
+        "objective.jumps": 5,
+        "optimizer.encoder": 1e-6,
+        "optimizer.first": 3e-5,
+        "optimizer.rest": 1e-4,
+        "optimizer.clip": None,
+        "optimizer.epsilon": 1.5e-4,
+        "evaluation.episodes": 100,
+        "evaluation.epsilon": 0.001,
+        "evaluation.cap": 27_000,
+    }
+    assert {key: made[key] for key in expected} == expected
+    scratch = configs.load(f"{path}:game=pong,start=scratch").optimizer
+    assert (scratch.encoder, scratch.first, scratch.rest) == (1e-4,) * 3
+    assert scratch.clip == 10.0
+
+
+def test_play_at_random_is_no_mix_of_agents(monkeypatch):
+    said = {"policy": "random", "actions": ["NOOP"]}
+    monkeypatch.setattr(recording, "describe", lambda name: said)
+    with pytest.raises(InputError, match="pong_w is play at random; for mix=W"):
+        configs.load(f"{ROOT}/configs/sgi_pretrain.py:game=pong,mix=W")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("ms_pacman_random", "--game ms_pacman$"),
+        ("pong_probe", "--game pong --steps 20000 --seed 1 --name pong_probe"),
+        ("pong_m", "--agent.* or import .*--import"),
+    ],
+)
+def test_the_advice_for_a_missing_recording_gives_what_is_missing(
+    name, advice, tmp_path
+):
+    with pytest.raises(InputError, match=advice):
+        recording.describe(name, tmp_path)
+
+
 @pytest.mark.parametrize("size", ["tiny", "S", "M", "L"])
 @pytest.mark.parametrize("start", ["pretrained", "scratch"])
 def test_the_config_of_fine_tuning_builds(size, start):

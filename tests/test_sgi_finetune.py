@@ -134,7 +134,8 @@ def test_play_again_gives_the_same_agents(two):
     wrong = saved["actions"].copy()
     wrong[1, 30] = (wrong[1, 30] + 1) % 4
     with pytest.raises(InputError, match="seed 1 .* another ale-py"):
-        this.restored(this.begin(None), jax.device_put(saved | {"actions": wrong}), 60)
+        other = jax.device_put(saved | {"actions": wrong})
+        this.restored(this.begin(None), other, LENGTH)
 
 
 def test_one_seed_alone_plays_as_among_others(two):

@@ -80,7 +80,9 @@ def test_agents_play_in_turn(tmp_path, monkeypatch):
 
     def load(run, seed=0, at=None):
         asked.append((run, seed, at))
-        return SimpleNamespace(config={"game": "pong"}, action=1 + len(asked))
+        return SimpleNamespace(
+            config={"game": "pong"}, action=1 + len(asked), step=at or 20
+        )
 
     def greedy(model):
         return lambda stack, rng: model.action
@@ -94,7 +96,7 @@ def test_agents_play_in_turn(tmp_path, monkeypatch):
     assert found.action.tolist() == 15 * [2] + 16 * [3]
     assert np.flatnonzero(found.first).tolist() == [0, 15]
     said = recording.describe("pong_agent", tmp_path)
-    assert (said["policy"], said["agents"]) == ("agent", ["a@7", "b"])
+    assert (said["policy"], said["agents"]) == ("agent", ["a@7", "b@20"])
     with pytest.raises(InputError, match="does not play breakout"):
         run("--game", "breakout", "--steps", 31, "--agent", "a", *flags)
     with pytest.raises(InputError, match="RUN@STEP"):
@@ -163,6 +165,11 @@ def test_an_epsilon_mixture_is_uniform_with_probability_epsilon():
         (["--game", "pong", "--noops", "31"], "give 0 to 30"),
         (["--game", "pong", "--checkpoints", "a"], "not as 1,25,50"),
         (["--game", "pongg"], "the nearest: pong"),
+        (["--game", "pong", "--epsilon", "0.5"], "--epsilon is of --agent; leave"),
+        (["--game", "pong", "--checkpoints", "1"], "--checkpoints is of --import"),
+        (["--game", "pong", "--import", "x", "--seed", "1"], "--seed is of play"),
+        (["--game", "pong", "--import", "x", "--agent", "y"], "not allowed with"),
+        (["--game", "pong", "--name", "../pong"], "is a path"),
         ([], "--game"),
     ],
 )
@@ -209,7 +216,7 @@ def dopamine(folder, steps, number=1, name="$store$_{}_ckpt.{}.gz", **replaced):
         "reward": np.array(reward, np.float32),
         "terminal": np.array(terminal, np.uint8),
     }
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for kind, array in (arrays | replaced).items():
         with gzip.open(folder / name.format(kind, number), "wb", 1) as file:
             np.save(file, array, allow_pickle=False)
@@ -249,6 +256,19 @@ def test_checkpoints_of_either_name_are_read_in_the_order_asked_for(tmp_path):
     assert np.flatnonzero(found.first).tolist() == [0, 11, 31]
     with pytest.raises(InputError, match="checkpoint 25 .*there are checkpoints 1, 50"):
         imported(tmp_path / "files", tmp_path / "none", "--checkpoints", "25")
+
+
+def test_runs_in_several_folders_are_imported_in_turn(tmp_path):
+    lengths = [20], [11], [7]
+    for number, length in enumerate(lengths, 1):
+        dopamine(tmp_path / f"{number}" / "replay_logs", synthetic(length))
+    folders = [tmp_path / f"{number}" / "replay_logs" for number in (1, 3, 2)]
+    flags = "--checkpoints", 1, "--data_dir", tmp_path / "data"
+    run("--game", "pong", "--import", *folders, *flags)
+    found = recording.read("pong_dqn", data_dir=tmp_path / "data")
+    assert np.flatnonzero(found.first).tolist() == [0, 20, 27]
+    said = recording.describe("pong_dqn", tmp_path / "data")["files"]
+    assert said[4].startswith("3/replay_logs/") and len(said) == 12
 
 
 def test_padding_is_told_from_black_screens():

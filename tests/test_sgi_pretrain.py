@@ -220,6 +220,31 @@ def test_the_losses_are_those_of_loops_over_windows(monkeypatch, form):
     assert metrics["features"]["frames"].z.shape == (b, 1, 8)
 
 
+def test_noise_its_scale_and_the_permutation_reach_the_goals(monkeypatch):
+    """What they do to goals is tested beside them; here, that they are asked."""
+    monkeypatch.setattr(pretrain, "Network", Toy)
+    batch = windows(16)
+
+    def goal(**options):
+        objective = Pretrain(spr=0, inverse=0, **options)
+        toys = Toy(1.0, 0), Toy(1.2, 1)
+        loss, _ = jax.jit(objective, compiler_options=HURRY, static_argnums=(0, 1))(
+            *toys, batch, jax.random.key(0)
+        )
+        return float(loss)
+
+    quiet = {"goal_noise": 0.0, "goal_permutation": 0.0}
+    noisy = quiet | {"goal_noise": 0.5}
+    found = [
+        goal(**quiet),
+        goal(**noisy),
+        goal(**noisy, goal_noise_scale="unit"),
+        goal(**quiet | {"goal_permutation": 1.0}),
+    ]
+    assert goal(**quiet, goal_noise_scale="unit") == pytest.approx(found[0])
+    assert np.diff(np.sort(found)).min() > 1e-4, found
+
+
 @pytest.mark.parametrize(
     ("weights", "reported"),
     [

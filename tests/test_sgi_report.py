@@ -24,6 +24,13 @@ from sgi.scores import GAMES, human_normalised
 STEPS = 1000
 
 
+@pytest.fixture(autouse=True)
+def protocol(monkeypatch):
+    """These small runs are as published ones are."""
+    monkeypatch.setitem(scores.PROTOCOL, "step", STEPS)
+    monkeypatch.setitem(scores.PROTOCOL, "episodes", 4)
+
+
 def evaluation(game, step, means, **changes):
     """Of four games a seed, whose mean is given."""
     games = [[mean - 3, mean + 3, mean - 1, mean + 1] for mean in means]
@@ -243,6 +250,11 @@ def test_what_makes_another_method_is_named(tmp_path):
     [
         (lambda a, b: change(b, epsilon=0.05), "different protocols (epsilon)"),
         (lambda a, b: change(b, protocol={"sticky": 0.25}), "(protocol.sticky)"),
+        (
+            lambda a, b: change(b, cap=40, episodes=2),
+            "b is not as the published scores are (episodes 2 instead of 4, cap 40 "
+            "instead of 27000): its HNS does not compare",
+        ),
         (
             lambda a, b: (b / "eval/1000.json").rename(b / "eval/900.json"),
             "b is evaluated at step 900, but trained to 1,000",
