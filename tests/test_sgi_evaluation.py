@@ -18,8 +18,6 @@ from sgi import agent, networks, score_episodes
 from sgi.atari import Game
 from sgi.score_episodes import Evaluation, play
 
-pytestmark = pytest.mark.slow  # compiles the whole agent
-
 SEEDS = np.array([5, 6, 2**31 - 1])
 
 

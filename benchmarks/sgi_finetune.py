@@ -1,0 +1,120 @@
+"""Fine-tuning on a budget that two CPU cores can afford: pre-trained against scratch.
+
+    python -m benchmarks.sgi_finetune --workdir runs/sgi_finetune
+
+Far from Atari 100k, and no sign of what would come of it: the small network of
+configs/sgi_demo.py, 4,000 steps in place of 100,000, 3,000 updates in place of 196,000,
+two seeds, 20 games of evaluation. Rates are ten times the official ones, as the updates
+are so few; the same for both, but for what is pre-trained. Finished runs are kept in
+the workdir: run the command again to go on.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import jax
+
+from polyview import config as configs
+from polyview import errors, mesh, train
+from polyview.evaluation import plots
+from sgi import finetune, prepare, report
+
+RESULTS = Path(__file__).parent / "results"
+STARTS = ("pretrained", "scratch")
+BUDGET = {
+    "seeds": 2,
+    "steps": 4000,
+    "random_steps": 1000,
+    "updates_per_step": 1,
+    "log_every": 100,
+    "checkpoint_every": 1000,
+    "evaluate_every": 2000,
+    "evaluation.episodes": 20,
+}
+RATES = {
+    "pretrained": {"encoder": 1e-5, "first": 3e-4, "rest": 1e-3},
+    "scratch": {"encoder": 1e-3, "first": 1e-3, "rest": 1e-3},
+}
+
+
+def main() -> None:
+    """Run what is missing, then print the scores and write the JSON and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--game", default="boxing")
+    parser.add_argument("--starts", nargs="+", default=STARTS, choices=STARTS)
+    flags = parser.parse_args()
+    os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
+    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    donor = pretrained(flags.workdir / "pretrained_network", flags.game)
+    workdirs = [flags.workdir / start for start in flags.starts]
+    for start, workdir in zip(flags.starts, workdirs, strict=True):
+        finetune.run(config(start, flags.game, donor), workdir)
+    write(flags, report.read(workdirs))
+
+
+def pretrained(workdir: Path, game: str) -> Path:
+    """The demo's network of that game, trained unless it is there."""
+    if not (workdir / "checkpoints").is_dir():
+        prepare.main(["--game", game, "--steps", "30000"])
+        train.run(configs.load(f"configs/sgi_demo.py:game={game}"), workdir)
+    return workdir
+
+
+def config(start: str, game: str, donor: Path):
+    """That of a run, with the network of the donor."""
+    network = configs.load(f"configs/sgi_demo.py:game={game}").model
+    changes = BUDGET | {f"optimizer.{k}": rate for k, rate in RATES[start].items()}
+    changes |= {"model.hidden": network.hidden}
+    changes |= {"model.encoder.widths": network.encoder.widths}
+    if start == "pretrained":
+        changes["init_from"] = donor
+    text = {key: str(value) for key, value in changes.items()}
+    file = f"configs/sgi_finetune.py:game={game},size=tiny,start={start}"
+    return configs.load(file, text)
+
+
+def write(flags, runs: list[report.Run]) -> None:
+    """Print the scores; write results/sgi_finetune.{json,png}."""
+    rows = []
+    for run in runs:
+        last = run.history[-1]
+        rows.append(
+            {
+                "start": run.start,
+                "evaluations": {
+                    step: {"scores": found["scores"], "mean": found["mean"]}
+                    for step, found in sorted(run.evaluations.items())
+                },
+                "games_of_training": run.episodes,
+                "logged_first": metrics_of(run.history[0]),
+                "logged_last": metrics_of(last),
+                "seconds": last["time"]["seconds"],
+            }
+        )
+        for step, found in sorted(run.evaluations.items()):
+            means = ", ".join(f"{mean:.1f}" for mean in found["mean"])
+            print(f"{flags.game}, {run.start}, step {step}: mean scores {means}")
+    record = {
+        "command": "python -m benchmarks.sgi_finetune --workdir DIR",
+        "game": flags.game,
+        "budget": BUDGET,
+        "rates": RATES,
+        "protocol": runs[0].result["protocol"],
+        "machine": mesh.machine(),
+        "runs": rows,
+    }
+    text = json.dumps(record, indent=1)
+    (RESULTS / "sgi_finetune.json").write_text(text + "\n")
+    figure = report.curves(runs, [flags.game])
+    (RESULTS / "sgi_finetune.png").write_bytes(plots.png(figure))
+
+
+def metrics_of(line: dict) -> dict:
+    return {key: value for key, value in line.items() if key != "time"}
+
+
+if __name__ == "__main__":
+    errors.run(main)
