@@ -141,8 +141,9 @@ def wait_for_all(what: str) -> None:
 
 
 def machine() -> dict:
-    """Describe the devices for a record of a run: kind, counts, cores."""
+    """Describe the machine for a record of a run: processor, devices, cores."""
     return {
+        "cpu": metrics.processor(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),

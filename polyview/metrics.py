@@ -6,6 +6,7 @@ A line of metrics.jsonl is one JSON object: "step", the values at that step, and
 
 import json
 import os
+import platform
 import sys
 import time
 from pathlib import Path
@@ -128,6 +129,16 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: not all that there are, in a cgroup
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The name of the machine's processor, as far as the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.machine()
 
 
 def say(line: str) -> None:

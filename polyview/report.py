@@ -494,7 +494,7 @@ def environment(runs: Sequence[Run]) -> str:
             cells.append([package, importlib.metadata.version(package)])
         except importlib.metadata.PackageNotFoundError:
             continue
-    cells.append(["processor", _processor()])
+    cells.append(["processor", metrics.processor()])
     cells.append(["cores", str(metrics.cores())])
     for run in runs:
         if machine := run.result.get("machine"):
@@ -502,15 +502,6 @@ def environment(runs: Sequence[Run]) -> str:
             cells.append([f"evaluation of {run.name}", said])
     escaped = [[html.escape(cell) for cell in row] for row in cells]
     return "<p>Where this page was made:</p>" + table(["", ""], escaped, text_columns=2)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.machine()
-    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return models[0] if models else platform.machine()
 
 
 def _short(value: Any) -> str:
