@@ -4,11 +4,13 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 pytest.importorskip("ale_py")
 
@@ -121,6 +123,37 @@ def test_a_game_that_is_cut_off_is_done(monkeypatch):
     outcomes = [ours.step(0) for _ in range(20)]
     ends = [time for time, outcome in enumerate(outcomes) if outcome.done]
     assert len(ends) == 1 and outcomes[ends[0]].finished.steps == ends[0] + 1
+
+
+@slow
+def test_every_step_has_its_updates_and_its_beta(two):
+    this, state, _ = two
+    assert state.train.step.tolist() == [2 * (LENGTH - 200)] * 2
+    sizes = (200, 300, 400)
+    betas = [this.programs._sampler(size).keywords["beta"] for size in sizes]
+    assert betas == pytest.approx([0.4, 0.7, 1.0])
+
+
+def test_the_first_evaluation_is_of_play_at_random(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluation(game, graph, params, statistics, seeds, *, random):
+        asked.append(random)
+        return {"mean": [1.0]}
+
+    this = SimpleNamespace(
+        config=ConfigDict({"game": "pong", "evaluate_every": 200}),
+        steps=500,
+        evaluation=evaluation,
+        programs=SimpleNamespace(graph=None),
+        seeds=[0],
+    )
+    state = SimpleNamespace(train=SimpleNamespace(params=None, statistics=None))
+    for time in (0, 1, 200, 400, 400, 500):
+        finetune.evaluate(this, state, time, tmp_path)
+    assert asked == [True, False, False, False]
+    found = sorted(int(path.stem) for path in (tmp_path / "eval").iterdir())
+    assert found == [0, 200, 400, 500]
 
 
 @slow
