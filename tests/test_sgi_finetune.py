@@ -206,7 +206,10 @@ def test_the_first_actions_are_uniform(two):
 
 
 class Signpost:
-    """A game in place of the emulator's: where the light is says which action pays."""
+    """A game in place of the emulator's: where the light is says which action pays.
+
+    Then it goes on to the next of four places; after another action, elsewhere.
+    """
 
     def __init__(self, game, seed):
         self._rng, self.last = np.random.default_rng(seed), None
@@ -219,8 +222,8 @@ class Signpost:
         self.frame[42 * y + 8 : 42 * y + 34, 42 * x + 8 : 42 * x + 34] = 250
 
     def step(self, action):
-        reward = float(action == self._place)
-        self._place = int(self._rng.integers(4))
+        reward, place = float(action == self._place), self._place
+        self._place = (place + 1 if reward else place + 2 + action) % 4
         self._steps, self._score = self._steps + 1, self._score + reward
         self._show()
         done, finished = self._steps == 20, None
@@ -235,7 +238,7 @@ def test_the_agents_learn_a_game_that_can_be_learned(monkeypatch):
     """Of a reward in four at random, more than three in four."""
     monkeypatch.setattr(finetune, "Environment", Signpost)
     rates = {f"optimizer.{name}": 1e-3 for name in ("encoder", "first", "rest")}
-    small = {"steps": 700, "n_step": 1, "batch_size": 16, "model.hidden": 32}
+    small = {"steps": 800, "n_step": 1, "batch_size": 16, "model.hidden": 32}
     widths = {"model.encoder.widths": (8, 8, 8)}
     this = finetune.Run(config(**small, **rates, **widths))
     state = went(this, until=this.steps)
