@@ -226,6 +226,14 @@ def seen(game, frame):
     }
 
 
+def test_addresses_are_of_games_that_exist_and_of_their_memory():
+    games = pytest.importorskip("ale_py.roms").get_all_rom_ids()
+    assert set(SEEN) < set(ADDRESSES) < set(games)
+    for places in ADDRESSES.values():
+        assert len(set(places.values())) == len(places)
+        assert all(0 <= address < 128 for address in places.values())
+
+
 @pytest.mark.parametrize("name", SEEN)
 def test_an_address_follows_what_is_seen(name):
     game, rng = Game(name, seed=0), np.random.default_rng(0)
