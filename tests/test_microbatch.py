@@ -270,5 +270,5 @@ def test_the_banner_counts_the_negatives_of_a_part(digits, capsys):
     shapes = {"views": {"image": np.zeros((48, 3, 8, 8, 1))}}
     banner.show(run, shapes, run.template, 0)
     output = capsys.readouterr().out
-    assert f"{(24 - 1) * 3} other views" in output
+    assert f"up to {(24 - 1) * 3} views of other samples" in output
     assert "2 parts of 24 samples" in output

@@ -20,6 +20,7 @@ def benchmark(monkeypatch):
     return importlib.import_module("benchmarks.gaussian")
 
 
+@pytest.mark.slow
 def test_trained_bounds_are_in_order_and_below_the_truth(benchmark, tmp_path):
     views, deviation = 4, 0.5
     bound = {}

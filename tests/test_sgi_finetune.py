@@ -304,6 +304,7 @@ def test_what_cannot_run_is_answered_in_a_line(tmp_path, start, overrides, words
     assert not (tmp_path / "run").exists()
 
 
+@slow
 @pytest.mark.parametrize(
     ("other", "words"),
     [

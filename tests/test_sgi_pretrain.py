@@ -300,6 +300,7 @@ def leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_training_learns_without_collapse_and_alike_on_four_devices():
     transformation, batch = optax.adam(1e-2), windows(8, seed=3)
     graph, *_ = step.abstract(network)

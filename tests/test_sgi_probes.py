@@ -184,12 +184,12 @@ def test_a_result_is_told_and_drawn(result):
 
 
 def test_what_cannot_be_probed_is_named(data_dir):
-    write(data_dir, steps(), "tennis", game="tennis")
+    write(data_dir, steps(), "surround", game="surround")
     write(data_dir, (s._replace(ram=None) for s in steps()), "blind")
     whole = (s._replace(terminal=False, first=t == 0) for t, s in enumerate(steps()))
     write(data_dir, whole, "whole")
     for name, message in {
-        "tennis": "no variables of 'tennis' known",
+        "surround": "no variables of 'surround' known",
         "blind": "no memory of the console",
         "whole": "has 1 episodes: too few",
         "absent": "no recording 'absent'",
