@@ -361,7 +361,8 @@ def test_a_killed_run_ends_as_a_straight_one(command, tmp_path):
     assert [line["step"] for line in logged(straight)] == [201, *range(220, 401, 20)]
     for name in ("episodes.jsonl", "eval/0.json", "eval/400.json"):
         assert (broken / name).read_text() == (straight / name).read_text(), name
-    games = [json.loads(x) for x in (broken / "episodes.jsonl").open()]
+    lines = (broken / "episodes.jsonl").read_text().splitlines()
+    games = [json.loads(line) for line in lines]
     assert {game["seed"] for game in games} == {0, 1}
     assert set(games[0]) == {"step", "seed", "score", "steps"}
     ends = [saved_arrays(workdir, 400) for workdir in (broken, straight)]
