@@ -82,6 +82,11 @@ def read(
 ) -> Loaded:
     """Return the model in one checkpoint's folder, as `load` does."""
     config = checkpoint.read_config(folder)
+    if "views" not in config:
+        raise InputError(
+            f"{folder.parent.parent} is no run of polyview.main, but of a command that "
+            "plays and evaluates by itself; for fine-tuned agents see sgi.report"
+        )
     graph, params, statistics = step.abstract(model_of(config, trust))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
@@ -106,27 +111,47 @@ def donate(run: str | Path, template: step.TrainState, sharding) -> step.TrainSt
         for name, array in checkpoint.flatten(parts).items()
     }
 
-    def replaced(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if ".encoder." not in name:
-            return leaf
-        other = donor.get(name)
-        if other is None or other.shape != leaf.shape:
-            there = "absent" if other is None else other.shape
-            raise InputError(
-                f"the encoder of {run} does not fit this config: {name} is {there} "
-                f"there, {leaf.shape} here"
-            )
-        return jax.device_put(other.astype(leaf.dtype), leaf.sharding)
-
     def overlay(tree):
-        return jax.tree_util.tree_map_with_path(replaced, tree)
+        whole = taken(
+            tree, donor, lambda name: ".encoder." in name, f"encoder of {run}"
+        )
+        return jax.tree.map(
+            lambda x, leaf: x if x is leaf else jax.device_put(x, leaf.sharding),
+            whole,
+            tree,
+        )
 
     return dataclasses.replace(
         template,
         params=overlay(template.params),
         statistics=overlay(template.statistics),
     )
+
+
+def taken(
+    tree: dict, donor: dict[str, Any], wanted: Callable[[str], bool], what: str
+) -> dict:
+    """Return the tree with a donor's arrays in the place of the leaves that are wanted.
+
+    donor: by name, as of `checkpoint.flatten`. Types are the tree's. Raises InputError
+    for an array that is absent in the donor or has another shape; `what` says in the
+    message whose arrays these are.
+    """
+
+    def replaced(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if not wanted(name):
+            return leaf
+        other = donor.get(name)
+        if other is None or other.shape != leaf.shape:
+            there = "absent" if other is None else other.shape
+            raise InputError(
+                f"the {what} does not fit this config: {name} is {there} there, "
+                f"{leaf.shape} here"
+            )
+        return other.astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(replaced, tree)
 
 
 def model_of(config, trust: tuple[str, ...] = ()) -> Callable[..., nnx.Module]:

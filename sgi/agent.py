@@ -206,22 +206,10 @@ def transfer(
     donor = checkpoint.flatten(
         {"params": params | {"head": head}, "statistics": statistics}
     )
-
-    def taken(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if name.endswith(SIGMAS):
-            return leaf
-        other = donor.get(name)
-        if other is None or other.shape != leaf.shape:
-            there = "absent" if other is None else other.shape
-            raise InputError(
-                f"the pre-trained network does not fit this config: {name} is {there} "
-                f"there, {leaf.shape} here"
-            )
-        return jnp.asarray(other, leaf.dtype)
-
     both = {"params": template.params, "statistics": template.statistics}
-    both = jax.tree_util.tree_map_with_path(taken, both)
+    both = restore.taken(
+        both, donor, lambda name: not name.endswith(SIGMAS), "pre-trained network"
+    )
     return replace(template, **both, target=None if template.target is None else both)
 
 

@@ -23,6 +23,7 @@ from sgi import agent
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE
 from sgi.prepare import PREPROCESSING
 from sgi.recording import HISTORY
+from sgi.scores import PROTOCOL
 
 # What the agents of all games see, uint8[n, 84, 84], and the time, to actions int[n].
 Policy = Callable[[np.ndarray, int], np.ndarray]
@@ -35,9 +36,9 @@ class Evaluation:
     An action is random with probability `epsilon`.
     """
 
-    episodes: int = 100
-    epsilon: float = 0.001
-    cap: int = 27_000
+    episodes: int = PROTOCOL["episodes"]
+    epsilon: float = PROTOCOL["epsilon"]
+    cap: int = PROTOCOL["cap"]
 
     def __call__(
         self,

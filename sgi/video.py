@@ -18,8 +18,8 @@ from polyview.errors import InputError
 from sgi import agent
 from sgi.atari import NOOPS, Game
 from sgi.record import EpsilonGreedy, Policy, play
+from sgi.scores import PROTOCOL
 
-EPSILON = 0.001  # of evaluation
 MILLISECONDS = 70  # that a picture is shown
 
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "game" not in model.config:
         raise InputError(f"{options.run} is not a run of sgi.finetune: it has no game")
     game = Game(model.config.game)
-    policy = EpsilonGreedy(agent.greedy(model), EPSILON, len(game.actions))
+    policy = EpsilonGreedy(agent.greedy(model), PROTOCOL["epsilon"], len(game.actions))
     screens, score, over = film(game, policy, options.steps, options.game_seed)
     write(options.output, screens)
     print(
