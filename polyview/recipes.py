@@ -125,3 +125,86 @@ def evaluation(train: dict, test: dict, size: int, fraction: float) -> dict:
             "batch_size": 500,
         },
     }
+
+
+def observed(
+    fields: dict, shapes: dict, dtypes: dict, targets: tuple[str, ...] = (), **options
+) -> dict:
+    """Views that were recorded: the arguments of `polyview.data.views:Observed`."""
+    return {
+        "target": "polyview.data.views:Observed",
+        "fields": fields,
+        "shapes": shapes,
+        "dtypes": dtypes,
+        "targets": targets,
+        **options,
+    }
+
+
+def tower(encoder: dict, out: int, **options) -> dict:
+    """A tower whose global and local features a critic compares in `out` dimensions."""
+    head = {"partial": "polyview.nn.heads:MutualInformationHead", "out": out}
+    return {
+        "partial": "polyview.nn.towers:Tower",
+        "encoder": encoder,
+        "projector": head,
+        "local": head,
+        **options,
+    }
+
+
+# What a cross-modal method adds to its task; see `polyview.objectives.crossmodal`.
+TERMS = {
+    "supervised": (),
+    "intra": ("CR",),  # local Deep InfoMax within each modality
+    "clip": ("RR",),  # pairs of globals, cosine
+    "cmim": ("XX",),
+    "polyview": (),
+}
+
+
+def cross_modal(
+    method: str,
+    tasks: dict,
+    *,
+    weight: float,
+    estimator: str,
+    drop: float,
+    alone: float = 0.0,
+    temperature: float = 0.1,
+    positions: int | None = None,
+) -> dict:
+    """The objective of a method: a key of TERMS, its terms at `weight`.
+
+    "polyview" contrasts each look with all the rest of its sample by the geometric
+    loss. `tasks` maps a target to the name of its loss.
+    """
+    if method not in TERMS:
+        raise InputError(f"method={method!r}{configs.nearest(method, TERMS)}")
+    supervised = f"{OBJECTIVES}.supervised"
+    critic = {"partial": f"{OBJECTIVES}.crossmodal:scaled_dot"}
+    # Clip and penalty of AMDIM (Bachman et al. 2019).
+    critic |= {"clip": 20.0, "penalty": 0.04}
+    if method == "clip":
+        critic = {
+            "partial": f"{OBJECTIVES}.crossmodal:cosine",
+            "temperature": temperature,
+        }
+    geometric = contrastive("geometric", temperature)["loss"]
+    return {
+        "target": f"{OBJECTIVES}.crossmodal:CrossModal",
+        "tasks": {t: {"partial": f"{supervised}:{loss}"} for t, loss in tasks.items()},
+        "task_weight": 1.0,
+        "alone_weight": alone,
+        "terms": {
+            name: weight if name in TERMS[method] else 0.0
+            for name in ("CR", "XX", "RR", "CC")
+        },
+        "estimator": {"partial": f"{OBJECTIVES}.bounds:{estimator}"},
+        "critic": critic,
+        "polyview": geometric if method == "polyview" else None,
+        "polyview_weight": weight if method == "polyview" else 0.0,
+        "train_drop_prob": drop,
+        "positions": positions,
+        "study": None,
+    }

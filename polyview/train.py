@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from polyview import banner, dump, metrics, microbatch, restore, step
 from polyview import config as configs
 from polyview import mesh as meshes
+from polyview import workdir as workdirs
 from polyview.checkpoint import Checkpoints, saved_steps
 from polyview.data import pipeline
 from polyview.errors import InputError, Preempted
@@ -163,7 +164,7 @@ def run(config, workdir: str | Path) -> None:
         given, donor = this.template, config.get("init_from")
         if donor is not None and not saved_steps(workdir / "checkpoints"):
             given = restore.donate(donor, given, meshes.replicated(this.mesh))
-        claim(workdir, config)
+        workdirs.claim(workdir, config)
         checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 3))
         restored = checkpoints.restore_newest(this.template)
         start, state = restored or (0, initial(this, given))
@@ -241,33 +242,6 @@ def represent(this: Run, state):
     return functools.partial(this.represent, state.params, state.statistics)
 
 
-def claim(workdir: Path, config) -> None:
-    """Write the config into a new workdir, or compare it with the one in an old.
-
-    Raises InputError when the workdir belongs to another config or cannot be written.
-    """
-    path = workdir / "config.json"
-    if not path.exists() and meshes.is_first_process():
-        protocol.write_whole(path, configs.to_json(config).encode())
-    meshes.wait_for_all("claim")
-    if changes := configs.difference(read_config(workdir), config):
-        raise InputError(
-            f"{workdir} is a run of another config ({'; '.join(changes[:3])}); "
-            "choose another --workdir, or go back to that config"
-        )
-
-
-def read_config(workdir: Path):
-    """The config of a run. Raises InputError when there is none that can be read."""
-    path = workdir / "config.json"
-    try:
-        return configs.from_json(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{workdir} is not a run: {path.name}: {error}") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}; choose another --workdir") from error
-
-
 @contextlib.contextmanager
 def stop_requested():
     """Yield `stopping(step) -> bool`: save and end? All processes agree on it."""
@@ -288,4 +262,4 @@ def stop_requested():
 
 def replay(workdir: str | Path) -> None:
     """Take the dumped step of a run again and print where it stops being finite."""
-    dump.replay(Run(read_config(Path(workdir))), Path(workdir))
+    dump.replay(Run(workdirs.read_config(Path(workdir))), Path(workdir))

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from polyview import checkpoint, command, errors, metrics, restore, train
 from polyview import config as configs
+from polyview import workdir as workdirs
 from polyview.checkpoint import Checkpoints
 from polyview.errors import InputError, NonFiniteError, Preempted
 from polyview.evaluation import protocol
@@ -225,7 +226,7 @@ def run(config, workdir: str | Path) -> State:
     old = checkpoint.saved_steps(workdir / "checkpoints")
     if config.start == "pretrained" and not old:
         donor = read_donor(config)
-    train.claim(workdir, config)
+    workdirs.claim(workdir, config)
     state = this.begin(donor)
     checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 2))
     with contextlib.closing(checkpoints):

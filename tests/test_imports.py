@@ -27,6 +27,7 @@ ALLOWED = {
     "checkpoint": {"config"},
     "evaluation": {"config", "data", "mesh"},
     "restore": {"checkpoint", "config", "step"},
+    "workdir": {"config", "evaluation", "mesh"},
     "train": {
         "banner",
         "config",
@@ -40,6 +41,7 @@ ALLOWED = {
         "evaluation",
         "data",
         "restore",
+        "workdir",
     },
 }
 

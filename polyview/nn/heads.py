@@ -94,6 +94,73 @@ class Linear(nnx.Module):
         return self.linear(h)
 
 
+class MutualInformationHead(nnx.Module):
+    """What critics compare: `x[..., in_features] -> [..., out]`, each position alone.
+
+    LayerNorm(W2 relu(W1 x) + W x), the head of Deep InfoMax (Hjelm et al. 2019) without
+    its BatchNorm, whose statistics would be those of missing views too. W starts near
+    the identity where out >= in_features, as there.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        out: int,
+        hidden: int | None = None,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        hidden = out if hidden is None else hidden
+        self.up = _linear(in_features, hidden, **options)
+        self.down = _linear(hidden, out, **options)
+        start = _near_identity if out >= in_features else nnx.initializers.he_normal()
+        self.shortcut = nnx.Linear(
+            in_features, out, use_bias=False, kernel_init=start, **options
+        )
+        self.norm = nnx.LayerNorm(out, **options)
+
+    def __call__(self, x: jax.Array, *, train: bool = True) -> jax.Array:
+        del train
+        return self.norm(self.down(jax.nn.relu(self.up(x))) + self.shortcut(x))
+
+
+class ConcatenatedCritic(nnx.Module):
+    """An MLP on both vectors: w2 . relu(W1 [anchor; candidate] + b1) + b2.
+
+    `anchors[a, q, d], candidates[c, p, d] -> scores[a, c, p, q]`; memory grows with
+    a c p q hidden.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: int,
+        hidden: int = 128,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.anchor = _linear(features, hidden, **options)
+        self.candidate = _linear(features, hidden, use_bias=False, **options)
+        self.last = _linear(hidden, 1, **options)
+
+    def __call__(self, anchors: jax.Array, candidates: jax.Array) -> jax.Array:
+        ours = self.anchor(anchors)[:, None, None]
+        theirs = self.candidate(candidates)[None, :, :, None]
+        scores = self.last(jax.nn.relu(ours + theirs))[..., 0]
+        return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+
+
+def _near_identity(key, shape, dtype=jnp.float32):
+    return jnp.eye(*shape, dtype=dtype) + jax.random.uniform(
+        key, shape, dtype, -0.01, 0.01
+    )
+
+
 def _linear(in_features: int, out: int, **options) -> nnx.Linear:
     he = jax.nn.initializers.he_normal()
     return nnx.Linear(in_features, out, kernel_init=he, **options)

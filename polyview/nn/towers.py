@@ -10,6 +10,7 @@ place in the batch, so a row looks the same on any number of devices.
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ class Features(NamedTuple):
     z: jax.Array  # [b, m, d], projected: what objectives read
     h: jax.Array  # [b, m, d'], the representation: what probes read
     local: jax.Array | None  # [b, m, p, c], the feature map, where asked for
+    real: jax.Array | None = None  # bool[b, m, p]: not padding; None where all are
 
 
 class Frozen(nnx.Variable):
@@ -34,13 +36,17 @@ class Tower(nnx.Module):
     """Encodes the views of one modality.
 
     `encoder(rngs=)` makes a module with an attribute `features` and
-    `encoder(x[n, ...], train=, key=) -> (h[n, features], local[n, p, c])`;
+    `encoder(x[n, ...], train=, key=) -> (h[n, features], local[n, p, c])`, and a third
+    `real: bool[n, p]` where some positions are padding;
     `projector(features, rngs=)` makes one with `projector(h, train=) -> z[n, d]`.
     `photometry(images[b, m, h, w, c], keys[b])`, of uint8 or floats in [0, 1], runs in
     training only.
-    `mean` and `std` normalise the last axis (one number, or one a channel). With
-    `local`, the features carry the encoder's feature map. A `frozen` encoder stays as
-    it is, the statistics of its BatchNorm included: for probes.
+    `mean` and `std` normalise the last axis (one number, or one a channel); integers
+    that are no images, as tokens, go in as they are. With `local`, the features carry
+    the encoder's feature map; `local=projector`, made as the other one for the map's
+    width (`encoder.local_features`, else `features`), projects each position. A
+    `frozen` encoder stays as it is, the statistics of its BatchNorm included: for
+    probes.
     """
 
     def __init__(
@@ -49,9 +55,9 @@ class Tower(nnx.Module):
         encoder: Callable,
         projector: Callable,
         photometry: Callable | None = None,
-        mean: float | Sequence[float],
-        std: float | Sequence[float],
-        local: bool = False,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        local: bool | Callable = False,
         frozen: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -61,7 +67,9 @@ class Tower(nnx.Module):
         self.projector = projector(self.encoder.features, rngs=rngs)
         self.photometry = photometry
         self.mean, self.std = _numbers(mean), _numbers(std)
-        self.local, self.frozen = local, frozen
+        self.local, self.frozen = bool(local), frozen
+        width = getattr(self.encoder, "local_features", self.encoder.features)
+        self.project_local = local(width, rngs=rngs) if callable(local) else None
 
     def __call__(
         self,
@@ -71,7 +79,7 @@ class Tower(nnx.Module):
         key: jax.Array | None,
         train: bool,
     ) -> Features:
-        """Features of `views[b, m, ...]`: uint8 images, or floats taken as they are.
+        """Features of `views[b, m, ...]`: uint8 images, floats, or tokens.
 
         `index[b]` names the rows: row i's noise is a function of (key, index[i]).
         """
@@ -83,14 +91,16 @@ class Tower(nnx.Module):
         if views.dtype == jnp.uint8:
             views = views.astype(float) / 255
         x = rearrange(views, "b m ... -> (b m) ...")
-        x = (x - _last(self.mean, x)) / _last(self.std, x)
-        h, local = self.encoder(x, train=train and not self.frozen, key=key)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            x = (x - _last(self.mean, x)) / _last(self.std, x)
+        h, *maps = self.encoder(x, train=train and not self.frozen, key=key)
         z = self.projector(h, train=train)
-        return Features(
-            z=rearrange(_wide(z), "(b m) d -> b m d", m=m),
-            h=rearrange(_wide(h), "(b m) d -> b m d", m=m),
-            local=rearrange(local, "(b m) p c -> b m p c", m=m) if self.local else None,
-        )
+        local, real = (*maps, None)[:2] if self.local else (None, None)
+        if self.project_local is not None:
+            local = _wide(self.project_local(local, train=train))
+        parts = (_wide(z), _wide(h), local, real)
+        views_of = partial(rearrange, pattern="(b m) ... -> b m ...", m=m)
+        return Features(*jax.tree.map(views_of, parts))
 
 
 class Towers(nnx.Module):

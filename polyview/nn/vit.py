@@ -28,18 +28,22 @@ class Block(nnx.Module):
         self.up = _linear(width, 4 * width, **options)
         self.down = _linear(4 * width, width, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`x[n, p, width]` gives the same shape."""
+    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+        """`x[n, p, width]` gives the same shape; of `real: bool[n, p]`, see below."""
         n, p, width = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(n, p, 3, self.heads, width // self.heads)
-        x = x + self.out(attention(*jnp.moveaxis(qkv, 2, 0)).reshape(n, p, width))
+        mixed = attention(*jnp.moveaxis(qkv, 2, 0), real)
+        x = x + self.out(mixed.reshape(n, p, width))
         hidden = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
         return x + self.down(hidden)
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, real: jax.Array | None = None
+) -> jax.Array:
     """softmax(q k / sqrt(features)) v of `[n, p, heads, features]`, in that shape.
 
+    Only positions that are `real: bool[n, p]` are attended to, or all where none is.
     Weights are computed in float32 or better. (`jax.nn.dot_product_attention` rounds
     float64 to float32: a step would differ with the number of devices.)
     """
@@ -51,6 +55,9 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         precision="BF16_BF16_F32" if query.dtype == jnp.bfloat16 else None,
         preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
     )
+    if real is not None:
+        real = real | ~real.any(1, keepdims=True)
+        scores = jnp.where(real[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5)
     return jnp.einsum("nhqk,nkhd->nqhd", weights.astype(value.dtype), value)
 

@@ -40,6 +40,7 @@ from polyview.objectives.tiles import (
 # `benchmarks/loss.py`), an accelerator wants large ones (not yet measured).
 TILE = {"cpu": 512}
 LARGE_TILE = 4096
+_ABSENT = -1e30  # a score, times the temperature, that no pair comes near
 
 
 class Negatives(Protocol):
@@ -109,6 +110,27 @@ def log_negatives(
     tile = tile or TILE.get(jax.default_backend(), LARGE_TILE)
     axes = mesh.axis_names if devices > 1 else ()
     return _log_negatives(Plan(exchange, tile, axes, devices), *pair)
+
+
+def of_present(negatives: Negatives, present: jax.Array | None) -> Negatives:
+    """Return `negatives` over the candidates that are `present: bool[b, n]` alone.
+
+    A feature more says so: it adds 0 to the score of a candidate that is there, and a
+    number to that of one that is not, which makes its exp exactly 0. Where none is
+    there at all, the result is far below any score. None stands for all.
+    """
+    if present is None:
+        return negatives
+
+    def of_those(anchors, candidates=None, *, temperature):
+        candidates = anchors if candidates is None else candidates
+        mark = jnp.where(present, 0, _ABSENT)[..., None].astype(candidates.dtype)
+        marked = jnp.concatenate([candidates, mark], -1)
+        one = jnp.ones_like(anchors[..., :1])
+        anchors = jnp.concatenate([anchors, one], -1)
+        return negatives(anchors, marked, temperature=temperature)
+
+    return of_those
 
 
 def log_negatives_by_view(

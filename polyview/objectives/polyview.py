@@ -10,6 +10,11 @@ for `mv_infonce` and `mv_dhel`, one a sample, float[b]; training minimises the m
 l2-normalise z unless `normalize=False`, compute in float32 or better, and raise
 ValueError for b = 1 or m = 1. The batch b is global, and `negatives` computes log N:
 `log_negatives`, or a partial of it, as `partial(log_negatives, exchange="ring")`.
+
+Some take `present: bool[b, m]`. A missing view is neither anchor nor positive nor
+negative: its loss is 0, as is that of a view that is alone in its sample, and its
+gradient; means over positives and in t are over what is there. Average over
+`positives.anchors(present)`.
 """
 
 from collections.abc import Callable
@@ -26,8 +31,10 @@ from polyview.objectives.negatives import (
     Negatives,
     log_negatives,
     log_negatives_by_view,
+    of_present,
 )
 from polyview.objectives.positives import (
+    anchors,
     embeddings,
     l2_normalize,
     mean_of_others,
@@ -42,12 +49,15 @@ def geometric(
     temperature: float,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
+    present: jax.Array | None = None,
 ):
     """Mean over positives of -log l: the geometric poly-view loss.
 
     L[i, a] = -1/(m-1) sum_{c != a} log l[i, a, c]; Shidani et al. 2024.
     """
-    return -_log_ratios(embeddings(z, normalize), temperature, negatives).mean(-1)
+    z = embeddings(z, normalize, present)
+    log_ratios, pairs = _log_ratios(z, temperature, negatives, present)
+    return -jnp.where(pairs, log_ratios, 0).sum(-1) / jnp.maximum(pairs.sum(-1), 1)
 
 
 def arithmetic(
@@ -57,21 +67,29 @@ def arithmetic(
     variant: Literal["theorem", "listing"] = "theorem",
     normalize: bool = True,
     negatives: Negatives = log_negatives,
+    present: jax.Array | None = None,
 ):
     """-log of the mean over positives of l: the arithmetic poly-view loss.
 
     "theorem": L[i, a] = -log(1/(m-1) sum_{c != a} l[i, a, c]); Shidani et al. 2024.
     "listing": L[i, a] = log(1/b sum_{c != a} 1 / l[i, a, c]), as public transcriptions
     of their pseudo-code have it: it weighs the hardest positive most, where the theorem
-    weighs the easiest, and its value bounds no mutual information.
+    weighs the easiest, and its value bounds no mutual information; it takes no
+    `present`.
     """
-    log_ratios = _log_ratios(embeddings(z, normalize), temperature, negatives)
-    b, _, positives = log_ratios.shape
+    z = embeddings(z, normalize, present)
+    log_ratios, pairs = _log_ratios(z, temperature, negatives, present)
     if variant == "theorem":
-        return log(positives) - logsumexp(log_ratios, axis=-1)
-    if variant == "listing":
-        return logsumexp(-log_ratios, axis=-1) - log(b)
-    raise ValueError(f'variant is "theorem" or "listing", not {variant!r}')
+        # A row without positives would be the log of 0: it takes all, and is dropped.
+        there = pairs.any(-1)
+        log_ratios = jnp.where(pairs | ~there[..., None], log_ratios, -jnp.inf)
+        losses = jnp.log(jnp.maximum(pairs.sum(-1), 1)) - logsumexp(log_ratios, -1)
+        return jnp.where(there, losses, 0)
+    if variant == "listing" and present is None:
+        return logsumexp(-log_ratios, axis=-1) - log(len(z))
+    raise ValueError(
+        f'variant is "theorem", or "listing" without present, not {variant!r}'
+    )
 
 
 def sufficient_statistics(
@@ -81,20 +99,25 @@ def sufficient_statistics(
     renormalize: bool = True,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
+    present: jax.Array | None = None,
 ):
     """One positive an anchor: the mean of the sample's other views, t[i, a].
 
     L[i, a] = -log [ exp s(z[i, a], t[i, a]) / (exp s(z[i, a], t[i, a])
                      + sum_{j != i} sum_g exp s(z[i, a], t[j, g])) ],
-    with t l2-normalised again if `renormalize`; Shidani et al. 2024.
+    with t l2-normalised again if `renormalize`; Shidani et al. 2024. With `present`,
+    t[j, g] counts where view g of sample j is there, and another one.
     """
-    z = embeddings(z, normalize)
-    rest = mean_of_others(z)
+    z = embeddings(z, normalize, present)
+    rest = mean_of_others(z, present)
     if renormalize:
         rest = l2_normalize(rest)
     positives = jnp.einsum("bmd,bmd->bm", z, rest) / temperature
+    there = None if present is None else anchors(present)
+    negatives = of_present(negatives, there)
     others = negatives(z, rest, temperature=temperature)
-    return jnp.logaddexp(positives, others) - positives
+    losses = jnp.logaddexp(positives, others) - positives
+    return losses if there is None else jnp.where(there, losses, 0)
 
 
 def multi_crop(
@@ -230,11 +253,13 @@ class Contrastive:
         return (b - 1) * m
 
 
-def _log_ratios(z, temperature, negatives):
-    """log l[i, a, c] for c != a: float[b, m, m - 1]."""
+def _log_ratios(z, temperature, negatives, present):
+    """log l[i, a, c] for c != a, and which of these pairs are there: [b, m, m - 1]."""
     positives = positive_scores(z, temperature)
-    others = negatives(z, temperature=temperature)[..., None]
-    return positives - jnp.logaddexp(positives, others)
+    others = of_present(negatives, present)(z, temperature=temperature)[..., None]
+    log_ratios = positives - jnp.logaddexp(positives, others)
+    there = jnp.ones(z.shape[:2], bool) if present is None else present
+    return log_ratios, off_diagonal(there[:, :, None] & there[:, None, :])
 
 
 def _log_denominators(z, positives, temperature, negatives):

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def embeddings(z: jax.Array, normalize: bool = True) -> jax.Array:
+def embeddings(
+    z: jax.Array, normalize: bool = True, present: jax.Array | None = None
+) -> jax.Array:
     """Return z: float[b, m, d] in float32 or better, l2-normalised if asked.
 
-    Raises ValueError unless there are at least two samples and two views.
+    Views that are not `present: bool[b, m]` become zeros, whatever stood there. Raises
+    ValueError unless there are at least two samples and two views.
     """
     b, m, _ = z.shape
     if b < 2 or m < 2:
@@ -16,6 +19,8 @@ def embeddings(z: jax.Array, normalize: bool = True) -> jax.Array:
             f"z is [b, m, d] with b >= 2 samples and m >= 2 views, not {z.shape}"
         )
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    if present is not None:
+        z = jnp.where(present[..., None], z, 0)
     return l2_normalize(z) if normalize else z
 
 
@@ -25,9 +30,22 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
 
 
-def mean_of_others(z: jax.Array) -> jax.Array:
-    """Mean over the other views of a sample: float[b, m, d] -> float[b, m, d]."""
-    return (z.sum(axis=1, keepdims=True) - z) / (z.shape[1] - 1)
+def mean_of_others(z: jax.Array, present: jax.Array | None = None) -> jax.Array:
+    """Mean over the other views of a sample: float[b, m, d] -> float[b, m, d].
+
+    With `present: bool[b, m]`, over those that are there (the others must be zeros in
+    z), and zero where there is none.
+    """
+    others = z.shape[1] - 1
+    if present is not None:
+        others = present.sum(1, keepdims=True) - present
+        others = jnp.maximum(others, 1).astype(z.dtype)[..., None]
+    return (z.sum(axis=1, keepdims=True) - z) / others
+
+
+def anchors(present: jax.Array) -> jax.Array:
+    """Which views can be anchors, bool[b, m]: present, and not the only one."""
+    return present & (present.sum(1, keepdims=True) > 1)
 
 
 def positive_scores(z: jax.Array, temperature: float) -> jax.Array:

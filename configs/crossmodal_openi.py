@@ -1,0 +1,115 @@
+"""Chest radiograph reports: train with every view, predict from one.
+
+    python -m polyview.prepare openi
+    python -m polyview.main --config configs/crossmodal_openi.py --workdir runs/openi
+    python -m polyview.evaluate --run runs/openi
+
+Arguments: method (supervised | intra | clip | cmim | polyview), weight of its terms,
+estimator, drop (chance of each view to be left out of a prediction), views (joined by
++, of indication, findings, impression, descriptors, mesh), encoder (set | conv |
+transformer), split (test | validation). `mesh` holds the labels.
+Hardware: one laptop core, minutes. Measured: see `benchmarks/results/openi.json`.
+"""
+
+from polyview import config as configs
+from polyview import recipes
+from polyview.data.prepare import openi
+from polyview.errors import InputError
+
+LENGTHS = {label.lower(): length for label, length in openi.SECTIONS.items()} | {
+    "mesh": openi.MESH_WORDS,
+    "descriptors": openi.DESCRIPTORS,
+}
+ENCODERS = {"set": "TokenSet", "conv": "ConvText", "transformer": "TextTransformer"}
+
+
+def get_config(argument: str = "") -> dict:
+    """All numbers are ours: those of the paper are not public."""
+    args = configs.arguments(
+        argument,
+        method="cmim",
+        weight=0.1,
+        estimator="info_nce",
+        drop=0.5,
+        alone=0.0,
+        views="indication+findings+impression+descriptors",
+        encoder="set",
+        split="test",
+        steps=800,
+    )
+    names = args["views"].split("+")
+    for name in names:
+        if name not in LENGTHS:
+            raise InputError(f"views: {name!r}{configs.nearest(name, LENGTHS)}")
+    if args["encoder"] not in ENCODERS:
+        near = configs.nearest(args["encoder"], ENCODERS)
+        raise InputError(f"encoder={args['encoder']!r}{near}")
+    views = recipes.observed(
+        fields={name: (name,) for name in names},
+        shapes={name: (LENGTHS[name],) for name in names},
+        dtypes={name: "int32" for name in names},
+        targets=("labels",),
+    )
+    return {
+        "seed": 0,
+        "steps": args["steps"],
+        "epochs": None,
+        "batch_size": 128,
+        "log_every": 50,
+        "checkpoint_every": 400,
+        "evaluate_every": 0,
+        "keep": 2,
+        "workers": 0,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": recipes.source("openi", "train"),
+        "views": views,
+        "model": {
+            "partial": "polyview.nn.fusion:LateFusion",
+            "towers": {name: tower(name, args["encoder"]) for name in names},
+            "heads": {
+                "labels": {
+                    "partial": "polyview.nn.heads:Linear",
+                    "out": len(openi.LABELS),
+                }
+            },
+            "alone": args["alone"] > 0,
+            "critic": None,
+        },
+        "objective": recipes.cross_modal(
+            args["method"],
+            {"labels": "binary_cross_entropy"},
+            weight=args["weight"],
+            estimator=args["estimator"],
+            drop=args["drop"],
+            alone=args["alone"],
+        ),
+        "optimizer": {
+            "partial": "polyview.optimizer:adamw",
+            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 1e-3},
+            "weight_decay": 1e-2,
+            "warm_up": 0.1,
+        },
+        "evaluation": {
+            "target": "polyview.evaluation.missing:MissingModalities",
+            "test": recipes.source("openi", args["split"]),
+            "views": views,
+            "targets": ("labels",),
+            "retrieval": len(names) > 1,
+            "batch_size": 500,
+            "frozen": None,
+        },
+    }
+
+
+def tower(name: str, encoder: str) -> dict:
+    """The encoder of a view; descriptors are a set, whatever texts are read by."""
+    visual = name == "descriptors"
+    text = {
+        "partial": f"polyview.nn.text:{ENCODERS['set' if visual else encoder]}",
+        "vocabulary": openi.VISUAL_WORDS if visual else openi.WORDS,
+        "width": 64,
+        "features": 128,
+    }
+    if encoder == "transformer" and not visual:
+        text |= {"length": LENGTHS[name], "depth": 2, "heads": 4}
+    return recipes.tower(text, out=64)

@@ -1,0 +1,268 @@
+"""Prediction with modalities missing: every subset of the looks, and retrieval.
+
+A look is one view of one modality (see `polyview.nn.fusion`). For each non-empty subset
+of the looks the model predicts from those alone, on the rows that have at least one of
+them. Nothing is chosen on the rows that are read: the numbers are of the model as this
+step left it.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from sklearn.metrics import r2_score, roc_auc_score
+
+from polyview import mesh as meshes
+from polyview.data import pipeline
+from polyview.errors import InputError
+from polyview.evaluation.knn import neighbours
+from polyview.evaluation.protocol import Protocol, Result, top
+
+_MOST = 63  # subsets: of six looks
+_RECALL = (1, 5, 10)
+_SHOWN = 6  # queries of the figure of retrieval
+
+
+@dataclasses.dataclass(frozen=True)
+class MissingModalities:
+    """What is predicted from each subset of the looks; `missing(represent, mesh)`.
+
+    Attributes:
+      test: a source with the targets that are predicted.
+      views: example -> views; `Observed`, or another that has `fields`.
+      targets: those to predict. The model returns z[b, 1, ...] under their names, of
+        `batch["present"]`. Classes are measured by accuracy, several labels by the mean
+        area under the ROC curve, numbers by R^2, masks by the Dice score of each
+        region, a mean over the rows (1 where a region is neither there nor predicted).
+      retrieval: of the looks, by the cosine of their z, each in each; needs z of one
+        width.
+      batch_size: global.
+      frozen: an evaluation of frozen features to be made beside it, or None.
+    """
+
+    test: Any
+    views: Callable
+    targets: Sequence[str] = ()
+    retrieval: bool = True
+    batch_size: int = 500
+    frozen: Protocol | None = None
+
+    def __post_init__(self):
+        for target in self.targets:
+            if target not in self.test.targets:
+                raise InputError(
+                    f"evaluation: the test source has no target '{target}', only "
+                    f"{', '.join(self.test.targets) or 'none'}"
+                )
+        if not hasattr(self.views, "fields"):
+            raise InputError("evaluation: views must be Observed, with their fields")
+        if len(self.subsets()) > _MOST:
+            raise InputError(
+                f"evaluation: {len(self._names())} looks have {len(self.subsets())} "
+                "subsets; evaluate fewer: set --config.evaluation.views.fields"
+            )
+
+    def __call__(self, represent: Callable, mesh: Mesh) -> Result:
+        """Evaluate `represent(batch) -> {modality or target: Features}`."""
+        began = time.perf_counter()
+        numbers, sample = {}, {}
+        if self.frozen is not None:
+            found = self.frozen(represent, mesh)
+            numbers, sample = dict(found), found.sample
+        looks, truths, rows = self._run(represent, mesh)
+        present = np.concatenate([looks["present"][n] for n in self._modalities()], 1)
+        subsets = {
+            target: [
+                self._score(target, subset, outputs, truths[target], present)
+                for subset, outputs in zip(
+                    self.subsets(), looks["outputs"][target], strict=True
+                )
+            ]
+            for target in self.targets
+        }
+        numbers |= {
+            "protocol": {
+                **numbers.get("protocol", {}),
+                "missing": self._describe(rows),
+            },
+            "looks": self._names(),
+            "subsets": subsets,
+        }
+        if self.retrieval:
+            numbers["retrieval"] = self._retrieval(looks["z"], present)
+        numbers["machine"] = meshes.machine()
+        seconds = round(time.perf_counter() - began, 3)
+        numbers["time"] = {**numbers.get("time", {}), "missing": seconds}
+        return Result(numbers, sample)
+
+    def subsets(self) -> list[tuple[int, ...]]:
+        """All non-empty subsets of the looks, by their number, the smallest first."""
+        number = len(self._names())
+        return [
+            subset
+            for size in range(1, number + 1)
+            for subset in itertools.combinations(range(number), size)
+        ]
+
+    def _modalities(self) -> list[str]:
+        return sorted(self.views.fields)
+
+    def _names(self) -> list[str]:
+        return [
+            field for name in self._modalities() for field in self.views.fields[name]
+        ]
+
+    def _run(self, represent: Callable, mesh: Mesh):
+        """What the model says of all rows: for all looks and for each subset."""
+        whole = meshes.replicated(mesh)
+        ends = np.cumsum([len(self.views.fields[n]) for n in self._modalities()])[:-1]
+        kinds = {t: self.test.targets[t]["kind"] for t in self.targets}
+        small = jax.jit(functools.partial(_small, kinds), out_shardings=whole)
+        gather = jax.jit(lambda x: x, out_shardings=whole)
+        masks = [np.isin(np.arange(len(self._names())), s) for s in self.subsets()]
+        parts = []
+        for batch in self._batches(mesh):
+            batch = meshes.put(batch, mesh)
+            outputs = []
+            for mask in masks:
+                of_modality = np.split(mask, ends)
+                there = {
+                    name: _and(batch["present"][name], keep)
+                    for name, keep in zip(self._modalities(), of_modality, strict=True)
+                }
+                features = represent({**batch, "present": there})
+                outputs.append({t: features[t].z for t in self.targets})
+            # The last subset is that of all looks.
+            z = {n: features[n].z for n in self._modalities()} if self.retrieval else {}
+            outputs = [small(of) for of in outputs]
+            parts.append(
+                jax.tree.map(
+                    np.asarray,
+                    gather(
+                        {
+                            "outputs": {
+                                t: [of[t] for of in outputs] for t in self.targets
+                            },
+                            "z": z,
+                            "present": batch["present"],
+                            "targets": {t: batch["targets"][t] for t in self.targets},
+                            "index": batch["index"],
+                        }
+                    ),
+                )
+            )
+        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        real = joined["index"] >= 0
+        joined = jax.tree.map(lambda array: array[real], joined)
+        return joined, joined["targets"], int(real.sum())
+
+    def _batches(self, mesh: Mesh) -> Iterator[dict]:
+        return pipeline.ordered(
+            self.test,
+            self.views,
+            batch_size=self.batch_size + -self.batch_size % mesh.size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _score(self, target, subset, outputs, truth, present) -> dict[str, Any]:
+        rows = present[:, list(subset)].any(1)
+        names = [self._names()[i] for i in subset]
+        said = {"looks": names, "rows": int(rows.sum())}
+        if not rows.any():
+            return said | {"note": "no row has any of these looks"}
+        outputs, truth = outputs[rows], truth[rows]
+        task = self.test.targets[target]
+        if not np.isfinite(outputs).all():
+            raise InputError(
+                f"predictions of '{target}' from {', '.join(names)} are not finite: "
+                "the run has diverged; evaluate an earlier step"
+            )
+        match task["kind"]:
+            case "class":
+                return said | top(outputs, truth)
+            case "multi-label":
+                return said | auroc(outputs, truth, task["names"])
+            case "regression":
+                return said | {"r2": float(r2_score(truth, outputs))}
+            case "mask":
+                return said | dice(outputs, truth, task["regions"])
+            case kind:
+                raise InputError(f"target '{target}' is of kind '{kind}', not measured")
+
+    def _retrieval(self, z: Mapping[str, np.ndarray], present: np.ndarray) -> dict:
+        """Recall of each look by each other, among the rows that have both."""
+        names = self._names()
+        each = np.concatenate([z[name] for name in self._modalities()], 1)
+        found = {}
+        for a, b in itertools.permutations(range(len(names)), 2):
+            both = present[:, a] & present[:, b]
+            said = {"from": names[a], "to": names[b], "rows": int(both.sum())}
+            if both.any():
+                near = neighbours(each[both, b], each[both, a], k=max(_RECALL)).index
+                own = near == np.arange(both.sum())[:, None]
+                said |= {
+                    f"recall@{k}": float(own[:, :k].any(1).mean()) for k in _RECALL
+                }
+            found[f"{names[a]} -> {names[b]}"] = said
+        return found
+
+    def _describe(self, rows: int) -> dict[str, Any]:
+        return {
+            "test": {"source": repr(self.test), "rows": rows},
+            "views": repr(self.views),
+            "targets": {t: self.test.targets[t]["kind"] for t in self.targets},
+            "rows_of_a_subset": "those that have at least one of its looks",
+            "retrieval": "cosine of z, among the rows that have both looks",
+            "chosen": "nothing: the model as this step left it",
+            "batch_size": self.batch_size,
+        }
+
+
+@jax.jit
+def _and(present, keep):
+    return present & jnp.asarray(keep)[None]
+
+
+def _small(kinds: Mapping[str, str], outputs: Mapping[str, jax.Array]) -> dict:
+    """The outputs of all looks together; of a mask only the likeliest class."""
+    return {
+        target: z[:, 0].argmax(-1).astype(jnp.uint8)
+        if kinds[target] == "mask"
+        else z[:, 0].astype(jnp.float32)
+        for target, z in outputs.items()
+    }
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict:
+    """The area under the ROC curve of each label that occurs and does not: scores and
+    labels [n, l]. Their mean is "auroc"."""
+    of = {
+        name: float(roc_auc_score(labels[:, i], scores[:, i]))
+        for i, name in enumerate(names)
+        if 0 < labels[:, i].sum() < len(labels)
+    }
+    if not of:
+        return {"note": "each label is the same in all rows: no ROC curve"}
+    return {"auroc": float(np.mean([*of.values()])), "auroc_of": of}
+
+
+def dice(
+    answers: np.ndarray, truth: np.ndarray, regions: Mapping[str, Sequence[int]]
+) -> dict:
+    """2 |A and B| / (|A| + |B|) of each region, classes taken together, mean over rows;
+    answers and truth int[n, h, w]. "dice" is the mean over the regions."""
+    of = {}
+    for name, classes in regions.items():
+        a, b = np.isin(answers, classes), np.isin(truth, classes)
+        sizes = a.sum((1, 2)) + b.sum((1, 2))
+        both = (a & b).sum((1, 2))
+        of[name] = float(np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1).mean())
+    return {"dice": float(np.mean([*of.values()])), "dice_of": of}

@@ -1,0 +1,477 @@
+"""Estimators and terms are their formulas; what is missing has no part in them."""
+
+from functools import partial
+from itertools import permutations, product
+from math import exp, log, log1p
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from polyview.errors import InputError
+from polyview.nn.towers import Features
+from polyview.objectives import bounds, crossmodal, polyview, supervised
+from polyview.objectives.crossmodal import CrossModal, cosine, kept, looks, scaled_dot
+from polyview.objectives.positives import anchors
+
+ESTIMATORS = {
+    "jensen_shannon": bounds.jensen_shannon,
+    "nwj": bounds.nwj,
+    "donsker_varadhan": bounds.donsker_varadhan,
+    "info_nce": bounds.info_nce,
+}
+
+
+def loops(name, s, positive, negative):
+    """Loss and bound, one score at a time."""
+    a, c, p, q = s.shape
+    marked = {
+        True: [e for e in product(*map(range, s.shape)) if positive[e]],
+        False: [e for e in product(*map(range, s.shape)) if negative[e]],
+    }
+
+    def over_pairs(value, entries):
+        pairs = {}
+        for e in entries:
+            pairs.setdefault(e[:2], []).append(value(e))
+        return np.mean([np.mean(values) for values in pairs.values()])
+
+    if name == "jensen_shannon":
+        loss = over_pairs(lambda e: log1p(exp(s[e])) - log(2), marked[False])
+        loss -= over_pairs(lambda e: log(2) - log1p(exp(-s[e])), marked[True])
+        return loss, -loss
+    if name == "nwj":
+        loss = over_pairs(lambda e: exp(s[e] - 1), marked[False])
+        loss -= over_pairs(lambda e: s[e], marked[True])
+        return loss, -loss
+    if name == "donsker_varadhan":
+        loss = log(np.mean([exp(s[e]) for e in marked[False]]))
+        loss -= over_pairs(lambda e: s[e], marked[True])
+        return loss, -loss
+
+    def others(e):
+        return [exp(s[f]) for f in marked[False] if f[0] == e[0] and f[3] == e[3]]
+
+    entries = [e for e in marked[True] if others(e)]
+    ratio = {e: -log(exp(s[e]) / (exp(s[e]) + sum(others(e)))) for e in entries}
+    bound = {e: log(1 + len(others(e))) - ratio[e] for e in entries}
+    return over_pairs(ratio.get, entries), over_pairs(bound.get, entries)
+
+
+def masks(b, p, q, seed=0, whole=False):
+    """Pairs of a batch with missing anchors and candidates, padding and studies."""
+    rng = np.random.default_rng(seed)
+    there = np.ones((b, b, p, q), bool)
+    same = np.eye(b, dtype=bool)
+    if not whole:
+        there &= (rng.random((b, 1, 1, 1)) < 0.7) & (rng.random((1, b, 1, 1)) < 0.7)
+        there &= rng.random((1, b, p, 1)) < 0.7
+        study = rng.integers(b // 2, size=b)
+        same = study[:, None] == study[None]
+    itself = np.eye(b, dtype=bool)[..., None, None]
+    return there & itself, there & ~same[..., None, None]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_estimator_is_its_formula(name, whole, x64):
+    for seed, (b, p, q) in enumerate([(6, 1, 1), (6, 3, 2), (5, 2, 3)]):
+        s = np.random.default_rng(seed).normal(size=(b, b, p, q))
+        marked = masks(b, p, q, seed + 1, whole)
+        found = ESTIMATORS[name](jnp.asarray(s), *map(jnp.asarray, marked))
+        np.testing.assert_allclose(found, loops(name, s, *marked), rtol=1e-10)
+
+
+def test_scores_that_say_nothing_give_the_values_of_ignorance(x64):
+    b, p, q = 5, 3, 2
+    zeros, marked = jnp.zeros((b, b, p, q)), masks(b, p, q, whole=True)
+    say = {name: of(zeros, *marked)[0] for name, of in ESTIMATORS.items()}
+    np.testing.assert_allclose(say["jensen_shannon"], 0, atol=1e-12)
+    np.testing.assert_allclose(say["donsker_varadhan"], 0, atol=1e-12)
+    np.testing.assert_allclose(say["nwj"], exp(-1))
+    np.testing.assert_allclose(say["info_nce"], log(1 + (b - 1) * p))
+    sure = jnp.where(jnp.eye(b, dtype=bool)[..., None, None], 50.0, -50.0) + zeros
+    np.testing.assert_allclose(
+        bounds.jensen_shannon(sure, *marked).loss, -2 * log(2), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_without_positives_or_negatives_there_is_no_loss_and_no_gradient(name):
+    scores = jnp.ones((3, 3, 2, 1))
+    marked = masks(3, 2, 1, whole=True)
+    nothing = np.zeros_like(marked[0])
+    for positive, negative in [(marked[0], nothing), (nothing, marked[1])]:
+        loss_of = lambda s, p=positive, n=negative: ESTIMATORS[name](s, p, n).loss  # noqa: E731
+        loss, gradient = jax.value_and_grad(loss_of)(scores)
+        assert loss == 0
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_bounds_in_nats_stay_below_the_information_of_gaussians():
+    """With the best critic there is, on fresh pairs of correlation r."""
+    b, r, batches = 256, 0.9, 40
+    information = -log(1 - r**2) / 2
+    marked = masks(b, 1, 1, whole=True)
+
+    def ratio(x, y):  # log p(y | x) / p(y)
+        return (
+            -log(1 - r**2) / 2
+            - (y[None] - r * x[:, None]) ** 2 / (2 * (1 - r**2))
+            + y[None] ** 2 / 2
+        )
+
+    found = {name: [] for name in ESTIMATORS if name != "jensen_shannon"}
+    rng = np.random.default_rng(0)
+    for _ in range(batches):
+        x, noise = rng.normal(size=(2, b))
+        scores = jnp.asarray(ratio(x, r * x + (1 - r**2) ** 0.5 * noise))
+        for name, bound in found.items():
+            best = scores + 1 if name == "nwj" else scores
+            bound.append(ESTIMATORS[name](best[..., None, None], *marked).bound)
+    for name, bound in found.items():
+        error = np.std(bound) / batches**0.5
+        assert np.mean(bound) < information + 3 * error, name
+        assert np.mean(bound) > 0.9 * information, name
+
+
+def batch_of(b=6, seed=0, d=4, p=3, missing=True, **modalities):
+    """Features and masks of modalities u and v of 1 and 2 views."""
+    rng = np.random.default_rng(seed)
+    counts = modalities or {"u": 1, "v": 2}
+    features, present = {}, {}
+    for name, m in counts.items():
+        present[name] = rng.random((b, m)) < (0.7 if missing else 1.1)
+        features[name] = Features(
+            z=rng.normal(size=(b, m, d)),
+            h=rng.normal(size=(b, m, d)),
+            local=rng.normal(size=(b, m, p, d)),
+            real=(rng.random((b, m, p)) < 0.8) if missing else None,
+        )
+    return jax.tree.map(jnp.asarray, (features, present))
+
+
+def one_term(
+    name, features, present, estimator=bounds.info_nce, critic=scaled_dot, **kw
+):
+    b = len(jax.tree.leaves(present)[0])
+    return crossmodal.term(
+        name,
+        looks(features, present),
+        estimator=estimator,
+        critic=critic,
+        key=jax.random.key(0),
+        index=jnp.arange(b),
+        **kw,
+    )
+
+
+def test_scores_of_critics(x64):
+    rng = np.random.default_rng(0)
+    g, local = rng.normal(size=(3, 2, 5)), 30 * rng.normal(size=(4, 6, 5))
+    dots = np.einsum("aqd,cpd->acpq", g, local)
+    scored = scaled_dot(g, local)
+    np.testing.assert_allclose(scored.raw, dots / 5**0.5)
+    np.testing.assert_allclose(scored.scores, 20 * np.tanh(dots / 5**0.5 / 20))
+    lengths = np.einsum(
+        "aq,cp->acpq", np.linalg.norm(g, axis=-1), np.linalg.norm(local, axis=-1)
+    )
+    found = cosine(g, local, temperature=0.5).scores
+    np.testing.assert_allclose(found, dots / lengths / 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["XX", "RR"])
+def test_a_term_is_the_mean_over_ordered_pairs_of_what_two_looks_give(name, x64):
+    features, present = batch_of(u=1, v=1, w=1)
+    whole = one_term(name, features, present)
+    pairs = [
+        one_term(name, *({k: part[k] for k in pair} for part in (features, present)))
+        for pair in [("u", "v"), ("u", "w"), ("v", "w")]
+    ]  # each of them is a mean of both orders
+    np.testing.assert_allclose(whole, np.mean(pairs, 0), rtol=1e-10)
+
+
+def test_xx_matches_the_local_map_of_one_with_the_global_of_the_other(x64):
+    features, present = batch_of(u=1, v=1, missing=False)
+    found = one_term("XX", features, present, critic=partial(scaled_dot, penalty=0.0))
+    expected = []
+    for a, c in permutations("uv"):
+        z, local = features[a].z[:, 0], features[c].local[:, 0]
+        raw = np.einsum("ad,cpd->acp", z, local)[..., None] / 2  # sqrt(d)
+        scores = 20 * np.tanh(raw / 20)
+        expected.append(loops("info_nce", scores, *masks(6, 3, 1, whole=True)))
+    np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-10)
+
+
+def test_the_penalty_is_on_raw_scores_that_are_compared(x64):
+    features, present = batch_of(u=1, v=1)
+    loss = [
+        one_term("RR", features, present, critic=partial(scaled_dot, penalty=w)).loss
+        for w in (0.0, 0.04)
+    ]
+    there = np.array(present["u"] & present["v"].T)  # a is the anchor, or b
+    raw = np.array(features["u"].z[:, 0] @ features["v"].z[:, 0].T) / 2
+    np.testing.assert_allclose(loss[1] - loss[0], 0.04 * (raw[there] ** 2).mean())
+
+
+def test_two_globals_by_info_nce_are_the_loss_of_clip(x64):
+    features, present = batch_of(u=1, v=1, missing=False)
+    critic = partial(cosine, temperature=0.2)
+    found = one_term("RR", features, present, critic=critic).loss
+    x, y = (np.array(features[n].z[:, 0]) for n in "uv")
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
+    logits = np.exp(x @ y.T / 0.2)
+    rows, columns = (np.diag(logits) / logits.sum(axis) for axis in (1, 0))
+    np.testing.assert_allclose(found, -(np.log(rows) + np.log(columns)).mean() / 2)
+
+
+def test_studies_are_never_negatives_of_themselves(x64):
+    features, present = batch_of(u=1, v=1, missing=False)
+    alone = one_term(
+        "RR", *(jax.tree.map(lambda x: x[:3], t) for t in (features, present))
+    )
+    doubled = jax.tree.map(
+        lambda x: jnp.concatenate([x[:3], x[:3]]), (features, present)
+    )
+    study = jnp.arange(6) % 3
+    same = study[:, None] == study[None]
+    found = one_term("RR", *doubled, same=same)
+    # Each row sees its two negatives twice, and its double not at all.
+    other = one_term("RR", *doubled)
+    assert found.loss < other.loss
+    s = [np.array(x[:, 0]) for x in (features["u"].z[:3], features["v"].z[:3])]
+    expected = []
+    for x, y in permutations(s):
+        scores = np.exp(20 * np.tanh(x @ y.T / 2 / 20))
+        own = np.diag(scores)
+        expected.append(-np.log(own / (own + 2 * (scores.sum(1) - own))).mean())
+    raw = np.average((s[0] @ s[1].T / 2) ** 2, weights=2 - np.eye(3))
+    np.testing.assert_allclose(found.loss, np.mean(expected) + 0.04 * raw)
+    assert alone.loss < found.loss
+
+
+def test_positions_are_drawn_evenly_among_the_real_ones():
+    p = 4
+    real = jnp.array([[True, False, True, True], [False] * 4])
+    local = jnp.broadcast_to(jnp.arange(p, dtype=float)[None, :, None], (2, p, 1))
+    look = crossmodal.Look("a", jnp.zeros((2, 1)), local, jnp.ones(2, bool), real)
+    drawn, there = crossmodal.drawn(look, 3000, jax.random.key(0), jnp.arange(2))
+    counts = np.bincount(np.array(drawn[0, :, 0], int), minlength=p)
+    assert counts[1] == 0 and (abs(counts[[0, 2, 3]] - 1000) < 100).all()
+    assert there[0].all() and not there[1].any()
+
+
+def test_a_dropped_look_is_never_the_last():
+    b = 4000
+    rng = np.random.default_rng(0)
+    present = {"a": rng.random((b, 2)) < 0.7, "b": rng.random((b, 1)) < 0.7}
+    there = np.concatenate([present["a"], present["b"]], 1)
+    masks = kept(
+        jax.tree.map(jnp.asarray, present), 0.5, jax.random.key(1), jnp.arange(b)
+    )
+    stays = np.concatenate([masks["a"], masks["b"]], 1)
+    assert not (stays & ~there).any()
+    np.testing.assert_array_equal(stays.any(1), there.any(1))
+    # Of three, each stays alone if luck says so: 1/2 + 1/8 / 3.
+    all_there = there.all(1)
+    assert abs(stays[all_there].mean() - (1 / 2 + 1 / 24)) < 0.02
+    again = kept(
+        jax.tree.map(lambda x: jnp.asarray(x[::-1]), present),
+        0.5,
+        jax.random.key(1),
+        jnp.arange(b)[::-1],
+    )
+    np.testing.assert_array_equal(again["a"][::-1], masks["a"])  # by index, not place
+
+
+TERMS = {"CR": 0.3, "XX": 0.5, "RR": 0.7, "CC": 0.9}
+GEOMETRIC = partial(polyview.geometric, temperature=0.3)
+
+
+class Fixed:
+    """A model that returns the features it was given, and logits from the mean."""
+
+    def __init__(self, features):
+        self.features = features
+
+    def __call__(self, batch, *, key, train):
+        kept = jnp.concatenate([batch["kept"][n] for n in sorted(self.features)], 1)
+        h = jnp.concatenate([self.features[n].h for n in sorted(self.features)], 1)
+        mean = jnp.where(kept[..., None], h, 0).sum(1, keepdims=True)
+        z = jnp.concatenate([mean, h], 1)
+        return dict(self.features) | {"y": Features(z=z, h=z, local=None)}
+
+
+def loss_of(features, present, labels, estimator="info_nce", **changes):
+    options = {
+        "tasks": {"y": supervised.cross_entropy},
+        "alone_weight": 0.5,
+        "terms": TERMS,
+        "estimator": ESTIMATORS[estimator],
+        "polyview": GEOMETRIC,
+        "polyview_weight": 0.2,
+        "train_drop_prob": 0.4,
+    }
+    objective = CrossModal(**options | changes)
+    b = len(labels)
+    batch = {"present": present, "targets": {"y": labels}, "index": jnp.arange(b)}
+    return objective(Fixed(features), None, batch, jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "positions"),
+    [*((name, None) for name in ESTIMATORS), ("info_nce", 2)],
+)
+def test_what_is_missing_has_no_part_in_loss_or_gradient(estimator, positions):
+    features, present = batch_of()
+    labels = jnp.arange(6) % 4
+
+    def of(features):
+        return loss_of(features, present, labels, estimator, positions=positions)[0]
+
+    of_jit = jax.jit(jax.value_and_grad(of, allow_int=True))
+    loss, gradient = of_jit(features)
+    assert np.isfinite(loss)
+    other = {}
+    for name, part in features.items():
+        there = present[name]
+        change = lambda x, t=there: jnp.where(  # noqa: E731
+            t.reshape(*t.shape, *[1] * (x.ndim - 2)), x, 7 * x + 100
+        )
+        other[name] = part._replace(
+            **{k: change(getattr(part, k)) for k in ("z", "local")}
+        )
+        for field in ("z", "local"):
+            of_field = np.array(getattr(gradient[name], field))
+            np.testing.assert_array_equal(of_field[~np.array(there)], 0)
+            assert np.isfinite(of_field).all() and of_field.any()
+    np.testing.assert_array_equal(of_jit(other)[0], loss)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(x64):
+    features, present = batch_of(missing=False)
+    labels = jnp.arange(6) % 4
+    loss, said = loss_of(features, present, labels, train_drop_prob=0.0)
+    said.pop("features")
+    whole = said["task/y"] + 0.2 * said["polyview"]
+    whole += sum(weight * said[name] for name, weight in TERMS.items())
+    np.testing.assert_allclose(loss, whole, rtol=1e-12)
+    z = jnp.concatenate([features[n].z for n in "uv"], 1)
+    np.testing.assert_allclose(said["polyview"], GEOMETRIC(z).mean(), rtol=1e-10)
+    h = jnp.concatenate([features[n].h for n in "uv"], 1)
+    together, alone = h.sum(1, keepdims=True), h
+    expected = supervised.cross_entropy(together, labels).mean()
+    expected += 0.5 * supervised.cross_entropy(alone, labels).mean()
+    np.testing.assert_allclose(said["task/y"], expected, rtol=1e-12)
+
+
+def test_the_objective_is_the_same_on_one_device_and_on_eight(x64):
+    features, present = batch_of(b=8)
+    labels = jnp.arange(8) % 4
+    of = jax.jit(
+        jax.value_and_grad(lambda *a: loss_of(*a)[0], argnums=0, allow_int=True)
+    )
+    expected = of(features, present, labels)
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), (AxisType.Auto,))):
+        rows = NamedSharding(jax.sharding.get_mesh(), PartitionSpec("data"))
+        found = of(*jax.device_put((features, present, labels), rows))
+    for want, got in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+        if want.dtype == np.float64:
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+LOSSES = {
+    "geometric": polyview.geometric,
+    "arithmetic": polyview.arithmetic,
+    "sufficient": polyview.sufficient_statistics,
+}
+
+
+def masked_loops(name, z, present, temperature):
+    """The poly-view formulas over the views that are there."""
+    b, m, _ = z.shape
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    views = [[a for a in range(m) if present[i, a]] for i in range(b)]
+    losses = np.zeros((b, m))
+
+    def e(u, v):
+        return exp(u @ v / temperature)
+
+    def rest(i, a):
+        mean = np.mean([z[i, g] for g in views[i] if g != a], 0)
+        return mean / np.linalg.norm(mean)
+
+    for i in range(b):
+        for a in views[i]:
+            positives = [c for c in views[i] if c != a]
+            if not positives:
+                continue
+            if name == "sufficient":
+                p = e(z[i, a], rest(i, a))
+                n = sum(
+                    e(z[i, a], rest(j, g))
+                    for j in range(b)
+                    for g in views[j]
+                    if j != i and len(views[j]) > 1
+                )
+                losses[i, a] = -log(p / (p + n))
+                continue
+            n = sum(e(z[i, a], z[j, g]) for j in range(b) for g in views[j] if j != i)
+            ratios = [e(z[i, a], z[i, c]) for c in positives]
+            ratios = [p / (p + n) for p in ratios]
+            if name == "geometric":
+                losses[i, a] = -np.mean(np.log(ratios))
+            else:
+                losses[i, a] = -log(np.mean(ratios))
+    return losses
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_poly_view_losses_read_masks(name, x64):
+    rng = np.random.default_rng(0)
+    z, present = rng.normal(size=(6, 4, 3)), rng.random((6, 4)) < 0.75
+    present[0], present[1] = False, [True, False, False, False]
+    garbage = np.where(present[..., None], z, np.nan)
+    of = partial(LOSSES[name], temperature=0.3, present=jnp.asarray(present))
+    np.testing.assert_allclose(
+        of(garbage), masked_loops(name, z, present, 0.3), rtol=1e-9, atol=1e-12
+    )
+    assert (np.array(of(garbage))[np.array(anchors(present))] > 0).all()
+    gradient = jax.grad(lambda z: of(z).sum())(jnp.asarray(garbage))
+    np.testing.assert_array_equal(gradient[~present], 0)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(
+        LOSSES[name](z, temperature=0.3, present=jnp.ones((6, 4), bool)),
+        LOSSES[name](z, temperature=0.3),
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"terms": {"XY": 1.0}}, "'XY'; there are CR, XX"),
+        ({"terms": {"XX": 1.0}, "train_drop_prob": 1.0}, "below 1"),
+        ({"terms": {"XX": 0.0}}, "no task and no term"),
+        ({"polyview_weight": 0.1}, "polyview is None"),
+        ({"terms": {"XX": 1.0}, "positions": 0}, "positions is 0"),
+        (
+            {"polyview": GEOMETRIC, "polyview_weight": 0.1, "study": "patient"},
+            "views of one example",
+        ),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        CrossModal(**options)
+
+
+def test_a_term_that_cannot_be_is_refused():
+    features, present = batch_of(u=1)
+    with pytest.raises(ValueError, match="there is one"):
+        one_term("XX", features, present)
+    features["u"] = features["u"]._replace(local=None)
+    with pytest.raises(ValueError, match="u has none"):
+        one_term("CR", features, present)
