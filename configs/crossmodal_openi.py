@@ -82,6 +82,7 @@ def get_config(argument: str = "") -> dict:
             estimator=args["estimator"],
             drop=args["drop"],
             alone=args["alone"],
+            positions=8,  # of up to 64 words
         ),
         "optimizer": {
             "partial": "polyview.optimizer:adamw",

@@ -11,22 +11,38 @@ from pathlib import Path
 
 from polyview import errors
 from polyview.data.prepare import (
+    brats,
     cifar10,
     digits,
+    emoji,
     fashion_mnist,
     folder,
     imagenet2012,
+    mri_phantom,
+    openi,
     records,
     tfds,
 )
 from polyview.data.source import default_data_dir
 from polyview.errors import InputError
 
+# Data sets whose files are downloaded, or found in --manual_dir.
+FROM_FILES = {
+    "brats": brats,
+    "cifar10": cifar10,
+    "emoji": emoji,
+    "mri_phantom": mri_phantom,
+    "openi": openi,
+}
 DATA_SETS = """
   digits          scikit-learn's 8x8 digits, no download
   fashion_mnist   28x28, 60,000 + 10,000
   cifar10         32x32, 50,000 + 10,000; downloaded, or found in --manual_dir
   imagenet2012    from the two tars of --manual_dir, without TensorFlow
+  emoji           1,607 concepts drawn by four vendors, and their names; by npm
+  openi           3,860 chest radiograph reports; the radiographs, if in --manual_dir
+  mri_phantom     900 simulated slices of four MRI sequences with lesions: a phantom
+  brats           BraTS 2018 to 2023, from your copy in --manual_dir
   folder          your images: --input DIR --name NAME
   mnist, ...      any other name is one of the TFDS catalogue
 """
@@ -41,10 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
             message = records.once(data_dir / name, digits.prepare)
         case "fashion_mnist":
             message = records.once(data_dir / name, fashion_mnist.prepare)
-        case "cifar10":
+        case _ if name in FROM_FILES:
+            prepare = FROM_FILES[name].prepare
             message = records.once(
                 data_dir / name,
-                lambda directory: cifar10.prepare(directory, options.manual_dir),
+                lambda directory: prepare(directory, options.manual_dir),
             )
         case "folder":
             if options.input is None or options.name is None:

@@ -1,0 +1,115 @@
+"""Emoji: one concept drawn by four vendors, and its name; predict from any of them.
+
+    python -m polyview.prepare emoji
+    python -m polyview.main --config configs/crossmodal_emoji.py --workdir runs/emoji
+    python -m polyview.evaluate --run runs/emoji
+
+Arguments: method (supervised | intra | clip | cmim | polyview), weight of its terms,
+drop (chance of each look to be left out of a prediction), split (test | validation).
+The drawings share one encoder: they are four views of the modality "image".
+Hardware: two laptop cores, minutes. Measured: see `benchmarks/results/emoji.json`.
+"""
+
+from polyview import config as configs
+from polyview import recipes
+
+VENDORS = ("noto", "twemoji", "openmoji", "fluent")
+SIZE = 32  # pixels of a view, half of what is prepared
+WORDS, LENGTH = 2048, 24  # as prepared
+GROUPS, SUBGROUPS = 9, 96
+
+
+def get_config(argument: str = "") -> dict:
+    """All numbers are ours."""
+    args = configs.arguments(
+        argument, method="polyview", weight=0.3, drop=0.5, split="test", steps=600
+    )
+    return {
+        "seed": 0,
+        "steps": args["steps"],
+        "epochs": None,
+        "batch_size": 128,
+        "log_every": 50,
+        "checkpoint_every": 200,
+        "evaluate_every": 0,
+        "keep": 2,
+        "workers": 0,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": recipes.source("emoji", "train"),
+        "views": views("RandomResizedCrop", scale=(0.5, 1.0), flip=0.5),
+        "model": {
+            "partial": "polyview.nn.fusion:LateFusion",
+            "towers": {
+                "image": recipes.tower(
+                    {
+                        "partial": "polyview.nn.resnet:resnet_tiny",
+                        "width": 64,
+                        "in_channels": 3,
+                    },
+                    out=64,
+                    photometry={
+                        "target": "polyview.nn.photometry:Photometry",
+                        "strength": 0.5,
+                        "blur_chance": 0.0,
+                    },
+                    mean=0.8,  # about that of drawings on white
+                    std=0.3,
+                ),
+                "text": recipes.tower(
+                    {
+                        "partial": "polyview.nn.text:TokenSet",
+                        "vocabulary": WORDS,
+                        "width": 64,
+                        "features": 128,
+                    },
+                    out=64,
+                ),
+            },
+            "heads": {
+                "group": {"partial": "polyview.nn.heads:Linear", "out": GROUPS},
+                "subgroup": {"partial": "polyview.nn.heads:Linear", "out": SUBGROUPS},
+            },
+            "alone": False,
+            "critic": None,
+        },
+        "objective": recipes.cross_modal(
+            args["method"],
+            {"group": "cross_entropy", "subgroup": "cross_entropy"},
+            weight=args["weight"],
+            estimator="info_nce",
+            drop=args["drop"],
+            positions=4,  # of 16 of a drawing, and up to 24 words
+        ),
+        "optimizer": {
+            "partial": "polyview.optimizer:adamw",
+            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 2e-3},
+            "weight_decay": 1e-2,
+            "warm_up": 0.1,
+        },
+        "evaluation": {
+            "target": "polyview.evaluation.missing:MissingModalities",
+            "test": recipes.source("emoji", args["split"]),
+            "views": views("ResizeCenterCrop", fraction=1.0),
+            "targets": ("group", "subgroup"),
+            "retrieval": True,
+            "batch_size": 500,
+            "frozen": None,
+        },
+    }
+
+
+def views(augment: str, **options) -> dict:
+    """The four drawings as one modality, the name as another."""
+    return recipes.observed(
+        fields={"image": VENDORS, "text": ("text",)},
+        shapes={"image": (SIZE, SIZE, 3), "text": (LENGTH,)},
+        dtypes={"text": "int32"},
+        targets=("group", "subgroup"),
+        augments={
+            "image": {
+                "target": f"polyview.data.augment:{augment}",
+                "size": SIZE,
+                **options,
+            }
+        },
+    )

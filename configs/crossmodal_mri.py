@@ -1,0 +1,98 @@
+"""MRI with sequences missing: segment from any subset of T1, T1ce, T2 and FLAIR.
+
+    python -m polyview.prepare mri_phantom
+    python -m polyview.main --config configs/crossmodal_mri.py --workdir runs/mri
+    python -m polyview.evaluate --run runs/mri
+
+Arguments: model (hemis | early: one U-Net, missing sequences filled with zeros), method
+(supervised | intra | clip | cmim | polyview; hemis only), weight of its terms, drop
+(chance of each sequence to be left out), data (mri_phantom | brats), split (test |
+validation). The phantom is one anatomy: a check of the machinery, and no medical claim.
+Hardware: two laptop cores for the phantom. Measured: see
+`benchmarks/results/mri_phantom.json`; BraTS: not yet measured.
+"""
+
+from polyview import config as configs
+from polyview import recipes
+from polyview.errors import InputError
+
+SEQUENCES = ("t1", "t1ce", "t2", "flair")
+SIZES = {"mri_phantom": 96, "brats": 120}  # pixels of 2 mm
+MODELS = {"hemis": "Hemis", "early": "EarlyFusion"}
+
+
+def get_config(argument: str = "") -> dict:
+    """All numbers are ours: those of the paper are not public."""
+    args = configs.arguments(
+        argument,
+        model="hemis",
+        method="cmim",
+        weight=0.1,
+        drop=0.5,
+        data="mri_phantom",
+        split="test",
+        steps=600,
+        batch=16,
+    )
+    for key, known in (("model", MODELS), ("data", SIZES)):
+        if args[key] not in known:
+            raise InputError(f"{key}={args[key]!r}{configs.nearest(args[key], known)}")
+    if args["model"] == "early" and args["method"] != "supervised":
+        raise InputError(
+            "model=early has no features of single sequences; add method=supervised"
+        )
+    size = SIZES[args["data"]]
+    views = recipes.observed(
+        fields={s: (s,) for s in SEQUENCES},
+        shapes={s: (size, size, 1) for s in SEQUENCES},
+        dtypes={s: "float16" for s in SEQUENCES},
+        targets=("mask",),
+    )
+    model = {
+        "partial": f"polyview.nn.unet:{MODELS[args['model']]}",
+        "sequences": SEQUENCES,
+        "classes": 4,
+        "widths": (8, 16, 32, 64),
+        "task": "mask",
+    }
+    if args["model"] == "hemis":
+        model["units"] = 64
+    return {
+        "seed": 0,
+        "steps": args["steps"],
+        "epochs": None,
+        "batch_size": args["batch"],
+        "log_every": 50,
+        "checkpoint_every": 200,
+        "evaluate_every": 0,
+        "keep": 2,
+        "workers": 0,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": recipes.source(args["data"], "train"),
+        "views": views,
+        "model": model,
+        "objective": recipes.cross_modal(
+            args["method"],
+            {"mask": "dice_and_cross_entropy"},
+            weight=args["weight"],
+            estimator="info_nce",
+            drop=args["drop"],
+            # Of 144 at the bottleneck of the phantom.
+            positions=16,
+        ),
+        "optimizer": {
+            "partial": "polyview.optimizer:adamw",
+            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 2e-3},
+            "weight_decay": 1e-4,
+            "warm_up": 0.1,
+        },
+        "evaluation": {
+            "target": "polyview.evaluation.missing:MissingModalities",
+            "test": recipes.source(args["data"], args["split"]),
+            "views": views,
+            "targets": ("mask",),
+            "retrieval": False,
+            "batch_size": 50,
+            "frozen": None,
+        },
+    }
