@@ -35,6 +35,13 @@ TITLES = {
     "classifier": "Classifier: test accuracy (%)",
 }
 
+MEASURES = {  # of a prediction -> its name
+    "auroc": "mean area under the ROC curve",
+    "dice": "mean Dice score",
+    "r2": "R²",
+    "top1": "accuracy",
+}
+
 DPI = 140
 WIDTH = 5.2  # inches
 # Decorates a function that draws, also one of another module.
@@ -95,6 +102,12 @@ def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figu
         found["readings"] = readings(
             sample["frame"], sample["value"], sample["reading"], [*result["variables"]]
         )
+    for target, said in result.get("subsets", {}).items():
+        measure = next(m for m in MEASURES if any(m in one for one in said))
+        scores = {"+".join(one["looks"]): one.get(measure) for one in said}
+        found[f"subsets-{target}"] = subsets({target: scores}, measure)
+    if result.get("retrieval"):
+        found["retrieval"] = retrieval(result["retrieval"], result["looks"])
     return found
 
 
@@ -336,6 +349,102 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     short = [_short(name) for name in names]
     axes.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), short, fontsize=8)
+    return figure
+
+
+@styled
+def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
+    """What each method predicts from each subset of the looks: a heat-map of numbers.
+
+    `scores` maps a method to {"a+b": score}, None where there is none; a row is a
+    subset, its looks marked by dots on the left, a column a method.
+    """
+    methods, rows = [*scores], [*next(iter(scores.values()))]
+    looks = sorted({look for row in rows for look in row.split("+")})
+    grid = np.asarray([[scores[m].get(r) for m in methods] for r in rows], float)
+    figure, axes = _axes(1.6 + 0.21 * len(rows))
+    low, high = np.nanmin(grid), np.nanmax(grid)
+    axes.imshow(grid, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        dark = value > low + 0.6 * (high - low)
+        axes.text(
+            column,
+            row,
+            "–" if np.isnan(value) else f"{value:.3f}",
+            ha="center",
+            va="center",
+            color="white" if dark else INK,
+            fontsize=7,
+        )
+    # Dots left of the map: a column a look, filled where the row has it.
+    step = 0.06
+    for number, look in enumerate(looks):
+        x = -step * (len(looks) - number)
+        for row, name in enumerate(rows):
+            has = look in name.split("+")
+            axes.plot(
+                x,
+                row,
+                "o",
+                transform=axes.get_yaxis_transform(),
+                clip_on=False,
+                markersize=4,
+                color=INK if has else FAINT,
+            )
+        axes.annotate(
+            look,
+            (x, 1.0),
+            xytext=(0, 6),
+            xycoords=("axes fraction", "axes fraction"),
+            textcoords="offset points",
+            rotation=60,
+            fontsize=7,
+            ha="left",
+            va="bottom",
+            annotation_clip=False,
+        )
+    axes.set_yticks([])
+    axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.suptitle(
+        f"Predicted from the looks marked: {MEASURES[measure]}",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        fontweight="bold",
+    )
+    return figure
+
+
+@styled
+def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
+    """Recall at 1 in %, from each look (row) to each other (column).
+
+    `pairs` and `looks` are those of an evaluation.
+    """
+    grid = np.full((len(looks), len(looks)), np.nan)
+    place = {look: number for number, look in enumerate(looks)}
+    for pair in pairs.values():
+        if "recall@1" in pair:
+            grid[place[pair["from"]], place[pair["to"]]] = 100 * pair["recall@1"]
+    figure, axes = _axes(1.2 + 0.5 * len(looks))
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        if row != column:
+            axes.text(
+                column,
+                row,
+                "–" if np.isnan(value) else f"{value:.0f}",
+                ha="center",
+                va="center",
+                color="white" if value > 55 else INK,
+            )
+    axes.set_xticks(range(len(looks)), looks, rotation=30, ha="right")
+    axes.set_yticks(range(len(looks)), looks)
+    axes.set_title("Retrieval, % found at the first place: row in column")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     return figure
 
 

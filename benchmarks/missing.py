@@ -1,0 +1,231 @@
+"""Predict with modalities missing: cross-modal information against supervised baselines.
+
+    python -m polyview.prepare openi
+    python -m benchmarks.missing openi --workdir runs/missing
+
+For each method and weight of its terms a run of seed 0; the weight, and for each run
+the step, are chosen by the score of the weak looks alone on the validation split; then
+the chosen weight is run for the other seeds, and the test split is read once a run, at
+its chosen step. The same for the baselines, which have no weight. Finished runs are
+kept in the workdir: run the command again to go on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from polyview import config as configs
+from polyview import errors, mesh, restore, train
+from polyview.evaluation import plots, protocol
+
+RESULTS = Path(__file__).parent / "results"
+EVERY = 100  # steps between evaluations
+WEIGHTS = (0.03, 0.1, 0.3, 1.0)
+
+
+class Data(NamedTuple):
+    """What is compared on a data set."""
+
+    measure: str
+    target: str
+    weak: tuple[str, ...]  # looks whose prediction alone chooses
+    steps: int
+    methods: dict[str, str]  # name -> arguments; {weight} where there is one
+
+
+INFORMATION = {
+    name: f"method={name},weight={{weight}}"
+    for name in ("intra", "clip", "cmim", "polyview")
+}
+DATA = {
+    "openi": Data(
+        measure="auroc",
+        target="labels",
+        weak=("indication", "descriptors"),
+        steps=400,
+        methods={
+            "indication alone": "method=supervised,views=indication,drop=0.0",
+            "descriptors alone": "method=supervised,views=descriptors,drop=0.0",
+            "joint": "method=supervised,drop=0.0",
+            "joint with dropout": "method=supervised",
+            **INFORMATION,
+        },
+    ),
+    "emoji": Data(
+        measure="top1",
+        target="subgroup",
+        weak=("noto", "twemoji", "openmoji", "fluent"),
+        steps=600,
+        methods={
+            "joint": "method=supervised,drop=0.0",
+            "joint with dropout": "method=supervised",
+            **INFORMATION,
+        },
+    ),
+    "mri": Data(
+        measure="dice",
+        target="mask",
+        weak=("t1", "t2"),
+        steps=600,
+        methods={
+            "zero filling": "model=early,method=supervised",
+            "HeMIS": "method=supervised",
+            "HeMIS + CMIM": "method=cmim,weight={weight}",
+        },
+    ),
+}
+
+
+def main() -> None:
+    """Run what is missing, print the table, write the JSON and the heat-map."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", choices=DATA)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", help="(default: all, and the table)")
+    flags = parser.parse_args()
+    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    data, found = DATA[flags.data], {}
+    for name in flags.methods or data.methods:
+        arguments = data.methods[name]
+        weights = WEIGHTS if "{weight}" in arguments else (None,)
+        trials = {
+            weight: run(flags, name, arguments, weight, seed=0) for weight in weights
+        }
+        weight = max(trials, key=lambda weight: trials[weight]["validation"])
+        runs = [run(flags, name, arguments, weight, s) for s in range(flags.seeds)]
+        found[name] = {
+            "weight": weight,
+            "validation_of_weights": {
+                str(w): trial["validation"] for w, trial in trials.items()
+            },
+            "runs": [test(flags, of) for of in runs],
+        }
+        print(f"{name}: {told(data, found[name])}", flush=True)
+    if not flags.methods:
+        write(flags, data, found)
+
+
+def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> dict:
+    """Train one run, and choose its step on the validation split."""
+    data = DATA[flags.data]
+    label = name.replace(" ", "_") + (f"-{weight}" if weight is not None else "")
+    workdir = flags.workdir / flags.data / f"{label}-{seed}"
+    arguments = arguments.format(weight=weight)
+    config = configs.load(
+        f"configs/crossmodal_{flags.data}.py:{arguments},split=validation,"
+        f"steps={data.steps}",
+        {
+            "seed": str(seed),
+            "evaluate_every": str(EVERY),
+            "checkpoint_every": str(EVERY),
+            "keep": str(data.steps // EVERY),
+        },
+    )
+    if not (workdir / "eval" / f"{data.steps}.json").exists():
+        train.run(config, workdir)
+    by_step = {}
+    for step in range(EVERY, data.steps + 1, EVERY):
+        result = json.loads((workdir / "eval" / f"{step}.json").read_text())
+        alone = scores(data, result)
+        by_step[step] = float(
+            np.mean([alone[look] for look in data.weak if look in alone])
+        )
+    step = max(by_step, key=by_step.get)
+    return {"workdir": workdir, "step": step, "validation": by_step[step]}
+
+
+def scores(data: Data, result: dict) -> dict[str, float]:
+    """The measure of each subset, by its looks joined by +."""
+    return {
+        "+".join(said["looks"]): said[data.measure]
+        for said in result["subsets"][data.target]
+        if data.measure in said
+    }
+
+
+def test(flags, chosen: dict) -> dict:
+    """Read the test split at the chosen step, once."""
+    path = chosen["workdir"] / f"test-{chosen['step']}.json"
+    if not path.exists():
+        devices = mesh.make()
+        whole = mesh.replicated(devices)
+        model = restore.load(chosen["workdir"], chosen["step"], whole)
+        configs.override(model.config, {"evaluation.test.split": "test"})
+        evaluation = configs.build(model.config.evaluation)
+        with jax.set_mesh(devices):
+            result = evaluation(restore.represent(model, whole), devices)
+        protocol.write_whole(path, json.dumps(result).encode())
+    data, result = DATA[flags.data], json.loads(path.read_text())
+    return {
+        "step": chosen["step"],
+        "validation": chosen["validation"],
+        "subsets": scores(data, result),
+        "retrieval": {
+            pair: said.get("recall@1")
+            for pair, said in result.get("retrieval", {}).items()
+        },
+        "protocol": result["protocol"],
+    }
+
+
+def spread(values: list[float]) -> dict:
+    """Mean, standard deviation over the seeds, and the values."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
+
+
+def told(data: Data, of: dict) -> str:
+    """One line of a method: each weak look alone, and all looks."""
+    subsets = [of_run["subsets"] for of_run in of["runs"]]
+    largest = max(subsets[0], key=lambda name: name.count("+"))
+    parts = []
+    for name in (*data.weak, largest):
+        if name in subsets[0]:
+            found = spread([s[name] for s in subsets])
+            parts.append(f"{name} {found['mean']:.3f} +- {found['std'] or 0:.3f}")
+    return f"weight {of['weight']}: " + ", ".join(parts)
+
+
+def write(flags, data: Data, found: dict) -> None:
+    """Write results/<data>.{json,png}."""
+    rows = {}
+    for name, of in found.items():
+        runs = of["runs"]
+        rows[name] = {
+            "weight": of["weight"],
+            "validation_of_weights": of["validation_of_weights"],
+            "steps": [one["step"] for one in runs],
+            "subsets": {
+                subset: spread([one["subsets"][subset] for one in runs])
+                for subset in runs[0]["subsets"]
+            },
+            "recall@1": {
+                pair: spread([one["retrieval"][pair] for one in runs])
+                for pair in runs[0]["retrieval"]
+            },
+        }
+    record = {
+        "command": f"python -m benchmarks.missing {flags.data} --workdir DIR",
+        "settings": {"seeds": flags.seeds, "weights": WEIGHTS, **data._asdict()},
+        "chosen": "weight on seed 0, step in each run: weak looks alone, validation",
+        "protocol": [*found.values()][-1]["runs"][0]["protocol"],
+        "machine": mesh.machine(),
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{flags.data}.json").write_text(json.dumps(record, indent=1) + "\n")
+    table = {
+        name: {subset: of["mean"] for subset, of in row["subsets"].items()}
+        for name, row in rows.items()
+    }
+    figure = plots.subsets(table, data.measure)
+    (RESULTS / f"{flags.data}.png").write_bytes(plots.png(figure))
+
+
+if __name__ == "__main__":
+    errors.run(main)
