@@ -1,4 +1,4 @@
-"""Predict with modalities missing: cross-modal information against supervised baselines.
+"""Predict with modalities missing: cross-modal information against its baselines.
 
     python -m polyview.prepare openi
     python -m benchmarks.missing openi --workdir runs/missing

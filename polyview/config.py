@@ -43,6 +43,7 @@ TRUSTED = (
     "polyview.optimizer",
     "polyview.data.augment",
     "polyview.data.gaussian",
+    "polyview.data.observed",
     "polyview.data.source",
     "polyview.data.views",
     "polyview.evaluation.accuracy:Accuracy",

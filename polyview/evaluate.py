@@ -113,6 +113,16 @@ def summary(result: dict) -> str:
             for measure in ("accuracy", "f1")
         )
         parts.append(f"R^2 {', '.join(told)}; accuracy {accuracy:.1f} %, F1 {f1:.1f} %")
+    for target, said in result.get("subsets", {}).items():
+        for measure in ("auroc", "dice", "r2", "top1"):
+            alone = [of for of in said if len(of["looks"]) == 1]
+            told = [
+                f"{'+'.join(of['looks']) if of in alone else 'all'} {of[measure]:.3f}"
+                for of in [*alone, said[-1]]
+                if measure in of
+            ]
+            if told:
+                parts.append(f"{target}, {measure}: {', '.join(told)}")
     if "health" in result:
         parts.append(f"RankMe {result['health']['h']['rankme']:.1f}")
     return ", ".join(parts)

@@ -130,9 +130,9 @@ def evaluation(train: dict, test: dict, size: int, fraction: float) -> dict:
 def observed(
     fields: dict, shapes: dict, dtypes: dict, targets: tuple[str, ...] = (), **options
 ) -> dict:
-    """Views that were recorded: the arguments of `polyview.data.views:Observed`."""
+    """Views that were recorded: the arguments of `polyview.data.observed:Observed`."""
     return {
-        "target": "polyview.data.views:Observed",
+        "target": "polyview.data.observed:Observed",
         "fields": fields,
         "shapes": shapes,
         "dtypes": dtypes,

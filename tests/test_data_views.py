@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop
-from polyview.data.views import Generated, Observed
+from polyview.data.observed import Observed
+from polyview.data.source import CorruptRecord
+from polyview.data.views import Generated
 from polyview.errors import InputError
 
 
@@ -64,3 +66,13 @@ def test_an_observed_view_of_another_shape_is_named():
     views = Observed(fields={"image": ("a",)}, shapes={"image": (4, 4, 3)})
     with pytest.raises(InputError, match=r"field 'a' has shape \(8, 8, 3\)"):
         views({"a": np.zeros((8, 8, 3), np.uint8)}, rng())
+
+
+def test_an_example_without_any_view_stops_or_is_passed_over_as_the_config_says():
+    of = {"fields": {"text": ("a", "b")}, "shapes": {"text": (2,)}}
+    with pytest.raises(InputError, match="none of the views a, b; leave it out"):
+        Observed(**of)({"a": None}, rng())
+    with pytest.raises(CorruptRecord, match="none of the views a, b"):
+        Observed(**of, empty="skip")({"a": None}, rng())
+    with pytest.raises(InputError, match="views.empty is 'never'"):
+        Observed(**of, empty="never")

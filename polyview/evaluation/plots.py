@@ -360,7 +360,7 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
     subset, its looks marked by dots on the left, a column a method.
     """
     methods, rows = [*scores], [*next(iter(scores.values()))]
-    looks = sorted({look for row in rows for look in row.split("+")})
+    looks = rows[-1].split("+")  # the last one is that of all
     grid = np.asarray([[scores[m].get(r) for m in methods] for r in rows], float)
     figure, axes = _axes(1.6 + 0.21 * len(rows))
     low, high = np.nanmin(grid), np.nanmax(grid)
