@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from polyview.data.prepare import fetch, openi
+from polyview.data.prepare import fetch, openi, records
 from polyview.data.prepare.text import Vocabulary
 from polyview.data.source import ArrayRecord, read_manifest
 from polyview.errors import InputError
@@ -93,9 +93,9 @@ def test_sections_are_views_and_headings_are_labels(reports, tmp_path):
         "without any view": 0,
     }
     assert {s: e["count"] for s, e in manifest["splits"].items()} == {
-        "train": 13,
+        "train": 14,
         "validation": 2,
-        "test": 4,
+        "test": 3,
     }
 
 
@@ -146,7 +146,7 @@ def test_a_client_that_fails_or_is_absent_is_named(tmp_path):
 
 def test_names_of_one_key_stay_together():
     keys = {f"n{i}": f"k{i // 3}" for i in range(300)}
-    splits = fetch.shared_among_splits(keys, {"train": 0.7, "test": 0.3})
+    splits = records.divide(keys, {"train": 0.7, "test": 0.3})
     assert sorted(splits["train"] + splits["test"]) == sorted(keys)
     assert not {keys[n] for n in splits["train"]} & {keys[n] for n in splits["test"]}
     assert len(splits["train"]) == 210

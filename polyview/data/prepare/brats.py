@@ -15,7 +15,6 @@ brain, where any sequence is not 0. A sequence that a case lacks is a field that
 records lack: a missing view.
 """
 
-import hashlib
 import re
 import zlib
 from collections import Counter, defaultdict
@@ -47,7 +46,7 @@ TARGETS = {
 SIDE = 240
 EVERY = 4
 _LEAST_BRAIN = 1 / 20
-_SHARES = {"validation": 0.1, "test": 0.2}
+_SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}
 _NEW = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}
 _FILE = re.compile(r"(.+)[_-](t1ce|t1c|t1n|t1|t2w|t2f|t2|flair|seg)\.nii(?:\.gz)?")
 # A label's number in the records. In 2024 label 4 became the cavity of a resection.
@@ -151,26 +150,16 @@ def _case(name: str, files: dict[str, Path]) -> Case:
 
 
 def _split(folder: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
-    by_patient = defaultdict(list)
-    for case in cases:
-        # BraTS-GLI-00045-000 and -001 are two visits of one patient.
-        patient = re.sub(r"(BraTS-\w+-\d{5})-\d{3}", r"\1", case.name)
-        by_patient[hashlib.sha256(patient.encode()).hexdigest()].append(case)
-    order = sorted(by_patient)
-    if len(order) < 3:
+    # BraTS-GLI-00045-000 and -001 are two visits of one patient.
+    patient = {c.name: re.sub(r"(BraTS-\w+-\d{5})-\d{3}", r"\1", c.name) for c in cases}
+    if (count := len(set(patient.values()))) < 3:
         raise InputError(
-            f"{folder} holds {len(order)} patients; three splits need 3 or more"
+            f"{folder} holds {count} patients; three splits need 3 or more"
         )
-    counts = {name: max(1, round(s * len(order))) for name, s in _SHARES.items()}
-    middle = counts["test"] + counts["validation"]
-    parts = {
-        "train": order[middle:],
-        "validation": order[counts["test"] : middle],
-        "test": order[: counts["test"]],
-    }
+    names = records.divide(patient, _SHARES)
+    by_name = {case.name: case for case in cases}
     return {
-        split: sorted(case for patient in part for case in by_patient[patient])
-        for split, part in parts.items()
+        split: [by_name[name] for name in sorted(of)] for split, of in names.items()
     }
 
 

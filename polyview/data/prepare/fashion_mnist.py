@@ -9,7 +9,6 @@ content, so it does not matter who compressed it.
 import gzip
 import hashlib
 import shutil
-import subprocess
 import tempfile
 import urllib.request
 import zlib
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polyview.data.prepare import records
+from polyview.data.prepare import fetch, records
 from polyview.errors import InputError
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -133,24 +132,14 @@ def _debian(scratch: Path) -> Path:
     ]
     try:
         for command in ([*apt, "update"], [*apt, "download", PACKAGE]):
-            _run(command, scratch)
+            fetch.run(command, scratch)
         package = next(scratch.glob("*.deb"))
-        _run(["dpkg-deb", "-x", str(package), str(scratch / "root")], scratch)
+        fetch.run(["dpkg-deb", "-x", str(package), str(scratch / "root")], scratch)
+    except fetch.Failed as failure:
+        raise _NotThere(str(failure)) from None
     except StopIteration:
         raise _NotThere(f"apt-get did not download {PACKAGE}") from None
     return scratch / "root" / INSTALLED.relative_to("/")
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=600
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _NotThere(f"{command[0]}: {error}") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise _NotThere(f"{command[0]} failed: {lines[-1]}")
 
 
 def _zalando(scratch: Path) -> Path:

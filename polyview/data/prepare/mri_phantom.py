@@ -24,8 +24,6 @@ but for contrast agent, so t1ce alone tells it. Records, labels and regions are 
 import gzip
 import hashlib
 import importlib.util
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -36,11 +34,12 @@ import cv2
 import nibabel
 import numpy as np
 
-from polyview.data.prepare import records
+from polyview.data.prepare import fetch, records
 from polyview.data.prepare.brats import NAMES, TARGETS, halve, halve_labels
 from polyview.errors import InputError
 
-WHEEL = "nilearn-0.14.1-py3-none-any.whl"
+VERSION = "0.14.1"
+WHEEL = f"nilearn-{VERSION}-py3-none-any.whl"
 _FOLDER = "nilearn/datasets/data"
 FILES = {
     "t1": "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
@@ -291,11 +290,7 @@ def read_maps(manual_dir: Path | None) -> Maps:
         except _NotThere as reason:
             reasons.append(f"{way.__name__.strip('_')}: {reason}")
     else:
-        raise InputError(
-            f"the MNI152 template could not be had ({'; '.join(reasons)}); elsewhere "
-            "run `pip download --no-deps nilearn==0.14.1` and give the folder of the "
-            "wheel as --manual_dir"
-        )
+        raise InputError(f"the MNI152 template could not be had: {'; '.join(reasons)}")
     t1, gm, wm = (
         np.asarray(
             nibabel.Nifti1Image.from_bytes(gzip.decompress(contents[name])).dataobj
@@ -325,16 +320,10 @@ def _installed(_) -> dict[str, bytes]:
 
 def _downloaded(_) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--dest", scratch, "nilearn==0.14.1"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise _NotThere(f"pip: {error}") from None
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise _NotThere(f"pip failed: {lines[-1]}")
-        return _unzip(Path(scratch) / WHEEL)
+            return _unzip(fetch.wheel("nilearn", VERSION, Path(scratch)))
+        except fetch.Failed as failure:
+            raise _NotThere(str(failure)) from None
 
 
 def _unzip(wheel: Path) -> dict[str, bytes]:

