@@ -15,6 +15,8 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
+from matplotlib.figure import Figure
 
 from polyview import config as configs
 from polyview import errors, mesh, train
@@ -115,8 +117,31 @@ def write(flags, runs: list[report.Run]) -> None:
     }
     text = json.dumps(record, indent=1)
     (RESULTS / "sgi_finetune.json").write_text(text + "\n")
-    figure = report.curves(runs, [flags.game])
-    (RESULTS / "sgi_finetune.png").write_bytes(plots.png(figure))
+    (RESULTS / "sgi_finetune.png").write_bytes(plots.png(curves(runs)))
+
+
+@plots.styled
+def curves(runs: list[report.Run]) -> Figure:
+    """Loss of the returns over the steps; games of evaluation before and after."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, run in enumerate(sorted(runs, key=lambda run: run.name)):
+        color = plots.RUNS[STARTS.index(run.start)]
+        lines = [(line["step"], line["distributional"]) for line in run.history]
+        left.plot(*np.transpose(lines), color=color, label=run.name)
+        for side, found in enumerate(
+            run.evaluations[s] for s in sorted(run.evaluations)
+        ):
+            x = side + 0.12 * (place - 1.5)
+            scores = np.ravel(found["scores"])
+            right.plot([x] * len(scores), scores, ".", color=color, markersize=3)
+            right.plot(x, scores.mean(), "_", color=plots.INK, markersize=9)
+    left.set_title("Cross-entropy of the returns")
+    left.set_xlabel("step")
+    right.set_title("Scores of 20 games, and their mean")
+    right.set_xticks([0, 1], ["random play", f"step {BUDGET['steps']:,}"])
+    figure.legend(loc="outside lower center", ncols=len(runs), frameon=False)
+    return figure
 
 
 def metrics_of(line: dict) -> dict:

@@ -131,11 +131,13 @@ def products(jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list[bool]]
             parts = [opened(call) for call in calls]
             if any(products(part, [False] * len(part.invars))[0] for part in parts):
                 raise ValueError("a loop of unknown length holds a matrix product")
-        elif calls:
-            inner = opened(calls[0])
-            if len(inner.invars) != len(into):
+        elif calls and len(opened(calls[0]).invars) != len(into):
+            # What scatter does to two numbers, for example.
+            parts = [opened(call) for call in calls]
+            if any(products(part, [False] * len(part.invars))[0] for part in parts):
                 raise ValueError(f"the products inside {name} cannot be counted")
-            inside, out = products(inner, into)
+        elif calls:
+            inside, out = products(opened(calls[0]), into)
             if name == "shard_map":  # its inside is the part of one device
                 inside = [
                     p._replace(flops=p.flops * params["mesh"].size) for p in inside
