@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sgi test test-slow lint setup clean
+.PHONY: demo demo-sgi demo-crossmodal test test-slow lint setup clean
 
 demo: setup
 	bash launch/demo.sh $(BIN)/python
 
 demo-sgi: setup
 	bash launch/demo_sgi.sh $(BIN)/python
+
+demo-crossmodal: setup
+	bash launch/demo_crossmodal.sh $(BIN)/python
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -38,6 +38,9 @@ _FIGURES = {
     "neighbours": "nearest neighbours",
     "sweep": "probe sweep",
     "confusion": "confusion matrix",
+    "retrieval": "retrieval",
+    "across": "nearest in the other looks",
+    "texts": "pictures nearest to a text",
     "variables": "probes of variables",
     "readings": "what the probes read",
 }
@@ -98,7 +101,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "steps": lambda row: number(row.steps, ","),
     "seconds": lambda row: number(row.seconds, ",.0f"),
 }
-_IF_ANY = {"classifier %"}
+_IF_ANY = {*_MEASURES.values(), "RankMe"}
 _TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the right
 
 
@@ -197,6 +200,8 @@ def _row(run: Run) -> Row:
     objective = run.config.get("objective") or {}
     loss = objective.get("loss") or objective
     method = loss.get("partial") or loss.get("target") or _MISSING
+    if "terms" in objective:
+        method = _cross_modal(objective)
     views = run.config.get("views") or {}
     m = views.get("m") or sum(map(len, (views.get("fields") or {}).values())) or None
     logged = run.history[-1]["step"] if run.history else None
@@ -209,6 +214,13 @@ def _row(run: Run) -> Row:
         seconds=_seconds(run.history),
         **_scores(run.result),
     )
+
+
+def _cross_modal(objective: dict[str, Any]) -> str:
+    """The terms that a cross-modal objective weighs, beside its tasks."""
+    weights = objective["terms"] | {"poly-view": objective.get("polyview_weight", 0)}
+    terms = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+    return " + ".join([*objective.get("tasks", {}), *terms])
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float | None]:
@@ -410,7 +422,7 @@ def _features(run: Run) -> str:
     if found := _compared(run):
         figures["variables"] = plots.variables(found)
     pictures = [
-        picture(figure, f"{_FIGURES[name]} of {run.name}")
+        picture(figure, f"{_FIGURES.get(name, name)} of {run.name}")
         for name, figure in figures.items()
     ]
     compared = table(*_variables(run), text_columns=1) if found else ""

@@ -114,6 +114,13 @@ def test_a_product_in_a_loop_of_unknown_length_is_refused():
         counted(function, *arrays((3, 3), (2, 3)))
 
 
+def test_what_scatters_holds_no_product_but_those_around_it_count():
+    def function(w, x):
+        return jnp.zeros((9, 3)).at[jnp.array([4, 4])].add(x @ w)
+
+    assert counted(function, *arrays((3, 3), (2, 3)))[0] == 2 * 2 * 3 * 3
+
+
 def encoder(make, shape):
     graph, params, statistics = step.abstract(make)
 

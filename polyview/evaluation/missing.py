@@ -27,7 +27,7 @@ from polyview.evaluation.protocol import Protocol, Result, top
 
 _MOST = 63  # subsets: of six looks
 _RECALL = (1, 5, 10)
-_SHOWN = 6  # queries of the figure of retrieval
+_SHOWN, _ANSWERS = 8, 6  # queries of the figures, and answers to a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,9 @@ class MissingModalities:
             "subsets": subsets,
         }
         if self.retrieval:
-            numbers["retrieval"] = self._retrieval(looks["z"], present)
+            each = np.concatenate([looks["z"][n] for n in self._modalities()], 1)
+            numbers["retrieval"] = self._retrieval(each, present)
+            sample |= self._pictures(each, present, looks["index"])
         numbers["machine"] = meshes.machine()
         seconds = round(time.perf_counter() - began, 3)
         numbers["time"] = {**numbers.get("time", {}), "missing": seconds}
@@ -197,10 +199,12 @@ class MissingModalities:
             case kind:
                 raise InputError(f"target '{target}' is of kind '{kind}', not measured")
 
-    def _retrieval(self, z: Mapping[str, np.ndarray], present: np.ndarray) -> dict:
-        """Recall of each look by each other, among the rows that have both."""
+    def _retrieval(self, each: np.ndarray, present: np.ndarray) -> dict:
+        """Recall of each look by each other, among the rows that have both.
+
+        each: z float[n, looks, d].
+        """
         names = self._names()
-        each = np.concatenate([z[name] for name in self._modalities()], 1)
         found = {}
         for a, b in itertools.permutations(range(len(names)), 2):
             both = present[:, a] & present[:, b]
@@ -214,6 +218,54 @@ class MissingModalities:
             found[f"{names[a]} -> {names[b]}"] = said
         return found
 
+    def _pictures(self, each, present, index) -> dict[str, np.ndarray]:
+        """What some rows find, for figures: a picture in the other picture looks, and a
+        text among pictures of the first of them. Rows are evenly spaced, none picked.
+        """
+        first = self._looks_of(index[0])
+        pictures = [i for i, look in enumerate(first) if _is_picture(look)]
+        texts = [i for i, look in enumerate(first) if look.ndim == 1]
+        if len(pictures) < 2:
+            return {}
+        rows = np.flatnonzero(present[:, pictures + texts].all(1))
+        shown = rows[np.linspace(0, len(rows) - 1, min(_SHOWN, len(rows))).astype(int)]
+
+        def images(look: int, of: np.ndarray) -> np.ndarray:
+            flat = [self._looks_of(index[row])[look] for row in of.ravel()]
+            return np.stack(flat).reshape(*of.shape, *flat[0].shape)
+
+        start, *others = pictures
+        near = [
+            rows[neighbours(each[rows, look], each[shown, start], k=1).index[:, 0]]
+            for look in others
+        ]
+        sample = {
+            "across_query": images(start, shown),
+            "across_found": np.stack(
+                [images(look, of) for look, of in zip(others, near, strict=True)], 1
+            ),
+            "across_right": np.stack(near, 1) == shown[:, None],
+            "across_look": np.array([self._names()[i] for i in pictures]),
+        }
+        if texts:
+            z = each[shown, texts[0]]
+            near = rows[neighbours(each[rows, start], z, k=_ANSWERS).index]
+            names = [
+                str(self.test[int(i)].get("name", f"row {i}")) for i in index[shown]
+            ]
+            sample |= {
+                "text_query": np.array(names),
+                "text_found": images(start, near),
+                "text_right": near == shown[:, None],
+            }
+        return sample
+
+    def _looks_of(self, row: int) -> list[np.ndarray]:
+        """The looks of a row of the source, as the model is given them."""
+        example = self.test[int(row)]
+        views = self.views(example, np.random.default_rng(0))["views"]
+        return [look for name in self._modalities() for look in views[name]]
+
     def _describe(self, rows: int) -> dict[str, Any]:
         return {
             "test": {"source": repr(self.test), "rows": rows},
@@ -224,6 +276,10 @@ class MissingModalities:
             "chosen": "nothing: the model as this step left it",
             "batch_size": self.batch_size,
         }
+
+
+def _is_picture(look: np.ndarray) -> bool:
+    return look.dtype == np.uint8 and look.ndim == 3 and look.shape[-1] in (1, 3)
 
 
 @jax.jit

@@ -108,6 +108,19 @@ def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figu
         found[f"subsets-{target}"] = subsets({target: scores}, measure)
     if result.get("retrieval"):
         found["retrieval"] = retrieval(result["retrieval"], result["looks"])
+    if "across_query" in sample:
+        found["across"] = across(
+            sample["across_query"],
+            sample["across_found"],
+            sample["across_right"],
+            [str(look) for look in sample["across_look"]],
+        )
+    if "text_query" in sample:
+        found["texts"] = texts(
+            [str(name) for name in sample["text_query"]],
+            sample["text_found"],
+            sample["text_right"],
+        )
     return found
 
 
@@ -446,6 +459,60 @@ def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return figure
+
+
+@styled
+def across(query, found, right, looks: Sequence[str]) -> Figure:
+    """Pictures of one look, and the nearest to each in every other look.
+
+    query: uint8[q, h, w, c]; found: uint8[q, looks - 1, h, w, c], framed by whether it
+    is of the same thing, `right: bool[q, looks - 1]`.
+    """
+    rows, columns = right.shape
+    figure, grid = _pictures(rows, columns, "Nearest in the other looks", left=0)
+    for row in range(rows):
+        axes = figure.add_subplot(grid[row, 0])
+        _image(axes, query[row], INK)
+        for column in range(columns):
+            other = figure.add_subplot(grid[row, column + 1])
+            color = RIGHT if right[row, column] else WRONG
+            _image(other, found[row, column], color)
+            if not row:
+                other.set_title(looks[column + 1], fontsize=8, fontweight="normal")
+        if not row:
+            axes.set_title(looks[0], fontsize=8, fontweight="normal")
+    return figure
+
+
+@styled
+def texts(query: Sequence[str], found, right) -> Figure:
+    """Texts, and the pictures nearest to each, the nearest first.
+
+    found: uint8[q, k, h, w, c], framed by whether it is of the same thing, `right:
+    bool[q, k]`.
+    """
+    rows, columns = right.shape
+    title = "Pictures nearest to a text"
+    figure, grid = _pictures(rows, columns - 1, title, left=2.2)
+    for row in range(rows):
+        axes = figure.add_subplot(grid[row, 0])
+        axes.axis("off")
+        axes.text(0, 0.5, query[row], va="center", fontsize=8, wrap=True)
+        for column in range(columns):
+            color = RIGHT if right[row, column] else WRONG
+            other = figure.add_subplot(grid[row, column + 1])
+            _image(other, found[row, column], color)
+    return figure
+
+
+def _pictures(rows: int, columns: int, title: str, left: float):
+    """A figure of rows of pictures, one and so many more, right of `left` widths."""
+    widths = ([left] if left else []) + [1] * (columns + 1)
+    side = WIDTH / sum(widths)
+    figure = Figure(figsize=(WIDTH, 0.5 + rows * side))
+    figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.03)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure, figure.add_gridspec(rows, len(widths), width_ratios=widths)
 
 
 @styled
