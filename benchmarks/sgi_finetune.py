@@ -126,7 +126,7 @@ def curves(runs: list[report.Run]) -> Figure:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, run in enumerate(sorted(runs, key=lambda run: run.name)):
-        color = plots.RUNS[STARTS.index(run.start)]
+        color = plots.RUNS[run.name.startswith("scratch")]
         lines = [(line["step"], line["distributional"]) for line in run.history]
         left.plot(*np.transpose(lines), color=color, label=run.name)
         for side, found in enumerate(
