@@ -46,7 +46,7 @@ DATA = {
         measure="auroc",
         target="labels",
         weak=("indication", "descriptors"),
-        steps=400,
+        steps=600,
         methods={
             "indication alone": "method=supervised,views=indication,drop=0.0",
             "descriptors alone": "method=supervised,views=descriptors,drop=0.0",

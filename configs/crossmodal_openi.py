@@ -35,7 +35,7 @@ def get_config(argument: str = "") -> dict:
         views="indication+findings+impression+descriptors",
         encoder="set",
         split="test",
-        steps=800,
+        steps=600,
     )
     names = args["views"].split("+")
     for name in names:
@@ -58,7 +58,7 @@ def get_config(argument: str = "") -> dict:
         "epochs": None,
         "batch_size": 128,
         "log_every": 50,
-        "checkpoint_every": 400,
+        "checkpoint_every": 200,
         "evaluate_every": 0,
         "keep": 2,
         "workers": 0,
@@ -88,7 +88,7 @@ def get_config(argument: str = "") -> dict:
         ),
         "optimizer": {
             "partial": "polyview.optimizer:adamw",
-            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 1e-3},
+            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 5e-3},
             "weight_decay": 1e-2,
             "warm_up": 0.1,
         },

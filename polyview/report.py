@@ -189,6 +189,8 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         for run in runs:
             if name in run.references:
                 scores = _scores(run.references[name])
+                if not any(scores.values()):
+                    continue  # another kind of evaluation, which is told apart
                 distinct.setdefault(json.dumps(scores), (run.name, scores))
         for run_name, scores in distinct.values():
             label = f"for {run_name}" if len(distinct) > 1 else "reference"
