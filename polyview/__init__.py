@@ -17,12 +17,13 @@ h w c height, width and channels of an image.
     optimizer   LARS, SGD, AdamW; the schedule; scaling rules
     checkpoint  the one format;  restore: from a run's path to its model
     mesh        processes, devices, shardings, the batch on its way to them
-    metrics     what a run reports
+    metrics     what a run reports;  workdir: a directory belongs to one config
     recipes     parts that configs share
     data/       numpy only: sources, augmentation, views, the pipeline, prepare/
     nn/         modules that know no loss
     objectives/ mathematics that knows no model and no data
-    evaluation/ features of a checkpoint -> kNN, linear probe, health, figures
+    evaluation/ features of a checkpoint -> kNN, linear probe, health, figures;
+                predictions from every subset of the modalities
     prepare, evaluate, report, bench    command lines;  command, what they share
     flops       what a step's model costs, whatever computes it
 

@@ -73,7 +73,7 @@ def evaluate(
     )
     if references and not hasattr(protocol, "raw"):
         raise InputError(
-            f"{run} is evaluated as a classifier, which has no references; "
+            f"{run} is evaluated by what it predicts, which has no references; "
             "leave out --references"
         )
     with jax.set_mesh(mesh):

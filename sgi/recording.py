@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -102,6 +102,8 @@ def write(
 @dataclass
 class _Chunks:
     """Steps as records; it has a length, so that a progress bar knows the end."""
+
+    unit: ClassVar[str] = f" records of {_CHUNK} steps"
 
     steps: Iterable[Step]
     count: int

@@ -330,3 +330,10 @@ def test_a_view_is_what_torchvision_makes_with_its_parameters(transforms):
 def test_other_numbers_of_channels_are_refused():
     with pytest.raises(InputError, match="2"):
         Photometry()(jnp.zeros((1, 1, 8, 8, 2)), jax.random.split(jax.random.key(0), 1))
+
+
+def test_images_too_narrow_for_the_blur_are_refused():
+    narrow, keys = jnp.zeros((1, 1, 60, 3, 3)), jax.random.split(jax.random.key(0), 1)
+    with pytest.raises(InputError, match="60 x 3, narrower than its kernel"):
+        Photometry()(narrow, keys)
+    assert Photometry(blur_chance=0.0)(narrow, keys).shape == narrow.shape

@@ -70,13 +70,20 @@ class Photometry:
 
         View a of row i is a function of images[i, a], keys[i] and a alone. Under a mesh
         (`jax.set_mesh`, Auto axes) the rows are sharded over all of its axes.
-        Raises InputError for other than 1 or 3 channels.
+        Raises InputError for other than 1 or 3 channels, and for images too narrow to
+        be blurred.
         """
         channels = images.shape[-1]
         if channels not in (1, 3):
             raise InputError(
                 f"photometry takes images of 1 or 3 channels, these have {channels}; "
                 "set photometry to None for them"
+            )
+        height, width = images.shape[2:4]
+        if self.blur_chance > 0 and width <= height // 20:
+            raise InputError(
+                f"photometry cannot blur images of {height} x {width}, narrower than "
+                "its kernel; set photometry.blur_chance to 0 for them"
             )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size <= 1:

@@ -164,7 +164,8 @@ def _write_split(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files.append({"name": path.name, "sha256": digest, "records": count})
 
-    for example in tqdm(examples, desc=split, unit=" examples", delay=3):
+    unit = getattr(examples, "unit", " examples")
+    for example in tqdm(examples, desc=split, unit=unit, delay=3):
         if writer is None:
             path = folder / f"{split}-{len(files):05d}.array_record"
             writer, size, count = ArrayRecordWriter(str(path), _OPTIONS), 0, 0
