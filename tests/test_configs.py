@@ -8,6 +8,7 @@ import pytest
 
 from polyview import config as configs
 from polyview import train
+from polyview.data.prepare import brats, emoji, openi
 from polyview.data.source import InMemory
 from polyview.errors import InputError
 from sgi import finetune, recording
@@ -39,6 +40,14 @@ VARIANTS = {
     "probe_imagenet": ["", "encoder=vit_s"],
     "sgi_pretrain": ["size=tiny", "size=tiny,objective=cloning", "dtype=bfloat16"],
     "sgi_demo": [""],
+    "crossmodal_openi": [
+        "encoder=conv,method=cmim,alone=0.5",
+        "encoder=transformer,method=intra,estimator=jensen_shannon",
+        "method=polyview,views=indication+mesh",
+        "method=supervised,views=indication,drop=0.0",
+    ],
+    "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")],
+    "crossmodal_mri": ["method=cmim", "model=early,method=supervised"],
 }
 
 
@@ -51,13 +60,57 @@ def photographs(name: str = "", split: str = "") -> InMemory:
     return InMemory({"image": images, "label": labels}, targets={"label": target})
 
 
+def reports(name: str = "", split: str = "") -> InMemory:
+    """Sixteen studies, some without an indication."""
+    random = np.random.default_rng(0)
+    lengths = {label.lower(): n for label, n in openi.SECTIONS.items()}
+    lengths |= {"mesh": openi.MESH_WORDS, "descriptors": openi.DESCRIPTORS}
+    views = {
+        view: list(random.integers(0, 9, (16, length)).astype(np.int32))
+        for view, length in lengths.items()
+    }
+    views["indication"][3] = None
+    labels = random.integers(0, 2, (16, len(openi.LABELS))).astype(np.uint8)
+    target = {"kind": "multi-label", "names": openi.LABELS}
+    return InMemory(views | {"labels": labels}, targets={"labels": target})
+
+
+def drawings(name: str = "", split: str = "") -> InMemory:
+    """Sixteen concepts."""
+    random = np.random.default_rng(0)
+    columns = {
+        vendor: random.integers(0, 256, (16, 64, 64, 3), np.uint8)
+        for vendor in ("noto", "twemoji", "openmoji", "fluent")
+    }
+    columns["text"] = random.integers(0, 9, (16, emoji.LENGTH)).astype(np.int32)
+    columns |= {level: random.integers(0, 9, 16) for level in ("group", "subgroup")}
+    target = {"kind": "class", "classes": 9}
+    targets = {"group": target, "subgroup": target}
+    return InMemory(columns, targets=targets)
+
+
+def scans(name: str = "", split: str = "") -> InMemory:
+    """Sixteen slices."""
+    random = np.random.default_rng(0)
+    columns = {
+        sequence: random.normal(size=(16, 96, 96, 1)).astype(np.float16)
+        for sequence in brats.SEQUENCES
+    }
+    columns["mask"] = random.integers(0, 4, (16, 96, 96)).astype(np.uint8)
+    return InMemory(columns, targets=brats.TARGETS)
+
+
+STAND_INS = {"openi": "reports", "emoji": "drawings", "mri_phantom": "scans"}
+
+
 def with_stand_in(source):
     """The spec of the stand-in, unless the source makes its own examples."""
     if source.target in (
         "polyview.data.source:Tfds",
         "polyview.data.source:ArrayRecord",
     ):
-        source = dict(source) | {"target": "test_configs:photographs"}
+        stand_in = STAND_INS.get(source.name, "photographs")
+        source = dict(source) | {"target": f"test_configs:{stand_in}"}
         source.pop("data_dir", None)
     return source
 

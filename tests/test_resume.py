@@ -113,6 +113,7 @@ def stop_at(workdir: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_one_process_or_two_train_the_same(command, tmp_path):
     """1 -> 2 -> 1 processes against one, in float64 over 40 steps to 1e-6; and, in
     float32, two against one: the first 5 losses to 1e-5."""

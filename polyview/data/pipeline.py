@@ -278,7 +278,7 @@ def _report(read: grain.DatasetIterator, source: Source) -> Iterator[tuple[int, 
             if len(corrupt) and time.monotonic() >= quiet_until:
                 quiet_until = time.monotonic() + 60
                 _log.warning(
-                    "%r: %d corrupt records so far (now index %d) were passed over",
+                    "%r: %d corrupt or empty records so far (now index %d) passed over",
                     source,
                     total,
                     corrupt[0],

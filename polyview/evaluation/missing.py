@@ -66,7 +66,7 @@ class MissingModalities:
         if len(self.subsets()) > _MOST:
             raise InputError(
                 f"evaluation: {len(self._names())} looks have {len(self.subsets())} "
-                "subsets; evaluate fewer: set --config.evaluation.views.fields"
+                "subsets; name fewer fields in the views of the evaluation"
             )
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:

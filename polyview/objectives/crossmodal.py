@@ -280,7 +280,9 @@ class CrossModal:
         for target, loss_of in self.tasks.items():
             losses = loss_of(features.pop(target).z, batch["targets"][target])
             metrics[f"task/{target}"] = self._task(losses, present, kept_now)
-        of = looks(features, present)
+        terms = {name: weight for name, weight in self.terms.items() if weight}
+        # A model that is only told what to predict may return nothing else.
+        of = looks(features, present) if terms or self.polyview_weight else []
         if self.positions is not None:
             of = thinned(of, self.positions, keys[3], index)
         critic = self.critic or partial(_learnt, module)
@@ -289,15 +291,13 @@ class CrossModal:
             study = batch["targets"][self.study]
             same = study[:, None] == study[None]
         loss = self.task_weight * sum(metrics.values())
-        for number, (name, weight) in enumerate(sorted(self.terms.items())):
-            if not weight:
-                continue
+        for name, weight in terms.items():
             found = term(
                 name,
                 of,
                 estimator=self.estimator,
                 critic=critic,
-                key=jax.random.fold_in(keys[2], number),
+                key=jax.random.fold_in(keys[2], TERMS.index(name)),
                 index=index,
                 same=same,
             )
