@@ -24,6 +24,9 @@ def get_config(argument: str = "") -> dict:
     args = configs.arguments(
         argument, method="polyview", weight=0.3, drop=0.5, split="test", steps=600
     )
+    train, test = (recipes.source("emoji", split) for split in ("train", args["split"]))
+    whole = views("ResizeCenterCrop", fraction=1.0)
+    frozen = recipes.evaluation(train, test, size=SIZE, fraction=1.0)
     return {
         "seed": 0,
         "steps": args["steps"],
@@ -35,7 +38,7 @@ def get_config(argument: str = "") -> dict:
         "keep": 2,
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": recipes.source("emoji", "train"),
+        "source": train,
         "views": views("RandomResizedCrop", scale=(0.5, 1.0), flip=0.5),
         "model": {
             "partial": "polyview.nn.fusion:LateFusion",
@@ -88,12 +91,13 @@ def get_config(argument: str = "") -> dict:
         },
         "evaluation": {
             "target": "polyview.evaluation.missing:MissingModalities",
-            "test": recipes.source("emoji", args["split"]),
-            "views": views("ResizeCenterCrop", fraction=1.0),
+            "test": test,
+            "views": whole,
             "targets": ("group", "subgroup"),
             "retrieval": True,
             "batch_size": 500,
-            "frozen": None,
+            # kNN and probe on the mean of the four drawings' representations.
+            "frozen": frozen | {"views": whole, "label": "group"},
         },
     }
 
