@@ -52,7 +52,16 @@ def load(
     The checkpoint's config may call what `config.TRUSTED` lists and the packages of
     `trust`, nothing else. Raises InputError when there is no such checkpoint.
     """
-    return newest(run, at, functools.partial(read, sharding=sharding, trust=trust))
+
+    def read_run(folder: Path, number: int) -> Loaded:
+        if "views" not in checkpoint.read_config(folder):
+            raise InputError(
+                f"{run} is no run of polyview.main, but of a command that plays and "
+                "evaluates by itself; for fine-tuned agents see sgi.report"
+            )
+        return read(folder, number, sharding, trust)
+
+    return newest(run, at, read_run)
 
 
 def newest(
@@ -82,11 +91,6 @@ def read(
 ) -> Loaded:
     """Return the model in one checkpoint's folder, as `load` does."""
     config = checkpoint.read_config(folder)
-    if "views" not in config:
-        raise InputError(
-            f"{folder.parent.parent} is no run of polyview.main, but of a command that "
-            "plays and evaluates by itself; for fine-tuned agents see sgi.report"
-        )
     graph, params, statistics = step.abstract(model_of(config, trust))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
