@@ -21,6 +21,7 @@ import numpy as np
 from polyview import config as configs
 from polyview import errors, mesh, restore, train
 from polyview.evaluation import plots, protocol
+from polyview.workdir import claim
 
 RESULTS = Path(__file__).parent / "results"
 EVERY = 100  # steps between evaluations
@@ -126,7 +127,10 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
             "keep": str(data.steps // EVERY),
         },
     )
-    if not (workdir / "eval" / f"{data.steps}.json").exists():
+    config.evaluation.frozen = None
+    if (workdir / "eval" / f"{data.steps}.json").exists():
+        claim(workdir, config)  # refuses a run of another recipe
+    else:
         train.run(config, workdir)
     by_step = {}
     for step in range(EVERY, data.steps + 1, EVERY):

@@ -5,9 +5,11 @@
     python -m polyview.evaluate --run runs/emoji
 
 Arguments: method (supervised | intra | clip | cmim | polyview), weight of its terms,
-drop (chance of each look to be left out of a prediction), split (test | validation).
+drop (chance of each look to be left out of a prediction), steps, split (test |
+validation).
 The drawings share one encoder: they are four views of the modality "image".
-Hardware: two laptop cores, minutes. Measured: see `benchmarks/results/emoji.json`.
+Hardware: two laptop cores, minutes. `python -m benchmarks.missing emoji`: not yet
+measured.
 """
 
 from polyview import config as configs

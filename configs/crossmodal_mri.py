@@ -6,10 +6,11 @@
 
 Arguments: model (hemis | early: one U-Net, missing sequences filled with zeros), method
 (supervised | intra | clip | cmim | polyview; hemis only), weight of its terms, drop
-(chance of each sequence to be left out), data (mri_phantom | brats), split (test |
-validation). The phantom is one anatomy: a check of the machinery, and no medical claim.
-Hardware: two laptop cores for the phantom. Measured: see
-`benchmarks/results/mri_phantom.json`; BraTS: not yet measured.
+(chance of each sequence to be left out), data (mri_phantom | brats), steps, batch,
+split (test | validation). The phantom is one anatomy: a check of the machinery, and no
+medical claim.
+Hardware: two laptop cores for the phantom. `python -m benchmarks.missing mri`, BraTS:
+not yet measured.
 """
 
 from polyview import config as configs

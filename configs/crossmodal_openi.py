@@ -5,10 +5,12 @@
     python -m polyview.evaluate --run runs/openi
 
 Arguments: method (supervised | intra | clip | cmim | polyview), weight of its terms,
-estimator, drop (chance of each view to be left out of a prediction), views (joined by
-+, of indication, findings, impression, descriptors, mesh), encoder (set | conv |
-transformer), split (test | validation). `mesh` holds the labels.
-Hardware: one laptop core, minutes. Measured: see `benchmarks/results/openi.json`.
+estimator (info_nce | jensen_shannon | donsker_varadhan | nwj), drop (chance of each
+view to be left out of a prediction), alone (weight of predictions from each view
+alone), views (joined by +, of indication, findings, impression, descriptors, mesh),
+encoder (set | conv | transformer), steps, split (test | validation). `mesh` holds the
+labels.
+Hardware: one laptop core, minutes. Measured: `python -m benchmarks.missing openi`.
 """
 
 from polyview import config as configs
@@ -38,6 +40,8 @@ def get_config(argument: str = "") -> dict:
         steps=600,
     )
     names = args["views"].split("+")
+    if len(set(names)) < len(names):
+        raise InputError(f"views={args['views']} names a view twice")
     for name in names:
         if name not in LENGTHS:
             raise InputError(f"views: {name!r}{configs.nearest(name, LENGTHS)}")

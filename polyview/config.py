@@ -110,7 +110,6 @@ RANGES = {
     "task_weight": (0.0, math.inf),
     "alone_weight": (0.0, math.inf),
     "polyview_weight": (0.0, math.inf),
-    "terms": (0.0, math.inf),
     "base": (0.0, math.inf),
     "per": (1, HUGE),
     "weight_decay": (0.0, math.inf),

@@ -118,7 +118,7 @@ def summary(result: dict) -> str:
             alone = [of for of in said if len(of["looks"]) == 1]
             told = [
                 f"{'+'.join(of['looks']) if of in alone else 'all'} {of[measure]:.3f}"
-                for of in [*alone, said[-1]]
+                for of in [*alone, *said[len(alone) :][-1:]]
                 if measure in of
             ]
             if told:

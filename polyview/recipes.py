@@ -181,6 +181,11 @@ def cross_modal(
     """
     if method not in TERMS:
         raise InputError(f"method={method!r}{configs.nearest(method, TERMS)}")
+    estimators = ("info_nce", "jensen_shannon", "donsker_varadhan", "nwj")
+    if estimator not in estimators:
+        raise InputError(
+            f"estimator={estimator!r}{configs.nearest(estimator, estimators)}"
+        )
     supervised = f"{OBJECTIVES}.supervised"
     critic = {"partial": f"{OBJECTIVES}.crossmodal:scaled_dot"}
     # Clip and penalty of AMDIM (Bachman et al. 2019).

@@ -252,9 +252,10 @@ def test_a_config_builds_and_traces_a_step(name, argument):
         tower = config.model.towers.image
         tower.encoder.in_channels = 3
     if config.get("evaluation"):
-        for split in ("train", "test"):
-            if hasattr(config.evaluation.get(split), "target"):
-                config.evaluation[split] = with_stand_in(config.evaluation[split])
+        for part in filter(None, (config.evaluation, config.evaluation.get("frozen"))):
+            for split in ("train", "test"):
+                if hasattr(part.get(split), "target"):
+                    part[split] = with_stand_in(part[split])
         configs.build(config.evaluation, where="evaluation")
     run = train.Run(config)
     with jax.set_mesh(run.mesh):

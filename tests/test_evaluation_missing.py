@@ -145,6 +145,12 @@ def test_the_figures_of_an_evaluation_are_drawn():
         assert plots.png(figure).startswith(b"\x89PNG")
 
 
+def test_methods_that_know_fewer_looks_are_drawn_beside_others():
+    scores = {"alone": {"a": 0.5}, "both": {"a": 0.4, "b": 0.3, "a+b": 0.6}}
+    axes = plots.subsets(scores, "auroc").axes[0]
+    assert axes.images[0].get_array().shape == (3, 2)
+
+
 def test_a_region_that_is_neither_there_nor_predicted_counts_as_right():
     answers = np.zeros((2, 3, 3), int)
     truth = answers.copy()

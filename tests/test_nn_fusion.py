@@ -129,6 +129,20 @@ def test_what_is_kept_is_what_the_prediction_sees_and_no_more():
     )
 
 
+def test_what_stands_in_a_missing_view_changes_nothing():
+    module = fused()
+    given = batch(a=[True, False, True], b=[True, True, False])
+    garbage = {
+        **given,
+        "views": {n: v.at[...].set(v) for n, v in given["views"].items()},
+    }
+    garbage["views"]["a"] = garbage["views"]["a"].at[1].set(29)
+    garbage["views"]["b"] = garbage["views"]["b"].at[2].set(7)
+    for name, of in module(given, key=None, train=True).items():
+        other = module(garbage, key=None, train=True)[name]
+        np.testing.assert_array_equal(other.z, of.z)
+
+
 def test_representations_of_other_widths_and_names_that_meet_are_refused():
     with pytest.raises(ValueError, match="differ"):
         wide = partial(TokenSet, vocabulary=30, width=8, features=13)

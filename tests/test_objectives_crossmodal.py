@@ -205,6 +205,28 @@ def test_xx_matches_the_local_map_of_one_with_the_global_of_the_other(x64):
     np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-10)
 
 
+def test_cr_and_cc_match_what_their_names_say(x64):
+    features, present = batch_of(u=1, v=1, missing=False)
+    critic = partial(scaled_dot, penalty=0.0)
+    expected = {"CR": [], "CC": []}
+    of = looks(features, present)
+    for number, look in enumerate(of):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        one, _ = crossmodal.drawn(look, 1, key, jnp.arange(6))
+        other = of[1 - number]
+        for name, anchor, local in (
+            ("CR", look.z, look.local),
+            ("CC", one[:, 0], other.local),
+        ):
+            raw = np.einsum("ad,cpd->acp", anchor, local)[..., None] / 2  # sqrt(d)
+            scores = 20 * np.tanh(raw / 20)
+            loss = loops("info_nce", scores, *masks(6, 3, 1, whole=True))
+            expected[name].append(loss)
+    for name, losses in expected.items():
+        found = one_term(name, features, present, critic=critic)
+        np.testing.assert_allclose(found, np.mean(losses, 0), rtol=1e-10)
+
+
 def test_the_penalty_is_on_raw_scores_that_are_compared(x64):
     features, present = batch_of(u=1, v=1)
     loss = [
@@ -455,6 +477,7 @@ def test_poly_view_losses_read_masks(name, x64):
         ({"terms": {"XY": 1.0}}, "'XY'; there are CR, XX"),
         ({"terms": {"XX": 1.0}, "train_drop_prob": 1.0}, "below 1"),
         ({"terms": {"XX": 0.0}}, "no task and no term"),
+        ({"terms": {"XX": -1.0}}, "terms.XX is -1.0, not 0 or more"),
         ({"polyview_weight": 0.1}, "polyview is None"),
         ({"terms": {"XX": 1.0}, "positions": 0}, "positions is 0"),
         (

@@ -63,9 +63,9 @@ class MissingModalities:
                 )
         if not hasattr(self.views, "fields"):
             raise InputError("evaluation: views must be Observed, with their fields")
-        if len(self.subsets()) > _MOST:
+        if (count := 2 ** len(self._names()) - 1) > _MOST:
             raise InputError(
-                f"evaluation: {len(self._names())} looks have {len(self.subsets())} "
+                f"evaluation: {len(self._names())} looks have {count:,} "
                 "subsets; name fewer fields in the views of the evaluation"
             )
 
@@ -222,12 +222,12 @@ class MissingModalities:
         """What some rows find, for figures: a picture in the other picture looks, and a
         text among pictures of the first of them. Rows are evenly spaced, none picked.
         """
-        first = self._looks_of(index[0])
+        first = self._looks_of(index[0]) if len(index) else []
         pictures = [i for i, look in enumerate(first) if _is_picture(look)]
         texts = [i for i, look in enumerate(first) if look.ndim == 1]
-        if len(pictures) < 2:
-            return {}
         rows = np.flatnonzero(present[:, pictures + texts].all(1))
+        if len(pictures) < 2 or not len(rows):
+            return {}
         shown = rows[np.linspace(0, len(rows) - 1, min(_SHOWN, len(rows))).astype(int)]
 
         def images(look: int, of: np.ndarray) -> np.ndarray:

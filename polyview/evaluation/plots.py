@@ -103,9 +103,9 @@ def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figu
             sample["frame"], sample["value"], sample["reading"], [*result["variables"]]
         )
     for target, said in result.get("subsets", {}).items():
-        measure = next(m for m in MEASURES if any(m in one for one in said))
-        scores = {"+".join(one["looks"]): one.get(measure) for one in said}
-        found[f"subsets-{target}"] = subsets({target: scores}, measure)
+        for measure in (m for m in MEASURES if any(m in one for one in said)):
+            scores = {"+".join(one["looks"]): one.get(measure) for one in said}
+            found[f"subsets-{target}"] = subsets({target: scores}, measure)
     if result.get("retrieval"):
         found["retrieval"] = retrieval(result["retrieval"], result["looks"])
     if "across_query" in sample:
@@ -372,8 +372,10 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
     `scores` maps a method to {"a+b": score}, None where there is none; a row is a
     subset, its looks marked by dots on the left, a column a method.
     """
-    methods, rows = [*scores], [*next(iter(scores.values()))]
-    looks = rows[-1].split("+")  # the last one is that of all
+    methods = [*scores]
+    rows = [*max(scores.values(), key=len)]  # methods may know fewer looks
+    rows += sorted({row for of in scores.values() for row in of} - {*rows})
+    looks = [*dict.fromkeys(look for row in rows for look in row.split("+"))]
     grid = np.asarray([[scores[m].get(r) for m in methods] for r in rows], float)
     figure, axes = _axes(1.6 + 0.21 * len(rows))
     low, high = np.nanmin(grid), np.nanmax(grid)

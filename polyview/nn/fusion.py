@@ -24,7 +24,8 @@ class LateFusion(Towers):
     each look by itself follows, sorted by modality, zeros for one that is not present.
     `critic(rngs=)` makes the model's own critic, for objectives that ask for it. Raises
     ValueError where the representations differ in width, and for a target named as a
-    modality.
+    modality. An encoder with BatchNorm still sees zeros in the place of missing views:
+    where views are missing, take one without.
     """
 
     def __init__(
@@ -53,7 +54,12 @@ class LateFusion(Towers):
     def __call__(
         self, batch: Mapping, *, key: jax.Array | None, train: bool
     ) -> dict[str, Features]:
-        features = super().__call__(batch, key=key, train=train)
+        # Whatever stands in a missing view, NaN say, must not reach an encoder.
+        views = {
+            name: jnp.where(_beside(batch["present"][name], x), x, jnp.zeros_like(x))
+            for name, x in batch["views"].items()
+        }
+        features = super().__call__({**batch, "views": views}, key=key, train=train)
         names = sorted(features)
 
         def joined(parts: Mapping) -> jax.Array:
@@ -76,6 +82,11 @@ class LateFusion(Towers):
 def mean_of(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of `x[b, m, ...]` over the views that `mask: bool[b, m]` marks, zero where
     it marks none, whatever stands in the others."""
-    mask = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
+    mask = _beside(mask, x)
     count = jnp.maximum(mask.sum(1), 1).astype(x.dtype)
     return jnp.where(mask, x, 0).sum(1) / count
+
+
+def _beside(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """`mask[b, m]` with as many axes as `x[b, m, ...]`."""
+    return mask.reshape(*mask.shape, *[1] * (x.ndim - 2))

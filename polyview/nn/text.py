@@ -41,7 +41,7 @@ class _Encoder(nnx.Module):
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens are {tokens.dtype}, not integers")
         real = tokens > 0
-        # Beyond the table JAX would silently read its last row, or NaN.
+        # Numbers beyond the table read its last row: prepared data have none.
         tokens = jnp.minimum(tokens, self.vocabulary - 1)
         return jnp.where(real[..., None], self.embed(tokens), 0), real
 

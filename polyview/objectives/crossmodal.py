@@ -252,6 +252,9 @@ class CrossModal:
                 f"objective.terms has {sorted(unknown)[0]!r}; there are "
                 f"{', '.join(TERMS)}"
             )
+        for name, weight in self.terms.items():
+            if not weight >= 0:
+                raise InputError(f"objective.terms.{name} is {weight}, not 0 or more")
         if not 0 <= self.train_drop_prob < 1:
             raise InputError(
                 f"train_drop_prob is {self.train_drop_prob}, not 0 or more, below 1"
@@ -329,11 +332,11 @@ class CrossModal:
             loss += self.alone_weight * _mean(losses[:, 1:], alone)
         return loss
 
-    @staticmethod
-    def negatives(b: int, m: int) -> int:
-        """Other samples that an anchor is compared with, of each look."""
-        del m
-        return b - 1
+    def negatives(self, b: int, m: int) -> int:
+        """Views of other samples that an anchor is compared with, at most."""
+        if self.polyview_weight:
+            return (b - 1) * m
+        return b - 1 if any(self.terms.values()) else 0
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:

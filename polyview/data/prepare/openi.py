@@ -10,7 +10,7 @@ Views of a study, each tokens, and None where the report lacks it:
 - mesh: the subject headings. They hold the labels: leave them out of what predicts;
 - descriptors: five quantised visual descriptors of each image, a set without order, all
   of the pixels that the reports hold;
-- image: the first frontal or other radiograph, where --manual_dir holds NLMCXR_png.
+- image: the first radiograph of the report, where --manual_dir holds NLMCXR_png.
 
 Each study is of another patient, so a split by study is one by patient.
 """
@@ -82,7 +82,7 @@ def prepare(directory: Path, manual_dir: Path | None = None) -> None:
     for study in _studies(manual_dir):
         if UNLABELLED in study["heads"] or not study["heads"]:
             left_out["not indexed"].append(study["study"])
-        elif not any(study["texts"].values()):
+        elif not any(text for kind, text in study["texts"].items() if kind != "mesh"):
             left_out["without any view"].append(study["study"])
         else:
             studies.append(study)
