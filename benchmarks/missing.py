@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from benchmarks import spread
 from polyview import config as configs
 from polyview import errors, mesh, restore, train
 from polyview.evaluation import plots, protocol
@@ -175,12 +176,6 @@ def test(flags, chosen: dict) -> dict:
         },
         "protocol": result["protocol"],
     }
-
-
-def spread(values: list[float]) -> dict:
-    """Mean, standard deviation over the seeds, and the values."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
 
 
 def told(data: Data, of: dict) -> str:

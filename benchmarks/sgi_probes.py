@@ -18,6 +18,7 @@ import jax
 import matplotlib
 import numpy as np
 
+from benchmarks import spread
 from polyview import config as configs
 from polyview import errors, mesh, train
 from polyview.evaluate import evaluate
@@ -109,12 +110,6 @@ def write(flags, found: dict) -> None:
     text = json.dumps(record, indent=1)
     (RESULTS / "sgi_probes.json").write_text(text + "\n")
     plot(rows, flags.games).savefig(RESULTS / "sgi_probes.png", dpi=150)
-
-
-def spread(values: list[float]) -> dict:
-    """Mean, standard deviation over the seeds, and the values."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
 
 
 def plot(rows: list[dict], games: list[str]):

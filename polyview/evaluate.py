@@ -99,6 +99,8 @@ def evaluate(
 
 def summary(result: dict) -> str:
     """One line of what a result says."""
+    from polyview.evaluation import plots
+
     measures = {"linear_probe": "linear probe", "knn": "kNN", "classifier": "top-1"}
     parts = [
         f"{label} {100 * result[name]['top1']:.2f} %"
@@ -114,12 +116,12 @@ def summary(result: dict) -> str:
         )
         parts.append(f"R^2 {', '.join(told)}; accuracy {accuracy:.1f} %, F1 {f1:.1f} %")
     for target, said in result.get("subsets", {}).items():
-        for measure in ("auroc", "dice", "r2", "top1"):
-            alone = [of for of in said if len(of["looks"]) == 1]
+        several = [of for of in said if len(of["looks"]) > 1]
+        named = {of["looks"][0]: of for of in said if of not in several}
+        named |= {"all": several[-1]} if several else {}
+        for measure in plots.MEASURES:
             told = [
-                f"{'+'.join(of['looks']) if of in alone else 'all'} {of[measure]:.3f}"
-                for of in [*alone, *said[len(alone) :][-1:]]
-                if measure in of
+                f"{n} {of[measure]:.3f}" for n, of in named.items() if measure in of
             ]
             if told:
                 parts.append(f"{target}, {measure}: {', '.join(told)}")

@@ -96,6 +96,10 @@ def products(jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list[bool]]
     def opened(inner) -> Jaxpr:
         return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
 
+    def held(calls) -> bool:
+        parts = [opened(call) for call in calls]
+        return any(products(part, [False] * len(part.invars))[0] for part in parts)
+
     found: list[Product] = []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -128,13 +132,11 @@ def products(jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list[bool]]
             )
             out = [any(some) for some in zip(*(b[1] for b in branches), strict=True)]
         elif name == "while":
-            parts = [opened(call) for call in calls]
-            if any(products(part, [False] * len(part.invars))[0] for part in parts):
+            if held(calls):
                 raise ValueError("a loop of unknown length holds a matrix product")
         elif calls and len(opened(calls[0]).invars) != len(into):
             # What scatter does to two numbers, for example.
-            parts = [opened(call) for call in calls]
-            if any(products(part, [False] * len(part.invars))[0] for part in parts):
+            if held(calls):
                 raise ValueError(f"the products inside {name} cannot be counted")
         elif calls:
             inside, out = products(opened(calls[0]), into)

@@ -7,11 +7,10 @@ step left it.
 """
 
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,31 +73,29 @@ class MissingModalities:
         began = time.perf_counter()
         numbers, sample = {}, {}
         if self.frozen is not None:
-            found = self.frozen(represent, mesh)
-            numbers, sample = dict(found), found.sample
-        looks, truths, rows = self._run(represent, mesh)
-        present = np.concatenate([looks["present"][n] for n in self._modalities()], 1)
+            frozen = self.frozen(represent, mesh)
+            numbers, sample = dict(frozen), frozen.sample
+        found = self._run(represent, mesh)
+        present = np.concatenate([found.present[n] for n in self._modalities()], 1)
         subsets = {
             target: [
-                self._score(target, subset, outputs, truths[target], present)
-                for subset, outputs in zip(
-                    self.subsets(), looks["outputs"][target], strict=True
-                )
+                self._score(target, subset, of[target], found.truths[target], present)
+                for subset, of in zip(self.subsets(), found.outputs, strict=True)
             ]
             for target in self.targets
         }
         numbers |= {
             "protocol": {
                 **numbers.get("protocol", {}),
-                "missing": self._describe(rows),
+                "missing": self._describe(len(found.index)),
             },
             "looks": self._names(),
             "subsets": subsets,
         }
         if self.retrieval:
-            each = np.concatenate([looks["z"][n] for n in self._modalities()], 1)
+            each = np.concatenate([found.z[n] for n in self._modalities()], 1)
             numbers["retrieval"] = self._retrieval(each, present)
-            sample |= self._pictures(each, present, looks["index"])
+            sample |= self._pictures(each, present, found.index)
         numbers["machine"] = meshes.machine()
         seconds = round(time.perf_counter() - began, 3)
         numbers["time"] = {**numbers.get("time", {}), "missing": seconds}
@@ -121,14 +118,18 @@ class MissingModalities:
             field for name in self._modalities() for field in self.views.fields[name]
         ]
 
-    def _run(self, represent: Callable, mesh: Mesh):
-        """What the model says of all rows: for all looks and for each subset."""
-        whole = meshes.replicated(mesh)
+    def _run(self, represent: Callable, mesh: Mesh) -> "_Said":
         ends = np.cumsum([len(self.views.fields[n]) for n in self._modalities()])[:-1]
         kinds = {t: self.test.targets[t]["kind"] for t in self.targets}
-        small = jax.jit(functools.partial(_small, kinds), out_shardings=whole)
-        gather = jax.jit(lambda x: x, out_shardings=whole)
         masks = [np.isin(np.arange(len(self._names())), s) for s in self.subsets()]
+
+        def kept(outputs, z, batch):
+            said = [_small(kinds, of) for of in outputs]
+            there, index = batch["present"], batch["index"]
+            truths = {t: batch["targets"][t] for t in self.targets}
+            return _Said(said, z if self.retrieval else {}, there, truths, index)
+
+        kept = jax.jit(kept, out_shardings=meshes.replicated(mesh))
         parts = []
         for batch in self._batches(mesh):
             batch = meshes.put(batch, mesh)
@@ -142,28 +143,10 @@ class MissingModalities:
                 features = represent({**batch, "present": there})
                 outputs.append({t: features[t].z for t in self.targets})
             # The last subset is that of all looks.
-            z = {n: features[n].z for n in self._modalities()} if self.retrieval else {}
-            outputs = [small(of) for of in outputs]
-            parts.append(
-                jax.tree.map(
-                    np.asarray,
-                    gather(
-                        {
-                            "outputs": {
-                                t: [of[t] for of in outputs] for t in self.targets
-                            },
-                            "z": z,
-                            "present": batch["present"],
-                            "targets": {t: batch["targets"][t] for t in self.targets},
-                            "index": batch["index"],
-                        }
-                    ),
-                )
-            )
+            z = {n: features[n].z for n in self._modalities() if n in features}
+            parts.append(jax.tree.map(np.asarray, kept(outputs, z, batch)))
         joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-        real = joined["index"] >= 0
-        joined = jax.tree.map(lambda array: array[real], joined)
-        return joined, joined["targets"], int(real.sum())
+        return jax.tree.map(lambda array: array[joined.index >= 0], joined)
 
     def _batches(self, mesh: Mesh) -> Iterator[dict]:
         return pipeline.ordered(
@@ -276,6 +259,16 @@ class MissingModalities:
             "chosen": "nothing: the model as this step left it",
             "batch_size": self.batch_size,
         }
+
+
+class _Said(NamedTuple):
+    """What a model says of n rows."""
+
+    outputs: list[dict[str, Any]]  # of each subset, by target: [n, ...]
+    z: dict[str, Any]  # of each modality: [n, m, d]
+    present: dict[str, Any]
+    truths: dict[str, Any]
+    index: Any
 
 
 def _is_picture(look: np.ndarray) -> bool:

@@ -349,20 +349,17 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
         return figure
     for (row, column), value in np.ndenumerate(share):
         if value >= 1:
-            color = "white" if value > 55 else INK
-            axes.text(
-                column,
-                row,
-                f"{value:.0f}",
-                ha="center",
-                va="center",
-                color=color,
-                fontsize=7,
-            )
+            _number(axes, row, column, f"{value:.0f}", value > 55, fontsize=7)
     short = [_short(name) for name in names]
     axes.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), short, fontsize=8)
     return figure
+
+
+def _number(axes, row: int, column: int, text: str, dark: bool, **style) -> None:
+    """Write into a cell of a heat-map."""
+    color = "white" if dark else INK
+    axes.text(column, row, text, ha="center", va="center", color=color, **style)
 
 
 @styled
@@ -382,15 +379,8 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
     axes.imshow(grid, cmap="Blues", vmin=low, vmax=high, aspect="auto")
     for (row, column), value in np.ndenumerate(grid):
         dark = value > low + 0.6 * (high - low)
-        axes.text(
-            column,
-            row,
-            "–" if np.isnan(value) else f"{value:.3f}",
-            ha="center",
-            va="center",
-            color="white" if dark else INK,
-            fontsize=7,
-        )
+        text = "–" if np.isnan(value) else f"{value:.3f}"
+        _number(axes, row, column, text, dark, fontsize=7)
     # Dots left of the map: a column a look, filled where the row has it.
     step = 0.06
     for number, look in enumerate(looks):
@@ -447,14 +437,8 @@ def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(grid):
         if row != column:
-            axes.text(
-                column,
-                row,
-                "–" if np.isnan(value) else f"{value:.0f}",
-                ha="center",
-                va="center",
-                color="white" if value > 55 else INK,
-            )
+            text = "–" if np.isnan(value) else f"{value:.0f}"
+            _number(axes, row, column, text, value > 55)
     axes.set_xticks(range(len(looks)), looks, rotation=30, ha="right")
     axes.set_yticks(range(len(looks)), looks)
     axes.set_title("Retrieval, % found at the first place: row in column")

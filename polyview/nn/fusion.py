@@ -56,8 +56,7 @@ class LateFusion(Towers):
     ) -> dict[str, Features]:
         # Whatever stands in a missing view, NaN say, must not reach an encoder.
         views = {
-            name: jnp.where(_beside(batch["present"][name], x), x, jnp.zeros_like(x))
-            for name, x in batch["views"].items()
+            name: only(x, batch["present"][name]) for name, x in batch["views"].items()
         }
         features = super().__call__({**batch, "views": views}, key=key, train=train)
         names = sorted(features)
@@ -66,7 +65,7 @@ class LateFusion(Towers):
             return jnp.concatenate([parts[name] for name in names], 1)
 
         looks = joined({name: features[name].h for name in names})
-        looks = jnp.where(joined(batch["present"])[..., None], looks, 0)
+        looks = only(looks, joined(batch["present"]))
         kept = joined(batch.get("kept", batch["present"]))
         h = mean_of(looks, kept)[:, None]
         if self.alone:
@@ -82,11 +81,10 @@ class LateFusion(Towers):
 def mean_of(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of `x[b, m, ...]` over the views that `mask: bool[b, m]` marks, zero where
     it marks none, whatever stands in the others."""
-    mask = _beside(mask, x)
     count = jnp.maximum(mask.sum(1), 1).astype(x.dtype)
-    return jnp.where(mask, x, 0).sum(1) / count
+    return only(x, mask).sum(1) / count.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def _beside(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """`mask[b, m]` with as many axes as `x[b, m, ...]`."""
-    return mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
+def only(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """`x[b, m, ...]` where `mask: bool[b, m]` marks it, zeros elsewhere."""
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), x, 0)

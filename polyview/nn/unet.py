@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from polyview.nn.fusion import mean_of
+from polyview.nn.fusion import mean_of, only
 from polyview.nn.heads import MutualInformationHead
 from polyview.nn.towers import Features
 
@@ -195,9 +195,9 @@ def moments(x: jax.Array, mask: jax.Array) -> jax.Array:
     """
     wide = _wide(x)
     mean = mean_of(wide, mask)
-    mask = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
-    deviation = jnp.where(mask, wide - mean[:, None], 0)
+    deviation = only(wide - mean[:, None], mask)
     freedom = jnp.maximum(mask.sum(1) - 1, 1).astype(wide.dtype)
+    freedom = freedom.reshape(-1, *[1] * (x.ndim - 2))
     variance = (deviation * deviation).sum(1) / freedom
     return jnp.concatenate([mean, variance], -1).astype(x.dtype)
 
@@ -223,7 +223,7 @@ def _cleared(views: jax.Array, mask: jax.Array) -> jax.Array:
         raise ValueError(
             f"a sequence has one view a row, not {views.shape[1]}; name others apart"
         )
-    return jnp.where(mask[:, :, None, None], views[:, 0], 0)
+    return only(views, mask)[:, 0]
 
 
 def _prediction(logits: jax.Array, bottleneck: jax.Array) -> Features:

@@ -198,8 +198,7 @@ def kept(
     The last one of a sample never goes: where all would, one of them stays, each as
     likely as another. Row i draws by (key, index[i]).
     """
-    names = sorted(present)
-    there = jnp.concatenate([present[name] for name in names], 1)
+    names, there = sorted(present), _joined(present)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     noise = jax.vmap(lambda k: jax.random.uniform(k, there.shape[1:]))(keys)
     stays = there & (noise >= drop)
@@ -273,7 +272,6 @@ class CrossModal:
 
     def __call__(self, module, target_module, batch, key):
         keys = jax.random.split(key, 4)
-        batch = {"present": {}} | dict(batch)
         present, index = batch["present"], batch["index"]
         kept_now = present
         if self.train_drop_prob:
@@ -320,10 +318,9 @@ class CrossModal:
 
     def _task(self, losses: jax.Array, present: Mapping, kept_now: Mapping):
         """Mean over the rows that have a look, of all together and of each alone."""
-        together = jnp.concatenate([kept_now[n] for n in sorted(kept_now)], 1).any(1)
-        loss = _mean(losses[:, 0], together)
+        loss = _mean(losses[:, 0], _joined(kept_now).any(1))
         if self.alone_weight:
-            alone = jnp.concatenate([present[n] for n in sorted(present)], 1)
+            alone = _joined(present)
             if losses.shape[1] != 1 + alone.shape[1]:
                 raise ValueError(
                     "alone_weight is set, but the model predicts from all looks "
@@ -337,6 +334,11 @@ class CrossModal:
         if self.polyview_weight:
             return (b - 1) * m
         return b - 1 if any(self.terms.values()) else 0
+
+
+def _joined(masks: Mapping[str, jax.Array]) -> jax.Array:
+    """The masks of all modalities, sorted, side by side: bool[b, looks]."""
+    return jnp.concatenate([masks[name] for name in sorted(masks)], 1)
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:

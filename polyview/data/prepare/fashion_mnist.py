@@ -47,10 +47,6 @@ CLASSES = [
 ]
 
 
-class _NotThere(Exception):
-    """This way of getting the files does not work here; the message says why."""
-
-
 def prepare(directory: Path) -> None:
     """Write train (60,000) and test (10,000): image uint8[28, 28, 1], label int.
 
@@ -65,7 +61,7 @@ def prepare(directory: Path) -> None:
                 files = way(Path(scratch))
                 arrays = {name: _read(files, name) for name in SHA256}
                 break
-            except _NotThere as reason:
+            except fetch.Failed as reason:
                 reasons.append(str(reason))
         else:
             raise InputError(
@@ -100,23 +96,23 @@ def _read(folder: Path, name: str) -> bytes:
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise _NotThere(f"{path}: {error}") from None
+        raise fetch.Failed(f"{path}: {error}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256[name]:
-        raise _NotThere(f"{path} is not the original (sha256 {digest})")
+        raise fetch.Failed(f"{path} is not the original (sha256 {digest})")
     return content
 
 
 def _installed(scratch: Path) -> Path:
     if not INSTALLED.is_dir():
-        raise _NotThere(f"{PACKAGE} is not installed")
+        raise fetch.Failed(f"{PACKAGE} is not installed")
     return INSTALLED
 
 
 def _debian(scratch: Path) -> Path:
     """Download and unpack the package with apt's lists and cache in `scratch`."""
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise _NotThere("apt-get is not here")
+        raise fetch.Failed("apt-get is not here")
     (scratch / "lists" / "partial").mkdir(parents=True)
     (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
     apt = [
@@ -135,10 +131,8 @@ def _debian(scratch: Path) -> Path:
             fetch.run(command, scratch)
         package = next(scratch.glob("*.deb"))
         fetch.run(["dpkg-deb", "-x", str(package), str(scratch / "root")], scratch)
-    except fetch.Failed as failure:
-        raise _NotThere(str(failure)) from None
     except StopIteration:
-        raise _NotThere(f"apt-get did not download {PACKAGE}") from None
+        raise fetch.Failed(f"apt-get did not download {PACKAGE}") from None
     return scratch / "root" / INSTALLED.relative_to("/")
 
 
@@ -149,5 +143,5 @@ def _zalando(scratch: Path) -> Path:
             with urllib.request.urlopen(f"{URL}{name}.gz", timeout=60) as answer:
                 (scratch / f"{name}.gz").write_bytes(answer.read())
         except OSError as error:
-            raise _NotThere(f"{URL}: {error}") from None
+            raise fetch.Failed(f"{URL}: {error}") from None
     return scratch

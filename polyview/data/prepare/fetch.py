@@ -13,7 +13,7 @@ from polyview.errors import InputError
 
 
 class Failed(Exception):
-    """A command could not be run or did not succeed; the message says why."""
+    """This way of getting files does not work here; the message says why."""
 
 
 def run(command: list[str], folder: Path) -> None:

@@ -104,10 +104,6 @@ class Maps(NamedTuple):
     brain: np.ndarray
 
 
-class _NotThere(Exception):
-    """This way of getting the files does not work here; the message says why."""
-
-
 def prepare(directory: Path, manual_dir: Path | None) -> None:
     """Write train (600), validation (100) and test (200), all of one anatomy.
 
@@ -285,9 +281,9 @@ def read_maps(manual_dir: Path | None) -> Maps:
             for name, digest in SHA256.items():
                 found = hashlib.sha256(contents[name]).hexdigest()
                 if found != digest:
-                    raise _NotThere(f"{FILES[name]} has another sha256 ({found})")
+                    raise fetch.Failed(f"{FILES[name]} has another sha256 ({found})")
             break
-        except _NotThere as reason:
+        except fetch.Failed as reason:
             reasons.append(f"{way.__name__.strip('_')}: {reason}")
     else:
         raise InputError(f"the MNI152 template could not be had: {'; '.join(reasons)}")
@@ -303,27 +299,24 @@ def read_maps(manual_dir: Path | None) -> Maps:
 
 def _given(manual_dir: Path | None) -> dict[str, bytes]:
     if manual_dir is None:
-        raise _NotThere("no --manual_dir")
+        raise fetch.Failed("no --manual_dir")
     return _unzip(manual_dir / WHEEL)
 
 
 def _installed(_) -> dict[str, bytes]:
     spec = importlib.util.find_spec("nilearn")
     if spec is None or spec.origin is None:
-        raise _NotThere("no nilearn")
+        raise fetch.Failed("no nilearn")
     root = Path(spec.origin).parent.parent / _FOLDER
     try:
         return {name: (root / file).read_bytes() for name, file in FILES.items()}
     except OSError as error:
-        raise _NotThere(str(error)) from None
+        raise fetch.Failed(str(error)) from None
 
 
 def _downloaded(_) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            return _unzip(fetch.wheel("nilearn", VERSION, Path(scratch)))
-        except fetch.Failed as failure:
-            raise _NotThere(str(failure)) from None
+        return _unzip(fetch.wheel("nilearn", VERSION, Path(scratch)))
 
 
 def _unzip(wheel: Path) -> dict[str, bytes]:
@@ -333,4 +326,4 @@ def _unzip(wheel: Path) -> dict[str, bytes]:
                 name: archive.read(f"{_FOLDER}/{file}") for name, file in FILES.items()
             }
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise _NotThere(f"{wheel}: {error}") from None
+        raise fetch.Failed(f"{wheel}: {error}") from None
