@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Prepare the data set that the command line names."""
     options = _parse(arguments)
     data_dir, name = options.data_dir, options.dataset
+    if options.manual_dir is not None and not options.manual_dir.is_dir():
+        raise InputError(f"--manual_dir {options.manual_dir} is not a folder")
     match name:
         case "digits":
             message = records.once(data_dir / name, digits.prepare)

@@ -244,6 +244,25 @@ def test_what_cannot_be_is_refused_at_once(options, says):
         batches(examples(), VIEWS, **options)  # without reading from it
 
 
+@pytest.mark.parametrize("task", [{"kind": "class"}, {"kind": "mask"}])
+def test_a_label_outside_the_map_is_named_with_its_row(task):
+    images = [np.zeros((6, 6, 1), np.uint8) for _ in range(4)]
+
+    def labels(last):
+        each = np.array([0, 1, 2, last])
+        return each if task["kind"] == "class" else each[:, None, None] + [[0, 0]]
+
+    for last in (-1, 3):
+        source = InMemory(
+            {"image": images, "label": labels(last)},
+            targets={"label": task | {"classes": 3}},
+        )
+        with pytest.raises(InputError, match=rf"row 3 has label {last}, outside 0"):
+            read(source, steps=1, batch_size=4)
+    source = InMemory({"image": images, "label": labels(2)}, targets=source.targets)
+    read(source, steps=1, batch_size=4)
+
+
 def test_examples_of_different_shapes_are_an_input_error():
     images = [np.zeros((6, 6, 1 + i % 2), np.uint8) for i in range(4)]
     source = InMemory({"image": images, "label": range(4)})

@@ -68,6 +68,12 @@ def test_an_observed_view_of_another_shape_is_named():
         views({"a": np.zeros((8, 8, 3), np.uint8)}, rng())
 
 
+def test_an_observed_view_of_another_kind_of_number_is_named():
+    views = Observed(fields={"image": ("a",)}, shapes={"image": (2,)})
+    with pytest.raises(InputError, match="'a' is of type float32, but .* are uint8"):
+        views({"a": np.zeros(2, np.float32)}, rng())
+
+
 def test_an_example_without_any_view_stops_or_is_passed_over_as_the_config_says():
     of = {"fields": {"text": ("a", "b")}, "shapes": {"text": (2,)}}
     with pytest.raises(InputError, match="none of the views a, b; leave it out"):

@@ -13,7 +13,7 @@ from polyview.data.observed import Observed
 from polyview.data.source import InMemory
 from polyview.errors import InputError
 from polyview.evaluation import plots
-from polyview.evaluation.missing import MissingModalities, auroc, dice
+from polyview.evaluation.missing import MissingModalities, auroc, dice, overlaps
 from polyview.nn.towers import Features
 
 ROWS = 23
@@ -155,8 +155,16 @@ def test_a_region_that_is_neither_there_nor_predicted_counts_as_right():
     answers = np.zeros((2, 3, 3), int)
     truth = answers.copy()
     truth[1, 0, 0] = 1
-    found = dice(answers, truth, {"one": [1], "none": [2]})
+    logits = np.eye(3, dtype=np.float32)[answers]
+    found = dice(np.asarray(overlaps(logits, truth, [[1], [2]])), {"one": 0, "none": 0})
     assert found == {"dice": 0.75, "dice_of": {"one": 0.5, "none": 1.0}}
+
+
+def test_logits_of_a_mask_that_are_not_finite_are_no_background():
+    logits = np.zeros((2, 3, 3, 3), np.float32)
+    logits[1, 0, 0, 2] = np.nan
+    found = np.asarray(overlaps(logits, np.zeros((2, 3, 3), int), [[1], [1, 2]]))
+    assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
 
 
 def test_a_label_that_never_changes_has_no_curve():

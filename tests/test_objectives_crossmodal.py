@@ -491,6 +491,13 @@ def test_an_objective_that_cannot_be_is_refused(options, message):
         CrossModal(**options)
 
 
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "squared_error"])
+def test_a_head_of_another_width_than_its_target_is_refused(name):
+    loss = getattr(supervised, name)
+    with pytest.raises(InputError, match="head has 1 outputs, the target 3"):
+        loss(jnp.zeros((2, 1, 1)), jnp.zeros((2, 3)))
+
+
 def test_a_term_that_cannot_be_is_refused():
     features, present = batch_of(u=1)
     with pytest.raises(ValueError, match="there is one"):

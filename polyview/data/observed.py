@@ -59,6 +59,11 @@ class Observed:
                         f"'{modality}' are said to be {shape}; give it an augmentation "
                         "that resizes, or correct `shapes`"
                     )
+                if not np.can_cast(look.dtype, dtype, "same_kind"):
+                    raise InputError(
+                        f"field '{name}' is of type {look.dtype}, but views of "
+                        f"'{modality}' are {dtype}; correct `dtypes`"
+                    )
                 looks[position] = look
                 present[modality][position] = True
             views[modality] = looks

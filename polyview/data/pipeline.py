@@ -23,7 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from polyview.data.source import CorruptRecord, Source
+from polyview.data.source import CorruptRecord, Source, check_targets
 from polyview.errors import InputError
 
 Views = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
@@ -184,6 +184,7 @@ class _Batches:
         batch = _stack(looks)
         names = [self.order.name(w, r) for w, r in zip(wanted, read, strict=True)]
         batch["index"] = np.array(names, np.int64)
+        check_targets(self.source, batch)
         corrupt = [
             w for w, r in zip(wanted, read, strict=True) if w != r and w != PADDING
         ]

@@ -48,6 +48,26 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
+def check_targets(source: Source, batch: Mapping[str, Any]) -> None:
+    """Raise InputError for a target of the batch that is no class of the source.
+
+    A loss would take -1 for the last class, and make NaN of one that is too large.
+    """
+    for name, values in batch["targets"].items():
+        task = source.targets.get(name, {})
+        classes = 2 if task.get("kind") == "multi-label" else task.get("classes")
+        if classes is None:
+            continue
+        wrong = ((values < 0) | (values >= classes)).reshape(len(values), -1)
+        if wrong.any():
+            row = int(wrong.any(1).argmax())
+            value = values.reshape(len(values), -1)[row, wrong[row].argmax()]
+            raise InputError(
+                f"{source!r}: row {batch['index'][row]} has {name} {value}, outside 0 "
+                f".. {classes - 1}; correct the data, or leave it out of views.targets"
+            )
+
+
 def default_data_dir() -> Path:
     """Return `$POLYVIEW_DATA`, or `data` in the current directory."""
     return Path(os.environ.get("POLYVIEW_DATA") or "data")

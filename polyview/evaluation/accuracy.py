@@ -39,6 +39,5 @@ class Accuracy:
             "views": repr(self.views),
             "chosen": "nothing: the classifier as this step left it",
         }
-        classes = self.test.targets[self.label]["classes"]
-        labels = class_labels(found, self.label, classes)
+        labels = class_labels(found, self.label)
         return Result({"protocol": protocol, "classifier": top(found.z, labels)}, {})

@@ -79,7 +79,9 @@ class MissingModalities:
         present = np.concatenate([found.present[n] for n in self._modalities()], 1)
         subsets = {
             target: [
-                self._score(target, subset, of[target], found.truths[target], present)
+                self._score(
+                    target, subset, of[target], found.truths.get(target), present
+                )
                 for subset, of in zip(self.subsets(), found.outputs, strict=True)
             ]
             for target in self.targets
@@ -120,16 +122,14 @@ class MissingModalities:
 
     def _run(self, represent: Callable, mesh: Mesh) -> "_Said":
         ends = np.cumsum([len(self.views.fields[n]) for n in self._modalities()])[:-1]
-        kinds = {t: self.test.targets[t]["kind"] for t in self.targets}
         masks = [np.isin(np.arange(len(self._names())), s) for s in self.subsets()]
-
-        def kept(outputs, z, batch):
-            said = [_small(kinds, of) for of in outputs]
-            there, index = batch["present"], batch["index"]
-            truths = {t: batch["targets"][t] for t in self.targets}
-            return _Said(said, z if self.retrieval else {}, there, truths, index)
-
-        kept = jax.jit(kept, out_shardings=meshes.replicated(mesh))
+        # Regions of masks; nothing of a mask is kept but their sizes.
+        regions = {
+            target: tuple(map(tuple, self.test.targets[target]["regions"].values()))
+            for target in self.targets
+            if self.test.targets[target]["kind"] == "mask"
+        }
+        small = jax.jit(_small, static_argnums=0, out_shardings=meshes.replicated(mesh))
         parts = []
         for batch in self._batches(mesh):
             batch = meshes.put(batch, mesh)
@@ -143,8 +143,12 @@ class MissingModalities:
                 features = represent({**batch, "present": there})
                 outputs.append({t: features[t].z for t in self.targets})
             # The last subset is that of all looks.
-            z = {n: features[n].z for n in self._modalities() if n in features}
-            parts.append(jax.tree.map(np.asarray, kept(outputs, z, batch)))
+            names = self._modalities() if self.retrieval else []
+            z = {n: features[n].z for n in names if n in features}
+            truths = {t: batch["targets"][t] for t in self.targets}
+            said = _Said(outputs, z, batch["present"], truths, batch["index"])
+            said = small(tuple(regions.items()), said)
+            parts.append(jax.tree.map(np.asarray, said))
         joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         return jax.tree.map(lambda array: array[joined.index >= 0], joined)
 
@@ -163,7 +167,8 @@ class MissingModalities:
         said = {"looks": names, "rows": int(rows.sum())}
         if not rows.any():
             return said | {"note": "no row has any of these looks"}
-        outputs, truth = outputs[rows], truth[rows]
+        outputs = outputs[rows]
+        truth = None if truth is None else truth[rows]
         task = self.test.targets[target]
         if not np.isfinite(outputs).all():
             raise InputError(
@@ -178,7 +183,7 @@ class MissingModalities:
             case "regression":
                 return said | {"r2": float(r2_score(truth, outputs))}
             case "mask":
-                return said | dice(outputs, truth, task["regions"])
+                return said | dice(outputs, task["regions"])
             case kind:
                 raise InputError(f"target '{target}' is of kind '{kind}', not measured")
 
@@ -280,14 +285,20 @@ def _and(present, keep):
     return present & jnp.asarray(keep)[None]
 
 
-def _small(kinds: Mapping[str, str], outputs: Mapping[str, jax.Array]) -> dict:
-    """The outputs of all looks together; of a mask only the likeliest class."""
-    return {
-        target: z[:, 0].argmax(-1).astype(jnp.uint8)
-        if kinds[target] == "mask"
-        else z[:, 0].astype(jnp.float32)
-        for target, z in outputs.items()
-    }
+def _small(regions: tuple, said: _Said) -> _Said:
+    """What scores need: in place of a mask's logits the overlaps of its regions."""
+    regions = dict(regions)
+    outputs = [
+        {
+            target: overlaps(z[:, 0], said.truths[target], regions[target])
+            if target in regions
+            else z[:, 0].astype(jnp.float32)
+            for target, z in of.items()
+        }
+        for of in said.outputs
+    ]
+    truths = {t: truth for t, truth in said.truths.items() if t not in regions}
+    return said._replace(outputs=outputs, truths=truths)
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict:
@@ -303,15 +314,22 @@ def auroc(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict:
     return {"auroc": float(np.mean([*of.values()])), "auroc_of": of}
 
 
-def dice(
-    answers: np.ndarray, truth: np.ndarray, regions: Mapping[str, Sequence[int]]
-) -> dict:
-    """2 |A and B| / (|A| + |B|) of each region, classes taken together, mean over rows;
-    answers and truth int[n, h, w]. "dice" is the mean over the regions."""
-    of = {}
-    for name, classes in regions.items():
-        a, b = np.isin(answers, classes), np.isin(truth, classes)
-        sizes = a.sum((1, 2)) + b.sum((1, 2))
-        both = (a & b).sum((1, 2))
-        of[name] = float(np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1).mean())
+def overlaps(logits, truth, regions: Sequence[Sequence[int]]) -> jax.Array:
+    """|A and B| and |A| + |B| of each region in pixels, [n, regions, 2], not finite
+    where a logit is not; logits [n, h, w, classes], truth int[n, h, w]."""
+    answers = logits.argmax(-1)
+    of = []
+    for classes in regions:
+        a, b = jnp.isin(answers, np.array(classes)), jnp.isin(truth, np.array(classes))
+        of.append(jnp.stack([(a & b).sum((1, 2)), a.sum((1, 2)) + b.sum((1, 2))], -1))
+    finite = jnp.isfinite(logits).all((1, 2, 3))[:, None, None]
+    return jnp.where(finite, jnp.stack(of, 1).astype(jnp.float32), jnp.nan)
+
+
+def dice(found: np.ndarray, regions: Mapping[str, Sequence[int]]) -> dict:
+    """2 |A and B| / (|A| + |B|) of each region, its classes taken together, mean over
+    the rows of what `overlaps` found. "dice" is the mean over the regions."""
+    both, sizes = found[..., 0], found[..., 1]
+    each = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1).mean(0)
+    of = {name: float(value) for name, value in zip(regions, each, strict=True)}
     return {"dice": float(np.mean([*of.values()])), "dice_of": of}

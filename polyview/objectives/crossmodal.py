@@ -311,7 +311,9 @@ class CrossModal:
             losses = self.polyview(z, present=there)
             found = _mean(losses, valid)
             loss += self.polyview_weight * found
-            others = there.sum() - there.sum(1, keepdims=True)
+            # Fewer than the terms of some losses, to which a row of one view adds too:
+            # the bound holds for all of them.
+            others = valid.sum() - valid.sum(1, keepdims=True)
             bound = _mean(jnp.log1p(others.astype(losses.dtype)) - losses, valid)
             metrics |= {"polyview": found, "bound/polyview": bound}
         return loss, {"loss": loss, **metrics, "features": features}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from polyview.errors import InputError
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[label].
@@ -25,14 +27,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """softplus(logit) - label logit, mean over the labels; labels 0 or 1, [b, l]."""
     logits = _wide(logits)
-    labels = labels[:, None].astype(logits.dtype)
+    labels = _of_outputs(labels, logits)
     return (jax.nn.softplus(logits) - labels * logits).mean(-1)
 
 
 def squared_error(outputs: jax.Array, values: jax.Array) -> jax.Array:
     """(output - value)^2, mean over the values: float[b, v], or float[b] of one."""
     outputs = _wide(outputs)
-    values = values.reshape(len(values), 1, -1).astype(outputs.dtype)
+    values = _of_outputs(values.reshape(len(values), -1), outputs)
     return jnp.square(outputs - values).mean(-1)
 
 
@@ -51,6 +53,16 @@ def dice_and_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     overlap, sizes = (guess * true).sum((2, 3)), (guess + true).sum((2, 3))
     dice = (2 * overlap + 1) / (sizes + 1)
     return entropy + 1 - dice[..., 1:].mean(-1)
+
+
+def _of_outputs(values: jax.Array, outputs: jax.Array) -> jax.Array:
+    """values [b, v] as [b, 1, v]; not broadcast where the head has one output."""
+    if values.shape[-1] != outputs.shape[-1]:
+        raise InputError(
+            f"the head has {outputs.shape[-1]} outputs, the target "
+            f"{values.shape[-1]}; set `out` of the head"
+        )
+    return values[:, None].astype(outputs.dtype)
 
 
 def _wide(outputs: jax.Array) -> jax.Array:
