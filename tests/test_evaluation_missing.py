@@ -50,9 +50,9 @@ def represent(shape):
     @jax.jit
     def of(batch):
         looks = {n: batch["views"][n][..., 0] for n in "uv"}
-        there = {n: batch["present"][n] for n in "uv"}
-        total = sum(jnp.where(there[n], looks[n], 0).sum(1) for n in "uv")
-        z = total.reshape(-1, 1, *[1] * len(shape)) * weights[None, None]
+        there = {n: batch["present"][n][:, None] & batch["kept"][n] for n in "uv"}
+        total = sum(jnp.where(there[n], looks[n][:, None], 0).sum(2) for n in "uv")
+        z = total.reshape(*total.shape, *[1] * len(shape)) * weights[None, None]
         turned = {n: jnp.stack([jnp.cos(x), jnp.sin(x)], -1) for n, x in looks.items()}
         found = {n: Features(z=z_, h=z_, local=None) for n, z_ in turned.items()}
         return found | {"y": Features(z=z, h=z, local=None)}
@@ -181,7 +181,7 @@ def test_what_cannot_be_evaluated_is_named():
         many = Observed(fields={"u": tuple("abcdefg")}, shapes={"u": (1,)})
         MissingModalities(test=source(), views=many)
     of = lambda batch: {  # noqa: E731
-        "y": Features(z=jnp.full((8, 1, 3), jnp.nan), h=None, local=None)
+        "y": Features(z=jnp.full((8, 7, 3), jnp.nan), h=None, local=None)
     }
     evaluation = MissingModalities(
         test=source(), views=VIEWS, targets=("y",), retrieval=False, batch_size=8

@@ -129,6 +129,21 @@ def test_what_is_kept_is_what_the_prediction_sees_and_no_more():
     )
 
 
+def test_many_predictions_are_those_of_one_choice_each():
+    module, there = fused(), batch(a=[True] * 3, b=[True, True, False])
+    choices = np.array([[True, False], [False, True], [True, True]])
+    many = {
+        n: np.broadcast_to(choices[:, i, None], (3, 3, 1)) for i, n in enumerate("ab")
+    }
+    together = module(there | {"kept": many}, key=None, train=False)["y"].z
+    assert together.shape == (3, 5, 3)  # and each look alone
+    for number in range(3):
+        kept = {name: mask[:, number] for name, mask in many.items()}
+        alone = module(there | {"kept": kept}, key=None, train=False)["y"].z
+        np.testing.assert_allclose(together[:, number], alone[:, 0], atol=1e-6)
+        np.testing.assert_allclose(together[:, 3:], alone[:, 1:], atol=1e-6)
+
+
 def test_what_stands_in_a_missing_view_changes_nothing():
     module = fused()
     given = batch(a=[True, False, True], b=[True, True, False])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from polyview.nn.unet import Decoder, EarlyFusion, Encoder, Hemis, moments, seen
+from polyview.nn.fusion import readable
+from polyview.nn.unet import Decoder, EarlyFusion, Encoder, Hemis, moments
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 SUBSETS = np.array(list(product([False, True], repeat=4)))  # the first is empty
@@ -122,9 +123,12 @@ def test_the_fusion_reads_what_is_kept_and_the_encoders_all_that_is_there(model)
     there[3, 0] = False
     batch, module = scans(there), make(model)
     kept = by_sequence(SUBSETS) | {"t1": np.ones((16, 1), bool)}
-    assert not seen(batch | {"kept": kept}, "t1")[3, 0]  # it is not there to be kept
+    # It is not there to be kept.
+    assert not readable(batch | {"kept": kept}, ["t1"])[3].any()
     del (absent := dict(batch))["kept"]
-    np.testing.assert_array_equal(seen(absent, "t1"), batch["present"]["t1"])
+    np.testing.assert_array_equal(
+        readable(absent, ["t1"])[:, 0], batch["present"]["t1"]
+    )
 
     both = {s: kept[s] & batch["present"][s] for s in SEQUENCES}
     whole = run(module, batch)
@@ -135,6 +139,21 @@ def test_the_fusion_reads_what_is_kept_and_the_encoders_all_that_is_there(model)
     for s in whole.keys() - {"mask"}:
         jax.tree.map(np.testing.assert_array_equal, dropped[s], whole[s])
         assert not np.allclose(dropped[s].z, alone[s].z) or s == "t1"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_many_predictions_are_those_of_one_choice_each(model):
+    batch, module = scans(np.ones((3, 4), bool)), make(model)
+    many = {
+        s: np.broadcast_to(SUBSETS[:, i : i + 1], (3, 16, 1))
+        for i, s in enumerate(SEQUENCES)
+    }
+    together = run(module, batch | {"kept": many})["mask"]
+    for number in (0, 5, 15):
+        kept = {s: many[s][:, number] for s in SEQUENCES}
+        alone = run(module, batch | {"kept": kept})["mask"]
+        np.testing.assert_allclose(together.z[:, number], alone.z[:, 0], atol=1e-5)
+        np.testing.assert_allclose(together.h[:, number], alone.h[:, 0], atol=1e-5)
 
 
 def test_moments_are_those_of_the_sequences_that_are_there():

@@ -36,10 +36,11 @@ class MissingModalities:
     Attributes:
       test: a source with the targets that are predicted.
       views: example -> views; `Observed`, or another that has `fields`.
-      targets: those to predict. The model returns z[b, 1, ...] under their names, of
-        `batch["present"]`. Classes are measured by accuracy, several labels by the mean
-        area under the ROC curve, numbers by R^2, masks by the Dice score of each
-        region, a mean over the rows (1 where a region is neither there nor predicted).
+      targets: those to predict. The model returns z[b, n, ...] under their names, of
+        the n choices of looks `batch["kept"][modality]: bool[b, n, m]`. Classes are
+        measured by accuracy, several labels by the mean area under the ROC curve,
+        numbers by R^2, masks by the Dice score of each region, a mean over the rows (1
+        where a region is neither there nor predicted).
       retrieval: of the looks, by the cosine of their z, each in each; needs z of one
         width.
       batch_size: global.
@@ -79,10 +80,8 @@ class MissingModalities:
         present = np.concatenate([found.present[n] for n in self._modalities()], 1)
         subsets = {
             target: [
-                self._score(
-                    target, subset, of[target], found.truths.get(target), present
-                )
-                for subset, of in zip(self.subsets(), found.outputs, strict=True)
+                self._score(target, number, found, present)
+                for number in range(len(self.subsets()))
             ]
             for target in self.targets
         }
@@ -121,8 +120,11 @@ class MissingModalities:
         ]
 
     def _run(self, represent: Callable, mesh: Mesh) -> "_Said":
-        ends = np.cumsum([len(self.views.fields[n]) for n in self._modalities()])[:-1]
-        masks = [np.isin(np.arange(len(self._names())), s) for s in self.subsets()]
+        names = self._modalities()
+        ends = np.cumsum([len(self.views.fields[n]) for n in names])[:-1]
+        looks = range(len(self._names()))
+        masks = np.array([np.isin(looks, subset) for subset in self.subsets()])
+        kept = dict(zip(names, np.split(masks, ends, axis=1), strict=True))
         # Regions of masks; nothing of a mask is kept but their sizes.
         regions = {
             target: tuple(map(tuple, self.test.targets[target]["regions"].values()))
@@ -132,19 +134,18 @@ class MissingModalities:
         small = jax.jit(_small, static_argnums=0, out_shardings=meshes.replicated(mesh))
         parts = []
         for batch in self._batches(mesh):
+            # All subsets at once, so that each look is encoded once.
+            rows = len(batch["index"])
+            batch["kept"] = {
+                name: np.broadcast_to(of, (rows, *of.shape))
+                for name, of in kept.items()
+            }
             batch = meshes.put(batch, mesh)
-            outputs = []
-            for mask in masks:
-                of_modality = np.split(mask, ends)
-                there = {
-                    name: _and(batch["present"][name], keep)
-                    for name, keep in zip(self._modalities(), of_modality, strict=True)
-                }
-                features = represent({**batch, "present": there})
-                outputs.append({t: features[t].z for t in self.targets})
-            # The last subset is that of all looks.
-            names = self._modalities() if self.retrieval else []
+            features = represent(batch)
+            outputs = {t: features[t].z for t in self.targets}
+            # A model may have no features of single looks.
             z = {n: features[n].z for n in names if n in features}
+            z = z if self.retrieval else {}
             truths = {t: batch["targets"][t] for t in self.targets}
             said = _Said(outputs, z, batch["present"], truths, batch["index"])
             said = small(tuple(regions.items()), said)
@@ -161,14 +162,15 @@ class MissingModalities:
             process_count=jax.process_count(),
         )
 
-    def _score(self, target, subset, outputs, truth, present) -> dict[str, Any]:
+    def _score(self, target, number, found, present) -> dict[str, Any]:
+        subset = self.subsets()[number]
         rows = present[:, list(subset)].any(1)
         names = [self._names()[i] for i in subset]
         said = {"looks": names, "rows": int(rows.sum())}
         if not rows.any():
             return said | {"note": "no row has any of these looks"}
-        outputs = outputs[rows]
-        truth = None if truth is None else truth[rows]
+        outputs = found.outputs[target][rows, number]
+        truth = found.truths[target][rows] if target in found.truths else None
         task = self.test.targets[target]
         if not np.isfinite(outputs).all():
             raise InputError(
@@ -269,7 +271,7 @@ class MissingModalities:
 class _Said(NamedTuple):
     """What a model says of n rows."""
 
-    outputs: list[dict[str, Any]]  # of each subset, by target: [n, ...]
+    outputs: dict[str, Any]  # of each target and subset: [n, subsets, ...]
     z: dict[str, Any]  # of each modality: [n, m, d]
     present: dict[str, Any]
     truths: dict[str, Any]
@@ -280,23 +282,15 @@ def _is_picture(look: np.ndarray) -> bool:
     return look.dtype == np.uint8 and look.ndim == 3 and look.shape[-1] in (1, 3)
 
 
-@jax.jit
-def _and(present, keep):
-    return present & jnp.asarray(keep)[None]
-
-
 def _small(regions: tuple, said: _Said) -> _Said:
     """What scores need: in place of a mask's logits the overlaps of its regions."""
     regions = dict(regions)
-    outputs = [
-        {
-            target: overlaps(z[:, 0], said.truths[target], regions[target])
-            if target in regions
-            else z[:, 0].astype(jnp.float32)
-            for target, z in of.items()
-        }
-        for of in said.outputs
-    ]
+    outputs = {
+        target: overlaps(z, said.truths[target][:, None], regions[target])
+        if target in regions
+        else z.astype(jnp.float32)
+        for target, z in said.outputs.items()
+    }
     truths = {t: truth for t, truth in said.truths.items() if t not in regions}
     return said._replace(outputs=outputs, truths=truths)
 
@@ -315,15 +309,16 @@ def auroc(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict:
 
 
 def overlaps(logits, truth, regions: Sequence[Sequence[int]]) -> jax.Array:
-    """|A and B| and |A| + |B| of each region in pixels, [n, regions, 2], not finite
-    where a logit is not; logits [n, h, w, classes], truth int[n, h, w]."""
+    """|A and B| and |A| + |B| of each region in pixels, [..., regions, 2], not finite
+    where a logit is not; logits [..., h, w, classes], truth int[..., h, w]."""
     answers = logits.argmax(-1)
     of = []
     for classes in regions:
         a, b = jnp.isin(answers, np.array(classes)), jnp.isin(truth, np.array(classes))
-        of.append(jnp.stack([(a & b).sum((1, 2)), a.sum((1, 2)) + b.sum((1, 2))], -1))
-    finite = jnp.isfinite(logits).all((1, 2, 3))[:, None, None]
-    return jnp.where(finite, jnp.stack(of, 1).astype(jnp.float32), jnp.nan)
+        both, sizes = (a & b).sum((-2, -1)), a.sum((-2, -1)) + b.sum((-2, -1))
+        of.append(jnp.stack([both, sizes], -1))
+    finite = jnp.isfinite(logits).all((-3, -2, -1))[..., None, None]
+    return jnp.where(finite, jnp.stack(of, -2).astype(jnp.float32), jnp.nan)
 
 
 def dice(found: np.ndarray, regions: Mapping[str, Sequence[int]]) -> dict:

@@ -5,7 +5,7 @@
 A look is one view of one modality: two drawings of a concept, and its name, are three.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ class LateFusion(Towers):
 
     `heads` are `head(features, rngs=)` by target. Called as `Towers`; beside the
     features of each modality it returns, under the target's name, z[b, n, out] of the
-    head and h[b, n, d']. n = 1 is the mean over the looks of `batch["kept"]`, or of
-    `batch["present"]` where that is not given, zero where there is none; with `alone`
-    each look by itself follows, sorted by modality, zeros for one that is not present.
+    head and h[b, n, d']: of the mean over each of the n choices of looks that
+    `readable` finds in the batch, zero where there is none; with `alone` each look by
+    itself follows, sorted by modality, zeros for one that is not present.
     `critic(rngs=)` makes the model's own critic, for objectives that ask for it. Raises
     ValueError where the representations differ in width, and for a target named as a
     modality. An encoder with BatchNorm still sees zeros in the place of missing views:
@@ -66,8 +66,7 @@ class LateFusion(Towers):
 
         looks = joined({name: features[name].h for name in names})
         looks = only(looks, joined(batch["present"]))
-        kept = joined(batch.get("kept", batch["present"]))
-        h = mean_of(looks, kept)[:, None]
+        h = jax.vmap(mean_of, (None, 1), 1)(looks, readable(batch, names))
         if self.alone:
             h = jnp.concatenate([h, looks], 1)
         for target, head in self.heads.items():
@@ -76,6 +75,21 @@ class LateFusion(Towers):
             z = z.reshape(b, n, *z.shape[1:])
             features[target] = Features(z=z, h=h, local=None)
         return features
+
+
+def readable(batch: Mapping, names: Sequence[str]) -> jax.Array:
+    """The looks that each of n predictions may read, bool[b, n, looks].
+
+    `batch["kept"]`: bool[b, m] of each modality, one choice, or bool[b, n, m], as many
+    predictions from features that are encoded once; without it, `batch["present"]`.
+    Never what is not present. The looks of the modalities `names` stand side by side.
+    """
+    found = []
+    for name in names:
+        present = batch["present"][name][:, None]
+        kept = batch["kept"][name] if "kept" in batch else present
+        found.append(present & (kept if kept.ndim == 3 else kept[:, None]))
+    return jnp.concatenate(found, -1)
 
 
 def mean_of(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -6,20 +6,20 @@ down-sampling; the U-shape (Ronneberger et al. 2015) and fusing at each of its l
 are later practice. `EarlyFusion` is the baseline: one U-Net, sequences as channels.
 
 Both are called as `polyview.nn.towers.Towers`. They read `batch["views"][s]:
-float[b, 1, h, w, 1]` and `batch["present"][s]: bool[b, 1]`; the fusion reads
-`batch["kept"][s]` where that is given and only what is present too. What stands in a
-missing sequence, be it NaN, changes no output and receives a gradient of exactly zero.
+float[b, 1, h, w, 1]` and `batch["present"][s]: bool[b, 1]`; the fusion reads what
+`polyview.nn.fusion:readable` finds, for each of n predictions. What stands in a missing
+sequence, be it NaN, changes no output and receives a gradient of exactly zero.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from polyview.nn.fusion import mean_of, only
+from polyview.nn.fusion import mean_of, only, readable
 from polyview.nn.heads import MutualInformationHead
 from polyview.nn.towers import Features
 
@@ -29,8 +29,8 @@ class Hemis(nnx.Module):
 
     Returns, for each sequence s and whether or not the fusion sees it, z[b, 1, units]
     and local[b, 1, p, units], projections of the pooled bottleneck h[b, 1, c] and of
-    the bottleneck's positions; and under `task` z = logits[b, 1, h, w, classes] with
-    h[b, 1, 2c], the pooled fused bottleneck. Height and width are multiples of
+    the bottleneck's positions; and under `task` z = logits[b, n, h, w, classes] with
+    h[b, n, 2c], the pooled fused bottleneck. Height and width are multiples of
     2 ** (len(widths) - 1). The widths are ours.
     """
 
@@ -73,11 +73,13 @@ class Hemis(nnx.Module):
             features[s] = Features(
                 z=_wide(self.global_heads[s](h)), h=h, local=_wide(local)
             )
-        mask = jnp.concatenate([seen(batch, s) for s in self.sequences], 1)
-        fused = [
-            moments(jnp.stack(level, 1), mask) for level in zip(*maps, strict=True)
-        ]
-        features[self.task] = _prediction(self.decoder(fused), fused[-1])
+        levels = [jnp.stack(level, 1) for level in zip(*maps, strict=True)]
+
+        def predicted(mask):
+            fused = [moments(level, mask) for level in levels]
+            return _prediction(self.decoder(fused), fused[-1])
+
+        features[self.task] = _each(predicted, readable(batch, self.sequences))
         return features
 
 
@@ -86,7 +88,7 @@ class EarlyFusion(nnx.Module):
 
     Zero filling is the method here, a baseline for what is to withstand missing
     sequences: zero is the mean of a normalised sequence. There are no features of
-    single sequences: only `task` is returned, as by `Hemis` but with h[b, 1, c].
+    single sequences: only `task` is returned, as by `Hemis` but with h[b, n, c].
     """
 
     def __init__(
@@ -109,9 +111,15 @@ class EarlyFusion(nnx.Module):
     def __call__(
         self, batch: Mapping, *, key: jax.Array | None, train: bool
     ) -> dict[str, Features]:
-        channels = [_cleared(batch["views"][s], seen(batch, s)) for s in self.sequences]
-        maps = self.encoder(jnp.concatenate(channels, -1))
-        return {self.task: _prediction(self.decoder(maps), maps[-1])}
+        def predicted(mask):
+            channels = [
+                _cleared(batch["views"][s], mask[:, i : i + 1])
+                for i, s in enumerate(self.sequences)
+            ]
+            maps = self.encoder(jnp.concatenate(channels, -1))
+            return _prediction(self.decoder(maps), maps[-1])
+
+        return {self.task: _each(predicted, readable(batch, self.sequences))}
 
 
 class Convolutions(nnx.Module):
@@ -202,12 +210,6 @@ def moments(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.concatenate([mean, variance], -1).astype(x.dtype)
 
 
-def seen(batch: Mapping, sequence: str) -> jax.Array:
-    """bool[b, 1]: the fusion may read this sequence of the row."""
-    present = batch["present"][sequence]
-    return batch["kept"][sequence] & present if "kept" in batch else present
-
-
 def _check(sequences: Sequence[str], widths: Sequence[int], task: str) -> None:
     if not sequences or len(set(sequences)) < len(sequences):
         raise ValueError(f"sequences={sequences!r} is empty or names one twice")
@@ -224,6 +226,13 @@ def _cleared(views: jax.Array, mask: jax.Array) -> jax.Array:
             f"a sequence has one view a row, not {views.shape[1]}; name others apart"
         )
     return only(views, mask)[:, 0]
+
+
+def _each(predicted: Callable[[jax.Array], Features], masks: jax.Array) -> Features:
+    """`predicted(mask[b, looks])` of each of `masks[b, n, looks]`, one after another,
+    since the maps of one prediction fill memory enough."""
+    found = jax.lax.map(predicted, jnp.moveaxis(masks, 1, 0))
+    return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), found)
 
 
 def _prediction(logits: jax.Array, bottleneck: jax.Array) -> Features:
