@@ -39,23 +39,25 @@ class Data(NamedTuple):
     methods: dict[str, str]  # name -> arguments; {weight} where there is one
 
 
-INFORMATION = {
-    name: f"method={name},weight={{weight}}" for name in ("clip", "cmim", "polyview")
-}
+# In place of dropout: a prediction from all views, and one from each alone.
+ALONE = "alone=1.0,drop=0.0"
 DATA = {
     "openi": Data(
         measure="auroc",
         target="labels",
         weak=("indication", "descriptors"),
         steps=600,
-        weights=(0.01, 0.03, 0.1, 0.3),
+        weights=(0.01, 0.03, 0.1),
         methods={
             "indication alone": "method=supervised,views=indication,drop=0.0",
             "descriptors alone": "method=supervised,views=descriptors,drop=0.0",
             "joint": "method=supervised,drop=0.0",
             "joint with dropout": "method=supervised",
-            "intra": "method=intra,weight={weight}",
-            **INFORMATION,
+            "joint and alone": f"method=supervised,{ALONE}",
+            **{
+                name: f"method={name},weight={{weight}},{ALONE}"
+                for name in ("intra", "clip", "cmim", "polyview")
+            },
         },
     ),
     "emoji": Data(
@@ -67,7 +69,10 @@ DATA = {
         methods={
             "joint": "method=supervised,drop=0.0",
             "joint with dropout": "method=supervised",
-            **INFORMATION,
+            **{
+                name: f"method={name},weight={{weight}}"
+                for name in ("clip", "cmim", "polyview")
+            },
         },
     ),
     "mri": Data(

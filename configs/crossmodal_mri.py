@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> dict:
         drop=0.5,
         data="mri_phantom",
         split="test",
-        steps=600,
+        steps=300,
         batch=16,
     )
     for key, known in (("model", MODELS), ("data", SIZES)):
