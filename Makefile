@@ -23,6 +23,7 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck -x launch/*.sh
 
 setup: $(VENV)/.ready
 

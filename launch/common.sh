@@ -1,0 +1,46 @@
+# shellcheck shell=bash disable=SC2034
+# What the launchers share; they source it. Each of them reads its options up to `--`,
+# and delivers the words after it, unchanged, to every host.
+
+dry_run=
+cache=${JAX_COMPILATION_CACHE_DIR:-}
+
+# The comment at the head of the launcher.
+usage() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }
+
+fail() {
+    echo "error: $1; see bash $0 --help" >&2
+    exit 2
+}
+
+# value OPTION WORD...: the word that stands after an option.
+value() {
+    if (($# < 2)) || [[ $2 == -- ]]; then fail "$1 needs a value"; fi
+    printf '%s\n' "$2"
+}
+
+# number OPTION WORD...: the same, 1 or more.
+number() {
+    local found
+    found=$(value "$@") || exit
+    [[ $found =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$found', not a number of 1 or more"
+    printf '%s\n' "$found"
+}
+
+# The words as one line, which any POSIX shell reads as the same words.
+quoted() {
+    local word out=()
+    for word; do
+        if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+            out+=("$word")
+        else
+            out+=("'${word//\'/\'\\\'\'}'")
+        fi
+    done
+    echo "${out[*]}"
+}
+
+# Run a command of this host, or with --dry-run print it.
+run() {
+    if [[ -n $dry_run ]]; then quoted "$@"; else "$@"; fi
+}

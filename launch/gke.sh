@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Run a command on every host of a JobSet on Google Kubernetes Engine, through xpk.
+#
+#   bash launch/gke.sh --name NAME --cluster C --tpu v6e-16 --image I -- python -m ...
+#
+#   --tpu TYPE      a slice of TPUs; or --gpu TYPE, h100-mega-80gb-8 say
+#   --slices N      of TPUs, or nodes of GPUs (1)
+#   --image I       a container that holds the project and its dependencies
+#   --project P     of Google Cloud;  --zone Z
+#   --restarts R    of the whole job, where a host fails or is taken away (50)
+#   --cache DIR     of compiled programs, in the container (/tmp/polyview)
+#   --detach        return once it is submitted; without it wait for its end
+#   --dry-run       print what would run
+#
+# The cluster must have been made by xpk. The workdir must be on a disk that every host
+# sees. The status is 0 if the job succeeds.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
+
+name='' cluster='' tpu='' gpu='' slices=1 image='' where=() restarts=50 detach=''
+while (($#)); do
+    case $1 in
+        --name) name=$(value "$@"); shift 2 ;;
+        --cluster) cluster=$(value "$@"); shift 2 ;;
+        --tpu) tpu=$(value "$@"); shift 2 ;;
+        --gpu) gpu=$(value "$@"); shift 2 ;;
+        --slices) slices=$(number "$@"); shift 2 ;;
+        --image) image=$(value "$@"); shift 2 ;;
+        --project) word=$(value "$@"); where+=("--project=$word"); shift 2 ;;
+        --zone) word=$(value "$@"); where+=("--zone=$word"); shift 2 ;;
+        --restarts) restarts=$(number "$@"); shift 2 ;;
+        --cache) cache=$(value "$@"); shift 2 ;;
+        --detach) detach=1; shift ;;
+        --dry-run) dry_run=1; shift ;;
+        --help) usage; exit ;;
+        --) shift; break ;;
+        *) fail "unknown option '$1'" ;;
+    esac
+done
+(($#)) || fail "no command after --"
+[[ -n $name && -n $cluster && -n $image ]] || fail "--name, --cluster and --image are needed"
+[[ -n $tpu || -n $gpu ]] || fail "give --tpu or --gpu"
+[[ -z $tpu || -z $gpu ]] || fail "give --tpu or --gpu, not both"
+
+if [[ -n $tpu ]]; then
+    hardware=("--tpu-type=$tpu" "--num-slices=$slices")
+else
+    hardware=("--device-type=$gpu" "--num-nodes=$slices")
+fi
+# A shell of the container reads the line.
+line="env $(quoted "JAX_COMPILATION_CACHE_DIR=${cache:-/tmp/polyview}" "$@" --distributed)"
+run xpk workload create "--workload=$name" "--cluster=$cluster" "${where[@]}" \
+    "${hardware[@]}" "--docker-image=$image" "--max-restarts=$restarts" "--command=$line"
+if [[ -z $detach ]]; then
+    run xpk workload list "--cluster=$cluster" "${where[@]}" \
+        "--wait-for-job-completion=$name"
+fi

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Run a command on this host: as it is, or as several processes on the CPU that find
+# one another, to try at home what a cluster does.
+#
+#   bash launch/local.sh [options] -- python -m polyview.main --config ... --workdir ...
+#
+#   --processes N   how many (1); with more each gets --distributed and its number
+#   --devices D     virtual CPU devices of each of several processes (1)
+#   --restarts R    start it again where it saved and stopped by itself, status 75 (0)
+#   --port P        on which several processes meet (one at random)
+#   --cache DIR     of compiled programs ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/polyview)
+#   --dry-run       print what would run
+#
+# The status is the command's: the first that is not 0 of several. SIGTERM is handed on;
+# then nothing is started again. Where one process fails, the others are ended.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
+
+processes=1 devices=1 restarts=0 port=$((20000 + RANDOM % 20000))
+while (($#)); do
+    case $1 in
+        --processes) processes=$(number "$@"); shift 2 ;;
+        --devices) devices=$(number "$@"); shift 2 ;;
+        --restarts) restarts=$(number "$@"); shift 2 ;;
+        --port) port=$(number "$@"); shift 2 ;;
+        --cache) cache=$(value "$@"); shift 2 ;;
+        --dry-run) dry_run=1; shift ;;
+        --help) usage; exit ;;
+        --) shift; break ;;
+        *) fail "unknown option '$1'" ;;
+    esac
+done
+(($#)) || fail "no command after --"
+cache=${cache:-${XDG_CACHE_HOME:-$HOME/.cache}/polyview}
+
+# The words of process $1 of the command "${@:2}".
+of_process() {
+    local process=$1
+    shift
+    words=(env "JAX_COMPILATION_CACHE_DIR=$cache")
+    if ((processes > 1)); then
+        words+=("JAX_PLATFORMS=cpu" "JAX_NUM_CPU_DEVICES=$devices" "$@" --distributed)
+        words+=(--coordinator "127.0.0.1:$port")
+        words+=(--processes "$processes" --process "$process")
+    else
+        words+=("$@")
+    fi
+}
+
+if [[ -n $dry_run ]]; then
+    for ((process = 0; process < processes; process++)); do
+        of_process "$process" "$@"
+        run "${words[@]}"
+    done
+    exit
+fi
+
+children=() told=
+trap 'told=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
+
+# Start all processes, wait for all, and leave the status of the first that failed.
+attempt() {
+    local process child status=0 found still ended=0
+    children=()
+    for ((process = 0; process < processes; process++)); do
+        of_process "$process" "$@"
+        "${words[@]}" &
+        children+=($!)
+    done
+    while ((${#children[@]})); do
+        still=()
+        for child in "${children[@]}"; do
+            if kill -0 "$child" 2>/dev/null; then
+                still+=("$child")
+                continue
+            fi
+            found=0
+            wait "$child" || found=$?
+            ((status)) || status=$found
+        done
+        children=("${still[@]}")
+        ((${#children[@]})) || break
+        # The others would wait a minute or more for one that is gone.
+        if ((status && status != 75)); then
+            ((++ended))
+            if ((ended == 1)); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
+            if ((ended == 50)); then kill -KILL "${children[@]}" 2>/dev/null || true; fi
+        fi
+        sleep 0.2
+    done
+    return "$status"
+}
+
+while :; do
+    status=0
+    attempt "$@" || status=$?
+    if ((status != 75 || restarts == 0)) || [[ -n $told ]]; then exit "$status"; fi
+    ((restarts--)) || true
+    echo "status 75: it saved its state; starting it again" >&2
+done

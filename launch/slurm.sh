@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Run a command on every node of a Slurm job. The processes find one another.
+#
+#   bash launch/slurm.sh --nodes 2 --gpus 8 -- python -m polyview.main --config ... --workdir ...
+#
+#   --nodes N       (1)
+#   --gpus G        of each node (0: CPUs)
+#   --per node|gpu  one process a node, which has all its GPUs (node), or one a GPU
+#   --batch         submit a job and return; without it run in the foreground
+#   --time T        limit of the job, as Slurm writes it; SIGTERM comes 2 minutes before
+#   --slurm WORD    another option of srun or sbatch, --partition=x; may be repeated
+#   --cache DIR     of compiled programs, which every node sees
+#                   ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/polyview)
+#   --dry-run       print what would run
+#
+# The workdir must be on a disk that every node sees. The status is the command's. A run
+# that saved and stopped (SIGTERM, status 75) is queued again with --batch.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
+
+nodes=1 gpus=0 per=node batch='' slurm=()
+while (($#)); do
+    case $1 in
+        --nodes) nodes=$(number "$@"); shift 2 ;;
+        --gpus) gpus=$(number "$@"); shift 2 ;;
+        --per) per=$(value "$@"); shift 2 ;;
+        --batch) batch=1; shift ;;
+        --time) word=$(value "$@"); slurm+=("--time=$word"); shift 2 ;;
+        --slurm) word=$(value "$@"); slurm+=("$word"); shift 2 ;;
+        --cache) cache=$(value "$@"); shift 2 ;;
+        --dry-run) dry_run=1; shift ;;
+        --help) usage; exit ;;
+        --) shift; break ;;
+        *) fail "unknown option '$1'" ;;
+    esac
+done
+(($#)) || fail "no command after --"
+[[ $per == node || $per == gpu ]] || fail "--per is '$per', not node or gpu"
+[[ $per == node ]] || ((gpus)) || fail "--per gpu needs --gpus"
+cache=${cache:-${XDG_CACHE_HOME:-$HOME/.cache}/polyview}
+
+resources=("--nodes=$nodes")
+tasks=1
+# Every process sees all GPUs of its node, and JAX takes the one of its number; where
+# there is one process it must be told to take them all.
+environment=("JAX_COMPILATION_CACHE_DIR=$cache")
+if ((gpus)); then
+    resources+=("--gpus-per-node=$gpus")
+    if [[ $per == gpu ]]; then
+        tasks=$gpus
+    else
+        environment+=("JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))")
+    fi
+fi
+resources+=("--ntasks-per-node=$tasks" "${slurm[@]}")
+delivered=(env "${environment[@]}" "$@" --distributed)
+if [[ -z $batch ]]; then
+    run srun "${resources[@]}" --kill-on-bad-exit=1 "${delivered[@]}"
+    exit
+fi
+script="srun --kill-on-bad-exit=1 $(quoted "${delivered[@]}")
+status=\$?
+if [ \$status = 75 ]; then scontrol requeue \$SLURM_JOB_ID; fi
+exit \$status"
+run sbatch "${resources[@]}" --requeue --open-mode=append --signal=TERM@120 \
+    "--wrap=$script"

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Cloud TPU VMs, v2 to v6e: make them, install the project, run a command on every one.
+#
+#   bash launch/tpu_vm.sh VERB --name NAME --zone ZONE [options] [-- COMMAND...]
+#
+#   create    --type v5litepod-16 --version v2-alpha-tpuv5-lite; with --queue ask for
+#             them and return, with --spot the cheap ones that may be taken away
+#   install   copy this checkout to every worker and install it there
+#   run       the command on every worker, in the checkout; output to ~/polyview.log too
+#   logs      follow the log of worker 0
+#   stop      SIGTERM: the run saves its state and ends
+#   delete    and with --queue what was asked for
+#
+#   --project P     of Google Cloud
+#   --restarts R    of run: start it again where it saved and stopped, status 75 (0)
+#   --cache DIR     of compiled programs, on the workers (~/.cache/polyview there)
+#   --dry-run       print what would run
+#
+# The workdir must be on a disk that every worker sees: a Filestore share, say, or a
+# bucket that gcsfuse mounts. The status of run is that of the command on worker 0, or
+# of gcloud where the command has none.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
+
+verb=${1:-} name='' zone='' type='' version='' spot='' queue='' project='' restarts=0
+if (($#)); then shift; fi
+[[ $verb != --help && $verb != -h ]] || { usage && exit; }
+while (($#)); do
+    case $1 in
+        --name) name=$(value "$@"); shift 2 ;;
+        --zone) zone=$(value "$@"); shift 2 ;;
+        --type) type=$(value "$@"); shift 2 ;;
+        --version) version=$(value "$@"); shift 2 ;;
+        --project) project=$(value "$@"); shift 2 ;;
+        --restarts) restarts=$(number "$@"); shift 2 ;;
+        --cache) cache=$(value "$@"); shift 2 ;;
+        --spot) spot=1; shift ;;
+        --queue) queue=1; shift ;;
+        --dry-run) dry_run=1; shift ;;
+        --help) usage; exit ;;
+        --) shift; break ;;
+        *) fail "unknown option '$1'" ;;
+    esac
+done
+[[ -n $verb ]] || fail "name a verb"
+[[ -n $name && -n $zone ]] || fail "$verb needs --name and --zone"
+[[ $verb == run || $# == 0 ]] || fail "only run takes a command"
+
+where=("--zone=$zone")
+if [[ -n $project ]]; then where+=("--project=$project"); fi
+# on WORKER COMMAND: a line of shell on one worker, or on all of them.
+on() { run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"; }
+
+case $verb in
+    create)
+        [[ -n $type && -n $version ]] || fail "create needs --type and --version"
+        if [[ -n $queue ]]; then
+            run gcloud compute tpus queued-resources create "$name" "${where[@]}" \
+                "--node-id=$name" "--accelerator-type=$type" \
+                "--runtime-version=$version" ${spot:+--spot}
+        else
+            run gcloud compute tpus tpu-vm create "$name" "${where[@]}" \
+                "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
+        fi
+        ;;
+    install)
+        archive=$(mktemp -t polyview.XXXXXX)
+        trap 'rm -f "$archive"' EXIT
+        run git -C "$(dirname "$0")/.." archive --output="$archive" --format=tar HEAD
+        run gcloud compute tpus tpu-vm scp "$archive" "$name:polyview.tar" \
+            "${where[@]}" --worker=all
+        on all "rm -rf polyview && mkdir polyview && tar -xf polyview.tar -C polyview \
+&& python3 -m venv polyview/.venv && polyview/.venv/bin/pip install './polyview[tpu]'"
+        ;;
+    run)
+        (($#)) || fail "no command after --"
+        cache=${cache:-.cache/polyview}
+        # The status is kept on the worker: gcloud has one for all of them.
+        line="cd polyview && PATH=\$PWD/.venv/bin:\$PATH; rm -f ../polyview.status; "
+        line+="{ env $(quoted "JAX_COMPILATION_CACHE_DIR=$cache" "$@" --distributed); "
+        line+="echo \$? > ../polyview.status; } 2>&1 | tee -a ../polyview.log; "
+        line+="exit \$(cat ../polyview.status)"
+        while :; do
+            status=0
+            on all "$line" || status=$?
+            if [[ -n $dry_run ]]; then exit "$status"; fi
+            if ((status)); then
+                found=$(on 0 "cat polyview.status" 2>/dev/null) || true
+                if [[ $found =~ ^[0-9]+$ ]] && ((found)); then status=$found; fi
+            fi
+            if ((status != 75 || restarts == 0)); then exit "$status"; fi
+            ((restarts--)) || true
+            echo "status 75: it saved its state; starting it again" >&2
+        done
+        ;;
+    logs) on 0 "tail -n 100 -f polyview.log" ;;
+    stop) on all "pkill -TERM -f '[p]ython -m (polyview|sgi)\.'" ;;
+    delete)
+        if [[ -n $queue ]]; then
+            run gcloud compute tpus queued-resources delete "$name" "${where[@]}" \
+                --force --quiet
+        else
+            run gcloud compute tpus tpu-vm delete "$name" "${where[@]}" --quiet
+        fi
+        ;;
+    *) fail "unknown verb '$verb'" ;;
+esac
