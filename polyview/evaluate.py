@@ -1,12 +1,14 @@
 """Evaluate checkpoints: kNN, linear probe, health -> `RUN/eval/<step>.json`.
 
-    python -m polyview.evaluate --run runs/a [--references]
+    python -m polyview.evaluate --run runs/a [--references | --watch]
 
-A key of the protocol may be overridden, as --config.evaluation.knn.k=5, and stands in
-the result. The figures lie beside the numbers, as `<step>-map.png` and so on; the
-references are pixels.json and random.json.
+With --watch it follows a run: each checkpoint is evaluated once, as it appears, and the
+last one ends it. A key of the protocol may be overridden, as
+--config.evaluation.knn.k=5, and stands in the result. The figures lie beside the
+numbers, as `<step>-map.png` and so on; the references are pixels.json and random.json.
 """
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +25,14 @@ def main() -> None:
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
     parser.add_argument("--step", type=int, help="a checkpoint other than the newest")
     parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="every checkpoint without a result, as they appear, up to the last",
+    )
+    parser.add_argument(
+        "--pause", type=float, default=10, help="of --watch: seconds between looks"
+    )
+    parser.add_argument(
         "--references",
         action="store_true",
         help="also raw pixels and the untrained encoder, by the same protocol",
@@ -37,9 +47,66 @@ def main() -> None:
     command.add_distributed(parser)
     flags, rest = parser.parse_known_args()
     overrides = configs.overrides(rest, known=vars(flags))
+    trust = tuple(flags.trust)
+    if flags.watch and (len(flags.run) > 1 or flags.step or flags.references):
+        raise InputError("--watch follows one run, without --step and --references")
+    if not flags.pause > 0:
+        raise InputError(f"--pause is {flags.pause}, not a number of seconds above 0")
     command.start(flags)
+    if flags.watch:
+        watch(flags.run[0], trust, overrides, pause=flags.pause)
+        return
     for run in flags.run:
-        evaluate(run, flags.step, flags.references, tuple(flags.trust), overrides)
+        evaluate(run, flags.step, flags.references, trust, overrides)
+
+
+def watch(
+    run: Path,
+    trust: tuple[str, ...] = (),
+    overrides: Mapping[str, str] | None = None,
+    *,
+    pause: float = 10,
+) -> None:
+    """Evaluate each checkpoint that has no result, the oldest first, until the last.
+
+    One that is deleted before it is read, or is damaged, is passed over with a line.
+    `pause` seconds lie between two looks at the folder. Raises InputError as `evaluate`
+    does, and where there is no run.
+    """
+    from polyview import mesh as meshes
+    from polyview import metrics, workdir
+    from polyview.checkpoint import Damaged, saved_steps
+
+    last = steps_of(workdir.read_config(run), trust)
+    passed = set()
+    while not (run / "eval" / f"{last}.json").exists() and last not in passed:
+        waiting = (
+            step
+            for step in saved_steps(run / "checkpoints")
+            if step not in passed and not (run / "eval" / f"{step}.json").exists()
+        )
+        step = meshes.of_first_process(next(waiting, -1))
+        if step < 0:
+            time.sleep(pause)
+            continue
+        passed.add(step)
+        try:
+            evaluate(run, step, False, trust, overrides)
+        except InputError as error:
+            there = (run / "checkpoints" / str(step)).exists()
+            if there and not isinstance(error.__cause__, Damaged):
+                raise
+            why = "is damaged" if there else "was deleted before it was read"
+            if meshes.is_first_process():
+                metrics.say(f"{run}: checkpoint {step} {why}; going on")
+
+
+def steps_of(config, trust: tuple[str, ...] = ()) -> int:
+    """How many steps a run takes in all, by its config."""
+    if config.get("steps"):
+        return config.steps
+    source = configs.build(config.source, configs.TRUSTED + trust, where="source")
+    return config.epochs * (len(source) // config.batch_size)
 
 
 def evaluate(

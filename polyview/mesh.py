@@ -134,6 +134,13 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def of_first_process(number: int) -> int:
+    """The number that the first process has, on all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def wait_for_all(what: str) -> None:
     """Return when every process of the run has come to the place named `what`."""
     if jax.process_count() > 1:

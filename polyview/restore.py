@@ -179,5 +179,12 @@ def initial(
 
 def represent(model: Loaded, sharding: Any) -> Callable[[dict], dict]:
     """Return `represent(batch) -> {modality: Features}`, with outputs on `sharding`."""
-    compiled = jax.jit(step.make_represent(model.graph), out_shardings=sharding)
-    return functools.partial(compiled, model.params, model.statistics)
+    return functools.partial(
+        _compiled(model.graph, sharding), model.params, model.statistics
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(graph: nnx.GraphDef, sharding: Any) -> Callable:
+    """One program for all checkpoints of a model."""
+    return jax.jit(step.make_represent(graph), out_shardings=sharding)

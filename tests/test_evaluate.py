@@ -1,12 +1,14 @@
 """The evaluate command leaves numbers and figures, the same ones each time."""
 
 import json
+import shutil
+import time
 
 import pytest
 
 from polyview import train
 from polyview.errors import InputError
-from polyview.evaluate import evaluate
+from polyview.evaluate import evaluate, watch
 
 FIGURES = {"map", "neighbours", "sweep", "confusion"}
 
@@ -55,6 +57,69 @@ def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, 
     assert f"4.json: top-1 {100 * top1:.2f} %\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="leave out --references"):
         evaluate(tmp_path, None, True, ())
+
+
+def test_a_watch_evaluates_each_checkpoint_once_and_ends_with_the_last(
+    digits, tmp_path, capsys
+):
+    config = digits("views=2", checkpoint_every=1, keep=9)
+    config.evaluation.probe.update(learning_rates=(0.1,), steps=20)
+    train.run(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")  # as `keep` does
+    state = tmp_path / "checkpoints" / "3" / "state"
+    shutil.rmtree(state)
+    watch(tmp_path, pause=0.01)
+    found = numbers(tmp_path)
+    assert found.keys() == {"1", "4"}
+    said = capsys.readouterr().out
+    assert "checkpoint 3 is damaged; going on" in said
+    assert said.count("1.json: ") == said.count("4.json: ") == 1
+    watch(tmp_path, pause=0.01)
+    assert not capsys.readouterr().out, "nothing is evaluated twice"
+    evaluate(tmp_path, 1, False)
+    assert numbers(tmp_path) == found
+
+
+def test_a_watch_survives_what_is_deleted_and_stops_at_what_is_wrong(
+    digits, tmp_path, monkeypatch, capsys
+):
+    train.run(digits("views=2", checkpoint_every=1, keep=9), tmp_path)
+    seen = []
+
+    def deleted_under_its_hands(run, step, *_):
+        seen.append(step)
+        if step == 2:
+            shutil.rmtree(run / "checkpoints" / "2")
+            raise InputError("it is not there")
+        if step == 4:
+            raise InputError("no 'evaluation'")
+
+    monkeypatch.setattr("polyview.evaluate.evaluate", deleted_under_its_hands)
+    with pytest.raises(InputError, match="no 'evaluation'"):
+        watch(tmp_path, pause=0.01)
+    assert seen == [1, 2, 3, 4]
+    assert "checkpoint 2 was deleted before it was read" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_watch_beside_a_training_says_what_one_evaluation_says(command, tmp_path):
+    options = ["--config.steps=60", "--config.batch_size=8", "--config.keep=9"]
+    options += ["--config.checkpoint_every=20", "--config.evaluate_every=0"]
+    config = ["--config", "configs/polyview_digits.py:views=2", *options]
+    training = command("main", *config, "--workdir", tmp_path, wait=False)
+    while not (tmp_path / "config.json").exists():
+        assert training.poll() is None
+        time.sleep(0.1)
+    watching = command("evaluate", "--run", tmp_path, "--watch", "--pause", 0.2)
+    assert watching.returncode == 0, watching.output
+    assert training.wait(60) == 0
+    found = numbers(tmp_path)
+    assert found.keys() == {"20", "40", "60"}
+    assert watching.output.count(".json: ") == 3
+    for step in found:
+        again = command("evaluate", "--run", tmp_path, "--step", step)
+        assert again.returncode == 0, again.output
+    assert numbers(tmp_path) == found
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
