@@ -102,7 +102,7 @@ def bench(config, steps: int) -> dict[str, Any]:
         program, compile_seconds = compiled(run, shapes)
         state, fixed = on_one_batch(run, program, steps)
         timed, waits = with_pipeline(run, program, state, steps)
-        held = memory(program)  # before the peak is measured, which needs some itself
+        used = memory(program)  # before the peak is measured, which needs some itself
     peak, source = peak_flops(dtype)
 
     images = config.batch_size
@@ -131,7 +131,7 @@ def bench(config, steps: int) -> dict[str, Any]:
         "input_wait_share": sum(waits) / sum(timed),
         "model_flops": {**model, "convention": flops.CONVENTION},
         "peak": {"flops_per_second": peak, "source": source},
-        "memory": held,
+        "memory": used,
         "compile_seconds": compile_seconds,
     }
 
@@ -253,13 +253,7 @@ def memory(program) -> dict[str, Any]:
     """Peak memory of a device, and what it is: measured, or the compiler's account."""
     import jax
 
-    account = program.memory_analysis()
-    sizes = {
-        "temporaries": account.temp_size_in_bytes,
-        "arguments": account.argument_size_in_bytes,
-        "outputs": account.output_size_in_bytes,
-        "shared_by_arguments_and_outputs": account.alias_size_in_bytes,
-    }
+    sizes = account(program)
     found = [device.memory_stats() for device in jax.local_devices()]
     if all(stats and "peak_bytes_in_use" in stats for stats in found):
         peak = max(stats["peak_bytes_in_use"] for stats in found)
@@ -268,15 +262,30 @@ def memory(program) -> dict[str, Any]:
             "peak_is": "the most in use, as the device counts",
             "compiled_bytes": sizes,
         }
-    *held, shared = sizes.values()
     result = {
-        "peak_bytes": sum(held) - shared,
+        "peak_bytes": held(sizes),
         "peak_is": "temporaries, arguments and outputs, as compiled",
         "compiled_bytes": sizes,
     }
     if jax.default_backend() == "cpu":
         result["process_bytes"] = _most_resident()
     return result
+
+
+def account(program) -> dict[str, int]:
+    """The memory of a compiled program on one device, in bytes, by the compiler."""
+    sizes = program.memory_analysis()
+    return {
+        "temporaries": sizes.temp_size_in_bytes,
+        "arguments": sizes.argument_size_in_bytes,
+        "outputs": sizes.output_size_in_bytes,
+        "shared_by_arguments_and_outputs": sizes.alias_size_in_bytes,
+    }
+
+
+def held(sizes: dict[str, int]) -> int:
+    """All of an `account` at once, in bytes."""
+    return sum(sizes.values()) - 2 * sizes["shared_by_arguments_and_outputs"]
 
 
 def _most_resident() -> int:

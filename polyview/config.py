@@ -187,6 +187,24 @@ def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
     return config
 
 
+def listed(folder: Path) -> list[str]:
+    """A line for each config of a folder: its path and the first line of its docstring.
+
+    The files are read, not run. Raises InputError where there is none.
+    """
+    lines = {}
+    for path in sorted(folder.glob("*.py")):
+        try:
+            text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        except SyntaxError as error:
+            text = f"(not Python: {error.msg}, line {error.lineno})"
+        lines[str(path)] = text.partition("\n")[0]
+    if not lines:
+        raise InputError(f"no configs in {folder}; name their folder: --list FOLDER")
+    width = max(map(len, lines))
+    return [f"{path:{width}}  {text}" for path, text in lines.items()]
+
+
 def overrides(arguments: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """Read `--config.a.b=value` arguments as `{"a.b": "value"}`.
 

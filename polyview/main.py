@@ -1,5 +1,7 @@
 """`python -m polyview.main`: flags -> config -> `train.run(config, workdir)`."""
 
+from pathlib import Path
+
 from polyview import command, errors
 from polyview import config as configs
 from polyview.errors import InputError
@@ -15,24 +17,49 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
-    parser.add_argument("--workdir", metavar="DIR", required=True)
+    parser.add_argument("--workdir", metavar="DIR")
     parser.add_argument(
         "--replay", action="store_true", help="take the dumped step of DIR once more"
     )
+    parser.add_argument(
+        "--list",
+        nargs="?",
+        const="configs",
+        metavar="FOLDER",
+        help="print the configs of a folder (configs), each with its first line",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the config as JSON"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build all, compile a step, print sizes and memory; write nothing",
+    )
     command.add_distributed(parser)
     flags, rest = parser.parse_known_args()
+    if flags.list:
+        print("\n".join(configs.listed(Path(flags.list))))
+        return
     overrides = configs.overrides(rest, known=vars(flags))
     if not flags.replay:
         if flags.config is None:
-            raise InputError("give --config FILE.py (or --replay)")
+            raise InputError("give --config FILE.py (or --replay); --list names some")
         config = configs.load(flags.config, overrides)
         configs.check(config)
+        if flags.print_config:
+            print(configs.to_json(config))
+            return
+    if flags.workdir is None and not flags.dry_run:
+        raise InputError("give --workdir DIR")
 
     command.start(flags)
-    from polyview import train  # and JAX: after the mistakes that need none of it
+    from polyview import dry_run, train  # and JAX: after mistakes that need none of it
 
     if flags.replay:
         train.replay(flags.workdir)
+    elif flags.dry_run:
+        dry_run.dry_run(config)
     else:
         train.run(config, flags.workdir)
 

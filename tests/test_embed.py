@@ -1,0 +1,155 @@
+"""Embeddings: each row once, in order, on any number of devices, interrupted or not."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from polyview import embed as embedding
+from polyview import mesh as meshes
+from polyview import restore, train
+from polyview.data.prepare import records
+from polyview.data.source import ArrayRecord
+from polyview.embed import check, embed
+from polyview.errors import InputError
+from polyview.evaluation.features import extract
+
+
+@pytest.fixture
+def run(digits, tmp_path):
+    train.run(digits("views=2"), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def content(path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "PART", 150)  # 360 rows: two parts and a rest
+    said = embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
+    assert "360 of 360 rows, step 4" in said
+    found = content(tmp_path / "x.npz")
+    whole = meshes.replicated(mesh := meshes.make())
+    model = restore.load(run, None, whole)
+    from polyview import config as configs
+
+    source = ArrayRecord("digits", "test")
+    with jax.set_mesh(mesh):
+        expected = extract(
+            restore.represent(model, whole),
+            source,
+            configs.build(model.config.evaluation.views),
+            batch_size=64,
+            mesh=mesh,
+        )
+    np.testing.assert_array_equal(found["id"], np.arange(360))
+    np.testing.assert_array_equal(found["label"], expected.targets["label"])
+    np.testing.assert_allclose(found["embedding"], expected.h, rtol=1e-5, atol=1e-6)
+    about = json.loads(str(found["about"]))
+    assert about["step"] == 4 and about["input"] == "ArrayRecord('digits', 'test')"
+    embed(run, "digits:test", tmp_path / "z.npz", batch_size=64, features="z")
+    z = content(tmp_path / "z.npz")["embedding"]
+    np.testing.assert_allclose(z, expected.z, rtol=1e-4, atol=1e-5)
+
+
+def test_interrupted_and_run_again_it_is_the_same_file(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "PART", 100)
+    embed(run, "digits:test", tmp_path / "straight.npz", batch_size=64)
+    from polyview.evaluation import features
+
+    calls = []
+
+    def until_the_third(*arguments, **options):
+        calls.append(options["name"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return extract(*arguments, **options)
+
+    monkeypatch.setattr(features, "extract", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
+    assert not (tmp_path / "x.npz").exists()
+    with pytest.raises(InputError, match="parts of another embedding"):
+        embed(run, "digits:train", tmp_path / "x.npz", batch_size=64)
+    embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
+    assert calls == [f"{i} of 4" for i in (1, 2, 3, 3, 4)]
+    straight, again = (tmp_path / f"{name}.npz" for name in ("straight", "x"))
+    assert straight.read_bytes() == again.read_bytes()
+    assert not list(tmp_path.glob(".x*"))
+
+
+def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embedding, "PART", 4)
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "acdbefgxyz":
+        pixels = rng.integers(0, 255, (12, 9), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    (folder / "e.png").write_bytes(b"no picture")
+    said = embed(run, str(folder), tmp_path / "x.npz", batch_size=8)
+    assert "9 of 10 rows" in said and "1 cannot be read" in said
+    found = content(tmp_path / "x.npz")
+    assert found["id"].tolist() == [f"{name}.png" for name in "abcdfgxyz"]
+    assert "label" not in found
+    embed(run, str(folder), tmp_path / "x.parquet", batch_size=8)
+    from pyarrow import parquet
+
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table["id"].to_pylist() == found["id"].tolist()
+    np.testing.assert_array_equal(table["embedding"].to_pylist(), found["embedding"])
+    assert json.loads(table.schema.metadata[b"about"])["step"] == 4
+
+
+def test_what_cannot_be_embedded_is_named(run, tmp_path):
+    with pytest.raises(InputError, match="must end in .npz or .parquet"):
+        check(tmp_path / "x.csv", 8)
+    (tmp_path / "x.npz").touch()
+    with pytest.raises(InputError, match="is there already"):
+        check(tmp_path / "x.npz", 8)
+    with pytest.raises(InputError, match="--input nothing is no folder, and no prep"):
+        embed(run, "nothing", tmp_path / "y.npz")
+    with pytest.raises(InputError, match="modality 'text' is not among"):
+        embed(run, "digits:test", tmp_path / "y.npz", modality="text")
+
+
+@pytest.mark.slow
+def test_10001_images_on_1_and_8_devices_killed_and_not(run, tmp_path, command):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (10_001, 8, 8, 1), np.uint8)
+    records.write(
+        tmp_path / "many",
+        {"test": ({"image": image} for image in images)},
+        version="1",
+        targets={},
+        source="noise",
+        licence="none",
+    )
+    words = ["embed", "--run", run, "--input", "many", "--batch_size", 64]
+
+    def made(name, devices, wait=True):
+        settings = {"polyview_data": tmp_path, "devices": devices, "wait": wait}
+        return command(*words, "--output", tmp_path / name, **settings)
+
+    for devices in (1, 8):
+        done = made(f"{devices}.npz", devices)
+        assert done.returncode == 0, done.output
+    killed = made("killed.npz", 8, wait=False)
+    while not list(tmp_path.glob(".killed.npz.parts/*.npz")):
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed.npz").exists()
+    assert made("killed.npz", 8).returncode == 0
+    one, eight = (content(tmp_path / f"{devices}.npz") for devices in (1, 8))
+    np.testing.assert_array_equal(one["id"], np.arange(10_001))
+    np.testing.assert_array_equal(one["id"], eight["id"])
+    np.testing.assert_allclose(one["embedding"], eight["embedding"], atol=1e-5)
+    whole = (tmp_path / "8.npz").read_bytes()
+    assert (tmp_path / "killed.npz").read_bytes() == whole

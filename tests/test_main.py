@@ -1,0 +1,89 @@
+"""What the command line says of a config without running it, and how soon."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyview import config as configs
+from polyview import main as command_line
+from polyview.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = (
+    "polyview.main",
+    "polyview.evaluate",
+    "polyview.embed",
+    "polyview.report",
+    "polyview.bench",
+    "polyview.prepare",
+    "sgi.prepare",
+    "sgi.report",
+)
+
+
+def said(monkeypatch, capsys, *words) -> str:
+    monkeypatch.setattr(sys, "argv", ["polyview.main", *map(str, words)])
+    monkeypatch.chdir(ROOT)
+    command_line.main()
+    return capsys.readouterr().out
+
+
+def test_every_config_is_listed_with_its_first_line(monkeypatch, capsys):
+    lines = said(monkeypatch, capsys, "--list").splitlines()
+    paths = sorted(map(str, Path("configs").glob("*.py")))
+    assert [line.split()[0] for line in lines] == paths
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_a_folder_is_listed_without_running_its_files(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.py").write_text('"""Said."""\nraise SystemExit(9)\n')
+    (tmp_path / "b.py").write_text("def broken(:\n")
+    listed = said(monkeypatch, capsys, "--list", tmp_path)
+    assert "a.py  Said." in listed and "b.py  (not Python: " in listed
+    with pytest.raises(InputError, match="no configs in .*none"):
+        said(monkeypatch, capsys, "--list", tmp_path / "none")
+
+
+def test_a_printed_config_is_the_one_that_would_run(monkeypatch, capsys):
+    path = "configs/polyview_digits.py:views=2"
+    text = said(
+        monkeypatch, capsys, "--config", path, "--print-config", "--config.steps=7"
+    )
+    assert text == configs.to_json(configs.load(path, {"steps": "7"})) + "\n"
+    assert json.loads(text)["steps"] == 7
+
+
+def test_a_dry_run_says_sizes_and_writes_nothing(
+    monkeypatch, capsys, tmp_path, data_dir
+):
+    monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
+    config = "configs/polyview_digits.py:views=2"
+    words = ["--config", config, "--workdir", tmp_path / "run", "--dry-run"]
+    told = said(monkeypatch, capsys, *words, "--config.batch_size=8")
+    assert "parameters" in told and "MiB a device, as compiled" in told
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="batch_size=1000000"):
+        said(monkeypatch, capsys, *words, "--config.batch_size=1000000")
+
+
+def test_a_run_needs_a_config_and_a_workdir(monkeypatch, capsys):
+    with pytest.raises(InputError, match="--list names some"):
+        said(monkeypatch, capsys, "--workdir", "x")
+    with pytest.raises(InputError, match="give --workdir DIR"):
+        said(monkeypatch, capsys, "--config", "configs/polyview_digits.py")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_import_do_not_wait_for_jax(name):
+    program = (
+        f"import sys, runpy; sys.argv = [{name!r}, '--help']\n"
+        f"try: runpy.run_module({name!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'jax' not in sys.modules and 'grain' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"usage: " in done.stdout
