@@ -102,7 +102,7 @@ def embed(
     import numpy as np
 
     from polyview import mesh as meshes
-    from polyview import restore
+    from polyview import restore, train
     from polyview.evaluation import protocol
     from polyview.evaluation.features import extract
 
@@ -136,7 +136,7 @@ def embed(
         if meshes.of_first_process(int(path.exists())):
             continue
         start = number * PART
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), train.fits_together(f"{run} and {of}"):
             found = extract(
                 represent,
                 _Rows(source, start, min(PART, len(source) - start)),

@@ -142,13 +142,11 @@ def fits_together(what: str):
         yield
     except KeyError as error:
         raise InputError(
-            f"this config does not fit together ({what}): there is no {error}"
+            f"these do not fit together ({what}): there is no {error}"
         ) from error
     except (ValueError, TypeError, cv2.error) as error:
         line = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"this config does not fit together ({what}): {line}"
-        ) from error
+        raise InputError(f"these do not fit together ({what}): {line}") from error
 
 
 def run(config, workdir: str | Path) -> None:

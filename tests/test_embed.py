@@ -83,16 +83,23 @@ def test_interrupted_and_run_again_it_is_the_same_file(run, tmp_path, monkeypatc
 
 
 def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
-    run, tmp_path, monkeypatch
+    digits, run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(embedding, "PART", 4)
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in "acdbefgxyz":
-        pixels = rng.integers(0, 255, (12, 9), np.uint8)
+        pixels = rng.integers(0, 255, (12, 9, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}.png")
     (folder / "e.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="do not fit together .*photos"):
+        embed(run, str(folder), tmp_path / "grey.npz")  # pictures of another depth
+    config = digits("views=2")
+    config.source = {"target": "polyview.data.source:Folder", "path": str(folder)}
+    config.views.targets = ()
+    config.model.towers.image.encoder.in_channels = 3
+    train.run(config, run := tmp_path / "colour")
     said = embed(run, str(folder), tmp_path / "x.npz", batch_size=8)
     assert "9 of 10 rows" in said and "1 cannot be read" in said
     found = content(tmp_path / "x.npz")

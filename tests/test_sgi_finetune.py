@@ -293,7 +293,7 @@ def test_agents_begin_with_the_pre_trained_weights(tmp_path):
         ("scratch", {"game": "pongg"}, "no game 'pongg'; the nearest: pong"),
         ("scratch", {"seeds": 0}, "seeds=0: it must be 1 or more"),
         ("scratch", {"seed": 2**32 - 1}, "there are no 2 from it on"),
-        ("scratch", {"model.image": 72}, "does not fit together"),
+        ("scratch", {"model.image": 72}, "do not fit together"),
         ("pretrained", {"init_from": "nowhere"}, "nowhere has no checkpoint"),
     ],
 )
