@@ -42,12 +42,20 @@ def get_config(argument: str = "") -> dict:
         raise InputError(
             "model=early has no features of single sequences; add method=supervised"
         )
+    # Slices of one patient are no negatives of each other; a slice of the phantom is
+    # a patient.
+    study = "patient" if args["data"] == "brats" else None
+    if study and args["method"] == "polyview":
+        raise InputError(
+            "method=polyview takes slices of one patient for negatives; choose another "
+            "for data=brats"
+        )
     size = SIZES[args["data"]]
     views = recipes.observed(
         fields={s: (s,) for s in SEQUENCES},
         shapes={s: (size, size, 1) for s in SEQUENCES},
         dtypes={s: "float16" for s in SEQUENCES},
-        targets=("mask",),
+        targets=("mask", study) if study else ("mask",),
     )
     model = {
         "partial": f"polyview.nn.unet:{MODELS[args['model']]}",
@@ -80,6 +88,7 @@ def get_config(argument: str = "") -> dict:
             drop=args["drop"],
             # Of 144 at the bottleneck of the phantom.
             positions=16,
+            study=study,
         ),
         "optimizer": {
             "partial": "polyview.optimizer:adamw",

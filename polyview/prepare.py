@@ -40,7 +40,7 @@ DATA_SETS = """
   cifar10         32x32, 50,000 + 10,000; downloaded, or found in --manual_dir
   imagenet2012    from the two tars of --manual_dir, without TensorFlow
   emoji           1,607 concepts drawn by four vendors, and their names; by npm
-  openi           3,860 chest radiograph reports; the radiographs, if in --manual_dir
+  openi           3,857 chest radiograph reports; the radiographs, if in --manual_dir
   mri_phantom     900 simulated slices of four MRI sequences with lesions: a phantom
   brats           BraTS 2018 to 2023, from your copy in --manual_dir
   folder          your images: --input DIR --name NAME

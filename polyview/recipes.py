@@ -173,11 +173,13 @@ def cross_modal(
     alone: float = 0.0,
     temperature: float = 0.1,
     positions: int | None = None,
+    study: str | None = None,
 ) -> dict:
     """The objective of a method: a key of TERMS, its terms at `weight`.
 
     "polyview" contrasts each look with all the rest of its sample by the geometric
-    loss. `tasks` maps a target to the name of its loss.
+    loss. `tasks` maps a target to the name of its loss; `study` is the target, of the
+    views too, that says which samples are never negatives of each other.
     """
     if method not in TERMS:
         raise InputError(f"method={method!r}{configs.nearest(method, TERMS)}")
@@ -211,5 +213,5 @@ def cross_modal(
         "polyview_weight": weight if method == "polyview" else 0.0,
         "train_drop_prob": drop,
         "positions": positions,
-        "study": None,
+        "study": study,
     }

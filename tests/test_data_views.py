@@ -74,6 +74,16 @@ def test_an_observed_view_of_another_kind_of_number_is_named():
         views({"a": np.zeros(2, np.float32)}, rng())
 
 
+def test_an_observed_view_that_is_not_finite_is_named():
+    of = {"fields": {"scan": ("a",)}, "shapes": {"scan": (2,)}}
+    views = Observed(**of, dtypes={"scan": "float16"})
+    for value in (np.nan, 1e6):  # too large for its type
+        with pytest.raises(InputError, match="'a' is not finite as float16"):
+            views({"a": np.float32([0, value])}, rng())
+    with pytest.raises(InputError, match="views.fields: scan is a word"):
+        Observed(**of | {"fields": {"scan": "a"}})
+
+
 def test_an_example_without_any_view_stops_or_is_passed_over_as_the_config_says():
     of = {"fields": {"text": ("a", "b")}, "shapes": {"text": (2,)}}
     with pytest.raises(InputError, match="none of the views a, b; leave it out"):

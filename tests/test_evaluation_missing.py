@@ -137,6 +137,19 @@ def test_retrieval_is_among_the_rows_that_have_both():
     assert len(result["retrieval"]) == 6
 
 
+def test_retrieval_is_by_h_too_and_needs_features_of_each_look():
+    data = source()
+    result, _ = evaluate(data, (3,))
+    assert (
+        result["retrieval_of_h"] == result["retrieval"]
+    )  # the stand-in has one of both
+    of, _ = represent((3,))
+    evaluation = MissingModalities(test=data, views=VIEWS, targets=("y",), batch_size=8)
+    mesh = meshes.make()
+    with jax.set_mesh(mesh), pytest.raises(InputError, match="no features of 'u'"):
+        evaluation(lambda batch: {"y": of(batch)["y"]}, mesh)
+
+
 def test_the_figures_of_an_evaluation_are_drawn():
     result, _ = evaluate(source(), (3,))
     figures = plots.figures(result, result.sample)

@@ -156,14 +156,13 @@ def batch_of(b=6, seed=0, d=4, p=3, missing=True, **modalities):
 def one_term(
     name, features, present, estimator=bounds.info_nce, critic=scaled_dot, **kw
 ):
-    b = len(jax.tree.leaves(present)[0])
+    kw.setdefault("index", jnp.arange(len(jax.tree.leaves(present)[0])))
     return crossmodal.term(
         name,
         looks(features, present),
         estimator=estimator,
         critic=critic,
         key=jax.random.key(0),
-        index=jnp.arange(b),
         **kw,
     )
 
@@ -496,6 +495,26 @@ def test_a_head_of_another_width_than_its_target_is_refused(name):
     loss = getattr(supervised, name)
     with pytest.raises(InputError, match="head has 1 outputs, the target 3"):
         loss(jnp.zeros((2, 1, 1)), jnp.zeros((2, 3)))
+
+
+def test_a_label_that_the_head_lacks_is_no_number():
+    logits, masks = jnp.zeros((2, 1, 3)), jnp.zeros((2, 1, 4, 4, 3))
+    for wrong in (-1, 3):
+        labels = jnp.array([2, wrong])
+        loss = supervised.cross_entropy(logits, labels)[:, 0]
+        assert np.isfinite(loss[0]) and np.isnan(loss[1])
+        mask = jnp.zeros((2, 4, 4), int).at[1, 2, 3].set(wrong)
+        loss = supervised.dice_and_cross_entropy(masks, mask)[:, 0]
+        assert np.isfinite(loss[0]) and np.isnan(loss[1])
+
+
+def test_a_row_that_stands_twice_in_a_batch_is_no_negative_of_itself(x64):
+    features, present = batch_of(u=1, v=1)
+    index = jnp.arange(len(present["u"])).at[1].set(0)
+    twice = one_term("RR", features, present, index=index)
+    masked = one_term("RR", features, present, same=index[:, None] == index[None])
+    np.testing.assert_allclose(twice.loss, masked.loss, rtol=1e-12)
+    assert abs(twice.loss - one_term("RR", features, present).loss) > 1e-3
 
 
 def test_a_term_that_cannot_be_is_refused():

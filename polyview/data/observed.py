@@ -38,6 +38,9 @@ class Observed:
     empty: str = "stop"
 
     def __post_init__(self):
+        for modality, names in self.fields.items():
+            if isinstance(names, str):
+                raise InputError(f"views.fields: {modality} is a word; write a list")
         if self.empty not in ("stop", "skip"):
             raise InputError(f"views.empty is {self.empty!r}, not 'stop' or 'skip'")
 
@@ -64,7 +67,12 @@ class Observed:
                         f"field '{name}' is of type {look.dtype}, but views of "
                         f"'{modality}' are {dtype}; correct `dtypes`"
                     )
-                looks[position] = look
+                with np.errstate(over="ignore"):  # said below
+                    looks[position] = look
+                if not np.isfinite(looks[position]).all():
+                    raise InputError(
+                        f"field '{name}' is not finite as {dtype}; correct the data"
+                    )
                 present[modality][position] = True
             views[modality] = looks
         if not any(there.any() for there in present.values()):

@@ -41,8 +41,8 @@ class MissingModalities:
         measured by accuracy, several labels by the mean area under the ROC curve,
         numbers by R^2, masks by the Dice score of each region, a mean over the rows (1
         where a region is neither there nor predicted).
-      retrieval: of the looks, by the cosine of their z, each in each; needs z of one
-        width.
+      retrieval: of the looks, each in each, by the cosine of their z, and of their h:
+        z of a model that was trained without comparing looks says nothing.
       batch_size: global.
       frozen: an evaluation of frozen features to be made beside it, or None.
     """
@@ -94,9 +94,10 @@ class MissingModalities:
             "subsets": subsets,
         }
         if self.retrieval:
-            each = np.concatenate([found.z[n] for n in self._modalities()], 1)
-            numbers["retrieval"] = self._retrieval(each, present)
-            sample |= self._pictures(each, present, found.index)
+            each = {of: self._joined(found.compared, of) for of in ("z", "h")}
+            numbers["retrieval"] = self._retrieval(each["z"], present)
+            numbers["retrieval_of_h"] = self._retrieval(each["h"], present)
+            sample |= self._pictures(each["z"], present, found.index)
         numbers["machine"] = meshes.machine()
         seconds = round(time.perf_counter() - began, 3)
         numbers["time"] = {**numbers.get("time", {}), "missing": seconds}
@@ -143,15 +144,33 @@ class MissingModalities:
             batch = meshes.put(batch, mesh)
             features = represent(batch)
             outputs = {t: features[t].z for t in self.targets}
-            # A model may have no features of single looks.
-            z = {n: features[n].z for n in names if n in features}
-            z = z if self.retrieval else {}
+            compared = {
+                n: {"z": features[n].z, "h": features[n].h}
+                for n in (names if self.retrieval else ())
+                if n in features
+            }
             truths = {t: batch["targets"][t] for t in self.targets}
-            said = _Said(outputs, z, batch["present"], truths, batch["index"])
+            said = _Said(outputs, compared, batch["present"], truths, batch["index"])
             said = small(tuple(regions.items()), said)
             parts.append(jax.tree.map(np.asarray, said))
         joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         return jax.tree.map(lambda array: array[joined.index >= 0], joined)
+
+    def _joined(self, compared: Mapping, of: str) -> np.ndarray:
+        """z or h of all looks side by side, [n, looks, d]."""
+        names = self._modalities()
+        if lacking := [name for name in names if name not in compared]:
+            raise InputError(
+                f"retrieval compares looks, and the model has no features of "
+                f"'{lacking[0]}'; set --config.evaluation.retrieval=False"
+            )
+        parts = [compared[name][of] for name in names]
+        if len({part.shape[-1] for part in parts}) > 1:
+            raise InputError(
+                f"retrieval compares looks, and their {of} differ in width; "
+                "set --config.evaluation.retrieval=False"
+            )
+        return np.concatenate(parts, 1)
 
     def _batches(self, mesh: Mesh) -> Iterator[dict]:
         return pipeline.ordered(
@@ -262,7 +281,8 @@ class MissingModalities:
             "views": repr(self.views),
             "targets": {t: self.test.targets[t]["kind"] for t in self.targets},
             "rows_of_a_subset": "those that have at least one of its looks",
-            "retrieval": "cosine of z, among the rows that have both looks",
+            "retrieval": "cosine of z (of h: retrieval_of_h), among the rows that have "
+            "both looks; z of a model trained without comparing looks says nothing",
             "chosen": "nothing: the model as this step left it",
             "batch_size": self.batch_size,
         }
@@ -272,7 +292,7 @@ class _Said(NamedTuple):
     """What a model says of n rows."""
 
     outputs: dict[str, Any]  # of each target and subset: [n, subsets, ...]
-    z: dict[str, Any]  # of each modality: [n, m, d]
+    compared: dict[str, Any]  # of each modality z and h: [n, m, d]
     present: dict[str, Any]
     truths: dict[str, Any]
     index: Any

@@ -126,7 +126,9 @@ def term(
     if name != "CR" and len(of) < 2:
         raise ValueError(f"{name} compares two looks, and there is one")
     itself = jnp.eye(len(index), dtype=bool)
-    same = itself if same is None else same | itself
+    # A row may stand in a batch twice, in the place of one that could not be read.
+    again = index[:, None] == index[None]
+    same = again if same is None else same | again
     ours, there = jnp.stack([look.z for look in of]), [look.present for look in of]
     if name == "CC":
         draws = [

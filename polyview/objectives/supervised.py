@@ -16,9 +16,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[label].
 
     logits float[b, m, classes] and labels int[b] give float[b, m]: each view of a
-    sample has the sample's label.
+    sample has the sample's label. NaN for a label that is none of the classes.
     """
     logits = _wide(logits)
+    labels = jnp.where(labels < 0, logits.shape[-1], labels)  # -1 is not the last
     labels = jnp.broadcast_to(labels[:, None, None], (*logits.shape[:2], 1))
     chosen = jnp.take_along_axis(logits, labels, axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -41,7 +42,8 @@ def squared_error(outputs: jax.Array, values: jax.Array) -> jax.Array:
 def dice_and_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean cross-entropy of the pixels + 1 - mean soft Dice of the classes but 0.
 
-    logits float[b, m, h, w, classes], mask int[b, h, w]; soft Dice of a class is
+    logits float[b, m, h, w, classes], mask int[b, h, w]; NaN where a label is none of
+    the classes, as above. Soft Dice of a class is
     (2 sum p y + 1) / (sum p + sum y + 1) over the pixels of a sample (Milletari et al.
     2016, with sums in place of squares; the 1 is for classes that are absent).
     """
@@ -52,7 +54,8 @@ def dice_and_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     guess = jnp.exp(log_likelihoods)
     overlap, sizes = (guess * true).sum((2, 3)), (guess + true).sum((2, 3))
     dice = (2 * overlap + 1) / (sizes + 1)
-    return entropy + 1 - dice[..., 1:].mean(-1)
+    known = ((mask >= 0) & (mask < logits.shape[-1])).all((1, 2))[:, None]
+    return jnp.where(known, entropy + 1 - dice[..., 1:].mean(-1), jnp.nan)
 
 
 def _of_outputs(values: jax.Array, outputs: jax.Array) -> jax.Array:

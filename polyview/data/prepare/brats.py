@@ -64,10 +64,10 @@ def prepare(directory: Path, folder: Path | None) -> None:
     """Write train, validation and test, about 70, 10 and 20 of 100 patients.
 
     A record holds t1, t1ce, t2 and flair, float16[120, 120, 1] with anterior up and the
-    patient's left on the left, as far as they are there; mask uint8[120, 120], case str
-    and slice int. Patients are sorted by the SHA-256 of the case's name (less the visit
-    that names have since 2023); the first fifth is for test, the next tenth for
-    validation.
+    patient's left on the left, as far as they are there; mask uint8[120, 120], case
+    str, patient int and slice int. Patients are sorted by the SHA-256 of the case's
+    name (less the visit that names have since 2023); the first fifth is for test, the
+    next tenth for validation.
 
     Args:
       directory: the data set's folder, to be made.
@@ -93,7 +93,7 @@ def prepare(directory: Path, folder: Path | None) -> None:
             split: (example for case in some for example in slices(case))
             for split, some in splits.items()
         },
-        version="1.0.0",
+        version="1.0.1",
         targets=TARGETS,
         source=f"BraTS, the folder {folder.name} of {len(cases)} cases",
         licence="the terms of the challenge, which were accepted at registration",
@@ -150,8 +150,7 @@ def _case(name: str, files: dict[str, Path]) -> Case:
 
 
 def _split(folder: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
-    # BraTS-GLI-00045-000 and -001 are two visits of one patient.
-    patient = {c.name: re.sub(r"(BraTS-\w+-\d{5})-\d{3}", r"\1", c.name) for c in cases}
+    patient = {case.name: patient_of(case.name) for case in cases}
     if (count := len(set(patient.values()))) < 3:
         raise InputError(
             f"{folder} holds {count} patients; three splits need 3 or more"
@@ -161,6 +160,11 @@ def _split(folder: Path, cases: Sequence[Case]) -> dict[str, list[Case]]:
     return {
         split: [by_name[name] for name in sorted(of)] for split, of in names.items()
     }
+
+
+def patient_of(case: str) -> str:
+    """BraTS-GLI-00045-000 and -001 are two visits of one patient."""
+    return re.sub(r"(BraTS-\w+-\d{5})-\d{3}", r"\1", case)
 
 
 def slices(case: Case) -> Iterator[dict]:
@@ -186,7 +190,9 @@ def slices(case: Case) -> Iterator[dict]:
         inside = _plane(brain[:, :, z])
         if inside.mean() < _LEAST_BRAIN:
             continue
-        example = {"case": case.name, "slice": z}
+        # A number, by which an objective knows slices of one patient.
+        patient = zlib.crc32(patient_of(case.name).encode()) & 0x7FFFFFFF
+        example = {"case": case.name, "patient": patient, "slice": z}
         for s, volume in volumes.items():
             mean, deviation = scales[s]
             image = (_plane(volume[:, :, z]) - mean) / deviation * inside

