@@ -82,7 +82,7 @@ DATA = {
         weak=("t1", "t2"),
         steps=300,
         every=100,
-        weights=(0.03, 0.3),
+        weights=(0.1,),
         methods={
             "zero filling": "model=early,method=supervised",
             "HeMIS": "method=supervised",

@@ -115,6 +115,8 @@ def main() -> None:
     flags = parser.parse_args()
     runs = read(flags.run)
     print(text_table(rows(runs)))
+    if found := over_seeds(runs):
+        print(f"\nover seeds, mean ± standard deviation\n{aligned(*found, 1)}")
     for run in filter(_compared, runs):
         print(f"\n{run.name}: variables\n{aligned(*_variables(run), text_columns=1)}")
     for note in notes(runs):
@@ -242,6 +244,41 @@ def _seconds(history: list[dict]) -> float | None:
         return None
     ends = [a for a, b in zip(clock, clock[1:], strict=False) if b < a]
     return sum(ends) + clock[-1]
+
+
+def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
+    """Head and body of a table of the runs that differ in nothing but their seed, two
+    or more of a kind, at one step: mean and standard deviation (n - 1) in per cent."""
+    kinds: dict[str, dict[Any, Run]] = {}
+    for run in runs:
+        config = {
+            key: value
+            for key, value in configs.flat(run.config).items()
+            if key != "seed" and key.rpartition(".")[2] not in configs.FREE
+        }
+        kind = json.dumps([config, max(run.evaluations, default=0)], sort_keys=True)
+        kinds.setdefault(kind, {})[run.config.get("seed")] = run
+    body, measured = [], {}
+    for by_seed in kinds.values():
+        if len(by_seed) < 2:
+            continue
+        scores = [_scores(run.result) for run in by_seed.values()]
+        cells = {}
+        for measure, column in _MEASURES.items():
+            values = [100 * of[measure] for of in scores if of[measure] is not None]
+            if len(values) == len(by_seed):
+                spread = np.std(values, ddof=1)
+                cells[column] = f"{np.mean(values):.2f} ± {spread:.2f}"
+        names = ", ".join(run.name for run in by_seed.values())
+        body.append((names, len(by_seed), cells))
+        measured |= cells
+    if not measured:
+        return None
+    columns = [column for column in _MEASURES.values() if column in measured]
+    return ["runs", "seeds", *columns], [
+        [names, str(count), *(cells.get(column, _MISSING) for column in columns)]
+        for names, count, cells in body
+    ]
 
 
 def number(value: float | None, form: str, scale: float = 1) -> str:
@@ -373,6 +410,11 @@ def _comparison(runs: Sequence[Run]) -> str:
             cells.append(text)
         body.append(cells)
     compared = table(list(columns), body, text_columns=_TEXT_COLUMNS)
+    if found := over_seeds(runs):
+        head, lines = found
+        cells = [[html.escape(cell) for cell in line] for line in lines]
+        compared += "\n<h3>Over seeds, mean ± standard deviation</h3>\n"
+        compared += table(head, cells, text_columns=1)
     return f"{compared}\n{remarks(notes(runs))}"
 
 

@@ -76,6 +76,24 @@ def test_the_table_says_what_the_runs_hold(tmp_path):
     assert "62.50" in report.text_table([first, second, reference])
 
 
+def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
+    runs = []
+    for seed, (loss, top1) in enumerate(
+        [("geometric", 0.5), ("geometric", 0.6), ("geometric", 0.7), ("nt_xent", 0.4)]
+    ):
+        run = make_run(tmp_path / f"r{seed}", loss=loss)
+        config = json.loads((run / "config.json").read_text())
+        config |= {"seed": seed, "workers": seed}  # of which nothing depends
+        (run / "config.json").write_text(json.dumps(config))
+        protocol.write(run, "20", protocol.Result(result(top1), {}))
+        runs.append(run)
+    head, body = report.over_seeds(report.read(runs))
+    assert head == ["runs", "seeds", "linear probe %", "kNN %"]
+    assert body == [["r0, r1, r2", "3", "60.00 ± 10.00", "25.00 ± 0.00"]]
+    assert "60.00 ± 10.00" in report.page(report.read(runs))
+    assert report.over_seeds(report.read(runs[2:])) is None
+
+
 def test_the_page_is_complete_and_needs_no_network(tmp_path):
     runs = report.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="x")])
     page = report.page(runs)
