@@ -6,9 +6,12 @@ and training makes those differences grow.
 """
 
 import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import pytest
 from polyview import checkpoint, train
 from polyview.errors import InputError, NonFiniteError
 
+ROOT = Path(__file__).parent.parent
 CONFIG = "configs/polyview_digits.py"
 SMALL = (
     "--config.batch_size=8",
@@ -139,6 +143,45 @@ def test_one_process_or_two_train_the_same(command, tmp_path):
         on_processes(command, count, *single, x64=False)
         losses.append([line["loss"] for line in logged(workdir)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_launch_of_two_processes_stops_goes_on_and_ends_as_one(
+    data_dir, command, tmp_path
+):
+    """launch/local.sh: SIGTERM at some step, then the same command to the end, against
+    one process, in float64 to 1e-6."""
+    types = ":dtype=float64,param_dtype=float64"
+    options = [*SMALL, "--config.steps=200", "--config.keep=9"]
+    config = ["--config", CONFIG + types, *options, "--workdir"]
+    on_processes(command, 1, *config, tmp_path / "one", x64=True)
+    launch = ["bash", "launch/local.sh", "--processes", "2", "--restarts", "2", "--"]
+    words = [sys.executable, "-m", "polyview.main", *config, tmp_path / "two"]
+    environment = os.environ | {"POLYVIEW_DATA": str(data_dir), "JAX_ENABLE_X64": "1"}
+
+    def started():
+        return subprocess.Popen(
+            [*launch, *map(str, words)],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    run = started()
+    wait_for_step(run, tmp_path / "two", 20)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 75, said
+    assert "the same command again to go on" in said
+    stopped = checkpoint.saved_steps(tmp_path / "two" / "checkpoints")[-1]
+    assert 20 <= stopped < 200
+    run = started()
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    ends = [saved_arrays_x64(tmp_path / name, 200) for name in ("one", "two")]
+    for name, array in ends[0].items():
+        np.testing.assert_allclose(array, ends[1][name], atol=1e-6, err_msg=name)
 
 
 def saved_arrays_x64(workdir: Path, step: int) -> dict[str, np.ndarray]:
