@@ -45,6 +45,7 @@ VARIANTS = {
         "encoder=transformer,method=intra,estimator=jensen_shannon",
         "method=polyview,views=indication+mesh",
         "method=supervised,views=indication,drop=0.0",
+        "method=clip,views=findings+image",
     ],
     "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")],
     "crossmodal_mri": ["method=cmim", "model=early,method=supervised"],
@@ -70,6 +71,8 @@ def reports(name: str = "", split: str = "") -> InMemory:
         for view, length in lengths.items()
     }
     views["indication"][3] = None
+    views["image"] = list(random.integers(0, 256, (16, 140, 150, 3), np.uint8))
+    views["image"][5] = None
     labels = random.integers(0, 2, (16, len(openi.LABELS))).astype(np.uint8)
     target = {"kind": "multi-label", "names": openi.LABELS}
     return InMemory(views | {"labels": labels}, targets={"labels": target})
