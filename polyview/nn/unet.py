@@ -229,10 +229,12 @@ def _cleared(views: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _each(predicted: Callable[[jax.Array], Features], masks: jax.Array) -> Features:
-    """`predicted(mask[b, looks])` of each of `masks[b, n, looks]`, one after another,
-    since the maps of one prediction fill memory enough."""
-    found = jax.lax.map(predicted, jnp.moveaxis(masks, 1, 0))
-    return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), found)
+    """`predicted(mask[b, looks])` of each of `masks[b, n, looks]`, side by side.
+
+    Unrolled: on a CPU convolutions inside a loop of XLA are many times slower.
+    """
+    found = [predicted(masks[:, number]) for number in range(masks.shape[1])]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *found)
 
 
 def _prediction(logits: jax.Array, bottleneck: jax.Array) -> Features:
