@@ -24,7 +24,7 @@ GROUPS, SUBGROUPS = 9, 96
 def get_config(argument: str = "") -> dict:
     """All numbers are ours."""
     args = configs.arguments(
-        argument, method="polyview", weight=0.3, drop=0.5, split="test", steps=300
+        argument, method="polyview", weight=1.0, drop=0.5, split="test", steps=300
     )
     train, test = (recipes.source("emoji", split) for split in ("train", args["split"]))
     whole = views("ResizeCenterCrop", fraction=1.0)

@@ -24,7 +24,8 @@ h w c height, width and channels of an image.
     objectives/ mathematics that knows no model and no data
     evaluation/ features of a checkpoint -> kNN, linear probe, health, figures;
                 predictions from every subset of the modalities
-    prepare, evaluate, report, bench    command lines;  command, what they share
+    prepare, evaluate, embed, report, bench    command lines;  command, what they share
+    dry_run     what a run would be: sizes, and one step compiled
     flops       what a step's model costs, whatever computes it
 
 Imports run one way: main -> train -> {config, step, optimizer, checkpoint, mesh,

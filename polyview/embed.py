@@ -123,6 +123,7 @@ def embed(
         "config": configs.digest(configs.to_json(model.config)),
         "input": repr(source),
         "rows": len(source),
+        "files": configs.digest("\n".join(getattr(source, "files", []))),
         "views": repr(views),
         "modality": modality,
         "features": features,
