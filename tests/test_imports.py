@@ -43,6 +43,7 @@ ALLOWED = {
         "restore",
         "workdir",
     },
+    "dry_run": {"banner", "bench", "mesh", "metrics", "train"},
 }
 
 
