@@ -151,7 +151,7 @@ def test_10001_images_on_1_and_8_devices_killed_and_not(run, tmp_path, command):
     while not list(tmp_path.glob(".killed.npz.parts/*.npz")):
         assert killed.poll() is None
     killed.kill()
-    killed.wait()
+    killed.communicate()
     assert not (tmp_path / "killed.npz").exists()
     assert made("killed.npz", 8).returncode == 0
     one, eight = (content(tmp_path / f"{devices}.npz") for devices in (1, 8))

@@ -112,7 +112,8 @@ def test_a_watch_beside_a_training_says_what_one_evaluation_says(command, tmp_pa
         time.sleep(0.1)
     watching = command("evaluate", "--run", tmp_path, "--watch", "--pause", 0.2)
     assert watching.returncode == 0, watching.output
-    assert training.wait(60) == 0
+    output, _ = training.communicate(timeout=60)
+    assert training.returncode == 0, output
     found = numbers(tmp_path)
     assert found.keys() == {"20", "40", "60"}
     assert watching.output.count(".json: ") == 3
