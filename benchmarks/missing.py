@@ -225,7 +225,8 @@ def write(flags, data: Data, found: dict) -> None:
             },
         }
     record = {
-        "command": f"python -m benchmarks.missing {flags.data} --workdir DIR",
+        "command": f"python -m benchmarks.missing {flags.data} --workdir DIR "
+        f"--seeds {flags.seeds}",
         "settings": {"seeds": flags.seeds, **data._asdict()},
         "chosen": "weight on seed 0, step in each run: weak looks alone, validation",
         "protocol": [*found.values()][-1]["runs"][0]["protocol"],
