@@ -162,13 +162,13 @@ class MissingModalities:
         if lacking := [name for name in names if name not in compared]:
             raise InputError(
                 f"retrieval compares looks, and the model has no features of "
-                f"'{lacking[0]}'; set --config.evaluation.retrieval=False"
+                f"'{lacking[0]}'; set retrieval of the evaluation to False"
             )
         parts = [compared[name][of] for name in names]
         if len({part.shape[-1] for part in parts}) > 1:
             raise InputError(
                 f"retrieval compares looks, and their {of} differ in width; "
-                "set --config.evaluation.retrieval=False"
+                "set retrieval of the evaluation to False"
             )
         return np.concatenate(parts, 1)
 
