@@ -41,6 +41,11 @@ class Data(NamedTuple):
     methods: dict[str, str]  # name -> arguments; {weight} where there is one
 
 
+def informed(*names: str) -> dict[str, str]:
+    """Methods that have a weight, by their own names."""
+    return {name: f"method={name},weight={{weight}}" for name in names}
+
+
 DATA = {
     "openi": Data(
         measure="auroc",
@@ -54,10 +59,7 @@ DATA = {
             "descriptors alone": "method=supervised,views=descriptors,drop=0.0",
             "joint": "method=supervised,drop=0.0",
             "joint with dropout": "method=supervised",
-            **{
-                name: f"method={name},weight={{weight}}"
-                for name in ("intra", "clip", "cmim", "polyview")
-            },
+            **informed("intra", "clip", "cmim", "polyview"),
         },
     ),
     "emoji": Data(
@@ -70,10 +72,7 @@ DATA = {
         methods={
             "joint": "method=supervised,drop=0.0",
             "joint with dropout": "method=supervised",
-            **{
-                name: f"method={name},weight={{weight}}"
-                for name in ("clip", "cmim", "polyview")
-            },
+            **informed("clip", "cmim", "polyview"),
         },
     ),
     "mri": Data(

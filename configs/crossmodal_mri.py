@@ -46,11 +46,6 @@ def get_config(argument: str = "") -> dict:
     # Slices of one patient are no negatives of each other; a slice of the phantom is
     # a patient.
     study = "patient" if args["data"] == "brats" else None
-    if study and args["method"] == "polyview":
-        raise InputError(
-            "method=polyview takes slices of one patient for negatives; choose another "
-            "for data=brats"
-        )
     size = SIZES[args["data"]]
     views = recipes.observed(
         fields={s: (s,) for s in SEQUENCES},

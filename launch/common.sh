@@ -4,6 +4,7 @@
 
 dry_run=
 cache=${JAX_COMPILATION_CACHE_DIR:-}
+home_cache=${XDG_CACHE_HOME:-$HOME/.cache}/polyview
 
 # The comment at the head of the launcher.
 usage() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }

@@ -32,7 +32,7 @@ while (($#)); do
     esac
 done
 (($#)) || fail "no command after --"
-cache=${cache:-${XDG_CACHE_HOME:-$HOME/.cache}/polyview}
+cache=${cache:-$home_cache}
 
 # The words of process $1 of the command "${@:2}".
 of_process() {

@@ -38,7 +38,7 @@ done
 (($#)) || fail "no command after --"
 [[ $per == node || $per == gpu ]] || fail "--per is '$per', not node or gpu"
 [[ $per == node ]] || ((gpus)) || fail "--per gpu needs --gpus"
-cache=${cache:-${XDG_CACHE_HOME:-$HOME/.cache}/polyview}
+cache=${cache:-$home_cache}
 
 resources=("--nodes=$nodes")
 tasks=1

@@ -13,6 +13,18 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which checkpoint is read, and what it may name."""
+    parser.add_argument("--step", type=int, help="a checkpoint other than the newest")
+    parser.add_argument(
+        "--trust",
+        metavar="PACKAGE",
+        nargs="*",
+        default=[],
+        help="packages, beside this project's, that a checkpoint's config may name",
+    )
+
+
 def add_distributed(parser: argparse.ArgumentParser) -> None:
     """Add the flags by which several processes find one another."""
     parser.add_argument(

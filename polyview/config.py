@@ -406,14 +406,26 @@ def digest(text: str) -> str:
 
 def difference(old, new) -> list[str]:
     """List, as 'key: old -> new', what differs and must not within one run."""
-    old, new = (json.loads(to_json(c)) for c in (old, new))
-    a, b = flat(old), flat(new)
-    keys = [k for k in sorted(a | b) if not FREE & {k.split(".")[0], k.split(".")[-1]}]
+    a, b = (lasting(json.loads(to_json(c))) for c in (old, new))
     return [
         f"{k}: {a.get(k, 'absent')!r} -> {b.get(k, 'absent')!r}"
-        for k in keys
+        for k in sorted(a | b)
         if a.get(k, "absent") != b.get(k, "absent")
     ]
+
+
+def lasting(tree: dict) -> dict:
+    """The leaves of a config, as `flat`, that must not change within one run."""
+    return {
+        k: v
+        for k, v in flat(tree).items()
+        if not FREE & {k.split(".")[0], k.split(".")[-1]}
+    }
+
+
+def steps(config, rows: int) -> int:
+    """How many steps a run takes in all, on a source of so many rows."""
+    return config.get("steps") or config.epochs * (rows // config.batch_size)
 
 
 def flat(tree, prefix: str = "") -> dict:

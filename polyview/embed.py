@@ -29,7 +29,7 @@ def main() -> None:
         prog="python -m polyview.embed", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, type=Path)
-    parser.add_argument("--step", type=int, help="a checkpoint other than the newest")
+    command.add_checkpoint(parser)
     parser.add_argument(
         "--input",
         metavar="FOLDER|NAME[:SPLIT]",
@@ -47,13 +47,6 @@ def main() -> None:
     )
     parser.add_argument("--modality", help="where the model has several")
     parser.add_argument("--batch_size", type=int, default=256, help="global")
-    parser.add_argument(
-        "--trust",
-        metavar="PACKAGE",
-        nargs="*",
-        default=[],
-        help="packages, beside this project's, that a checkpoint's config may name",
-    )
     command.add_distributed(parser)
     flags = parser.parse_args()
     check(flags.output, flags.batch_size)

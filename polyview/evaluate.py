@@ -23,7 +23,7 @@ def main() -> None:
         prog="python -m polyview.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
-    parser.add_argument("--step", type=int, help="a checkpoint other than the newest")
+    command.add_checkpoint(parser)
     parser.add_argument(
         "--watch",
         action="store_true",
@@ -36,13 +36,6 @@ def main() -> None:
         "--references",
         action="store_true",
         help="also raw pixels and the untrained encoder, by the same protocol",
-    )
-    parser.add_argument(
-        "--trust",
-        metavar="PACKAGE",
-        nargs="*",
-        default=[],
-        help="packages, beside this project's, that a checkpoint's config may name",
     )
     command.add_distributed(parser)
     flags, rest = parser.parse_known_args()
@@ -77,7 +70,9 @@ def watch(
     from polyview import metrics, workdir
     from polyview.checkpoint import Damaged, saved_steps
 
-    last = steps_of(workdir.read_config(run), trust)
+    config = workdir.read_config(run)
+    source = configs.build(config.source, configs.TRUSTED + trust, where="source")
+    last = configs.steps(config, len(source))
     passed = set()
     while not (run / "eval" / f"{last}.json").exists() and last not in passed:
         waiting = (
@@ -99,14 +94,6 @@ def watch(
             why = "is damaged" if there else "was deleted before it was read"
             if meshes.is_first_process():
                 metrics.say(f"{run}: checkpoint {step} {why}; going on")
-
-
-def steps_of(config, trust: tuple[str, ...] = ()) -> int:
-    """How many steps a run takes in all, by its config."""
-    if config.get("steps"):
-        return config.steps
-    source = configs.build(config.source, configs.TRUSTED + trust, where="source")
-    return config.epochs * (len(source) // config.batch_size)
 
 
 def evaluate(

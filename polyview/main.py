@@ -54,12 +54,14 @@ def main() -> None:
         raise InputError("give --workdir DIR")
 
     command.start(flags)
-    from polyview import dry_run, train  # and JAX: after mistakes that need none of it
+    from polyview import train  # and JAX: after the mistakes that need none of it
 
     if flags.replay:
         train.replay(flags.workdir)
     elif flags.dry_run:
-        dry_run.dry_run(config)
+        from polyview.dry_run import dry_run
+
+        dry_run(config)
     else:
         train.run(config, flags.workdir)
 

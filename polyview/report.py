@@ -251,11 +251,7 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
     or more of a kind, at one step: mean and standard deviation (n - 1) in per cent."""
     kinds: dict[str, dict[Any, Run]] = {}
     for run in runs:
-        config = {
-            key: value
-            for key, value in configs.flat(run.config).items()
-            if key != "seed" and key.rpartition(".")[2] not in configs.FREE
-        }
+        config = configs.lasting(run.config) | {"seed": None}
         kind = json.dumps([config, max(run.evaluations, default=0)], sort_keys=True)
         kinds.setdefault(kind, {})[run.config.get("seed")] = run
     body, measured = [], {}

@@ -31,13 +31,12 @@ class Run:
         self.slices, self.parts = microbatch.division(config, self.mesh.size)
         self.source = configs.build(config.source, where="source")
         self.views = configs.build(config.views, where="views")
-        epoch = len(self.source) // config.batch_size
-        if not epoch:
+        if len(self.source) < config.batch_size:
             raise InputError(
                 f"batch_size={config.batch_size}, but {self.source!r} has only "
                 f"{len(self.source)} examples"
             )
-        self.steps = config.get("steps") or config.epochs * epoch
+        self.steps = configs.steps(config, len(self.source))
         with fits_together("optimizer"):
             self.optimizer = configs.build(config.optimizer, where="optimizer")(
                 steps=self.steps, batch_size=config.batch_size

@@ -69,7 +69,8 @@ class Observed:
                     )
                 with np.errstate(over="ignore"):  # said below
                     looks[position] = look
-                if not np.isfinite(looks[position]).all():
+                floats = looks.dtype.kind == "f"
+                if floats and not np.isfinite(looks[position]).all():
                     raise InputError(
                         f"field '{name}' is not finite as {dtype}; correct the data"
                     )
