@@ -344,6 +344,17 @@ def build(spec, trusted: tuple[str, ...] | None = None, where: str = "config"):
         raise InputError(f"{where} ({spec[word]}): {error}") from error
 
 
+def hold(spec, trusted: tuple[str, ...] = TRUSTED, where: str = "config") -> None:
+    """Raise InputError unless all that a spec names is of the trusted."""
+    parts = spec.items() if isinstance(spec, Mapping) else ()
+    if isinstance(spec, list | tuple):
+        parts = enumerate(spec)
+    for key, part in parts:
+        if key in ("target", "partial"):
+            _import(part, trusted, where)
+        hold(part, trusted, f"{where}.{key}")
+
+
 def _import(name, trusted: tuple[str, ...] | None, where: str):
     module, colon, attribute = str(name).partition(":")
     if not colon or not attribute.isidentifier():

@@ -10,6 +10,7 @@ cannot be read have no row. The work is done in parts that lie beside the output
 it is whole: after an interruption the same command goes on, and gives the same file.
 """
 
+import copy
 import io
 import json
 import shutil
@@ -103,12 +104,8 @@ def embed(
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
     model = restore.load(run, step, whole, trust)
-    if model.config.get("evaluation") is None:
-        raise InputError(f"the config of {run} has no 'evaluation' to see images by")
     source = source_of(of)
-    spec = model.config.evaluation.views
-    spec.targets = tuple(t for t in ("label",) if t in source.targets)
-    views = configs.build(spec, configs.TRUSTED + trust, where="evaluation.views")
+    views = views_of(model.config, source, trust)
     modality = modality or model.config.evaluation.get("modality", "image")
     about = {
         "run": run.name,
@@ -170,6 +167,18 @@ def source_of(of: str):
         return source.Tfds(name, split or "test")
     except InputError as error:
         raise InputError(f"--input {of} is no folder, and {error}") from None
+
+
+def views_of(config, source, trust: tuple[str, ...] = ()):
+    """Example -> views, as in a run's evaluation, for a source with labels or without.
+
+    Raises InputError for a config without an evaluation.
+    """
+    if config.get("evaluation") is None:
+        raise InputError("the run's config has no 'evaluation' to see images by")
+    spec = copy.deepcopy(config.evaluation.views)
+    spec.targets = tuple(t for t in ("label",) if t in source.targets)
+    return configs.build(spec, configs.TRUSTED + trust, where="evaluation.views")
 
 
 class _Rows:

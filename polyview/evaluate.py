@@ -6,13 +6,15 @@ With --watch it follows a run: each checkpoint is evaluated once, as it appears,
 last one ends it. A key of the protocol may be overridden, as
 --config.evaluation.knn.k=5, and stands in the result. The figures lie beside the
 numbers, as `<step>-map.png` and so on; the references are pixels.json and random.json.
+With --on NAME the same protocol reads the splits train and test of another prepared
+data set, and writes <step>-on-NAME.json: how the features transfer.
 """
 
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from polyview import command, errors
+from polyview import command, errors, recipes
 from polyview import config as configs
 from polyview.errors import InputError
 
@@ -33,6 +35,9 @@ def main() -> None:
         "--pause", type=float, default=10, help="of --watch: seconds between looks"
     )
     parser.add_argument(
+        "--on", metavar="NAME", help="another prepared data set with labels"
+    )
+    parser.add_argument(
         "--references",
         action="store_true",
         help="also raw pixels and the untrained encoder, by the same protocol",
@@ -47,10 +52,10 @@ def main() -> None:
         raise InputError(f"--pause is {flags.pause}, not a number of seconds above 0")
     command.start(flags)
     if flags.watch:
-        watch(flags.run[0], trust, overrides, pause=flags.pause)
+        watch(flags.run[0], trust, overrides, on=flags.on, pause=flags.pause)
         return
     for run in flags.run:
-        evaluate(run, flags.step, flags.references, trust, overrides)
+        evaluate(run, flags.step, flags.references, trust, overrides, flags.on)
 
 
 def watch(
@@ -58,6 +63,7 @@ def watch(
     trust: tuple[str, ...] = (),
     overrides: Mapping[str, str] | None = None,
     *,
+    on: str | None = None,
     pause: float = 10,
 ) -> None:
     """Evaluate each checkpoint that has no result, the oldest first, until the last.
@@ -74,19 +80,19 @@ def watch(
     source = configs.build(config.source, configs.TRUSTED + trust, where="source")
     last = configs.steps(config, len(source))
     passed = set()
-    while not (run / "eval" / f"{last}.json").exists() and last not in passed:
-        waiting = (
-            step
-            for step in saved_steps(run / "checkpoints")
-            if step not in passed and not (run / "eval" / f"{step}.json").exists()
-        )
+
+    def over(step: int) -> bool:
+        return step in passed or (run / "eval" / f"{named(step, on)}.json").exists()
+
+    while not over(last):
+        waiting = (s for s in saved_steps(run / "checkpoints") if not over(s))
         step = meshes.of_first_process(next(waiting, -1))
         if step < 0:
             time.sleep(pause)
             continue
         passed.add(step)
         try:
-            evaluate(run, step, False, trust, overrides)
+            evaluate(run, step, False, trust, overrides, on)
         except InputError as error:
             there = (run / "checkpoints" / str(step)).exists()
             if there and not isinstance(error.__cause__, Damaged):
@@ -102,12 +108,14 @@ def evaluate(
     references: bool,
     trust: tuple[str, ...] = (),
     overrides: Mapping[str, str] | None = None,
+    on: str | None = None,
 ) -> None:
     """Evaluate one run and write what was found beside its checkpoints.
 
-    overrides: `{"evaluation.probe.steps": "4000"}` over the checkpoint's config. Raises
-    InputError when the run has no checkpoint or its config no evaluation, and when
-    references are asked of one that measures a classifier.
+    overrides: `{"evaluation.probe.steps": "4000"}` over the checkpoint's config; on: a
+    prepared data set in the place of the config's. Raises InputError when the run has
+    no checkpoint or its config no evaluation, and when references, or another data
+    set, are asked of one that measures what the model predicts.
     """
     import jax
 
@@ -119,9 +127,11 @@ def evaluate(
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
     model = restore.load(run, step, whole, trust)
-    configs.override(model.config, overrides or {})
     if model.config.get("evaluation") is None:
         raise InputError(f"the config of {run} has no 'evaluation'")
+    if on is not None:
+        read_instead(model.config.evaluation, on)
+    configs.override(model.config, overrides or {})
     protocol = configs.build(
         model.config.evaluation, configs.TRUSTED + trust, where="evaluation"
     )
@@ -138,17 +148,38 @@ def evaluate(
             results["pixels"] = protocols.pixels(protocol, mesh)
     if not meshes.is_first_process():
         return
-    for name, result in results.items():
-        path = protocols.write(run, str(name), result)
+    for key, result in results.items():
+        name = named(key, on)
+        path = protocols.write(run, name, result)
         for what, figure in plots.figures(result, result.sample).items():
             picture = path.with_name(f"{name}-{what}.png")
             protocols.write_whole(picture, plots.png(figure))
         metrics.say(f"{path}: {summary(result)}")
-    if references and "variables" in results[model.step]:
+    if references and on is None and "variables" in results[model.step]:
         results[f"step {model.step}"] = results.pop(model.step)
         figure = plots.variables(results)
         picture = run / "eval" / "variables.png"
         protocols.write_whole(picture, plots.png(figure))
+
+
+def named(of: int | str, on: str | None) -> str:
+    """The name of a result: of a step, or a reference, on its own data or others."""
+    return str(of) if on is None else f"{of}-on-{on}"
+
+
+def read_instead(evaluation, name: str) -> None:
+    """Let a config's evaluation read the splits of another prepared data set.
+
+    Raises InputError where it does not compare a train and a test split.
+    """
+    if "train" not in evaluation or "test" not in evaluation:
+        raise InputError(
+            "--on needs an evaluation by kNN and probe; this one measures what the "
+            "model predicts"
+        )
+    with evaluation.unlocked():
+        for split in ("train", "test"):
+            evaluation[split] = recipes.source(name, split)
 
 
 def summary(result: dict) -> str:

@@ -83,12 +83,16 @@ def sgd(
     weight_decay: float,
     warm_up: float,
     momentum: float = 0.9,
+    nesterov: bool = False,
 ) -> Optimizer:
-    """Stochastic gradient descent with momentum and decay added to the gradient."""
+    """Stochastic gradient descent with momentum and decay added to the gradient.
+
+    `nesterov` is its form of momentum (Sutskever et al. 2013).
+    """
     schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
     transformation = optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decayed),
-        optax.sgd(schedule, momentum=momentum),
+        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
     )
     return Optimizer(transformation, schedule)
 

@@ -45,11 +45,17 @@ _FIGURES = {
     "readings": "what the probes read",
 }
 _MISSING = "–"
+# Deviation of a dimension and RankMe below which the page says so; ours. An untrained
+# ResNet on the digits has .13 and 2.6.
+_COLLAPSED, _ONE_LINE = 0.1, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run directory holds; `sample` are the arrays of the last evaluation."""
+    """What a run directory holds; `sample` are the arrays of the last evaluation.
+
+    transfers: {data set: (step, evaluation)} of the newest evaluation on each other.
+    """
 
     name: str
     config: dict[str, Any]
@@ -57,6 +63,7 @@ class Run:
     evaluations: dict[int, dict]
     references: dict[str, dict]
     sample: dict[str, np.ndarray]
+    transfers: dict[str, tuple[int, dict]]
 
     @property
     def result(self) -> dict[str, Any]:
@@ -117,6 +124,8 @@ def main() -> None:
     print(text_table(rows(runs)))
     if found := over_seeds(runs):
         print(f"\nover seeds, mean ± standard deviation\n{aligned(*found, 1)}")
+    if found := transfers(runs):
+        print(f"\non other data sets\n{aligned(*found, 2)}")
     for run in filter(_compared, runs):
         print(f"\n{run.name}: variables\n{aligned(*_variables(run), text_columns=1)}")
     for note in notes(runs):
@@ -145,9 +154,13 @@ def _read(path: Path, name: str) -> Run:
         raise InputError(
             f"{path} is not a run: it {what}; name the --workdir of a training"
         )
-    evaluations, references, sample = {}, {}, {}
-    for file in (path / "eval").glob("*.json"):
-        if file.stem.isdecimal():
+    evaluations, references, sample, transfers = {}, {}, {}, {}
+    for file in sorted((path / "eval").glob("*.json")):
+        of, on, data = file.stem.partition("-on-")
+        if on and of.isdecimal():
+            if int(of) >= transfers.get(data, (0,))[0]:
+                transfers[data] = int(of), _json(file)
+        elif file.stem.isdecimal():
             evaluations[int(file.stem)] = _json(file)
         elif file.stem in REFERENCES:
             references[file.stem] = _json(file)
@@ -160,6 +173,7 @@ def _read(path: Path, name: str) -> Run:
         evaluations=dict(sorted(evaluations.items())),
         references=references,
         sample=sample,
+        transfers=transfers,
     )
 
 
@@ -277,6 +291,22 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
     ]
 
 
+def transfers(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
+    """Head and body of a table of the evaluations on other data sets, if any."""
+    body = [
+        [
+            run.name,
+            data,
+            f"{step:,}",
+            *(number(_scores(result)[m], ".2f", 100) for m in ("linear_probe", "knn")),
+        ]
+        for run in runs
+        for data, (step, result) in run.transfers.items()
+    ]
+    head = ["run", "data set", "step", "linear probe %", "kNN %"]
+    return (head, body) if body else None
+
+
 def number(value: float | None, form: str, scale: float = 1) -> str:
     """A number for a table; a dash where there is none."""
     return _MISSING if value is None else format(scale * value, form)
@@ -347,7 +377,34 @@ def notes(runs: Sequence[Run]) -> list[str]:
         ):
             if said:
                 found.append(f"{run.name}: {said}")
+        found += collapsed(run)
     return found
+
+
+def collapsed(run: Run) -> list[str]:
+    """Alerts where features lie almost in one point, or on one line.
+
+    Read are h and z of the last evaluation and z of the last step that was logged.
+    """
+    measured = {
+        f"{of} of the test split": measures
+        for of, measures in run.result.get("health", {}).items()
+        if isinstance(measures, dict)
+    }
+    for key, value in (run.history[-1] if run.history else {}).items():
+        modality, slash, measure = key.rpartition("/")
+        if slash:
+            measured.setdefault(f"z of '{modality}'", {})[measure] = value
+    alerts = []
+    for what, measures in measured.items():
+        spread = measures.get("standard_deviation", 1)
+        dimensions = measures.get("rankme", 2)
+        if spread < _COLLAPSED or dimensions < _ONE_LINE:
+            alerts.append(
+                f"{run.name}: alert, {what} is close to collapse: deviation of a "
+                f"dimension {spread:.3f} (even spread: 1), RankMe {dimensions:.1f}"
+            )
+    return alerts
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -406,11 +463,16 @@ def _comparison(runs: Sequence[Run]) -> str:
             cells.append(text)
         body.append(cells)
     compared = table(list(columns), body, text_columns=_TEXT_COLUMNS)
-    if found := over_seeds(runs):
-        head, lines = found
-        cells = [[html.escape(cell) for cell in line] for line in lines]
-        compared += "\n<h3>Over seeds, mean ± standard deviation</h3>\n"
-        compared += table(head, cells, text_columns=1)
+    others = {
+        "Over seeds, mean ± standard deviation": (over_seeds(runs), 1),
+        "On other data sets": (transfers(runs), 2),
+    }
+    for title, (found, text_columns) in others.items():
+        if found:
+            head, lines = found
+            cells = [[html.escape(cell) for cell in line] for line in lines]
+            compared += f"\n<h3>{title}</h3>\n"
+            compared += table(head, cells, text_columns)
     return f"{compared}\n{remarks(notes(runs))}"
 
 

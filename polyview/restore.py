@@ -132,6 +132,38 @@ def donate(run: str | Path, template: step.TrainState, sharding) -> step.TrainSt
     )
 
 
+def encoder_of(model: Loaded, modality: str) -> dict[str, jax.Array]:
+    """The arrays of one encoder, trained, frozen or statistics, by name.
+
+    Raises InputError for a modality that the model does not have.
+    """
+    parts = {"params": model.params, "statistics": model.statistics}
+    prefix = f"towers.{modality}.encoder."
+    names = {n.partition(".")[2]: a for n, a in checkpoint.flatten(parts).items()}
+    found = {n.removeprefix(prefix): a for n, a in names.items() if prefix in n}
+    if not found:
+        there = sorted(model.config.model.get("towers", {}))
+        raise InputError(
+            f"the model has no modality '{modality}', only {', '.join(there)}; "
+            "name one: --modality"
+        )
+    return found
+
+
+def with_encoder(model: Loaded, modality: str, arrays: dict, what: str) -> Loaded:
+    """The model with these arrays, by name, as one of its encoders.
+
+    Raises InputError where one is absent or has another shape; `what` as in `taken`.
+    """
+    prefix = f"towers.{modality}.encoder."
+    donor = {prefix + name: array for name, array in arrays.items()}
+
+    def fill(tree):
+        return taken(tree, donor, lambda name: name.startswith(prefix), what)
+
+    return model._replace(params=fill(model.params), statistics=fill(model.statistics))
+
+
 def taken(
     tree: dict, donor: dict[str, Any], wanted: Callable[[str], bool], what: str
 ) -> dict:
@@ -158,13 +190,14 @@ def taken(
     return jax.tree_util.tree_map_with_path(replaced, tree)
 
 
-def model_of(config, trust: tuple[str, ...] = ()) -> Callable[..., nnx.Module]:
-    """Return `make_module(rngs=...)` of a checkpoint's config."""
-    return configs.build(config.model, configs.TRUSTED + trust, where="model")
+def model_of(config, trust: tuple[str, ...] | None = ()) -> Callable[..., nnx.Module]:
+    """Return `make_module(rngs=...)` of a checkpoint's config; None trusts any."""
+    trusted = None if trust is None else configs.TRUSTED + trust
+    return configs.build(config.model, trusted, where="model")
 
 
 def initial(
-    config, sharding: jax.sharding.Sharding, trust: tuple[str, ...] = ()
+    config, sharding: jax.sharding.Sharding, trust: tuple[str, ...] | None = ()
 ) -> Loaded:
     """Return the same model before its first step: the random reference."""
     make_module = model_of(config, trust)
@@ -175,6 +208,11 @@ def initial(
 
     params, statistics = jax.jit(create, out_shardings=sharding)()
     return Loaded(config, 0, graph, params, statistics)
+
+
+def shapes_of(config, trust: tuple[str, ...] | None = ()) -> Loaded:
+    """Return the same model with `jax.ShapeDtypeStruct`s in the place of arrays."""
+    return Loaded(config, 0, *step.abstract(model_of(config, trust)))
 
 
 def represent(model: Loaded, sharding: Any) -> Callable[[dict], dict]:

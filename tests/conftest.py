@@ -1,13 +1,23 @@
 """Eight virtual CPU devices, strict settings and one small data set for every test."""
 
+import atexit
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-
-import subprocess
-import sys
-from pathlib import Path
+# Many tests train the same small model; what one of them compiled serves the others.
+# The processes that pytest starts inherit the folder from the first.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
@@ -50,14 +60,8 @@ def digits(data_dir, monkeypatch):
     return make
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> Path:
-    """A folder in which command lines of one program share what they compile."""
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture
-def command(data_dir, compiled):
+def command(data_dir):
     """`command("main", "--config", ...)` -> the finished process of that command line.
 
     A module of the engine, or one by its whole name, as "sgi.finetune". `devices`
@@ -68,7 +72,6 @@ def command(data_dir, compiled):
         environment = os.environ | {
             "POLYVIEW_DATA": str(data_dir),
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             **{key.upper(): str(value) for key, value in settings.items()},
         }

@@ -39,6 +39,31 @@ def test_numbers_and_figures_are_written_and_are_the_same_again(
     assert capsys.readouterr().out.count("4.json: linear probe ") == 2
 
 
+def test_another_data_set_is_read_by_the_same_protocol(
+    digits, data_dir, tmp_path, capsys, monkeypatch
+):
+    config = digits("views=2")
+    config.evaluation.probe.update(learning_rates=(0.1,), steps=20)
+    train.run(config, tmp_path / "run")
+    shutil.copytree(data_dir, tmp_path / "data")
+    (tmp_path / "data" / "digits").rename(tmp_path / "data" / "figures")
+    shutil.copytree(data_dir / "digits", tmp_path / "data" / "digits")
+    monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path / "data"))
+    evaluate(tmp_path / "run", None, True)
+    evaluate(tmp_path / "run", None, True, on="figures")
+    found = numbers(tmp_path / "run")
+    own = {name for name in found if "-on-" not in name}
+    assert found.keys() == own | {f"{name}-on-figures" for name in own}
+    there = found["4-on-figures"]
+    assert there["protocol"]["train"]["source"] == "ArrayRecord('figures', 'train')"
+    for measure in ("knn", "linear_probe", "health"):
+        assert there[measure] == found["4"][measure]
+    with pytest.raises(InputError, match="no data set 'absent'"):
+        evaluate(tmp_path / "run", None, False, on="absent")
+    watch(tmp_path / "run", on="figures", pause=0.01)  # has nothing to do
+    assert capsys.readouterr().out.count("4-on-figures.json: ") == 1
+
+
 def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, capsys):
     config = digits("views=2")
     config.model.towers.image.projector = {
@@ -57,6 +82,8 @@ def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, 
     assert f"4.json: top-1 {100 * top1:.2f} %\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="leave out --references"):
         evaluate(tmp_path, None, True, ())
+    with pytest.raises(InputError, match="--on needs an evaluation by kNN and probe"):
+        evaluate(tmp_path, None, False, on="digits")
 
 
 def test_a_watch_evaluates_each_checkpoint_once_and_ends_with_the_last(

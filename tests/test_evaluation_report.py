@@ -94,6 +94,32 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
     assert report.over_seeds(report.read(runs[2:])) is None
 
 
+def test_evaluations_on_other_data_are_told_apart(tmp_path):
+    run = make_run(tmp_path / "a")
+    for step, top1 in ((9, 0.7), (20, 0.8)):
+        path = run / "eval" / f"{step}-on-<flowers>.json"
+        path.write_text(json.dumps(result(top1)))
+    runs = report.read([run])
+    head, body = report.transfers(runs)
+    assert body == [["a", "<flowers>", "20", "80.00", "25.00"]]
+    assert "&lt;flowers&gt;" in report.page(runs)
+    assert report.transfers(report.read([make_run(tmp_path / "b")])) is None
+
+
+def test_features_near_collapse_are_said_to_be(tmp_path):
+    run = make_run(tmp_path / "a")
+    assert not report.collapsed(*report.read([run]))
+    line = {"step": 20, "image/rankme": 2.0, "image/standard_deviation": 0.02}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    said = result() | {"health": {"h": {"rankme": 1.01, "standard_deviation": 0.5}}}
+    (run / "eval" / "20.json").write_text(json.dumps(said))
+    alerts = report.collapsed(*report.read([run]))
+    assert len(alerts) == 2 and all("close to collapse" in alert for alert in alerts)
+    assert "h of the test split" in alerts[0] and "RankMe 1.0" in alerts[0]
+    assert "z of &#x27;image&#x27;" in report.page(report.read([run]))
+
+
 def test_the_page_is_complete_and_needs_no_network(tmp_path):
     runs = report.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="x")])
     page = report.page(runs)

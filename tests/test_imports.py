@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {"main", "prepare", "evaluate", "report", "embed", "export", "bench"}
+COMMANDS = {
+    "main",
+    "prepare",
+    "evaluate",
+    "report",
+    "embed",
+    "export",
+    "adopt",
+    "bench",
+}
 # What each room may import of this project, beside itself and `errors`.
 ALLOWED = {
     "errors": set(),
@@ -23,6 +32,7 @@ ALLOWED = {
     "banner": {"mesh", "metrics"},
     "dump": {"checkpoint", "mesh", "metrics"},
     "microbatch": set(),
+    "layouts": {"nn"},
     "step": {"microbatch", "objectives"},
     "checkpoint": {"config"},
     "evaluation": {"config", "data", "mesh"},

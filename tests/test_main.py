@@ -16,6 +16,8 @@ COMMANDS = (
     "polyview.main",
     "polyview.evaluate",
     "polyview.embed",
+    "polyview.export",
+    "polyview.adopt",
     "polyview.report",
     "polyview.bench",
     "polyview.prepare",

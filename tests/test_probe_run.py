@@ -1,35 +1,29 @@
-"""A probe through the trainer reads another run's encoder and never changes it."""
+"""A classifier is trained on another run's encoder, which a probe never changes."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from polyview import checkpoint, restore, train
+from polyview import config as configs
 from polyview.errors import InputError
 
-
-def probe_config(digits, donor):
-    config = digits("views=2", steps=60, batch_size=64, log_every=60)
-    config.views.m = 1
-    config.init_from = str(donor)
-    tower = config.model.towers.image
-    tower.frozen = True
-    tower.projector = {"partial": "polyview.nn.heads:Linear", "out": 10}
-    config.objective = {"target": "polyview.objectives.supervised:Classification"}
-    config.optimizer.learning_rate.base = 1.0
-    config.evaluate_every = 60
-    config.evaluation = {
-        "target": "polyview.evaluation.accuracy:Accuracy",
-        "test": dict(config.source) | {"split": "test"},
-        "views": config.evaluation.views,
-    }
-    return config
+ROOT = Path(__file__).parent.parent
 
 
-def encoder_of(run):
-    loaded = restore.load(run)
+def classifier(name, donor, **overrides):
+    """The config of a probe or a fine-tuning of a run, for 60 steps."""
+    few = {"steps": 60, "epochs": None, "log_every": 60, "evaluate_every": 60}
+    few |= {"optimizer.learning_rate.base": 20.0} | overrides
+    text = f"{ROOT}/configs/{name}.py:run={donor},batch_size=64"
+    return configs.load(text, {key: str(value) for key, value in few.items()})
+
+
+def encoder_of(run, step=None):
+    loaded = restore.load(run, step)
     arrays = checkpoint.flatten(
         {"params": loaded.params, "statistics": loaded.statistics}
     )
@@ -44,7 +38,7 @@ def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
     train.run(digits("views=2"), tmp_path / "donor")
     # What a kill before the first checkpoint leaves: it must not pass for a start.
     (tmp_path / "probe" / "checkpoints").mkdir(parents=True)
-    train.run(probe_config(digits, tmp_path / "donor"), tmp_path / "probe")
+    train.run(classifier("probe", tmp_path / "donor"), tmp_path / "probe")
     before, after = encoder_of(tmp_path / "donor"), encoder_of(tmp_path / "probe")
     assert before.keys() == after.keys()
     for name, array in before.items():
@@ -54,14 +48,53 @@ def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
         "towers.image.projector.linear.kernel",
         "towers.image.projector.linear.bias",
     }
-    result = json.loads((tmp_path / "probe" / "eval" / "60.json").read_text())
+    assert top1(tmp_path / "probe") > 0.2  # chance is 0.1
+
+
+def top1(run):
+    result = json.loads((run / "eval" / "60.json").read_text())
     assert result["protocol"]["test"]["rows"] == 360
-    assert result["classifier"]["top1"] > 0.2  # chance is 0.1
+    return result["classifier"]["top1"]
+
+
+def test_fine_tuning_starts_from_the_encoder_and_trains_it(digits, tmp_path):
+    train.run(digits("views=2"), tmp_path / "donor")
+    config = classifier("finetune", tmp_path / "donor", checkpoint_every=1, keep=99)
+    config.optimizer.learning_rate.base = 0.8
+    train.run(config, tmp_path / "tuned")
+    before = encoder_of(tmp_path / "donor")
+    first, last = (encoder_of(tmp_path / "tuned", step) for step in (1, 60))
+    kernel = "towers.image.encoder.conv.kernel"
+    start, soon, end = (found[kernel] for found in (before, first, last))
+    # The classifier starts from zero, so that the first step moves nothing below it.
+    np.testing.assert_array_equal(soon, start)
+    assert np.abs(end - start).max() > 1e-3
+    assert top1(tmp_path / "tuned") > 0.3  # a width of 4, four epochs
+
+
+def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
+    def refused(why, data=""):
+        text = f"{ROOT}/configs/probe.py:run={tmp_path},data={data}"
+        with pytest.raises(InputError, match=why):
+            configs.load(text)
+
+    with pytest.raises(InputError, match="configs/x.py:run=DIR"):
+        configs.load(f"{ROOT}/configs/probe.py")
+    refused("is not a run: config.json")
+    path = tmp_path / "config.json"
+    path.write_text('{"views": {}, "model": {"towers": {}}}')
+    refused("is no run of views of images")
+    config = digits("views=2")
+    path.write_text(configs.to_json(config))
+    refused("no data set 'absent'", data="absent")
+    config.model.towers.image.encoder = {"partial": "os:system", "command": "true"}
+    path.write_text(configs.to_json(config))
+    refused("not trusted with")
 
 
 def test_another_encoder_is_refused_by_name(digits, tmp_path):
     train.run(digits("views=2"), tmp_path / "donor")
-    config = probe_config(digits, tmp_path / "donor")
+    config = classifier("probe", tmp_path / "donor")
     config.model.towers.image.encoder.width = 8
     with pytest.raises(InputError, match="does not fit this config"):
         train.run(config, tmp_path / "probe")

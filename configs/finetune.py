@@ -1,0 +1,18 @@
+"""Fine-tune a trained encoder as a classifier, by the trainer.
+
+    python -m polyview.main --config configs/finetune.py:run=runs/in1k --workdir runs/ft
+
+Arguments: run, data, epochs, batch_size, as of `configs/probe.py`. All is trained. A
+part of the labels: `--config.source.split='train[:10%]'` (Chen et al. train 60 epochs
+on 1 %). The learning rate wants a sweep on held-out training rows for each data set.
+Hardware: one GPU or more for ImageNet. Expected result: not yet measured.
+"""
+
+from polyview import config as configs
+from polyview import recipes
+
+
+def get_config(argument: str = "") -> dict:
+    """SimCLR's fine-tuning (Chen et al. 2020, B.5): 30 epochs (of 10 %), batch 4096."""
+    args = configs.arguments(argument, run="", data="", epochs=30, batch_size=4096)
+    return recipes.classification(**args, frozen=False, learning_rate=0.05)

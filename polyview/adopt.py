@@ -1,0 +1,104 @@
+"""Make a run of another library's encoder, to be evaluated like any -> a run directory.
+
+    python -m polyview.adopt --weights resnet50.safetensors \\
+        --config configs/polyview_imagenet.py:encoder=resnet50 --workdir runs/theirs
+
+Reads ResNets and ViTs as torchvision and timm name their arrays, and what
+`polyview.export` wrote; a classifier in the file is left out. The config says which
+encoder it is and how images are normalised and evaluated. The run has one checkpoint,
+of step 0; its projector is untrained. Only safetensors are read: a pickle can run code.
+"""
+
+from pathlib import Path
+
+from polyview import command, errors
+from polyview import config as configs
+from polyview.errors import InputError
+
+# How files of torch.save begin: a zip archive, or a bare pickle.
+_PICKLES = (b"PK\x03\x04", b"\x80")
+
+
+def main() -> None:
+    """Read the command line and adopt; see `--help`."""
+    parser = command.Parser(
+        prog="python -m polyview.adopt",
+        description=__doc__.splitlines()[0],
+        epilog="Any key of the config: --config.key=value, --config.group.key=value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE.safetensors", required=True, type=Path
+    )
+    parser.add_argument("--config", metavar="FILE.py[:key=value,...]", required=True)
+    parser.add_argument("--workdir", metavar="DIR", required=True, type=Path)
+    parser.add_argument("--modality", default="image", help="the encoder it is (image)")
+    flags, rest = parser.parse_known_args()
+    overrides = configs.overrides(rest, known=vars(flags))
+    check(flags.weights, flags.workdir)
+    config = configs.load(flags.config, overrides)
+    configs.check(config)
+    print(adopt(flags.weights, config, flags.workdir, flags.modality))
+
+
+def check(weights: Path, workdir: Path) -> None:
+    """Raise InputError for what cannot be read or written, before anything is."""
+    if not weights.is_file():
+        raise InputError(f"--weights {weights} is not a file")
+    if (workdir / "checkpoints").exists():
+        raise InputError(f"{workdir} is a run already; choose another --workdir")
+
+
+def adopt(weights: Path, config, workdir: Path, modality: str = "image") -> str:
+    """Write a run whose encoder is the file's, and return a line that says so.
+
+    Raises InputError for a file that cannot be read, is no safetensors, or does not
+    hold the arrays of the config's encoder and none beside them.
+    """
+    import jax
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from polyview import layouts, restore
+    from polyview import workdir as workdirs
+    from polyview.checkpoint import Checkpoints
+
+    check(weights, workdir)
+    try:
+        theirs = load_file(weights)
+    except (SafetensorError, OSError, KeyError) as error:
+        with weights.open("rb") as file:
+            pickled = file.read(4).startswith(_PICKLES)
+        advice = (
+            ": it seems a pickle of torch.save, which can run code; where you trust "
+            "it, convert it: safetensors.torch.save_file(torch.load(FILE, "
+            "weights_only=True), 'x.safetensors')"
+        )
+        raise InputError(
+            f"{weights} is no safetensors file{advice if pickled else f' ({error})'}"
+        ) from error
+    model = restore.shapes_of(config, trust=None)
+    shapes = {
+        name: array.shape for name, array in restore.encoder_of(model, modality).items()
+    }
+    encoder = model.module.towers[modality].encoder
+    try:
+        layout, arrays = layouts.to_ours(encoder, shapes, theirs)
+    except InputError as error:
+        raise InputError(f"{weights} does not fit the config: {error}") from error
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    model = restore.initial(config, one, trust=None)
+    model = restore.with_encoder(model, modality, arrays, f"file {weights}")
+    workdirs.claim(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = {"params": model.params, "statistics": model.statistics}
+    checkpoints.save(0, state, configs.to_json(config))
+    checkpoints.close()
+    return (
+        f"{workdir}: step 0, {len(arrays)} arrays of {weights} ({layout} layout); its "
+        "projector is untrained"
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,223 @@
+"""The arrays of our encoders under the names, and with the axes, of PyTorch libraries.
+
+"torchvision" and "timm" are the state dictionaries of the models of these names, of
+torchvision 0.29 and timm 1.0, without a classifier; "safetensors" keeps our own names
+and axes. A layout lists our array, its name there, and how its axes move:
+
+    Place(ours, theirs, to_theirs, to_ours)
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+
+from polyview.errors import InputError
+from polyview.nn.resnet import ResNet
+from polyview.nn.vit import ViT, sincos
+
+FORMATS = ("safetensors", "torchvision", "timm")
+# What a file of a whole model holds beside the encoder: classifiers and counters.
+_BESIDE = ("fc.", "head.", "heads.", "head_dist.")
+_COUNTER = "num_batches_tracked"
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_RESNET = {"conv": "conv1", "norm": "bn1"}
+_RESNET |= {f"norm{n}": f"bn{n}" for n in (1, 2, 3)}
+_SHORTCUT = {"conv": "downsample.0", "norm": "downsample.1"}
+_VIT = {
+    "timm": {
+        "cls": "cls_token",
+        "position": "pos_embed",
+        "embed": "patch_embed.proj",
+        "blocks": "blocks.{}",
+        "qkv": "attn.qkv",
+        "out": "attn.proj",
+        "up": "mlp.fc1",
+        "down": "mlp.fc2",
+    },
+    "torchvision": {
+        "cls": "class_token",
+        "position": "encoder.pos_embedding",
+        "embed": "conv_proj",
+        "blocks": "encoder.layers.encoder_layer_{}",
+        "norm": "encoder.ln",
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "qkv": "self_attention.in_proj",
+        "out": "self_attention.out_proj",
+        "up": "mlp.0",
+        "down": "mlp.3",
+    },
+}
+
+
+class Place(NamedTuple):
+    """Where an array of ours stands in another layout."""
+
+    ours: str
+    theirs: str
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+    to_ours: Callable[[np.ndarray], np.ndarray]
+
+
+def places(encoder, shapes: Mapping[str, tuple], layout: str) -> list[Place]:
+    """The places of an encoder's arrays in a layout.
+
+    encoder: the module; shapes: of its arrays by name, as "blocks.0.conv1.kernel".
+    Raises InputError for an encoder that the layout has no room for.
+    """
+    if layout == "safetensors":
+        return [Place(name, name, np.asarray, np.asarray) for name in shapes]
+    if isinstance(encoder, ResNet):
+        name_of = partial(_resnet_name, _stages(encoder))
+    elif isinstance(encoder, ViT):
+        name_of = partial(_vit_name, _VIT[layout])
+    else:
+        raise InputError(
+            f"{layout} has no form for an encoder of {type(encoder).__name__}; "
+            "use --format safetensors"
+        )
+    return [
+        Place(name, name_of(name), *_axes(name, len(shape), encoder))
+        for name, shape in shapes.items()
+    ]
+
+
+def to_theirs(
+    encoder, arrays: Mapping[str, np.ndarray], layout: str
+) -> dict[str, np.ndarray]:
+    """Our arrays as a state dictionary of the layout, in float32.
+
+    Fixed positions of a ViT become those that are learned there. Raises InputError as
+    `places` does.
+    """
+    arrays = dict(arrays)
+    if isinstance(encoder, ViT) and encoder.position is None:
+        arrays["position"] = fixed_positions(encoder)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    found = {
+        place.theirs: np.ascontiguousarray(
+            place.to_theirs(arrays[place.ours]), np.float32
+        )
+        for place in places(encoder, shapes, layout)
+    }
+    if layout != "safetensors":
+        for name in [n for n in found if n.endswith("running_mean")]:
+            counter = f"{name.rpartition('.')[0]}.{_COUNTER}"
+            found[counter] = np.zeros((), np.int64)
+    return found
+
+
+def to_ours(
+    encoder, shapes: Mapping[str, tuple], theirs: Mapping[str, np.ndarray]
+) -> tuple[str, dict[str, np.ndarray]]:
+    """The layout of a state dictionary, and its arrays as those of the encoder.
+
+    A classifier is left out. Raises InputError where an array is absent, has another
+    shape, or has no place in this encoder: then it is another model, whose features
+    these would not be.
+    """
+    theirs = {
+        name: array
+        for name, array in theirs.items()
+        if not name.startswith(_BESIDE) and not name.endswith(_COUNTER)
+    }
+    layout = layout_of(theirs)
+    found = {}
+    for place in places(encoder, shapes, layout):
+        if place.theirs not in theirs:
+            raise InputError(
+                f"the file has no {place.theirs!r}, which this encoder needs "
+                f"({layout} layout): another encoder?"
+            )
+        array = theirs.pop(place.theirs)
+        if array.ndim != len(np.shape(place.to_theirs(np.zeros(shapes[place.ours])))):
+            raise InputError(f"the file's {place.theirs} is {array.shape}: not ours")
+        moved = place.to_ours(array)
+        if moved.shape != tuple(shapes[place.ours]):
+            raise InputError(
+                f"the file's {place.theirs} is {array.shape}; this encoder's "
+                f"{place.ours} is {tuple(shapes[place.ours])}: another size?"
+            )
+        found[place.ours] = moved
+    if theirs:
+        raise InputError(
+            f"the file has {len(theirs)} arrays without a place in this encoder, as "
+            f"{sorted(theirs)[0]!r}: its model computes something else"
+        )
+    return layout, found
+
+
+def layout_of(names: Iterable[str]) -> str:
+    """The layout that a state dictionary with these names has."""
+    names = set(names)
+    if {"class_token", "conv_proj.weight"} & names:
+        return "torchvision"
+    if {"conv1.weight", "patch_embed.proj.weight", "cls_token"} & names:
+        return "timm"  # which torchvision's ResNets share
+    return "safetensors"
+
+
+def fixed_positions(encoder: ViT) -> np.ndarray:
+    """The positions of a ViT that learns none, float32[1, tokens, width]."""
+    grid = np.asarray(sincos(encoder.side, encoder.features))
+    cls = np.zeros((1, int(encoder.cls is not None), encoder.features), grid.dtype)
+    return np.concatenate([cls, grid], axis=1)
+
+
+def _stages(encoder: ResNet) -> list[str]:
+    """The name of each block there: "layer1.0", ..."""
+    widths = [block.features for block in encoder.blocks]
+    stage = {width: number for number, width in enumerate(sorted(set(widths)), 1)}
+    return [
+        f"layer{stage[width]}.{place - widths.index(width)}"
+        for place, width in enumerate(widths)
+    ]
+
+
+def _resnet_name(blocks: list[str], name: str) -> str:
+    *path, leaf = name.split(".")
+    if path[0] != "blocks":
+        return f"{_RESNET[path[0]]}.{_LEAVES[leaf]}"
+    block, rest = blocks[int(path[1])], path[2:]
+    if rest[0] == "shortcut":
+        return f"{block}.{_SHORTCUT[rest[1]]}.{_LEAVES[leaf]}"
+    return f"{block}.{_RESNET.get(rest[0], rest[0])}.{_LEAVES[leaf]}"
+
+
+def _vit_name(names: Mapping[str, str], name: str) -> str:
+    head, *rest = name.split(".")
+    if not rest:
+        return names[head]
+    *path, leaf = rest
+    there = names.get(head, head)
+    if head == "blocks":
+        there = f"{there.format(path[0])}.{names.get(path[1], path[1])}"
+    # torchvision's joint projection is a bare pair of parameters.
+    joint = there.endswith("in_proj")
+    return f"{there}{'_' if joint else '.'}{_LEAVES[leaf]}"
+
+
+def _axes(name: str, dimensions: int, encoder) -> tuple[Callable, Callable]:
+    """How an array goes there, and back."""
+    if name == "embed.kernel":
+        form = "(h w c) o", "o c h w"
+        size = {"h": encoder.patch, "w": encoder.patch}
+        return (
+            lambda x: rearrange(x, f"{form[0]} -> {form[1]}", **size),
+            lambda x: rearrange(x, f"{form[1]} -> {form[0]}"),
+        )
+    if name.endswith("kernel") and dimensions == 4:  # h w in out <-> out in h w
+        return (lambda x: x.transpose(3, 2, 0, 1), lambda x: x.transpose(2, 3, 1, 0))
+    if name.endswith("kernel"):
+        return np.transpose, np.transpose
+    return np.asarray, np.asarray

@@ -1,0 +1,267 @@
+"""Encoders go to other libraries and come from them with the same features."""
+
+import json
+import pickle
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sklearn.datasets
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from polyview import config as configs
+from polyview import export, layouts, restore
+from polyview.adopt import adopt
+from polyview.checkpoint import Checkpoints
+from polyview.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+# Two photographs, which scikit-learn brings.
+PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
+
+
+@pytest.fixture
+def run(digits, tmp_path) -> Path:
+    """A run of the digits with every array away from its first value."""
+    return written(digits("views=2"), tmp_path / "run")
+
+
+def written(config, folder: Path) -> Path:
+    """A run with one checkpoint, of step 4, of random arrays."""
+    random = np.random.default_rng(0)
+    model = restore.shapes_of(config)
+
+    def array(x):  # kernels by their fan-in, vectors about one
+        kernel = len(x.shape) > 1
+        size = np.prod(x.shape[:-1]) ** -0.5 if kernel else 0.2
+        return jax.numpy.asarray(
+            (not kernel) + size * random.normal(size=x.shape), x.dtype
+        )
+
+    state = jax.tree.map(
+        array, {"params": model.params, "statistics": model.statistics}
+    )
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(4, state, configs.to_json(config))
+    checkpoints.close()
+    return folder
+
+
+def test_what_is_exported_comes_back_as_a_run(digits, run, tmp_path):
+    said = export.export(run, "safetensors", tmp_path / "x.safetensors")
+    assert "8 images agree" in said
+    with safe_open(tmp_path / "x.safetensors", "numpy") as file:
+        about = json.loads(file.metadata()["polyview"])
+    assert about["step"] == 4 and about["input"]["range"] == "0 to 1"
+    assert about["model"]["arguments"]["width"] == 4
+    config = digits("views=2", seed=7)
+    adopt(tmp_path / "x.safetensors", config, tmp_path / "adopted")
+    ours, theirs = (
+        restore.encoder_of(restore.load(of), "image")
+        for of in (run, tmp_path / "adopted")
+    )
+    assert ours.keys() == theirs.keys() and len(ours) > 10
+    for name, array in ours.items():
+        np.testing.assert_array_equal(theirs[name], array, err_msg=name)
+    with pytest.raises(InputError, match="is a run already"):
+        adopt(tmp_path / "x.safetensors", config, tmp_path / "adopted")
+
+
+def test_features_that_differ_are_not_written(run, tmp_path, monkeypatch):
+    right = layouts.to_theirs
+
+    def wrong(encoder, arrays, layout):
+        return right(encoder, arrays | {"norm.bias": arrays["norm.bias"] + 1}, layout)
+
+    monkeypatch.setattr(layouts, "to_theirs", wrong)
+    with pytest.raises(InputError, match="features of polyview differ by"):
+        export.export(run, "safetensors", tmp_path / "x.safetensors")
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
+def test_what_cannot_be_exported_is_refused(run, tmp_path):
+    for output, why in (("x.npz", "end in .safetensors"), ("there", "end in")):
+        with pytest.raises(InputError, match=why):
+            export.export(run, "safetensors", tmp_path / output)
+    (tmp_path / "x.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match="is there already"):
+        export.export(run, "safetensors", tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="no modality 'text', only image"):
+        export.export(run, "safetensors", tmp_path / "y.safetensors", modality="text")
+
+
+def test_a_stem_that_timm_has_not_is_refused(run, tmp_path):
+    pytest.importorskip("timm")
+    with pytest.raises(InputError, match="timm has no ResNet of"):
+        export.export(run, "timm", tmp_path / "x.safetensors")
+
+
+def test_a_library_that_is_not_there_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install 'polyview\[export\]'"):
+        export.export(run, "timm", tmp_path / "x.safetensors")
+
+
+class Trap:
+    def __reduce__(self):
+        return Path.touch, (Path("trapped"),)
+
+
+def test_foreign_files_are_refused_by_name(digits, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export.export(run, "safetensors", tmp_path / "good.safetensors")
+    arrays = load_file("good.safetensors")
+    first = "blocks.0.conv1.kernel"
+    Path("pickle.safetensors").write_bytes(pickle.dumps(Trap()))
+    Path("zip.safetensors").write_bytes(b"PK\x03\x04")
+    Path("noise.safetensors").write_bytes(bytes(range(100)))
+    Path("cut.safetensors").write_bytes(Path("good.safetensors").read_bytes()[:-9])
+    save_file(arrays | {"blocks.0.gamma": arrays[first]}, "more.safetensors")
+    save_file({n: a for n, a in arrays.items() if n != first}, "less.safetensors")
+    save_file(arrays | {first: arrays[first][:1]}, "shape.safetensors")
+    save_file(arrays | {first: arrays[first].ravel()}, "flat.safetensors")
+    cases = {
+        "pickle": "it seems a pickle of torch.save",
+        "zip": "it seems a pickle of torch.save",
+        "noise": "is no safetensors file",
+        "cut": "is no safetensors file",
+        "absent": "is not a file",
+        "more": "1 arrays without a place in this encoder, as 'blocks.0.gamma'",
+        "less": f"has no '{first}'",
+        "shape": f"this encoder's {first} is",
+        "flat": f"the file's {first} is",
+    }
+    for name, why in cases.items():
+        with pytest.raises(InputError, match=why):
+            adopt(Path(f"{name}.safetensors"), digits("views=2"), tmp_path / "new")
+    assert not Path("trapped").exists() and not Path("new").exists()
+
+
+def randomised(network):
+    """The network with every array away from its first value, statistics included."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, array in network.state_dict().items():
+            if not array.is_floating_point():
+                continue
+            noise = torch.randn(array.shape, generator=generator)
+            if array.ndim > 1 and "pos" not in name and "class" not in name:
+                fan = array[0].numel()
+                array.copy_(noise * fan**-0.5)
+            elif name.endswith("running_var"):
+                array.copy_(1 + 0.5 * noise.tanh())
+            else:
+                array.add_(0.1 * noise)
+    return network.eval()
+
+
+def library_model(library: str, encoder: str):
+    """Their model, and its features: what stands before the classifier."""
+    import torch
+
+    if library == "timm":
+        import timm
+
+        names = {"resnet50": "resnet50", "vit_b": "vit_base_patch16_224"}
+        model = randomised(timm.create_model(names[encoder], num_classes=1000))
+        return model, lambda x: model.forward_head(
+            model.forward_features(x), pre_logits=True
+        )
+    import torchvision
+
+    names = {"resnet50": "resnet50", "vit_b": "vit_b_16"}
+    model = randomised(getattr(torchvision.models, names[encoder])())
+    bare = getattr(torchvision.models, names[encoder])()
+    bare.load_state_dict(model.state_dict())
+    setattr(bare, "fc" if encoder == "resnet50" else "heads", torch.nn.Identity())
+    return model, bare.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["resnet50", "vit_b"])
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_library_s_weights_give_its_features_and_go_back(library, encoder, tmp_path):
+    """Features of photographs to 1e-4 of the largest, then the same bits exported."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip(library)
+    from safetensors.torch import save_file as save_torch
+
+    model, features = library_model(library, encoder)
+    save_torch(model.state_dict(), tmp_path / "theirs.safetensors")
+    config = configs.load(
+        f"{ROOT}/configs/polyview_imagenet.py:encoder={encoder},dtype=float32"
+    )
+    run = tmp_path / "run"
+    adopt(tmp_path / "theirs.safetensors", config, run)
+
+    loaded = restore.load(run)
+    images, _ = export.images_of(loaded.config, str(PHOTOGRAPHS), "image", ())
+    assert images.shape == (2, 224, 224, 3)
+    tower = loaded.module.towers["image"]
+    x = export.normalised(images, tower)
+    ours = np.asarray(tower.encoder(x, train=False)[0])
+    with torch.no_grad():
+        theirs = features(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    assert theirs.shape == ours.shape and theirs.std() > 1e-3
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+    said = export.export(run, library, tmp_path / "x.safetensors", of=str(PHOTOGRAPHS))
+    assert f"2 images agree with {library}" in said
+    before, after = (
+        load_file(tmp_path / name) for name in ("theirs.safetensors", "x.safetensors")
+    )
+    heads = {"fc.weight", "fc.bias", "head.weight", "head.bias"}
+    heads |= {"heads.head.weight", "heads.head.bias"}
+    assert before.keys() - after.keys() <= heads and after.keys() <= before.keys()
+    for name, array in after.items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_positions_that_are_not_learned_become_such(tmp_path):
+    """A ViT with fixed positions and no class token, in timm's form."""
+    pytest.importorskip("timm")
+    config = configs.load(f"{ROOT}/configs/polyview_imagenet.py:encoder=vit_s")
+    config.model.towers.image.encoder.update(
+        {"pool": "mean", "position": "sincos", "depth": 2}
+    )
+    written(config, tmp_path / "run")
+    said = export.export(
+        tmp_path / "run", "timm", tmp_path / "x.safetensors", of=str(PHOTOGRAPHS)
+    )
+    assert "2 images agree with timm" in said
+    with pytest.raises(InputError, match="torchvision's ViT has a class token"):
+        export.export(
+            tmp_path / "run",
+            "torchvision",
+            tmp_path / "y.safetensors",
+            of=str(PHOTOGRAPHS),
+        )
+
+
+def test_every_array_has_one_place(digits):
+    """No two arrays of an encoder share a name in a layout, and axes come back."""
+    for encoder in ("resnet50", "vit_b"):
+        config = configs.load(f"{ROOT}/configs/polyview_imagenet.py:encoder={encoder}")
+        if encoder == "vit_b":
+            config.model.towers.image.encoder.update({"depth": 2, "width": 48})
+        model = restore.shapes_of(config)
+        random = np.random.default_rng(0)
+        shapes = {n: x.shape for n, x in restore.encoder_of(model, "image").items()}
+        arrays = {n: random.random(s, np.float32) for n, s in shapes.items()}
+        module = model.module.towers["image"].encoder
+        for layout in export.FORMATS:
+            there = layouts.to_theirs(module, arrays, layout)
+            count = sum("num_batches" not in name for name in there)
+            assert count == len(arrays)
+            found, back = layouts.to_ours(module, shapes, there)
+            assert found == (
+                "timm" if layout == "torchvision" and encoder == "resnet50" else layout
+            )
+            assert back.keys() == arrays.keys()
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(back[name], array, err_msg=name)
