@@ -1,0 +1,51 @@
+"""The documentation site: `sphinx-build -W -b html docs build/docs`.
+
+Its pages are Markdown that GitHub shows as well, so they hold no directive. The side
+bar lists the pages in the order in which `index.md` links them. Formulas become MathML
+when the site is built: it reads without a network.
+"""
+
+import re
+
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+
+project = "polyview"
+html_title = "polyview"
+html_theme = "furo"
+html_show_copyright = False
+html_show_sphinx = False
+html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
+extensions = ["myst_parser"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+
+def add_contents(app, page, source):
+    """Give the index a table of contents: the pages that it links, in that order."""
+    if page == "index":
+        pages = dict.fromkeys(re.findall(r"\]\((\w+)\.md\)", source[0]))
+        contents = "\n".join(["```{toctree}", ":hidden:", "", *pages, "```"])
+        source[0] += f"\n\n{contents}\n"
+
+
+def formula(display):
+    """A visitor that writes a formula as MathML."""
+
+    def visit(writer, node):
+        mathml = convert(node.astext(), display=display)
+        if display == "block":
+            mathml = f'<div class="formula">{mathml}</div>'
+        writer.body.append(mathml)
+        raise SkipNode
+
+    return visit, None
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("source-read", add_contents)
+    app.add_html_math_renderer("mathml", formula("inline"), formula("block"))
