@@ -23,6 +23,9 @@ extensions = ["myst_parser"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+# A function's name, with an argument that has no parentheses around it.
+FUNCTION = re.compile(r"(<mi>(?:exp|log)</mi>)(?!<mo stretchy)")
+
 
 def add_contents(app, page, source):
     """Give the index a table of contents: the pages that it links, in that order."""
@@ -37,6 +40,7 @@ def formula(display):
 
     def visit(writer, node):
         mathml = convert(node.astext(), display=display)
+        mathml = FUNCTION.sub(r'\1<mspace width="0.17em"/>', mathml)
         if display == "block":
             mathml = f'<div class="formula">{mathml}</div>'
         writer.body.append(mathml)
