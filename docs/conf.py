@@ -23,8 +23,10 @@ extensions = ["myst_parser"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-# A function's name, with an argument that has no parentheses around it.
-FUNCTION = re.compile(r"(<mi>(?:exp|log)</mi>)(?!<mo stretchy)")
+# Where a function's name would touch what stands beside it.
+NAME = "(<mi>(?:cos|exp|log|tanh)</mi>)"
+BEFORE, BEHIND = re.compile(rf"(?<=</m[in]>){NAME}"), re.compile(rf"{NAME}(?!<mo )")
+SPACE = '<mspace width="0.17em"/>'
 
 
 def add_contents(app, page, source):
@@ -40,7 +42,7 @@ def formula(display):
 
     def visit(writer, node):
         mathml = convert(node.astext(), display=display)
-        mathml = FUNCTION.sub(r'\1<mspace width="0.17em"/>', mathml)
+        mathml = BEHIND.sub(rf"\1{SPACE}", BEFORE.sub(rf"{SPACE}\1", mathml))
         if display == "block":
             mathml = f'<div class="formula">{mathml}</div>'
         writer.body.append(mathml)
