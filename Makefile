@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sgi demo-crossmodal test test-slow lint setup clean
+.PHONY: demo demo-sgi demo-crossmodal test test-slow test-docs lint docs setup clean
 
 demo: setup
 	bash launch/demo.sh $(BIN)/python
@@ -20,10 +20,17 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+test-docs: setup
+	$(BIN)/python -m pytest -m docs -n 2
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck -x launch/*.sh
+
+docs: setup
+	$(BIN)/sphinx-build -q -W -b html docs build/docs
+	@echo "docs: build/docs/index.html"
 
 setup: $(VENV)/.ready
 
@@ -37,4 +44,4 @@ $(VENV)/.ready: requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build runs

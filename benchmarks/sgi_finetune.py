@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from polyview import config as configs
 from polyview import errors, mesh, train
 from polyview.evaluation import plots
-from sgi import finetune, prepare, report
+from sgi import prepare, report
+from sgi import run as finetune
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = ("pretrained", "scratch")

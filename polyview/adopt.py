@@ -25,7 +25,6 @@ def main() -> None:
         prog="python -m polyview.adopt",
         description=__doc__.splitlines()[0],
         epilog="Any key of the config: --config.key=value, --config.group.key=value.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--weights", metavar="FILE.safetensors", required=True, type=Path

@@ -50,7 +50,6 @@ def main() -> None:
         prog="python -m polyview.bench",
         description=__doc__.splitlines()[0],
         epilog="Any key of the config: --config.key=value, --config.group.key=value.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]", required=True)
     parser.add_argument("--steps", type=int, default=30, help="measured in each run")

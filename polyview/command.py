@@ -1,16 +1,51 @@
 """What the command lines share: one-line answers, and joining the other processes."""
 
 import argparse
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
 
+from polyview import config as configs
+from polyview import errors
 from polyview.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`s of one line."""
+    """An argument parser whose errors are `InputError`s of one line.
+
+    Flags are not to be abbreviated: a mistyped one would pass for another.
+    """
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
         """Raise instead of printing the whole usage."""
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def choose(package: str, names: tuple[str, ...]) -> None:
+    """Run the command of a package that the first argument names: what its installed
+    program does. Ends the process with the command's status."""
+    errors.run(lambda: _choose(package, names))
+
+
+def _choose(package: str, names: tuple[str, ...]) -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("--help", "-h"):
+        print(f"usage: {package} COMMAND ...; each has --help\n")
+        for name in names:
+            path = Path(importlib.util.find_spec(f"{package}.{name}").origin)
+            text = ast.get_docstring(ast.parse(path.read_bytes()))
+            print(f"  {name:9} {text.splitlines()[0]}")
+        return
+    if name not in names:
+        near = configs.nearest(name, names)
+        raise InputError(f"{package} has no command {name!r}{near}")
+    del sys.argv[1]
+    importlib.import_module(f"{package}.{name}").main()
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -164,6 +164,7 @@ def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
     Raises InputError for a missing or broken file, an unknown key or a wrong type.
     """
     path, _, argument = path_and_argument.partition(":")
+    path = str(installed(Path(path)))
     if Path(path).is_dir():
         raise InputError(f"--config {path} is a folder; name a file of it")
     if not Path(path).is_file():
@@ -187,18 +188,24 @@ def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
     return config
 
 
+def installed(path: Path) -> Path:
+    """The path, or what an installed package has in the place of `configs/`."""
+    there = Path(__file__).parent / path
+    return there if not path.exists() and there.exists() else path
+
+
 def listed(folder: Path) -> list[str]:
     """A line for each config of a folder: its path and the first line of its docstring.
 
     The files are read, not run. Raises InputError where there is none.
     """
     lines = {}
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(installed(folder).glob("*.py")):
         try:
             text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
         except SyntaxError as error:
             text = f"(not Python: {error.msg}, line {error.lineno})"
-        lines[str(path)] = text.partition("\n")[0]
+        lines[str(folder / path.name)] = text.partition("\n")[0]
     if not lines:
         raise InputError(f"no configs in {folder}; name their folder: --list FOLDER")
     width = max(map(len, lines))

@@ -1,4 +1,4 @@
-"""`python -m polyview.main`: flags -> config -> `train.run(config, workdir)`."""
+"""Train what a config describes: flags -> config -> `train.run(config, workdir)`."""
 
 from pathlib import Path
 
@@ -14,7 +14,6 @@ def main() -> None:
         description="Train what a config describes; the same command again resumes it.",
         epilog="Any key of the config: --config.key=value, --config.group.key=value. "
         "Status: 0 finished, 2 bad input, 3 not finite, 75 saved after SIGTERM.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
     parser.add_argument("--workdir", metavar="DIR")

@@ -9,7 +9,7 @@ trace under its name.
 import argparse
 from pathlib import Path
 
-from polyview import errors
+from polyview import command, errors
 from polyview.data.prepare import (
     brats,
     cifar10,
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m polyview.prepare",
         description=__doc__,
         epilog=f"data sets:\n{DATA_SETS}",

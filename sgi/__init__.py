@@ -17,6 +17,7 @@ of play. Imports run one way, from here to `polyview`, never back.
     buffer       prioritised replay on the device, as pure functions
     agent        Rainbow with self-prediction as an objective; acting; weight transfer
     environment  a game as an agent meets it in training
+    run          a fine-tuning from top to bottom
     finetune     the command line: python -m sgi.finetune --config ...
     score_episodes    whole games of an agent, a hundred at once
     scores       human-normalised scores and their aggregates

@@ -15,7 +15,6 @@ from PIL import Image
 
 from polyview import command, errors
 from polyview.errors import InputError
-from sgi import agent
 from sgi.atari import NOOPS, Game
 from sgi.record import EpsilonGreedy, Policy, play
 from sgi.scores import PROTOCOL
@@ -42,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"--game_seed is {options.game_seed}; give 0 or more")
     if options.output.suffix != ".gif":
         raise InputError(f"--output {options.output} must end in .gif")
+
+    from sgi import agent  # and JAX: after the mistakes that need none of it
+
     model = agent.load(options.run, options.seed, options.at)
     if "game" not in model.config:
         raise InputError(f"{options.run} is not a run of sgi.finetune: it has no game")

@@ -11,7 +11,8 @@ from polyview import train
 from polyview.data.prepare import brats, emoji, openi
 from polyview.data.source import InMemory
 from polyview.errors import InputError
-from sgi import finetune, recording
+from sgi import recording
+from sgi import run as finetune
 
 ROOT = Path(__file__).parent.parent
 LOSSES = (

@@ -23,6 +23,8 @@ COMMANDS = (
     "polyview.prepare",
     "sgi.prepare",
     "sgi.report",
+    "sgi.finetune",
+    "sgi.video",
 )
 
 

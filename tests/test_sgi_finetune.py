@@ -20,7 +20,7 @@ from polyview import config as configs
 from polyview import step
 from polyview.checkpoint import Checkpoints
 from polyview.errors import InputError, NonFiniteError
-from sgi import finetune
+from sgi import run as finetune
 from sgi.atari import Game
 from sgi.environment import Environment, Finished, Outcome
 

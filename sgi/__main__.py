@@ -1,0 +1,14 @@
+"""`sgi COMMAND ...`, or `python -m sgi COMMAND ...`: any of the commands."""
+
+from polyview import command
+
+COMMANDS = ("prepare", "finetune", "report", "video")
+
+
+def main() -> None:
+    """Run the command that is named; without one, list them."""
+    command.choose("sgi", COMMANDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What `pip install` gives: every package, the configs, the commands, and no data."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import polyview.__main__
+import sgi.__main__
+from polyview import command
+from polyview import config as configs
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_folder_of_code_is_packaged():
+    folders = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for package in ("polyview", "sgi")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    packages = PROJECT["tool"]["setuptools"]["packages"]
+    assert set(packages) == folders | {"polyview.configs"}
+
+
+def test_what_is_locked_is_what_the_package_asks_for():
+    """Each dependency is pinned for `make`, in its range; nothing is pinned beside."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"]
+    asked = project["dependencies"] + extras["dev"] + extras["docs"] + extras["atari"]
+    ranges = {canonicalize_name(r.name): r.specifier for r in map(Requirement, asked)}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [Requirement(line.split("#")[0]) for line in lines if line.split("#")[0]]
+    assert {canonicalize_name(pin.name) for pin in pins} == set(ranges)
+    for pin in pins:
+        (exact,) = pin.specifier
+        name = canonicalize_name(pin.name)
+        assert exact.operator == "==" and exact.version in ranges[name], str(pin)
+
+
+@pytest.mark.parametrize("package", [polyview, sgi], ids=lambda p: p.__name__)
+def test_an_installed_command_runs_the_module(package, monkeypatch, capsys):
+    names = package.__main__.COMMANDS
+    for name in names:
+        assert (Path(package.__file__).parent / f"{name}.py").is_file()
+    monkeypatch.setattr(sys, "argv", [package.__name__])
+    command.choose(package.__name__, names)
+    told = capsys.readouterr().out
+    assert all(f"\n  {name} " in told for name in names)
+    for words, why in (["report", "--run"], "expected"), (["reprt"], "'report'?"):
+        monkeypatch.setattr(sys, "argv", [package.__name__, *words])
+        with pytest.raises(SystemExit) as end:
+            command.choose(package.__name__, names)
+        assert end.value.code == 2 and why in capsys.readouterr().err
+
+
+def test_an_installed_package_brings_the_configs(tmp_path, monkeypatch):
+    there = tmp_path / "site" / "configs"
+    there.mkdir(parents=True)
+    (there / "x.py").write_text("def get_config(argument):\n    return {'a': 1}\n")
+    monkeypatch.setattr(configs, "__file__", str(tmp_path / "site" / "config.py"))
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("configs/x.py").a == 1
+    assert configs.listed(Path("configs"))[0].startswith("configs/x.py ")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "x.py").write_text(
+        "def get_config(argument):\n    return {'a': 2}\n"
+    )
+    assert configs.load("configs/x.py").a == 2, "what the user has comes first"
+
+
+def test_importing_the_package_is_light():
+    """Neither JAX nor NumPy: a second would be long for a name."""
+    program = (
+        "import sys, polyview\n"
+        "assert not {'jax', 'numpy', 'flax', 'grain'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_code_and_configs_alone(tmp_path):
+    source = tmp_path / "source"  # since building leaves its traces there
+    unseen = shutil.ignore_patterns(".*", "build", "data", "runs", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=unseen)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path)]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if ".dist-info/" not in n]
+        size = sum(archive.getinfo(name).file_size for name in names)
+        (entry,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
+        assert b"polyview = polyview.__main__:main" in archive.read(entry)
+    assert {name.split("/")[0] for name in names} == {"polyview", "sgi"}
+    assert all(name.endswith(".py") for name in names) and size < 2e6
+    packed = {n.rpartition("/")[2] for n in names if n.startswith("polyview/configs/")}
+    assert packed == {path.name for path in (ROOT / "configs").glob("*.py")}
