@@ -24,7 +24,9 @@ h w c height, width and channels of an image.
     objectives/ mathematics that knows no model and no data
     evaluation/ features of a checkpoint -> kNN, linear probe, health, figures;
                 predictions from every subset of the modalities
-    prepare, evaluate, embed, report, bench    command lines;  command, what they share
+    prepare, evaluate, report, bench    command lines;  command, what they share
+    embed, export, adopt    the same, for encoders on their way out and in;  layouts,
+                the names of arrays in other libraries
     dry_run     what a run would be: sizes, and one step compiled
     flops       what a step's model costs, whatever computes it
 

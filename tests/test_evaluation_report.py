@@ -1,7 +1,10 @@
 """A report shows what the runs hold, needs nothing else, and refuses what is no run."""
 
+import html
 import json
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -235,3 +238,34 @@ def test_figures_bear_the_smallest_inputs():
     h = np.random.default_rng(0).normal(size=(40, 4))
     plots.embedding(h, many, names).savefig("/dev/null", format="png")
     plots.confusion(np.eye(25, dtype=int), names).savefig("/dev/null", format="png")
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_complaint(tmp_path, width):
+    """No message on the console, no picture broken, nothing wider than the screen."""
+    runs = report.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", "nt_xent")])
+    frame = html.escape(report.page(runs), quote=True)
+    look = """
+      const page = document.getElementById("page").contentDocument;
+      const broken = [...page.images].filter(i => !i.complete || !i.naturalWidth);
+      document.title = [page.documentElement.scrollWidth, page.images.length,
+                        broken.length].join(" ");
+    """
+    (tmp_path / "page.html").write_text(
+        f'<html><body style="margin:0"><iframe id="page" width="{width}" height="2000" '
+        f'style="border:0" srcdoc="{frame}"></iframe>'
+        f"<script>window.onload = () => {{ {look} }}</script></body></html>"
+    )
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    quiet += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    quiet += ["--disable-background-networking", "--virtual-time-budget=10000"]
+    words = [BROWSER, *quiet, "--dump-dom", f"file://{tmp_path / 'page.html'}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    wide, images, broken = re.search(r"<title>(\d+) (\d+) (\d+)<", done.stdout).groups()
+    assert int(wide) <= width and int(images) > 5 and broken == "0"

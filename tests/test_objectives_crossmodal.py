@@ -524,3 +524,8 @@ def test_a_term_that_cannot_be_is_refused():
     features["u"] = features["u"]._replace(local=None)
     with pytest.raises(ValueError, match="u has none"):
         one_term("CR", features, present)
+    features, present = batch_of(u=1, v=1)
+    narrow = features["u"].local[..., :2]
+    features["u"] = features["u"]._replace(local=narrow)
+    with pytest.raises(ValueError, match="compares . features with 2: give"):
+        one_term("XX", features, present)

@@ -57,6 +57,24 @@ def top1(run):
     return result["classifier"]["top1"]
 
 
+@pytest.mark.slow
+def test_a_probe_has_one_accuracy_on_one_device_and_on_eight(command, tmp_path):
+    options = ["--config.batch_size=64", "--config.evaluate_every=0"]
+    donor = ["--config", "configs/polyview_digits.py", *options, "--config.steps=30"]
+    assert command("main", *donor, "--workdir", tmp_path / "donor").returncode == 0
+    config = f"configs/probe.py:run={tmp_path / 'donor'},batch_size=64,epochs=3"
+    found = {}
+    for devices in (1, 8):
+        run = tmp_path / str(devices)
+        words = ["--config", config, "--config.optimizer.learning_rate.base=20.0"]
+        probe = command("main", *words, "--workdir", run, devices=devices)
+        assert probe.returncode == 0, probe.output
+        (result,) = (run / "eval").glob("*.json")
+        found[devices] = json.loads(result.read_text())["classifier"]
+    assert found[1] == found[8]
+    assert found[1]["top1"] > 0.5  # chance is 0.1
+
+
 def test_fine_tuning_starts_from_the_encoder_and_trains_it(digits, tmp_path):
     train.run(digits("views=2"), tmp_path / "donor")
     config = classifier("finetune", tmp_path / "donor", checkpoint_every=1, keep=99)

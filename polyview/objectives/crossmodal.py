@@ -73,6 +73,12 @@ def cosine(anchors, candidates, *, temperature: float = 0.1) -> Scored:
 
 
 def _products(anchors, candidates):
+    a, c = anchors.shape[-1], candidates.shape[-1]
+    if a != c:
+        raise ValueError(
+            f"the critic compares {a} features with {c}: give the towers' `projector` "
+            "and `local` the same `out`"
+        )
     return jnp.einsum("aqd,cpd->acpq", anchors, candidates)
 
 
