@@ -1,5 +1,6 @@
 """How the program stops: one or two lines and an exit status, never a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -32,8 +33,12 @@ def run(main: Callable[[], None]) -> None:
     """Run a command line; a `Stop` becomes its message on stderr and its status."""
     try:
         main()
+        sys.stdout.flush()
     except Stop as stop:
         print(f"{'error: ' if stop.status < 75 else ''}{stop}", file=sys.stderr)
         sys.exit(stop.status)
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)

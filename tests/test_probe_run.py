@@ -77,16 +77,15 @@ def test_a_probe_has_one_accuracy_on_one_device_and_on_eight(command, tmp_path):
 
 def test_fine_tuning_starts_from_the_encoder_and_trains_it(digits, tmp_path):
     train.run(digits("views=2"), tmp_path / "donor")
-    config = classifier("finetune", tmp_path / "donor", checkpoint_every=1, keep=99)
+    config = classifier("finetune", tmp_path / "donor")
     config.optimizer.learning_rate.base = 0.8
     train.run(config, tmp_path / "tuned")
-    before = encoder_of(tmp_path / "donor")
-    first, last = (encoder_of(tmp_path / "tuned", step) for step in (1, 60))
     kernel = "towers.image.encoder.conv.kernel"
-    start, soon, end = (found[kernel] for found in (before, first, last))
-    # The classifier starts from zero, so that the first step moves nothing below it.
-    np.testing.assert_array_equal(soon, start)
+    start, end = (
+        encoder_of(tmp_path / run)[kernel].ravel() for run in ("donor", "tuned")
+    )
     assert np.abs(end - start).max() > 1e-3
+    assert np.corrcoef(start, end)[0, 1] > 0.5, "another start: about 0"
     assert top1(tmp_path / "tuned") > 0.3  # a width of 4, four epochs
 
 
