@@ -270,7 +270,7 @@ def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
     take = step.make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
     take = jax.vmap(take, in_axes=(0, 0, None, 0))
     several = jax.jit(take, compiler_options=HURRY)
-    steps, seeds = 20, np.arange(SEEDS, dtype=np.uint32)
+    steps, seeds = 6, np.arange(SEEDS, dtype=np.uint32)
     play = batches(steps, SEEDS, 8)
     together, losses = start, []
     for number in range(steps):
