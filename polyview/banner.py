@@ -38,5 +38,9 @@ def show(this, shapes: dict, state, start: int) -> None:
         )
     if parts > 1:
         lines["accumulate"] = f"{parts} parts of {b // parts} samples, a loss each"
+    if this.absent:
+        names = ", ".join(this.absent)
+        lines["missing"] = f"{names}: a view in no row of the first batch; a misspelt "
+        lines["missing"] += "field?"
     for name, text in lines.items():
         metrics.say(f"{name:>14}  {text}")

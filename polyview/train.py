@@ -107,10 +107,13 @@ class Run:
     def trace(self) -> dict:
         """Trace one step on the shapes of a batch, and return the batch's shapes.
 
+        `absent` becomes the modalities of which no row of this batch has some view.
         Raises InputError with the words of the objective, the model or the pipeline.
         """
         with fits_together("source and views"):
             _, batch = next(self.batches(0, steps=1, workers=0))
+        there = {name: mask.any(0) for name, mask in batch["present"].items()}
+        self.absent = [name for name, some in there.items() if not some.all()]
         hosts = jax.process_count()
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(

@@ -1,13 +1,14 @@
 """Every config of the project, and every variant it names, builds and traces a step."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from polyview import banner, train
 from polyview import config as configs
-from polyview import train
 from polyview.data.prepare import brats, emoji, openi
 from polyview.data.source import InMemory
 from polyview.errors import InputError
@@ -272,3 +273,20 @@ def test_a_config_says_how_to_run_it(name):
     text = (ROOT / "configs" / f"{name}.py").read_text().split('"""')[1]
     assert f"--config configs/{name}.py" in text
     assert "python -m polyview.main" in text
+
+
+def test_a_misspelt_field_is_said_to_be_in_no_row(capsys):
+    path = f"{ROOT}/configs/crossmodal_openi.py"
+    config = configs.load(f"{path}:method=supervised,views=findings+impression")
+    config.source = with_stand_in(config.source)
+    config.evaluation = None
+    config.batch_size = 8
+    run = train.Run(config)
+    with jax.set_mesh(run.mesh):
+        run.trace()
+        assert not run.absent
+        config.views.fields.findings = ("fndings",)
+        run = train.Run(config)
+        shapes = run.trace()
+    banner.show(run, shapes, SimpleNamespace(params={}), 0)
+    assert "findings: a view in no row of the first batch" in capsys.readouterr().out
