@@ -14,7 +14,6 @@ import contextlib
 import functools
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -62,12 +61,7 @@ def main() -> None:
     configs.check(config)
     if flags.steps < 1:
         raise InputError(f"--steps {flags.steps}: it must be 1 or more")
-    if not flags.output.parent.is_dir():
-        raise InputError(f"--output {flags.output}: its folder does not exist")
-    if flags.output.is_dir():
-        raise InputError(f"--output {flags.output} is a folder; name a file in it")
-    if not os.access(flags.output.parent, os.W_OK):
-        raise InputError(f"--output {flags.output}: its folder cannot be written to")
+    command.check_output(flags.output)
 
     command.start(flags)
     record = bench(config, flags.steps)

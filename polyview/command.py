@@ -4,12 +4,13 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import os
+import re
 import sys
 from pathlib import Path
 
-from polyview import config as configs
 from polyview import errors
-from polyview.errors import InputError
+from polyview.errors import InputError, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +21,15 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        """Parse; an unknown flag is answered with the nearest there is."""
+        flags, rest = self.parse_known_args(args, namespace)
+        if rest:
+            known = [word for word in self._option_string_actions if word[:2] == "--"]
+            hint = nearest(rest[0].split("=")[0], known)
+            raise InputError(f"unknown argument {rest[0]!r}{hint}")
+        return flags
 
     def error(self, message: str) -> None:
         """Raise instead of printing the whole usage."""
@@ -42,7 +52,7 @@ def _choose(package: str, names: tuple[str, ...]) -> None:
             print(f"  {name:9} {text.splitlines()[0]}")
         return
     if name not in names:
-        near = configs.nearest(name, names)
+        near = nearest(name, names)
         raise InputError(f"{package} has no command {name!r}{near}")
     del sys.argv[1]
     importlib.import_module(f"{package}.{name}").main()
@@ -74,14 +84,37 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process", type=int, help="which one this is, from 0")
 
 
+def check_output(path: Path) -> None:
+    """Raise InputError for a file that cannot be made, before the work for it is done.
+
+    Its folder must be there.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"--output {path}: its folder does not exist")
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder; name a file in it")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"--output {path}: its folder cannot be written to")
+
+
 def start(flags: argparse.Namespace) -> None:
     """Join the other processes, if asked to; call before any device is touched.
 
     Without more flags JAX finds them itself under Slurm, Open MPI, Kubernetes and on
     TPU pods. Raises InputError when it finds no cluster.
     """
+    of_several = ("coordinator", "processes", "process")
     if not flags.distributed:
+        for name in of_several:
+            if getattr(flags, name) is not None:
+                raise InputError(f"--{name} is of several processes: add --distributed")
         return
+    if flags.coordinator is not None:
+        port = re.fullmatch(r".+:(\d{1,5})", flags.coordinator)
+        if not port or not 0 < int(port[1]) < 2**16:
+            raise InputError(
+                f"--coordinator {flags.coordinator} is not HOST:PORT, as node0:1234"
+            )
     import jax  # a mistyped flag is answered without it
 
     try:

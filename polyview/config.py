@@ -20,7 +20,6 @@ accumulate: parts of a batch, one after another, each with a loss of its own who
 """
 
 import ast
-import difflib
 import functools
 import hashlib
 import importlib
@@ -33,7 +32,7 @@ from pathlib import Path
 
 import ml_collections
 
-from polyview.errors import InputError
+from polyview.errors import InputError, nearest
 
 # A checkpoint may be a stranger's: only what these modules define is called on its
 # behalf. None of it writes a file, starts a process or takes a command.
@@ -149,21 +148,14 @@ def arguments(text: str, **defaults) -> dict:
     return values
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return '; did you mean ...?' for a mistyped name, or the names there are."""
-    names = [str(n) for n in names]
-    match = difflib.get_close_matches(name, names, 1, cutoff=0.5)
-    if match:
-        return f"; did you mean {match[0]!r}?"
-    return f"; there are: {', '.join(sorted(names))}" if names else ""
-
-
 def load(path_and_argument: str, overrides: Mapping[str, str] | None = None):
     """Return the ConfigDict of `file.py:argument` with `{"a.b": "value"}` laid over it.
 
     Raises InputError for a missing or broken file, an unknown key or a wrong type.
     """
     path, _, argument = path_and_argument.partition(":")
+    if not path:
+        raise InputError("--config is empty: give --config FILE.py")
     path = str(installed(Path(path)))
     if Path(path).is_dir():
         raise InputError(f"--config {path} is a folder; name a file of it")
@@ -215,16 +207,21 @@ def listed(folder: Path) -> list[str]:
 def overrides(arguments: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """Read `--config.a.b=value` arguments as `{"a.b": "value"}`.
 
-    known: the names of the command's other flags, to correct a mistyped one. Raises
-    InputError for anything else.
+    known: the names of the command's other flags, as argparse keeps them, to correct a
+    mistyped one. Raises InputError for anything else.
     """
     found = {}
     for argument in arguments:
         key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            flags = ["--config.key=value", *(f"--{name}" for name in known)]
+        if not argument.startswith("--config."):
+            flags = [f"--{name.replace('_', '-')}" for name in known]
             hint = nearest(argument.split("=")[0], flags)
-            raise InputError(f"unknown argument {argument!r}{hint}")
+            raise InputError(
+                f"unknown argument {argument!r} (a key of the config is set by "
+                f"--config.key=value){hint}"
+            )
+        if not equals:
+            raise InputError(f"{argument}: write {argument}=VALUE, without a space")
         found[key] = value
     return found
 
@@ -376,7 +373,8 @@ def _import(name, trusted: tuple[str, ...] | None, where: str):
     except ModuleNotFoundError as error:
         raise InputError(f"{where}: {name!r}: {error}") from error
     except AttributeError as error:
-        names = vars(importlib.import_module(module))
+        there = vars(importlib.import_module(module))
+        names = [n for n in there if getattr(there[n], "__module__", "") == module]
         raise InputError(
             f"{where}: {module} has no {attribute!r}{nearest(attribute, names)}"
         ) from error

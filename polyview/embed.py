@@ -18,6 +18,7 @@ from pathlib import Path
 
 from polyview import command, errors
 from polyview import config as configs
+from polyview import workdir as workdirs
 from polyview.errors import InputError
 
 PART = 4096  # rows; about a minute of a small machine
@@ -51,6 +52,7 @@ def main() -> None:
     command.add_distributed(parser)
     flags = parser.parse_args()
     check(flags.output, flags.batch_size)
+    workdirs.check_run(flags.run)
     command.start(flags)
     print(
         embed(
@@ -101,10 +103,10 @@ def embed(
     from polyview.evaluation.features import extract
 
     check(output, batch_size)
+    source = source_of(of)
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
     model = restore.load(run, step, whole, trust)
-    source = source_of(of)
     views = views_of(model.config, source, trust)
     modality = modality or model.config.evaluation.get("modality", "image")
     about = {

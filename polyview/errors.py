@@ -1,8 +1,9 @@
 """How the program stops: one or two lines and an exit status, never a traceback."""
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class Stop(Exception):
@@ -27,6 +28,15 @@ class Preempted(Stop):
     """The run was told to end (SIGTERM), saved its state, and can be resumed."""
 
     status = 75  # EX_TEMPFAIL: run the same command again
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return '; did you mean ...?' for a mistyped name, or the names there are."""
+    names = [str(n) for n in names]
+    match = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    if match:
+        return f"; did you mean {match[0]!r}?"
+    return f"; there are: {', '.join(sorted(names))}" if names else ""
 
 
 def run(main: Callable[[], None]) -> None:

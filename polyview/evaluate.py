@@ -16,6 +16,7 @@ from pathlib import Path
 
 from polyview import command, errors, recipes
 from polyview import config as configs
+from polyview import workdir as workdirs
 from polyview.errors import InputError
 
 
@@ -50,6 +51,9 @@ def main() -> None:
         raise InputError("--watch follows one run, without --step and --references")
     if not flags.pause > 0:
         raise InputError(f"--pause is {flags.pause}, not a number of seconds above 0")
+    if not flags.watch:
+        for run in flags.run:
+            workdirs.check_run(run, overrides)
     command.start(flags)
     if flags.watch:
         watch(flags.run[0], trust, overrides, on=flags.on, pause=flags.pause)
@@ -121,12 +125,13 @@ def evaluate(
 
     from polyview import mesh as meshes
     from polyview import metrics, restore
-    from polyview.evaluation import plots
-    from polyview.evaluation import protocol as protocols
 
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
     model = restore.load(run, step, whole, trust)
+    from polyview.evaluation import plots  # a second: after a run that is refused
+    from polyview.evaluation import protocol as protocols
+
     if model.config.get("evaluation") is None:
         raise InputError(f"the config of {run} has no 'evaluation'")
     if on is not None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from polyview import command, errors
 from polyview import config as configs
+from polyview import workdir as workdirs
 from polyview.errors import InputError
 
 
@@ -17,20 +18,21 @@ def main() -> None:
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
     parser.add_argument("--workdir", metavar="DIR")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--replay", action="store_true", help="take the dumped step of DIR once more"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--list",
         nargs="?",
         const="configs",
         metavar="FOLDER",
         help="print the configs of a folder (configs), each with its first line",
     )
-    parser.add_argument(
+    instead.add_argument(
         "--print-config", action="store_true", help="print the config as JSON"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--dry-run",
         action="store_true",
         help="build all, compile a step, print sizes and memory; write nothing",
@@ -41,6 +43,8 @@ def main() -> None:
         print("\n".join(configs.listed(Path(flags.list))))
         return
     overrides = configs.overrides(rest, known=vars(flags))
+    if flags.replay and (flags.config is not None or overrides):
+        raise InputError("--replay reads the config of --workdir: leave out --config")
     if not flags.replay:
         if flags.config is None:
             raise InputError("give --config FILE.py (or --replay); --list names some")
@@ -52,6 +56,11 @@ def main() -> None:
     if flags.workdir is None and not flags.dry_run:
         raise InputError("give --workdir DIR")
 
+    if not (flags.replay or flags.dry_run):
+        workdirs.check(Path(flags.workdir), config)
+        donor = config.get("init_from")
+        if donor is not None and not workdirs.has_checkpoint(Path(flags.workdir)):
+            workdirs.check_run(Path(donor))
     command.start(flags)
     from polyview import train  # and JAX: after the mistakes that need none of it
 

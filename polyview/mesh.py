@@ -32,12 +32,12 @@ def make(data: int = -1, fsdp: int = 1) -> Mesh:
         raise InputError(
             f"mesh data={data}, fsdp={fsdp}: give 1 or more (data may be -1)"
         )
-    if data == -1:
+    if data == -1 and devices % fsdp == 0:
         data = devices // fsdp
     if data * fsdp != devices:
         raise InputError(
-            f"mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices, but JAX sees "
-            f"{devices}; set --config.mesh.data=-1 or change --config.mesh.fsdp"
+            f"mesh data={data} x fsdp={fsdp} are not the {devices} devices of JAX; set "
+            "--config.mesh.data=-1 and --config.mesh.fsdp to a divisor of that number"
         )
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 

@@ -9,7 +9,8 @@ trace under its name.
 import argparse
 from pathlib import Path
 
-from polyview import command, errors
+from polyview import errors
+from polyview.command import Parser
 from polyview.data.prepare import (
     brats,
     cifar10,
@@ -54,6 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
     data_dir, name = options.data_dir, options.dataset
     if options.manual_dir is not None and not options.manual_dir.is_dir():
         raise InputError(f"--manual_dir {options.manual_dir} is not a folder")
+    if name != "folder":
+        for flag in ("input", "name", "test_fraction"):
+            if getattr(options, flag) is not None:
+                raise InputError(f"--{flag} is of the data set 'folder'; leave it out")
     match name:
         case "digits":
             message = records.once(data_dir / name, digits.prepare)
@@ -68,21 +73,28 @@ def main(arguments: list[str] | None = None) -> None:
         case "folder":
             if options.input is None or options.name is None:
                 raise InputError("folder needs --input DIR and --name NAME")
+            if not options.name or Path(options.name).name != options.name:
+                raise InputError(
+                    f"--name {options.name!r} is not a plain name; give --data_dir "
+                    "beside it"
+                )
+            fraction = options.test_fraction
             message = records.once(
                 data_dir / options.name,
                 lambda directory: folder.prepare(
-                    directory, options.input, options.test_fraction
+                    directory, options.input, 0.1 if fraction is None else fraction
                 ),
             )
         case "imagenet2012":
             message = imagenet2012.prepare(data_dir, options.manual_dir)
         case _:
-            message = tfds.prepare(data_dir, name, options.manual_dir)
+            ours = (*FROM_FILES, "digits", "fashion_mnist", "folder", "imagenet2012")
+            message = tfds.prepare(data_dir, name, options.manual_dir, ours)
     print(message)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = command.Parser(
+    parser = Parser(
         prog="python -m polyview.prepare",
         description=__doc__,
         epilog=f"data sets:\n{DATA_SETS}",
@@ -101,7 +113,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--test_fraction",
         type=float,
-        default=0.1,
         help="folder: share of each class held out (default: 0.1)",
     )
     return parser.parse_args(arguments)

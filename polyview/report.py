@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     flags = parser.parse_args()
+    command.check_output(flags.output)
     runs = read(flags.run)
     print(text_table(rows(runs)))
     if found := over_seeds(runs):

@@ -107,6 +107,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.output.suffix not in (".html", ".png"):
         raise InputError(f"--output {flags.output} must end in .html or .png")
+    command.check_output(flags.output)
     runs = read(flags.run)
     columns = _columns(runs)
     body = [[column(run) for column in columns.values()] for run in runs]

@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"--game_seed is {options.game_seed}; give 0 or more")
     if options.output.suffix != ".gif":
         raise InputError(f"--output {options.output} must end in .gif")
+    command.check_output(options.output)
 
     from sgi import agent  # and JAX: after the mistakes that need none of it
 

@@ -19,7 +19,7 @@ COMMANDS = {
 # What each room may import of this project, beside itself and `errors`.
 ALLOWED = {
     "errors": set(),
-    "command": {"config"},
+    "command": set(),
     "config": set(),
     "data": set(),
     "nn": set(),

@@ -22,7 +22,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from polyview.errors import InputError
+from polyview.errors import InputError, nearest
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
 _ARRAY = 1  # msgpack extension code of a numpy array
@@ -176,9 +176,10 @@ class ArrayRecord:
         directory = Path(data_dir or default_data_dir()) / name
         if not (directory / "manifest.json").is_file():
             flag = f" --data_dir {data_dir}" if data_dir else ""
+            there = [m.parent.name for m in directory.parent.glob("*/manifest.json")]
             raise InputError(
-                f"no data set '{name}' in {directory.parent.absolute()}; "
-                f"run: python -m polyview.prepare {name}{flag}"
+                f"no data set '{name}' in {directory.parent.absolute()}; run: python "
+                f"-m polyview.prepare {name}{flag}{nearest(name, there)}"
             )
         manifest = read_manifest(directory)
         counts = {name: entry["count"] for name, entry in manifest["splits"].items()}

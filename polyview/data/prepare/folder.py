@@ -44,6 +44,11 @@ def prepare(directory: Path, images: Path, test_fraction: float) -> None:
         rows = _hold_out(folder, test_fraction)
     targets = folders["train"].targets
     for name, folder in folders.items():
+        if not rows[name]:
+            raise InputError(
+                f"{images} has too few images for --test_fraction {test_fraction:g}: "
+                f"none would be of {name}"
+            )
         if folder.targets != targets:
             raise InputError(
                 f"{images / name} does not have the class folders of {images / 'train'}"

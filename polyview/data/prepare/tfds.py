@@ -7,14 +7,19 @@ reading never does.
 
 import contextlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from polyview.data.source import find_tfds, import_tfds, without_tensorflow_banner
-from polyview.errors import InputError
+from polyview.errors import InputError, nearest
 
 
-def prepare(data_dir: Path, name: str, manual_dir: Path | None) -> str:
+def prepare(
+    data_dir: Path, name: str, manual_dir: Path | None, ours: Iterable[str]
+) -> str:
     """Prepare a TFDS data set unless it is there; returns where it is, in words.
+
+    ours: names of data sets that are not of TFDS, to correct a mistyped one.
 
     Raises:
       InputError: no such name, or TFDS cannot prepare it here.
@@ -36,7 +41,7 @@ def prepare(data_dir: Path, name: str, manual_dir: Path | None) -> str:
             builder.download_and_prepare(download_config=config)
     except tfds.core.DatasetNotFoundError:
         raise InputError(
-            f"no data set '{name}': neither one of ours (see --help) nor of TFDS"
+            f"no data set '{name}' in TFDS either{nearest(name, ours)}"
         ) from None
     except InputError:
         raise

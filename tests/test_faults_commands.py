@@ -1,0 +1,180 @@
+"""A command line that cannot run ends with status 2 and says what to do instead.
+
+The same list is timed, each as a process of its own, by `benchmarks.command_line`.
+"""
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from PIL import Image
+
+from polyview import config as configs
+from polyview import errors, prepare
+from polyview import workdir as workdirs
+from polyview.checkpoint import Checkpoints
+from polyview.train import Run
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "--config configs/polyview_digits.py"
+TRAIN = f"polyview.main {DIGITS} --workdir new"
+PLAY = "sgi.finetune --config configs/sgi_finetune.py:size=S"
+FOLDER = "polyview.prepare folder --data_dir new"
+# What is typed, and what the answer must contain. `files` makes what is named here;
+# `new` is not there before, and must not be there after.
+WRONG = [
+    # Words left out.
+    ("polyview.main", "--list names some"),
+    (f"polyview.main {DIGITS}", "give --workdir DIR"),
+    ("polyview.main --config= --workdir new", "give --config FILE.py"),
+    ("polyview.prepare", "required: dataset"),
+    (f"{FOLDER} --name x", "needs --input DIR"),
+    ("sgi.prepare --data_dir new", "required: --game"),
+    # Words mistyped.
+    (f"{TRAIN} --config.stepz=3", "did you mean 'steps'?"),
+    (f"{TRAIN} --steps=3", "--config.key=value"),
+    (f"{TRAIN} --config.steps 3", "write --config.steps=VALUE"),
+    (f"{TRAIN} --dry_rum", "did you mean '--dry-run'?"),
+    (f"{TRAIN} --config.source.name=digit", "did you mean 'digits'?"),
+    (f"{TRAIN} --config.source.split=trian", "there are: train, test"),
+    (
+        f"{TRAIN} --config.objective.target=polyview.objectives.polyview:Contrast",
+        "did you mean 'Contrastive'?",
+    ),
+    ("polyview.main --config configs/polyview_digit.py", "polyview_digits.py'?"),
+    ("polyview.main --config configs/polyview_digits.py:view=4", "'views'?"),
+    (f"{FOLDER} --inptu images --name x", "did you mean '--input'?"),
+    ("polyview.prepare fashion_mnits --data_dir new", "did you mean 'fashion_mnist'?"),
+    ("polyview.evaluate --run run --config.evaluation.knn.kk=5", "did you mean 'k'?"),
+    ("polyview.report --run run --outptu x.html", "did you mean '--output'?"),
+    ("sgi.prepare --game pongg --data_dir new", "the nearest: pong"),
+    # Words of the wrong type, or out of range.
+    (f"{TRAIN} --config.steps=many", "expected int, like 300"),
+    (f"{TRAIN} --config.steps=-1", "must be 1 or more"),
+    (f"{TRAIN} --config.mesh.fsdp=9", "--config.mesh.data=-1"),
+    (f"{TRAIN} --config.batch_size=1000000", "only 1437 examples"),
+    (f"{FOLDER} --input images --name x --test_fraction 2", "between 0 and 1"),
+    (f"{FOLDER} --input images --name x --test_fraction 0.01", "too few images"),
+    (f"{FOLDER} --input images --name ../x", "give --data_dir"),
+    ("polyview.evaluate --run run --step 7", "it has [4]"),
+    ("polyview.embed --run run --input images --output x.csv", "end in .npz"),
+    ("polyview.bench --config configs/polyview_digits.py --steps 0", "1 or more"),
+    ("sgi.prepare --game pong --sticky 1.5 --data_dir new", "a probability"),
+    (f"{PLAY} --workdir new", "start=scratch"),
+    # What is not there, or is something else.
+    ("polyview.main --config configs --workdir new", "name a file of it"),
+    ("polyview.main --config broken.py --workdir new", "SyntaxError"),
+    ("polyview.main --config README.md --workdir new", "must end in .py"),
+    (f"polyview.main {DIGITS} --workdir file", "name a folder"),
+    (f"{TRAIN} --config.init_from=nowhere", "no checkpoint"),
+    (f"{FOLDER} --input nowhere --name x", "not a folder"),
+    ("polyview.evaluate --run nowhere", "no checkpoint"),
+    ("polyview.embed --run run --input nowhere --output new.npz", "no folder"),
+    ("polyview.report --run run --output new/x.html", "folder does not exist"),
+    ("polyview.evaluate --run stranger", "names 'os:system'"),
+    ("sgi.report --run run", "not a run of sgi.finetune"),
+    ("sgi.video --run nowhere --output new.gif", "no checkpoint"),
+    # Options that contradict one another.
+    (f"{TRAIN} --config.epochs=3", "the other None"),
+    (f"{TRAIN} --config.microbatch=8 --config.accumulate=2", "keep one"),
+    (f"{TRAIN} --dry-run --print-config", "not allowed with"),
+    ("polyview.main --replay --workdir run --config.seed=3", "leave out --config"),
+    (f"polyview.main {DIGITS} --workdir run", "is a run of another config"),
+    (f"{TRAIN} --processes 2 --process 0", "add --distributed"),
+    (f"{TRAIN} --distributed --coordinator node0", "HOST:PORT"),
+    ("polyview.prepare digits --data_dir new --name x", "leave it out"),
+    ("polyview.evaluate --run run --watch --references", "follows one run"),
+    ("sgi.prepare --game pong --import images --steps 5", "leave it out"),
+    (f"{PLAY},start=scratch --workdir new --config.init_from=run", "leave one"),
+]
+
+
+def files(folder: Path) -> None:
+    """Make what the commands name: data, a run of four steps, a stranger's, oddities.
+
+    POLYVIEW_DATA must be `folder / "data"`, and the current directory the project's.
+    """
+    if not (folder / "data").exists():
+        prepare.main(["digits", "--data_dir", str(folder / "data")])
+    small = {"steps": "4", "batch_size": "8"}
+    untrained(configs.load("configs/polyview_digits.py", small), folder / "run")
+    shutil.copytree(folder / "run", folder / "stranger")
+    rename_model(folder / "stranger" / "checkpoints" / "4", "os:system")
+    (folder / "file").write_text("not a folder")
+    (folder / "broken.py").write_text("def get_config(:\n")
+    for number in range(6):
+        path = folder / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(path)
+
+
+def untrained(config, workdir: Path) -> None:
+    """Make what looks like a finished run; nothing is compiled for it."""
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Run(config).template)
+    workdirs.claim(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(config.steps, state, configs.to_json(config))
+    checkpoints.close()
+
+
+def rename_model(step: Path, target: str) -> None:
+    """Let a checkpoint's config name another model, with the digest to match."""
+    item = json.loads((step / "config" / "metadata").read_text())
+    config = json.loads(item["config"])
+    config["model"] = {"target": target, "command": "touch owned"}
+    item["config"] = json.dumps(config)
+    (step / "config" / "metadata").write_text(json.dumps(item))
+    digest = json.loads((step / "digest" / "metadata").read_text())
+    digest["config"] = configs.digest(item["config"])
+    (step / "digest" / "metadata").write_text(json.dumps(digest))
+
+
+def words_of(line: str, folder: Path) -> list[str]:
+    """The words of a line, with the paths of what `files` has made in `folder`."""
+    names = {"new", "new.npz", "new.gif", "new/x.html", "file", "run", "images"}
+    names |= {"stranger", "broken.py"}
+    return [
+        str(folder / word) if word in names else word.replace("=run", f"={folder}/run")
+        for word in shlex.split(line)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, data_dir):
+    there = tmp_path_factory.mktemp("commands")
+    (there / "data").symlink_to(data_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYVIEW_DATA", str(data_dir))
+        patch.chdir(ROOT)
+        files(there)
+        yield there
+
+
+@pytest.mark.parametrize(("line", "says"), WRONG, ids=[line for line, _ in WRONG])
+def test_it_is_answered_in_a_line_that_says_what_to_do(
+    folder, monkeypatch, capsys, line, says
+):
+    name, *words = words_of(line, folder)
+    if name.startswith("sgi"):
+        pytest.importorskip("ale_py")
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    before = sorted(os.listdir(folder))
+    with pytest.raises(SystemExit) as end:
+        errors.run(importlib.import_module(name).main)
+    said = capsys.readouterr()
+    assert end.value.code == 2, said.err
+    assert says in said.err and said.err.startswith("error: ")
+    assert said.err.count("\n") <= 2 and said.out == ""
+    assert sorted(os.listdir(folder)) == before, "nothing is half written"
+    assert not (ROOT / "owned").exists()
+
+
+def test_there_are_forty():
+    assert len(WRONG) >= 40 and len({line for line, _ in WRONG}) == len(WRONG)
