@@ -6,8 +6,12 @@ needs nothing beside it. `digest` holds a checksum of every array: Orbax alone r
 a flipped bit without a word. Nothing is ever unpickled.
 """
 
+import functools
+import gc
+import inspect
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +22,8 @@ from jax.experimental import multihost_utils
 
 from polyview import config as configs
 from polyview.errors import InputError
+
+MAX_JSON = 2**24  # bytes of a config or a digest
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +123,9 @@ def read_config(folder: str | Path):
 
     Raises Damaged when it cannot be read or does not match its digest.
     """
-    text = _read_item(folder, "config")["config"]
+    text = _read_item(folder, "config").get("config")
+    if not isinstance(text, str):
+        raise Damaged("its config is no text")
     if configs.digest(text) != _read_item(folder, "digest").get("config"):
         raise Damaged("its config does not match its digest")
     try:
@@ -144,10 +152,13 @@ def read_state(folder: str | Path, template):
                 f"checkpoint {folder} has no array {name!r}: another model?"
             )
         kind = [list(leaf.shape), str(leaf.dtype)]
+        if not isinstance(expected[name], list):
+            raise Damaged(f"its digest does not say what {name} is")
         if expected[name][:2] != kind:
             raise InputError(
                 f"checkpoint {folder}: {name} is {expected[name][:2]}, not {kind}"
             )
+    _hush()
     try:
         arrays = ocp.PyTreeCheckpointHandler().restore(
             folder / "state",
@@ -158,7 +169,10 @@ def read_state(folder: str | Path, template):
             ),
         )
     except Exception as error:  # Orbax raises bare Exceptions, with a page of text
-        raise Damaged(f"its arrays cannot be read ({_first_line(error)})") from error
+        arrays, reason = None, _first_line(error)
+    if arrays is None:
+        gc.collect()  # the other reads, which the error holds, end while it is quiet
+        raise Damaged(f"its arrays cannot be read ({reason})")
     found = checksums(arrays)
     wrong = [name for name in wanted if found[name] != expected[name]]
     if wrong:
@@ -169,10 +183,31 @@ def read_state(folder: str | Path, template):
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
 
+@functools.cache
+def _hush() -> None:
+    """Keep from the screen what Orbax leaves behind where a read has failed.
+
+    Other reads go on without the loop that waited for them: their threads print that
+    it is closed, and coroutines are thrown away with the error in them.
+    """
+    show = sys.unraisablehook
+
+    def hook(found) -> None:
+        closed = str(found.exc_value) == "Event loop is closed"
+        if not closed and not inspect.iscoroutine(found.object):
+            show(found)
+
+    sys.unraisablehook = hook
+
+
 def _read_item(folder: str | Path, name: str) -> dict:
+    path = Path(folder).absolute() / name
     try:
-        found = ocp.JsonCheckpointHandler().restore(Path(folder).absolute() / name)
-    except Exception as error:
+        longest = max((f.stat().st_size for f in path.iterdir()), default=0)
+        if longest > MAX_JSON:
+            raise ValueError(f"it is longer than {MAX_JSON} bytes")
+        found = ocp.JsonCheckpointHandler().restore(path)
+    except Exception as error:  # whatever a damaged file makes of Orbax
         raise Damaged(f"its {name} cannot be read ({_first_line(error)})") from error
     if not isinstance(found, dict):
         raise Damaged(f"its {name} is not an object of keys")

@@ -61,12 +61,17 @@ def _choose(package: str, names: tuple[str, ...]) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which checkpoint is read, and what it may name."""
     parser.add_argument("--step", type=int, help="a checkpoint other than the newest")
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says what a run that may be a stranger's may name."""
     parser.add_argument(
         "--trust",
         metavar="PACKAGE",
         nargs="*",
         default=[],
-        help="packages, beside this project's, that a checkpoint's config may name",
+        help="packages, beside this project's, that the config of a run may name",
     )
 
 

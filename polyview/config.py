@@ -84,6 +84,7 @@ REQUIRED = (
 )
 # What any run may have: its flag is known even where the file does not name it.
 OPTIONAL = ("init_from", "microbatch", "accumulate")
+DEEPEST = 32  # keys of keys in a config; the deepest of ours are 6
 HUGE = 2**31 - 1  # steps are counted in 32 bits
 TINY = 1e-9  # what must not be zero
 # Lowest and highest value of a key, wherever in the config it stands; a lowest value
@@ -103,6 +104,8 @@ RANGES = {
     "m": (1, HUGE),
     "size": (1, HUGE),
     "width": (1, HUGE),
+    "depth": (1, 1000),
+    "blocks": (1, 1000),
     "out": (1, HUGE),
     "temperature": (TINY, math.inf),
     "train_drop_prob": (0.0, 1.0),
@@ -197,6 +200,8 @@ def listed(folder: Path) -> list[str]:
             text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
         except SyntaxError as error:
             text = f"(not Python: {error.msg}, line {error.lineno})"
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
+            text = f"(cannot be read: {_describe(error)})"
         lines[str(folder / path.name)] = text.partition("\n")[0]
     if not lines:
         raise InputError(f"no configs in {folder}; name their folder: --list FOLDER")
@@ -266,15 +271,29 @@ def _parse(text: str, old, where: str):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    if old is None or value is None:
+    if value is None:
+        return value
+    if old is None:
+        if not _plain(value):
+            raise InputError(f"{where}: give a number, a text or a list of them")
         return value
     if isinstance(old, float) and type(value) is int:
         return float(value)
     if isinstance(old, list | tuple) and isinstance(value, list | tuple):
         return type(old)(value)
     if type(value) is not type(old):
-        raise InputError(f"{where}={text}: expected {type(old).__name__}, like {old!r}")
+        given = text if len(text) < 80 else f"{text[:80]}..."
+        raise InputError(
+            f"{where}={given}: expected {type(old).__name__}, like {old!r}"
+        )
     return value
+
+
+def _plain(value) -> bool:
+    """Whether JSON can hold a value."""
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def check(config, required=REQUIRED, ranges=RANGES) -> None:
@@ -289,6 +308,11 @@ def check(config, required=REQUIRED, ranges=RANGES) -> None:
             )
     if (config.get("steps") is None) == (config.get("epochs") is None):
         raise InputError("the config must set one of steps and epochs, the other None")
+    check_ranges(config, ranges)
+
+
+def check_ranges(config, ranges=RANGES) -> None:
+    """Hold numbers to their ranges. Raises InputError as `check` does."""
     for name, value in flat(json.loads(to_json(config))).items():
         key = name.rpartition(".")[2]
         if value is None or key not in ranges:
@@ -306,6 +330,22 @@ def check(config, required=REQUIRED, ranges=RANGES) -> None:
                 raise InputError(f"{where}: it must be {least}")
             if number > high:
                 raise InputError(f"{where}: it must be {high} or less")
+
+
+def check_trusted(spec, trusted: tuple[str, ...], where: str = "config") -> None:
+    """Raise InputError where a config names what `trusted` does not; build nothing."""
+    if hasattr(spec, "to_dict"):
+        spec = spec.to_dict()
+    if isinstance(spec, Mapping):
+        for word in {"target", "partial"} & set(spec):
+            _import(spec[word], trusted, where)
+        parts = spec.items()
+    elif isinstance(spec, list | tuple):
+        parts = enumerate(spec)
+    else:
+        return
+    for name, part in parts:
+        check_trusted(part, trusted, f"{where}.{name}")
 
 
 def build(spec, trusted: tuple[str, ...] | None = None, where: str = "config"):
@@ -412,7 +452,25 @@ def from_json(text: str):
         raise InputError(f"the config is not JSON: {error}") from error
     if not isinstance(plain, dict):
         raise InputError("the config is JSON, but not an object of keys")
-    return ml_collections.ConfigDict(plain, convert_dict=True)
+    if _depth(plain) > DEEPEST:
+        raise InputError(f"the config is nested deeper than {DEEPEST} keys")
+    try:
+        return ml_collections.ConfigDict(plain, convert_dict=True)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"the config has a key that cannot be: {error}") from error
+
+
+def _depth(tree) -> int:
+    """How many dicts and lists lie within one another, without recursion."""
+    depth, level = 0, [tree]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        level = [
+            below
+            for part in level
+            for below in (part.values() if isinstance(part, dict) else part)
+        ]
+    return depth
 
 
 def digest(text: str) -> str:

@@ -37,6 +37,7 @@ def main() -> None:
         action="store_true",
         help="build all, compile a step, print sizes and memory; write nothing",
     )
+    command.add_trust(parser)
     command.add_distributed(parser)
     flags, rest = parser.parse_known_args()
     if flags.list:
@@ -45,6 +46,8 @@ def main() -> None:
     overrides = configs.overrides(rest, known=vars(flags))
     if flags.replay and (flags.config is not None or overrides):
         raise InputError("--replay reads the config of --workdir: leave out --config")
+    if flags.trust and not flags.replay:
+        raise InputError("--trust is of --replay; your own --config is trusted")
     if not flags.replay:
         if flags.config is None:
             raise InputError("give --config FILE.py (or --replay); --list names some")
@@ -65,7 +68,7 @@ def main() -> None:
     from polyview import train  # and JAX: after the mistakes that need none of it
 
     if flags.replay:
-        train.replay(flags.workdir)
+        train.replay(flags.workdir, tuple(flags.trust))
     elif flags.dry_run:
         from polyview.dry_run import dry_run
 

@@ -42,7 +42,10 @@ def read(path: str | Path) -> list[dict]:
 
 
 def _parse(line: bytes) -> dict:
-    values = json.loads(line.decode())
+    try:
+        values = json.loads(line.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(values, dict) or type(values.get("step")) is not int:
         raise ValueError('it is not an object with an integer "step"')
     return values

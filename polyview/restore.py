@@ -191,7 +191,13 @@ def taken(
 
 
 def model_of(config, trust: tuple[str, ...] | None = ()) -> Callable[..., nnx.Module]:
-    """Return `make_module(rngs=...)` of a checkpoint's config; None trusts any."""
+    """Return `make_module(rngs=...)` of a checkpoint's config; trust=None trusts any.
+
+    Raises InputError for a model that is not trusted, or out of range.
+    """
+    if config.get("model") is None:
+        raise InputError("the checkpoint's config has no model")
+    configs.check_ranges(config.model)
     trusted = None if trust is None else configs.TRUSTED + trust
     return configs.build(config.model, trusted, where="model")
 

@@ -260,6 +260,8 @@ def stop_requested():
         signal.signal(signal.SIGTERM, old)
 
 
-def replay(workdir: str | Path) -> None:
+def replay(workdir: str | Path, trust: tuple[str, ...] = ()) -> None:
     """Take the dumped step of a run again and print where it stops being finite."""
-    dump.replay(Run(workdirs.read_config(Path(workdir))), Path(workdir))
+    config = workdirs.read_config(Path(workdir))
+    configs.check_trusted(config, configs.TRUSTED + trust)
+    dump.replay(Run(config), Path(workdir))

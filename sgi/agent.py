@@ -30,6 +30,7 @@ import numpy as np
 import optax
 
 from polyview import checkpoint, restore, step
+from polyview import config as configs
 from polyview.errors import InputError
 from polyview.optimizer import Optimizer
 from polyview.restore import Loaded
@@ -225,6 +226,7 @@ def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
         seeds = config.get("seeds")
         if seeds is None:
             return restore.read(folder, number)
+        configs.check_ranges({"seeds": seeds}, {"seeds": (1, 1000)})
         if not 0 <= seed < seeds:
             raise InputError(f"{run} has no seed {seed}; it has 0 to {seeds - 1}")
         graph, *parts = step.abstract(restore.model_of(config))

@@ -10,6 +10,7 @@ the first stacks of four frames; they are no play and are left out when read.
 import contextlib
 import gzip
 import re
+import tokenize
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ _TYPES = {
     "terminal": ("|u1", ()),
 }
 _NAME = re.compile(r"(?:\$store\$_)?([a-z]+)_(?:ckpt\.)?(\d+)\.gz")
+_ROWS = 2**22  # at most; the data set has a million in a file
 _BLOCK = 1024  # frames held at a time, of files that unpack to 7 GB
 _PADDING = HISTORY - 1
 _HELP = (
@@ -199,9 +201,11 @@ def _column(path: Path, kind: str) -> np.ndarray:
     dtype, _ = _TYPES[kind]
     with _named(path), gzip.open(path) as file:
         rows = _header(file, kind)
-        column = np.frombuffer(file.read(), dtype)
+        # One byte more than there should be: a small file can unfold to gigabytes.
+        content = file.read(rows * np.dtype(dtype).itemsize + 1)
+        column = np.frombuffer(content, dtype)
         if len(column) != rows:
-            raise ValueError(f"it holds {len(column)} rows, its header says {rows}")
+            raise ValueError(f"it does not hold the {rows} rows of its header")
         return column
 
 
@@ -217,6 +221,8 @@ def _header(file: BinaryIO, kind: str, rows: int | None = None) -> int:
         raise ValueError(
             f"it holds {kind_found}{list(found)}, not {dtype}{list(expected)}"
         )
+    if not 0 < found[0] <= _ROWS:
+        raise ValueError(f"it says it has {found[0]} rows, not 1 to {_ROWS}")
     return found[0]
 
 
@@ -225,5 +231,5 @@ def _named(path: Path) -> Iterator[None]:
     """Turn the ways in which a file can be damaged into an error with its name."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, tokenize.TokenError) as error:
         raise InputError(f"{path} is damaged or not of the {SOURCE}: {error}") from None

@@ -7,6 +7,7 @@ so a recording is read whole into memory, once, and any window of it is then at 
 """
 
 import itertools
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -155,9 +156,15 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         raise InputError(
             f"no recording '{name}' in {directory.parent.absolute()}; {_advice(name)}"
         )
-    provenance = read_manifest(directory)["provenance"]
-    if not {"game", "actions", "chunk", "counts"} <= provenance.keys():
+    provenance = read_manifest(directory).get("provenance")
+    known = {"game": str, "actions": list, "chunk": int, "counts": dict}
+    if not isinstance(provenance, dict) or not all(
+        type(provenance.get(key)) is kind for key, kind in known.items()
+    ):
         raise InputError(f"{directory} holds no recorded play but other data")
+    for number in (provenance["chunk"], provenance["counts"].get("steps")):
+        if type(number) is not int or number < 1:
+            raise InputError(f"{directory} is damaged: it says {number!r} of its steps")
     return provenance
 
 
@@ -190,6 +197,11 @@ def read(
     counts = {"train": provenance["counts"]["steps"]}
     _, start, stop = parse_split(split, counts)
     source = ArrayRecord(name, data_dir=data_dir)
+    if -(-counts["train"] // size) != len(source):
+        raise InputError(
+            f"recording '{name}' has {len(source)} records, which are not "
+            f"{counts['train']} steps; remove it and prepare it again"
+        )
     skipped = start // size * size
     count = min(-(-stop // size) * size, counts["train"]) - skipped
     frames = np.empty((count, SIZE, SIZE), np.uint8)
@@ -229,4 +241,6 @@ def read(
 
 
 def _array(compressed: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(compressed), np.uint8).reshape(shape)
+    # No more than what must come out: a few bytes can unfold to gigabytes.
+    unfolded = zlib.decompressobj().decompress(compressed, math.prod(shape) + 1)
+    return np.frombuffer(unfolded, np.uint8).reshape(shape)

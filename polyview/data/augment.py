@@ -21,6 +21,9 @@ from PIL import Image
 from polyview.data.source import CorruptRecord
 
 MAX_PIXELS = 64_000_000  # refused before decoding: a small file can unfold to gigabytes
+# Told apart by content, whatever a file is called: Pillow would hand PostScript to the
+# program that runs it.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # Parallelism is over examples; threads inside OpenCV would only fight with it.
 cv2.setNumThreads(1)
@@ -96,7 +99,7 @@ def _png_header(data: bytes) -> Header:
 
 def _other_header(data: bytes) -> Header:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return Header("other", image.height, image.width, False, False)
     except Exception as error:  # Pillow's readers raise whatever they stumble on
         raise CorruptRecord("not an image of a known format") from error
@@ -108,7 +111,7 @@ def decode(data: bytes, *, reduce: int = 1) -> np.ndarray:
     Grey becomes three equal channels, 16 bits become 8, transparency is laid on white.
 
     Args:
-      data: a JPEG, PNG or anything else Pillow reads, told apart by content.
+      data: of one of `FORMATS`, told apart by content.
       reduce: 1, 2, 4 or 8: decode a JPEG at this fraction of its size (the inverse
         transform of each block is then smaller, which saves most of the time).
 
@@ -140,7 +143,7 @@ def _decode(data: bytes, header: Header, reduce: int) -> np.ndarray:
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             if image.mode.startswith("I;16"):  # Pillow would clip rather than scale
                 grey = (np.asarray(image) >> 8).astype(np.uint8)

