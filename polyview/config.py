@@ -484,7 +484,7 @@ def difference(old, new) -> list[str]:
     return [
         f"{k}: {a.get(k, 'absent')!r} -> {b.get(k, 'absent')!r}"
         for k in sorted(a | b)
-        if a.get(k, "absent") != b.get(k, "absent")
+        if repr(a.get(k, "absent")) != repr(b.get(k, "absent"))  # NaN is no other NaN
     ]
 
 

@@ -105,7 +105,7 @@ def make_step(
             modules = sliced(module, slices), sliced(target, slices)
             loss, metrics = objective(*modules, batch, key)
             features = metrics.pop("features", {})
-            return loss, (split(module)[2], {"loss": loss, **metrics}, features)
+            return loss, (split(module)[2], {**metrics, "loss": loss}, features)
 
         gradient_of = microbatch.mean_of_parts(jax.grad(loss_of, has_aux=True), parts)
         gradients, (statistics, metrics, features) = gradient_of(

@@ -194,7 +194,7 @@ class RandomResizedCrop:
             if reduce > 1:
                 boxes = _scale_boxes(boxes, header, pixels)
         else:
-            pixels = image
+            pixels = _checked(image)
             boxes, flips = self.draw(*pixels.shape[:2], rng, m)
         views = np.empty((m, self.size, self.size, pixels.shape[2]), np.uint8)
         for view, box, flipped in zip(
@@ -258,7 +258,7 @@ class ResizeCenterCrop:
             reduce = _reduction(side, self.size) if header.kind == "jpeg" else 1
             pixels = _decode(image, header, reduce)
         else:
-            pixels = image
+            pixels = _checked(image)
         height, width, channels = pixels.shape
         side = self._side(height, width)
         view = np.empty((self.size, self.size, channels), np.uint8)
@@ -267,6 +267,19 @@ class ResizeCenterCrop:
 
     def _side(self, height: int, width: int) -> int:
         return max(1, round(self.fraction * min(height, width)))
+
+
+def _checked(image) -> np.ndarray:
+    """The image. Raises CorruptRecord unless it is uint8[h, w, c].
+
+    OpenCV would leave a view as it found it where the types differ.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise CorruptRecord(f"an image is uint8 or encoded bytes, not {kind}")
+    if image.ndim != 3 or not image.size:
+        raise CorruptRecord(f"an image is [h, w, c], not {list(image.shape)}")
+    return image
 
 
 def _reduction(smallest_side: int, size: int) -> int:

@@ -23,7 +23,12 @@ import grain
 import numpy as np
 from absl import flags
 
-from polyview.data.source import CorruptRecord, Source, check_targets
+from polyview.data.source import (
+    CorruptRecord,
+    Source,
+    check_numbers,
+    check_targets,
+)
 from polyview.errors import InputError
 
 Views = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
@@ -203,7 +208,9 @@ class _Batches:
             try:
                 if example is None:
                     example = self.source[candidate]
-                return candidate, self.views(example, rng)
+                look = self.views(example, rng)
+                check_numbers(look["targets"])
+                return candidate, look
             except CorruptRecord as error:
                 example, reason = None, str(error)
         raise InputError(
@@ -271,17 +278,22 @@ def _read(
 
 
 def _report(read: grain.DatasetIterator, source: Source) -> Iterator[tuple[int, Batch]]:
-    """Pass batches on, and warn of corrupt records: one line a minute at most."""
-    total, quiet_until = 0, 0.0
+    """Pass batches on, and warn of corrupt records: a line a minute, and the sum."""
+    total, said, quiet_until = 0, 0, 0.0
+
+    def say(when: str) -> None:
+        what = "%r: %d corrupt or empty records %s passed over"
+        _log.warning(what, source, total, when)
+
     with contextlib.closing(read):
-        for step, batch, corrupt in read:
-            total += len(corrupt)
-            if len(corrupt) and time.monotonic() >= quiet_until:
-                quiet_until = time.monotonic() + 60
-                _log.warning(
-                    "%r: %d corrupt or empty records so far (now index %d) passed over",
-                    source,
-                    total,
-                    corrupt[0],
-                )
-            yield step, batch
+        try:
+            for step, batch, corrupt in read:
+                total += len(corrupt)
+                if len(corrupt) and time.monotonic() >= quiet_until:
+                    quiet_until = time.monotonic() + 60
+                    say(f"so far (now index {corrupt[0]})")
+                    said = total
+                yield step, batch
+        finally:
+            if total > said:
+                say("in all")

@@ -71,6 +71,13 @@ def check_targets(source: Source, batch: Mapping[str, Any]) -> None:
             )
 
 
+def check_numbers(targets: Mapping[str, np.ndarray]) -> None:
+    """Raise CorruptRecord for a target that is no number."""
+    for name, value in targets.items():
+        if value.dtype.kind not in "biuf":
+            raise CorruptRecord(f"target '{name}' is no number, but {value!r:.40}")
+
+
 def default_data_dir() -> Path:
     """Return `$POLYVIEW_DATA`, or `data` in the current directory."""
     return Path(os.environ.get("POLYVIEW_DATA") or "data")
