@@ -29,7 +29,7 @@ def main() -> None:
     """Measure, print the table and write results/command_line.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.parse_args()
-    commands = of_test()
+    commands = module_of_test("test_faults_commands")
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -61,10 +61,10 @@ def main() -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def of_test():
-    """The module that holds the list."""
-    path = ROOT / "tests" / "test_faults_commands.py"
-    spec = importlib.util.spec_from_file_location("wrong_commands", path)
+def module_of_test(name: str):
+    """A module of tests/, for what it holds."""
+    path = ROOT / "tests" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

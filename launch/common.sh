@@ -45,3 +45,11 @@ quoted() {
 run() {
     if [[ -n $dry_run ]]; then quoted "$@"; else "$@"; fi
 }
+
+# lost STATUS: whether a process was killed (137), or lost another of its run and was
+# aborted by JAX (134). Says what to do, below the page of frames that JAX prints.
+lost() {
+    [[ $1 == 134 || $1 == 137 ]] || return 1
+    echo "error: a process of this run died (status $1); the same command goes on from" \
+        "its last checkpoint" >&2
+}

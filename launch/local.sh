@@ -12,7 +12,8 @@
 #   --dry-run       print what would run
 #
 # The status is the command's: the first that is not 0 of several. SIGTERM is handed on;
-# then nothing is started again. Where one process fails, the others are ended.
+# then nothing is started again. Where one process fails, the others are ended; where it
+# was killed, or aborted, the status is 75.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -95,7 +96,8 @@ attempt() {
 while :; do
     status=0
     attempt "$@" || status=$?
+    if ((processes > 1)) && lost "$status"; then status=75; fi
     if ((status != 75 || restarts == 0)) || [[ -n $told ]]; then exit "$status"; fi
     ((restarts--)) || true
-    echo "status 75: it saved its state; starting it again" >&2
+    echo "status 75: starting it again, from its last checkpoint" >&2
 done

@@ -56,8 +56,10 @@ fi
 resources+=("--ntasks-per-node=$tasks" "${slurm[@]}")
 delivered=(env "${environment[@]}" "$@" --distributed)
 if [[ -z $batch ]]; then
-    run srun "${resources[@]}" --kill-on-bad-exit=1 "${delivered[@]}"
-    exit
+    status=0
+    run srun "${resources[@]}" --kill-on-bad-exit=1 "${delivered[@]}" || status=$?
+    lost "$status" || true
+    exit "$status"
 fi
 script="srun --kill-on-bad-exit=1 $(quoted "${delivered[@]}")
 status=\$?

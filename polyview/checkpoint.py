@@ -6,10 +6,12 @@ needs nothing beside it. `digest` holds a checksum of every array: Orbax alone r
 a flipped bit without a word. Nothing is ever unpickled.
 """
 
+import contextlib
 import functools
 import gc
 import inspect
 import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -41,24 +43,40 @@ class Checkpoints:
             raise InputError(f"keep={keep}: keep at least 2 checkpoints")
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        _hush()
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Turn what a disk does to a save, this or the last, into a line."""
+        try:
+            yield
+        except Exception as error:  # of Orbax's threads: an OSError, or one of its own
+            kept = saved_steps(self.folder)
+            again = f"step {kept[-1]}" if kept else "the start"
+            raise InputError(
+                f"cannot write a checkpoint into {self.folder} ({_reason(error)}); "
+                f"mend that and run the same command again: it goes on from {again}"
+            ) from error
 
     def save(self, step: int, state, config_text: str) -> None:
         """Save a state under its step; returns once the arrays are copied."""
         arrays = flatten(state)
         digest = {"config": configs.digest(config_text), "state": checksums(arrays)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays),
-                config=ocp.args.JsonSave({"config": config_text}),
-                digest=ocp.args.JsonSave(digest),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(arrays),
+                    config=ocp.args.JsonSave({"config": config_text}),
+                    digest=ocp.args.JsonSave(digest),
+                ),
+            )
 
     def newest(self) -> int | None:
         """The newest step that was completely written, or None."""
-        self._manager.wait_until_finished()
+        self.wait()
         return self._manager.latest_step()
 
     def restore_newest(self, template):
@@ -97,11 +115,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when everything saved is on the disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish what is being written, and stop."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
 
 def saved_steps(folder: str | Path) -> list[int]:
@@ -185,11 +205,13 @@ def read_state(folder: str | Path, template):
 
 @functools.cache
 def _hush() -> None:
-    """Keep from the screen what Orbax leaves behind where a read has failed.
+    """Keep from the screen what Orbax leaves behind where a read or a write failed.
 
     Other reads go on without the loop that waited for them: their threads print that
-    it is closed, and coroutines are thrown away with the error in them.
+    it is closed, and coroutines are thrown away with the error in them. What is raised
+    is also logged, each time it is passed on, with its traceback.
     """
+    logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
     show = sys.unraisablehook
 
     def hook(found) -> None:
@@ -253,6 +275,12 @@ def _sum_of_words(array: jax.Array) -> jax.Array:
         position * np.uint32(0x9E3779B8) + np.uint32(0x85EBCA6B),
     )
     return jnp.stack([jnp.sum(words * f, dtype=jnp.uint32) for f in factors])
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, in the pages that Orbax makes of it."""
+    said = re.search(r"([^:\n]+) \[os_error_code", str(error))
+    return said[1].strip() if said else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

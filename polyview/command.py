@@ -87,6 +87,12 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, help="how many there are")
     parser.add_argument("--process", type=int, help="which one this is, from 0")
+    parser.add_argument(
+        "--heartbeat",
+        metavar="SECONDS",
+        type=int,
+        help="after how long a silent process counts as dead, and all end (100)",
+    )
 
 
 def check_output(path: Path) -> None:
@@ -108,7 +114,7 @@ def start(flags: argparse.Namespace) -> None:
     Without more flags JAX finds them itself under Slurm, Open MPI, Kubernetes and on
     TPU pods. Raises InputError when it finds no cluster.
     """
-    of_several = ("coordinator", "processes", "process")
+    of_several = ("coordinator", "processes", "process", "heartbeat")
     if not flags.distributed:
         for name in of_several:
             if getattr(flags, name) is not None:
@@ -120,12 +126,25 @@ def start(flags: argparse.Namespace) -> None:
             raise InputError(
                 f"--coordinator {flags.coordinator} is not HOST:PORT, as node0:1234"
             )
+    heartbeat = 100 if flags.heartbeat is None else flags.heartbeat
+    if heartbeat < 1:
+        raise InputError(f"--heartbeat is {heartbeat}; give 1 second or more")
     import jax  # a mistyped flag is answered without it
 
     try:
-        jax.distributed.initialize(flags.coordinator, flags.processes, flags.process)
+        jax.distributed.initialize(
+            flags.coordinator,
+            flags.processes,
+            flags.process,
+            heartbeat_timeout_seconds=heartbeat,
+        )
     except ValueError as error:
         raise InputError(
             f"--distributed found no cluster ({error}); give --coordinator HOST:PORT "
             "--processes N --process I"
+        ) from error
+    except RuntimeError as error:
+        raise InputError(
+            f"--distributed could not join the others ({str(error).splitlines()[0]}); "
+            "start all of them with one --coordinator and --processes"
         ) from error

@@ -52,3 +52,14 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        if "Gloo" not in str(error):
+            raise
+        why = str(error).splitlines()[0]
+        print(
+            f"error: another process of this run is gone ({why}); start all of them "
+            "again by the same command: it goes on from its last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(Preempted.status)  # to leave politely is to wait for who is gone

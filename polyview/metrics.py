@@ -4,6 +4,7 @@ A line of metrics.jsonl is one JSON object: "step", the values at that step, and
 "time" all that depends on the clock, so that two runs can be compared without it.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -56,11 +57,90 @@ def keep_until(path: str | Path, step: int) -> None:
     lines = read(path)
     kept = [line for line in lines if line["step"] <= step]
     part = Path(path).with_suffix(".part")
-    with part.open("w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with _writing(path):
+        with part.open("w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path):
+    """Turn what a disk does into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; mend that and run the "
+            "same command again: it goes on from its last checkpoint"
+        ) from error
+
+
+class Lines:
+    """A file to which lines of JSON are added, each at once.
+
+    Raises InputError where the disk does not take them.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with _writing(path):  # without a buffer, which closing would write once more
+            self._file = path.open("ab", buffering=0)
+
+    def write(self, line: dict) -> None:
+        """Add a line."""
+        rest = (json.dumps(line) + "\n").encode()
+        with _writing(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Board:
+    """TensorBoard's event file, written at once.
+
+    The writers that come with its libraries have a queue and a thread; where that dies,
+    of a full disk say, the program waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """step: from which on an earlier run's events are void."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._path, self._event, self._summary = folder, Event, Summary
+        with _writing(folder):
+            folder.mkdir(exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(step=step, session_log=start))
+            self._file.flush()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add the values at a step."""
+        values = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        with _writing(self._path):
+            self._file.write_event(
+                self._event(
+                    step=step,
+                    wall_time=time.time(),
+                    summary=self._summary(value=values),
+                )
+            )
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; what a full disk has not taken is lost."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class Writer:
@@ -72,12 +152,10 @@ class Writer:
         self._last = self._began = (step, time.monotonic())
         if not active:
             return
-        from tensorboardX import SummaryWriter
-
         path = workdir / "metrics.jsonl"
         keep_until(path, step)
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._board = Board(workdir / "tensorboard", step + 1)
+        self._lines = Lines(path)
         # A bar in a log file would be thousands of lines.
         self._bar = (
             tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
@@ -98,11 +176,9 @@ class Writer:
             "steps_per_second": rate,
             "views_per_second": rate * self._views,
         }
-        self._file.write(json.dumps({"step": step, **values, "time": times}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.add_scalar("views_per_second", times["views_per_second"], step)
+        self._lines.write({"step": step, **values, "time": times})
+        rate_of_views = {"views_per_second": times["views_per_second"]}
+        self._board.write(step, values | rate_of_views)
         text = f"loss {values['loss']:.4f}"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -121,7 +197,7 @@ class Writer:
     def close(self) -> None:
         """Flush and close."""
         if self._active:
-            self._file.close()
+            self._lines.close()
             self._board.close()
             if self._bar is not None:
                 self._bar.close()

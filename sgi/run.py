@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
 import jax
 import numpy as np
@@ -236,7 +235,8 @@ def run(config, workdir: str | Path) -> State:
         samples = config.seeds * config.updates_per_step * config.batch_size
         writer = metrics.Writer(workdir, start, this.steps, samples, True)
         show(this, state, start, donor)
-        with contextlib.closing(writer), games.open("a") as file:
+        file = metrics.Lines(games)
+        with contextlib.closing(writer), contextlib.closing(file):
             return loop(this, state, start, checkpoints, writer, file, workdir)
 
 
@@ -246,7 +246,7 @@ def loop(
     start: int,
     checkpoints: Checkpoints,
     writer: metrics.Writer,
-    games: TextIO,
+    games: metrics.Lines,
     workdir: Path,
 ) -> State:
     """Take the steps from `start` on; log, save and evaluate as the config says."""
@@ -278,13 +278,13 @@ def loop(
     return state
 
 
-def record(this: Run, outcomes: Sequence[Outcome], time: int, games: TextIO) -> None:
+def record(
+    this: Run, outcomes: Sequence[Outcome], time: int, games: metrics.Lines
+) -> None:
     """Write a line for each game that ended at a step."""
     for seed, outcome in zip(this.seeds, outcomes, strict=True):
         if outcome.finished is not None:
-            line = {"step": time, "seed": seed, **outcome.finished._asdict()}
-            games.write(json.dumps(line) + "\n")
-            games.flush()
+            games.write({"step": time, "seed": seed, **outcome.finished._asdict()})
 
 
 def log(this: Run, values: dict, time: int, writer: metrics.Writer) -> None:

@@ -438,13 +438,16 @@ FUZZ = {
 SLOW = {"checkpoint": 10, "recorded play": 100}  # examples, where each takes long
 
 
-def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> None:
-    """Throw examples at a reader; raises what it should not have raised."""
+def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> int:
+    """Throw examples at a reader, and return how many; raises what it should not."""
     import hypothesis
 
     strategy, reader = FUZZ[name]
+    inputs = 0
 
     def once(thrown):
+        nonlocal inputs
+        inputs += 1
         reader(thrown, folder)
 
     how = settings(
@@ -456,6 +459,7 @@ def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> Non
     )
     run = how(given(strategy)(once))
     (run if seed is None else hypothesis.seed(seed)(run))()
+    return inputs
 
 
 @pytest.mark.parametrize("name", FUZZ)

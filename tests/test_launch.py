@@ -287,3 +287,14 @@ def test_what_makes_no_grid_is_said_in_one_line(sweep, capsys, words, says):
     assert sweep.main(words.split()) == 2
     said = capsys.readouterr()
     assert says in said.err and said.out == "" and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", ["ABRT", "KILL"])
+def test_where_a_process_dies_a_line_says_so_and_all_are_started_again(launch, how):
+    """JAX aborts a process that has lost another, under a page of frames."""
+    program = f'case "$*" in *"--process 1"*) kill -{how} $$;; esac; exec sleep 100'
+    several = ["--processes", "2", "--restarts", "1", "--"]
+    done = launch("local", *several, "bash", "-c", program, "name")
+    lines = [line for line in done.stderr.splitlines() if "the same command" in line]
+    assert done.returncode == 75 and len(lines) == 2
+    assert "starting it again" in done.stderr

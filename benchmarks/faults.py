@@ -1,0 +1,369 @@
+"""What runs and readers survive, counted: kills, damage, full disks, hostile input.
+
+    python -m benchmarks.faults                              # every part, small
+    python -m benchmarks.faults --parts kills --count 100
+    python -m benchmarks.faults --parts fuzz --seconds 600
+
+Each part goes into results/faults.json as soon as it is done, and a part that is given
+again takes the place of the old; the counts of the kills grow with each trial, so that
+a part that was stopped has its figures too. `--workdir` keeps the uninterrupted runs
+and what was compiled.
+
+kills, sgi_kills: a run in a new folder is killed (-9) at a random moment, every second
+time while it saves, and the same command is given again; it must end with the bytes of
+every array, and the metrics, of a run that nothing happened to. damage: a file of the
+newest checkpoint is cut or one of its bits flipped; the run must go on from the one
+before, and print no traceback. disk: a run on a small tmpfs that fills (needs root).
+processes: one of two is killed; seconds until the other has ended. folder: 100,000
+files and loops of links. fuzz: readers and strategies of tests/test_faults_hostile.py,
+each in a process of its own for so many seconds.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.command_line import ROOT, module_of_test
+from polyview import errors, metrics, prepare
+from polyview.checkpoint import saved_steps
+from polyview.data.source import Folder
+from polyview.errors import InputError
+
+RESULTS = Path(__file__).parent / "results" / "faults.json"
+STEPS = 60
+SMALL = [
+    "polyview.main",
+    "--config=configs/polyview_digits.py",
+    f"--config.steps={STEPS}",
+    "--config.batch_size=8",
+    "--config.log_every=1",
+    "--config.checkpoint_every=5",
+    "--config.model.towers.image.encoder.width=4",
+]
+PLAY_STEPS = 160
+PLAY = [
+    "sgi.finetune",
+    "--config=configs/sgi_finetune.py:game=breakout,size=S,start=scratch",
+    f"--config.steps={PLAY_STEPS}",
+    "--config.random_steps=80",
+    "--config.seeds=2",
+    "--config.batch_size=4",
+    "--config.n_step=3",
+    "--config.objective.jumps=1",
+    "--config.log_every=10",
+    "--config.checkpoint_every=10",
+    "--config.model.encoder.widths=(4,4,4)",
+    "--config.model.hidden=8",
+    "--config.evaluation=None",
+]
+
+
+def main() -> None:
+    """Run the parts, print the table and write results/faults.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--count", type=int, default=5, help="of kills, of damages")
+    parser.add_argument("--seconds", type=float, default=3, help="of fuzz, a reader")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
+    flags = parser.parse_args()
+    os.chdir(ROOT)
+    folder = flags.workdir.absolute()
+    os.environ |= {
+        "POLYVIEW_DATA": str(folder / "data"),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    if not (folder / "data" / "digits").exists():
+        prepare.main(["digits", "--data_dir", str(folder / "data")])
+    for name in flags.parts:
+        PARTS[name](folder, flags)
+    table()
+
+
+def record(name: str, result: dict) -> None:
+    """Keep a part's result, with the machine and the command."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    machine = {"cpu": metrics.processor(), "cores": metrics.cores()}
+    command = f"python -m benchmarks.faults {' '.join(sys.argv[1:])}".strip()
+    found[name] = {"command": command, "machine": machine, **result}
+    part = RESULTS.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(RESULTS)
+
+
+def table() -> None:
+    """Print what results/faults.json holds."""
+    for name, result in json.loads(RESULTS.read_text()).items():
+        figures = {
+            key: value
+            for key, value in result.items()
+            if isinstance(value, int | float | str) and key != "command"
+        }
+        print(f"{name:>10}  " + ", ".join(f"{k} {v}" for k, v in figures.items()))
+
+
+def start(words: list[str], workdir: Path, log: Path | None = None) -> subprocess.Popen:
+    """Start a command in the background; what it says goes beside its workdir."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with (log or workdir.with_suffix(".log")).open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words, f"--workdir={workdir}"],
+            stdout=log,
+            stderr=log,
+        )
+
+
+def finish(words: list[str], workdir: Path) -> None:
+    """Run a command to its end. Raises InputError where it fails."""
+    if start(words, workdir).wait(timeout=900):
+        text = workdir.with_suffix(".log").read_text()
+        raise InputError(f"{workdir} did not end well: {text[-500:]}")
+
+
+def kills(folder: Path, flags) -> None:
+    """Kills of a training run."""
+    _kills("kills", SMALL, STEPS, folder, flags)
+
+
+def sgi_kills(folder: Path, flags) -> None:
+    """Kills of a fine-tuning run."""
+    _kills("sgi_kills", PLAY, PLAY_STEPS, folder, flags)
+
+
+def _kills(name: str, words: list[str], steps: int, folder: Path, flags) -> None:
+    straight = folder / name / "straight"
+    seconds_of = folder / name / "seconds"
+    if not seconds_of.exists():
+        shutil.rmtree(straight, ignore_errors=True)
+        finish(words, straight)  # compiles, so that the next is as fast as a trial
+        shutil.rmtree(straight)
+        began = time.monotonic()
+        finish(words, straight)
+        seconds_of.write_text(str(time.monotonic() - began))
+    seconds = float(seconds_of.read_text())
+    expected = what_remains(straight, steps)
+    rng = random.Random(flags.seed)
+    result = {"tried": 0, "survived": 0, "while_saving": 0, "resumed": 0, "trials": []}
+    for number in range(flags.count):
+        workdir = folder / name / f"trial-{number}"
+        shutil.rmtree(workdir, ignore_errors=True)
+        trial = kill(words, workdir, seconds, rng, wait_for_save=number % 2 == 1)
+        trial["from"] = max(saved_steps(workdir / "checkpoints"), default=0)
+        finish(words, workdir)
+        trial["equal"] = what_remains(workdir, steps) == expected
+        result["trials"].append(trial)
+        result["tried"] += 1
+        result["survived"] += trial["equal"]
+        result["while_saving"] += trial["saving"]
+        result["resumed"] += trial["from"] > 0
+        record(name, result)
+        print(f"{name} {number + 1}/{flags.count}: {trial}", flush=True)
+        if trial["equal"]:
+            shutil.rmtree(workdir)
+
+
+def kill(
+    words: list[str], workdir: Path, seconds: float, rng, wait_for_save: bool
+) -> dict:
+    """Start a run and kill it at a random moment; what state it was in."""
+    process = start(words, workdir)
+    began = time.monotonic()
+    moment = began + rng.uniform(0, seconds)
+    while time.monotonic() < moment and process.poll() is None:
+        time.sleep(0.001)
+    while wait_for_save and process.poll() is None and not saving(workdir):
+        time.sleep(0.0005)
+    if wait_for_save:
+        time.sleep(rng.uniform(0, 0.02))
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    status = process.wait()
+    after = round(time.monotonic() - began, 3)
+    return {"after": after, "status": status, "saving": saving(workdir)}
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint is half written."""
+    return any((workdir / "checkpoints").glob("*tmp*"))
+
+
+def what_remains(workdir: Path, step: int) -> tuple:
+    """The checksums of the last state's arrays, and what was logged, without times."""
+    digest = workdir / "checkpoints" / str(step) / "digest" / "metadata"
+    lines = [
+        {k: v for k, v in line.items() if k != "time"}
+        for line in metrics.read(workdir / "metrics.jsonl")
+    ]
+    episodes = workdir / "episodes.jsonl"
+    games = episodes.read_text() if episodes.exists() else ""
+    return json.loads(digest.read_text()), lines, games
+
+
+def damage(folder: Path, flags) -> None:
+    """Files of the newest checkpoint, cut or with a bit flipped."""
+    rng = random.Random(flags.seed)
+    whole = folder / "damage" / "whole"
+    if not (whole / "checkpoints" / str(STEPS)).exists():
+        shutil.rmtree(whole, ignore_errors=True)
+        finish(SMALL, whole)
+    expected = what_remains(whole, STEPS)
+    result = {"tried": 0, "survived": 0, "noticed": 0, "tracebacks": 0}
+    for number in range(flags.count):
+        workdir = folder / "damage" / "trial"
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(whole, workdir)
+        newest = workdir / "checkpoints" / str(STEPS)
+        files = sorted(p for p in newest.rglob("*") if p.stat().st_size and p.is_file())
+        path = rng.choice(files)
+        content = bytearray(path.read_bytes())
+        if number % 2:
+            content = content[: rng.randrange(len(content))]
+        else:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        finish(SMALL, workdir)
+        text = workdir.with_suffix(".log").read_text()
+        result["tried"] += 1
+        result["survived"] += what_remains(workdir, STEPS)[1:] == expected[1:]
+        result["noticed"] += " skipped: " in text
+        result["tracebacks"] += "Traceback" in text
+        record("damage", result)
+        print(f"damage {number + 1}/{flags.count}: {path.relative_to(newest)}")
+
+
+def disk(folder: Path, flags) -> None:
+    """A run on a disk too small for it, then on one that is made larger."""
+    mount = folder / "disk"
+    mount.mkdir(parents=True, exist_ok=True)
+    whole = folder / "damage" / "whole"
+    if not (whole / "checkpoints" / str(STEPS)).exists():
+        finish(SMALL, whole)
+    result = {"tried": 0, "survived": 0, "tracebacks": 0, "answers": []}
+    for kilobytes in (16, 200, 400, 500, 700):
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(mount)]
+        )
+        if made.returncode:
+            raise InputError("a small disk needs root: leave the part disk out")
+        process = start(SMALL, mount / "run", folder / "disk.log")
+        try:
+            status = process.wait(timeout=300)
+            text = (folder / "disk.log").read_text()
+            subprocess.run(["mount", "-o", "remount,size=64m", str(mount)], check=True)
+            finish(SMALL, mount / "run")
+            equal = what_remains(mount / "run", STEPS) == what_remains(whole, STEPS)
+        finally:
+            process.kill()
+            subprocess.run(["umount", "-l", str(mount)])
+        result["tried"] += 1
+        result["survived"] += equal and status == 2
+        result["tracebacks"] += "Traceback" in text
+        result["answers"].append({"kilobytes": kilobytes, "status": status})
+        record("disk", result)
+        print(f"disk of {kilobytes} kB: status {status}, equal {equal}", flush=True)
+
+
+def processes(folder: Path, flags) -> None:
+    """One of two processes killed: how long the other lives, and what it leaves."""
+    heartbeat = 10
+    result = {"heartbeat_seconds": heartbeat, "tried": 0, "survived": 0, "trials": []}
+    for killed in (0, 1):
+        workdir = folder / "processes" / "run"
+        shutil.rmtree(workdir, ignore_errors=True)
+        pair = pair_of(workdir, heartbeat)
+        while not saved_steps(workdir / "checkpoints"):
+            if any(process.poll() is not None for process in pair):
+                raise InputError(f"a process ended by itself; see {workdir}*.log")
+            time.sleep(0.01)
+        pair[killed].kill()
+        began = time.monotonic()
+        status = pair[1 - killed].wait(timeout=300)
+        seconds = round(time.monotonic() - began, 2)
+        again = [process.wait(timeout=900) for process in pair_of(workdir, heartbeat)]
+        result["tried"] += 1
+        result["survived"] += again == [0, 0]
+        result["trials"].append(
+            {"killed": killed, "status_of_other": status, "seconds": seconds}
+        )
+        result["most_seconds"] = max(t["seconds"] for t in result["trials"])
+        record("processes", result)
+        print(f"process {killed} killed: {result['trials'][-1]}", flush=True)
+
+
+def pair_of(workdir: Path, heartbeat: int) -> list[subprocess.Popen]:
+    """Two processes of one run."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    port = random.SystemRandom().randrange(20_000, 30_000)
+    several = ["--distributed", "--processes=2", f"--coordinator=127.0.0.1:{port}"]
+    several += [f"--heartbeat={heartbeat}", f"--workdir={workdir}"]
+    pair = []
+    for number in (0, 1):
+        with Path(f"{workdir}-{number}.log").open("w") as log:
+            words = [sys.executable, "-m", *SMALL, *several, f"--process={number}"]
+            pair.append(subprocess.Popen(words, stdout=log, stderr=log))
+    return pair
+
+
+def folder_of_many(folder: Path, flags) -> None:
+    """A folder of 100,000 files, with loops of links."""
+    many, count = folder / "many", 100_000
+    shutil.rmtree(many, ignore_errors=True)
+    for number in range(count):
+        below = many / f"{number // 1000:03d}"
+        if number % 1000 == 0:
+            below.mkdir(parents=True)
+            (below / "up").symlink_to(many, target_is_directory=True)
+        (below / f"{number}.png").touch()
+    began = time.monotonic()
+    found = len(Folder(many))
+    seconds = round(time.monotonic() - began, 2)
+    record("folder", {"files": count, "found": found, "seconds": seconds})
+    shutil.rmtree(many)
+
+
+def fuzz(folder: Path, flags) -> None:
+    """Readers, each for so many seconds."""
+    hostile = module_of_test("test_faults_hostile")
+    result = {"seconds_each": flags.seconds, "inputs": 0, "failed": 0, "readers": {}}
+    for name in hostile.FUZZ:
+        words = [sys.executable, "-m", "benchmarks.faults_fuzz", name]
+        words += [str(flags.seconds), str(flags.seed)]
+        try:
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=flags.seconds + 300
+            )
+            said = re.findall(r"^inputs (\d+)$", done.stdout, re.MULTILINE)
+            inputs, why = int(said[-1]) if said else 0, done.stderr[-2000:]
+            failed = done.returncode != 0
+        except subprocess.TimeoutExpired:
+            inputs, why, failed = 0, "it hangs", True
+        result["readers"][name] = {"inputs": inputs} | ({"why": why} if failed else {})
+        result["inputs"] += inputs
+        result["failed"] += failed
+        record("fuzz", result)
+        print(f"fuzz {name}: {inputs} inputs{', FAILED' if failed else ''}", flush=True)
+
+
+PARTS = {
+    "kills": kills,
+    "sgi_kills": sgi_kills,
+    "damage": damage,
+    "disk": disk,
+    "processes": processes,
+    "folder": folder_of_many,
+    "fuzz": fuzz,
+}
+
+
+if __name__ == "__main__":
+    errors.run(main)

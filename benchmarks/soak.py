@@ -1,0 +1,169 @@
+"""A long run on a slow disk, with evaluations and kills: does anything grow or break?
+
+    python -m benchmarks.soak --minutes 60
+
+Trains the digits on two cores with a checkpoint about every 20 seconds and evaluations,
+kills the run (-9) now and then and gives the same command again. Every second the
+memory (resident) and the open files of the process are read. After each life, every
+checkpoint is read whole, with its checksums. The disk is slowed by writing and flushing
+a file of 64 MB beside it, over and over. Writes results/soak.json at each kill, so that
+a soak that was stopped has its figures too.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+from polyview import checkpoint, errors, metrics, prepare
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "soak.json"
+WARM = 30  # seconds of a life that do not count: it starts and compiles
+
+
+def main() -> None:
+    """Soak, print the figures and write results/soak.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--kill_every", type=float, default=300, help="seconds")
+    parser.add_argument("--checkpoint_every", type=int, default=800, help="steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/soak"))
+    flags = parser.parse_args()
+    os.chdir(ROOT)
+    folder = flags.workdir.absolute()
+    os.environ["POLYVIEW_DATA"] = str(folder / "data")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+    if not (folder / "data" / "digits").exists():
+        prepare.main(["digits", "--data_dir", str(folder / "data")])
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    command = [sys.executable, "-m", "polyview.main"]
+    command += ["--config=configs/polyview_digits.py", f"--workdir={folder / 'run'}"]
+    command += [f"--config.checkpoint_every={flags.checkpoint_every}"]
+    command += [f"--config.evaluate_every={4 * flags.checkpoint_every}"]
+    command += ["--config.steps=100000000", "--config.log_every=100"]
+    rng, lives = random.Random(flags.seed), []
+    until = time.monotonic() + 60 * flags.minutes
+    stop = threading.Event()
+    slow = threading.Thread(target=slow_disk, args=(folder / "ballast", stop))
+    slow.start()
+    try:
+        while time.monotonic() < until:
+            last = until - time.monotonic() < flags.kill_every
+            seconds = flags.kill_every * rng.uniform(0.5, 1.5)
+            end = until if last else min(until, time.monotonic() + seconds)
+            lives.append(live(command, folder, end))
+            write(lives, folder)
+            if lives[-1]["status"] != -signal.SIGKILL:
+                break
+    finally:
+        stop.set()
+        slow.join()
+    table(json.loads(RESULTS.read_text()))
+
+
+def slow_disk(path: Path, stop: threading.Event) -> None:
+    """Keep the disk busy until told to stop."""
+    block = os.urandom(2**20)
+    while not stop.is_set():
+        with path.open("wb") as file:
+            for _ in range(64):
+                file.write(block)
+                if stop.is_set():
+                    break
+            file.flush()
+            os.fsync(file.fileno())
+    path.unlink()
+
+
+def live(command: list[str], folder: Path, end: float) -> dict:
+    """Run until `end`, kill, and read every checkpoint; what was seen each second."""
+    seen = []
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        began = time.monotonic()
+        while time.monotonic() < end and process.poll() is None:
+            time.sleep(1)
+            seen.append((time.monotonic() - began, *used(process.pid)))
+        process.send_signal(signal.SIGKILL)
+        status = process.wait()
+    warm = [line for line in seen if line[0] > WARM and line[1]] or seen
+    tenth = max(1, len(warm) // 10)
+    life = {"status": status, "seconds": round(time.monotonic() - began)}
+    for name, column in (("mebibytes", 1), ("files", 2)):
+        for when, lines in (("start", warm[:tenth]), ("end", warm[-tenth:])):
+            life[f"{name}_{when}"] = statistics.median(line[column] for line in lines)
+        life[f"{name}_most"] = max(line[column] for line in warm)
+    return life | readable(folder / "run" / "checkpoints")
+
+
+def used(pid: int) -> tuple[float, int]:
+    """Resident memory in MiB and open files of a process; zeros where it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        files = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0.0, 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, files
+
+
+def readable(folder: Path) -> dict:
+    """How many checkpoints are there, and how many of them cannot be read whole."""
+    one = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    steps, broken = checkpoint.saved_steps(folder), 0
+    for step in steps:
+        try:
+            digest = json.loads(
+                (folder / str(step) / "digest" / "metadata").read_text()
+            )
+            template = {
+                name: jax.ShapeDtypeStruct(shape, dtype, sharding=one)
+                for name, (shape, dtype, _) in digest["state"].items()
+            }
+            checkpoint.read_state(folder / str(step), template)
+        except (OSError, ValueError, checkpoint.Damaged):
+            broken += 1
+    return {"step": max(steps, default=0), "checkpoints": len(steps), "broken": broken}
+
+
+def write(lives: list[dict], folder: Path) -> None:
+    """Keep what was seen so far."""
+    # Each life warms up by itself: growth is within a life, and from one to the next.
+    longest = max(lives, key=lambda life: life["seconds"])
+    record = {
+        "command": f"python -m benchmarks.soak {' '.join(sys.argv[1:])}".strip(),
+        "machine": {"cpu": metrics.processor(), "cores": metrics.cores()},
+        "minutes": round(sum(life["seconds"] for life in lives) / 60, 1),
+        "kills": len(lives),
+        "steps": lives[-1]["step"],
+        "evaluations": len(list((folder / "run" / "eval").glob("[0-9]*.json"))),
+        "checkpoints_read": sum(life["checkpoints"] for life in lives),
+        "checkpoints_broken": sum(life["broken"] for life in lives),
+        "longest_life": longest,
+        "lives": lives,
+    }
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def table(record: dict) -> None:
+    """Print the figures."""
+    for name, value in record.items():
+        if isinstance(value, int | float):
+            print(f"{name:>20}  {value}")
+    for name, value in record["longest_life"].items():
+        print(f"{name:>20}  {value}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,113 @@
+"""What a disk or a clock does to a run costs a clear line, and nothing complete."""
+
+import contextlib
+import itertools
+import json
+import resource
+import time
+
+import numpy as np
+import pytest
+from test_resume import logged, saved_arrays
+
+from polyview import config as configs
+from polyview import metrics, train
+from polyview.checkpoint import Checkpoints, saved_steps
+from polyview.errors import InputError
+
+
+def config():
+    """Six steps of the smallest run, each saved."""
+    flags = {"log_every": "1", "checkpoint_every": "1"}
+    config = configs.load("configs/polyview_gaussian.py:steps=6,batch_size=16", flags)
+    with config.unlocked():
+        config.keep = 6
+    return config
+
+
+@contextlib.contextmanager
+def files_of(most: int):
+    """Let no file grow past so many bytes: to who writes it, a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight")
+    train.run(config(), workdir)
+    return workdir
+
+
+def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
+    straight, tmp_path, monkeypatch, capfd
+):
+    """And the clock goes back an hour at every look at it."""
+    clock = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    save = Checkpoints.save
+    with contextlib.ExitStack() as full, pytest.raises(InputError) as caught:
+
+        def fills(self, step, state, text):
+            self.wait()
+            if step == 4:
+                full.enter_context(files_of(1000))
+            save(self, step, state, text)
+
+        monkeypatch.setattr(Checkpoints, "save", fills)
+        train.run(config(), tmp_path)
+    told = str(caught.value)
+    assert "File too large" in told and "it goes on from step 3" in told
+    assert "\n" not in told and capfd.readouterr().err.count("\n") < 5
+    assert saved_steps(tmp_path / "checkpoints") == [1, 2, 3]
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    train.run(config(), tmp_path)
+    assert "from 3 " in capfd.readouterr().out
+    assert logged(tmp_path) == logged(straight)
+    ends = [saved_arrays(workdir, 6) for workdir in (tmp_path, straight)]
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
+
+
+def test_lines_that_a_full_disk_takes_in_part_are_cut_off_when_the_run_goes_on(
+    tmp_path,
+):
+    path = tmp_path / "metrics.jsonl"
+    lines = metrics.Lines(path)
+    with (
+        files_of(300),
+        pytest.raises(InputError, match="cannot write .*File too large"),
+    ):
+        for step in range(100):
+            lines.write({"step": step, "loss": 0.5})
+    lines.close()
+    whole = metrics.read(path)
+    assert len(path.read_bytes()) == 300
+    assert [line["step"] for line in whole] == list(range(11)), "the twelfth is cut"
+    metrics.keep_until(path, whole[-1]["step"])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == whole
+
+
+def test_where_tensorboard_cannot_be_written_nothing_waits(tmp_path):
+    board = metrics.Board(tmp_path / "tensorboard", 1)
+    with files_of(2000), pytest.raises(InputError, match="cannot write"):
+        for step in range(1000):
+            board.write(step, {"loss": 0.5})
+    board.close()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "tensorboard"])
+def test_a_workdir_that_cannot_be_written_is_named(straight, tmp_path, name):
+    """Something of another kind in the way, which stops root too."""
+    (tmp_path / "config.json").write_text((straight / "config.json").read_text())
+    if name == "metrics.jsonl":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("in the way")
+    with pytest.raises(InputError, match=f"cannot .*{name}|{name} cannot"):
+        train.run(config(), tmp_path)
