@@ -268,7 +268,10 @@ def disk(folder: Path, flags) -> None:
         result["tried"] += 1
         result["survived"] += equal and status == 2
         result["tracebacks"] += "Traceback" in text
-        result["answers"].append({"kilobytes": kilobytes, "status": status})
+        answer = {"kilobytes": kilobytes, "status": status, "says": text[-200:]}
+        if "Traceback" in text:
+            answer["says"] = text[text.index("Traceback") :][:2000]
+        result["answers"].append(answer)
         record("disk", result)
         print(f"disk of {kilobytes} kB: status {status}, equal {equal}", flush=True)
 

@@ -211,7 +211,8 @@ def _hush() -> None:
     it is closed, and coroutines are thrown away with the error in them. What is raised
     is also logged, each time it is passed on, with its traceback.
     """
-    logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: not record.exc_info)
     show = sys.unraisablehook
 
     def hook(found) -> None:
