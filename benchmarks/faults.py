@@ -94,7 +94,8 @@ def record(name: str, result: dict) -> None:
     """Keep a part's result, with the machine and the command."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     machine = {"cpu": metrics.processor(), "cores": metrics.cores()}
-    command = f"python -m benchmarks.faults {' '.join(sys.argv[1:])}".strip()
+    words = " ".join(sys.argv[1:]).partition(" --workdir")[0]
+    command = f"python -m benchmarks.faults {words}".strip()
     found[name] = {"command": command, "machine": machine, **result}
     part = RESULTS.with_suffix(".part")
     part.write_text(json.dumps(found, indent=1) + "\n")

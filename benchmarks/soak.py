@@ -29,7 +29,7 @@ from polyview import checkpoint, errors, metrics, prepare
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "soak.json"
-WARM = 30  # seconds of a life that do not count: it starts and compiles
+WARM = 60  # seconds of a life that do not count: it starts and compiles
 
 
 def main() -> None:
@@ -141,8 +141,9 @@ def write(lives: list[dict], folder: Path) -> None:
     """Keep what was seen so far."""
     # Each life warms up by itself: growth is within a life, and from one to the next.
     longest = max(lives, key=lambda life: life["seconds"])
+    words = " ".join(sys.argv[1:]).partition(" --workdir")[0]
     record = {
-        "command": f"python -m benchmarks.soak {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.soak {words}".strip(),
         "machine": {"cpu": metrics.processor(), "cores": metrics.cores()},
         "minutes": round(sum(life["seconds"] for life in lives) / 60, 1),
         "kills": len(lives),
