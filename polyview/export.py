@@ -76,6 +76,7 @@ def check(output: Path) -> None:
         raise InputError(f"--output {output} must end in .safetensors")
     if output.exists():
         raise InputError(f"{output} is there already; remove it, or name another")
+    command.check_output(output)
 
 
 def export(
