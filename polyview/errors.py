@@ -3,6 +3,8 @@
 import difflib
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
 
 
@@ -46,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except Stop as stop:
         print(f"{'error: ' if stop.status < 75 else ''}{stop}", file=sys.stderr)
-        sys.exit(stop.status)
+        _leave(stop.status)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -63,3 +65,16 @@ def run(main: Callable[[], None]) -> None:
             flush=True,
         )
         os._exit(Preempted.status)  # to leave politely is to wait for who is gone
+
+
+def _leave(status: int) -> None:
+    """Exit, without waiting long for threads: those of a save that failed wait for one
+    another for minutes."""
+
+    def soon() -> None:
+        threading.main_thread().join()
+        time.sleep(2)
+        os._exit(status)
+
+    threading.Thread(target=soon, daemon=True).start()
+    sys.exit(status)

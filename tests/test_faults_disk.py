@@ -4,16 +4,22 @@ import contextlib
 import itertools
 import json
 import resource
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from orbax.checkpoint._src.multihost import multihost
 from test_resume import logged, saved_arrays
 
 from polyview import config as configs
 from polyview import metrics, train
 from polyview.checkpoint import Checkpoints, saved_steps
 from polyview.errors import InputError
+
+ROOT = Path(__file__).parent.parent
 
 
 def config():
@@ -36,6 +42,12 @@ def files_of(most: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Threads of a save that failed wait for one another for a second, not minutes."""
+    monkeypatch.setattr(multihost, "_DEFAULT_BARRIER_TIMEOUT", 1)
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
@@ -46,9 +58,6 @@ def straight(tmp_path_factory):
 def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
     straight, tmp_path, monkeypatch, capfd
 ):
-    """And the clock goes back an hour at every look at it."""
-    clock = itertools.count(2_000_000_000, -3600)
-    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     save = Checkpoints.save
     with contextlib.ExitStack() as full, pytest.raises(InputError) as caught:
 
@@ -68,6 +77,17 @@ def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
     monkeypatch.setattr(Checkpoints, "save", save)
     train.run(config(), tmp_path)
     assert "from 3 " in capfd.readouterr().out
+    assert logged(tmp_path) == logged(straight)
+    ends = [saved_arrays(workdir, 6) for workdir in (tmp_path, straight)]
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
+
+
+def test_a_clock_that_goes_back_changes_nothing(straight, tmp_path, monkeypatch):
+    """By an hour at every look at it."""
+    clock = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    train.run(config(), tmp_path)
     assert logged(tmp_path) == logged(straight)
     ends = [saved_arrays(workdir, 6) for workdir in (tmp_path, straight)]
     for name, array in ends[0].items():
@@ -111,3 +131,22 @@ def test_a_workdir_that_cannot_be_written_is_named(straight, tmp_path, name):
         (tmp_path / name).write_text("in the way")
     with pytest.raises(InputError, match=f"cannot .*{name}|{name} cannot"):
         train.run(config(), tmp_path)
+
+
+def test_a_program_that_stops_does_not_wait_for_its_threads():
+    program = """
+import threading, time
+from polyview import errors
+
+def main():
+    threading.Thread(target=time.sleep, args=[60]).start()
+    raise errors.InputError("said")
+
+errors.run(main)
+"""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (2, b"error: said\n")
+    assert time.monotonic() - began < 30
