@@ -3,8 +3,9 @@
 # and delivers the words after it, unchanged, to every host.
 
 dry_run=
-cache=${JAX_COMPILATION_CACHE_DIR:-}
-home_cache=${XDG_CACHE_HOME:-$HOME/.cache}/polyview
+cache=
+# Of compiled programs, where the command runs on this machine or on ones like it.
+home_cache=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/polyview}
 
 # The comment at the head of the launcher.
 usage() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }

@@ -51,7 +51,8 @@ fi
 # A shell of the container reads the line.
 line="env $(quoted "JAX_COMPILATION_CACHE_DIR=${cache:-/tmp/polyview}" "$@" --distributed)"
 run xpk workload create "--workload=$name" "--cluster=$cluster" "${where[@]}" \
-    "${hardware[@]}" "--docker-image=$image" "--max-restarts=$restarts" "--command=$line"
+    "${hardware[@]}" "--docker-image=$image" "--max-restarts=$restarts" \
+    --restart-on-exit-codes=75 "--command=$line"
 if [[ -z $detach ]]; then
     run xpk workload list "--cluster=$cluster" "${where[@]}" \
         "--wait-for-job-completion=$name"

@@ -57,7 +57,8 @@ resources+=("--ntasks-per-node=$tasks" "${slurm[@]}")
 delivered=(env "${environment[@]}" "$@" --distributed)
 if [[ -z $batch ]]; then
     status=0
-    run srun "${resources[@]}" --kill-on-bad-exit=1 "${delivered[@]}" || status=$?
+    run srun "${resources[@]}" --kill-on-bad-exit=1 --signal=TERM@120 "${delivered[@]}" \
+        || status=$?
     lost "$status" || true
     exit "$status"
 fi

@@ -5,10 +5,10 @@
 #
 #   create    --type v5litepod-16 --version v2-alpha-tpuv5-lite; with --queue ask for
 #             them and return, with --spot the cheap ones that may be taken away
-#   install   copy this checkout to every worker and install it there
+#   install   copy what this checkout has committed to every worker and install it there
 #   run       the command on every worker, in the checkout; output to ~/polyview.log too
 #   logs      follow the log of worker 0
-#   stop      SIGTERM: the run saves its state and ends
+#   stop      SIGTERM: the run saves its state and ends, and is not started again
 #   delete    and with --queue what was asked for
 #
 #   --project P     of Google Cloud
@@ -75,27 +75,32 @@ case $verb in
         ;;
     run)
         (($#)) || fail "no command after --"
-        cache=${cache:-.cache/polyview}
-        # The status is kept on the worker: gcloud has one for all of them.
-        line="cd polyview && PATH=\$PWD/.venv/bin:\$PATH; rm -f ../polyview.status; "
-        line+="{ env $(quoted "JAX_COMPILATION_CACHE_DIR=$cache" "$@" --distributed); "
-        line+="echo \$? > ../polyview.status; } 2>&1 | tee -a ../polyview.log; "
-        line+="exit \$(cat ../polyview.status)"
+        cache=${cache:-../.cache/polyview} # of the worker's home, seen from the checkout
+        # The status is kept on the worker: gcloud has one for all of them. So is the
+        # number of the process, which is what `stop` signals, and not its shells.
+        line="cd polyview || exit; PATH=\$PWD/.venv/bin:\$PATH; rm -f ../polyview.status; "
+        line+="{ env $(quoted "JAX_COMPILATION_CACHE_DIR=$cache" "$@" --distributed) & "
+        line+="echo \$! > ../polyview.pid; wait \$!; echo \$? > ../polyview.status; } "
+        line+="2>&1 | tee -a ../polyview.log; exit \$(cat ../polyview.status)"
+        first="rm -f polyview.told; "
         while :; do
             status=0
-            on all "$line" || status=$?
+            on all "$first$line" || status=$?
             if [[ -n $dry_run ]]; then exit "$status"; fi
+            first=''
             if ((status)); then
                 found=$(on 0 "cat polyview.status" 2>/dev/null) || true
                 if [[ $found =~ ^[0-9]+$ ]] && ((found)); then status=$found; fi
             fi
             if ((status != 75 || restarts == 0)); then exit "$status"; fi
+            # What was told to stop stays so.
+            if on 0 "test -e polyview.told" 2>/dev/null; then exit "$status"; fi
             ((restarts--)) || true
             echo "status 75: it saved its state; starting it again" >&2
         done
         ;;
     logs) on 0 "tail -n 100 -f polyview.log" ;;
-    stop) on all "pkill -TERM -f '[p]ython -m (polyview|sgi)\.'" ;;
+    stop) on all "touch polyview.told; kill -TERM \$(cat polyview.pid)" ;;
     delete)
         if [[ -n $queue ]]; then
             run gcloud compute tpus queued-resources delete "$name" "${where[@]}" \

@@ -47,7 +47,9 @@ def main() -> None:
     flags, rest = parser.parse_known_args()
     overrides = configs.overrides(rest, known=vars(flags))
     trust = tuple(flags.trust)
-    if flags.watch and (len(flags.run) > 1 or flags.step or flags.references):
+    if flags.watch and (
+        len(flags.run) > 1 or flags.step is not None or flags.references
+    ):
         raise InputError("--watch follows one run, without --step and --references")
     if not flags.pause > 0:
         raise InputError(f"--pause is {flags.pause}, not a number of seconds above 0")
@@ -88,10 +90,12 @@ def watch(
     def over(step: int) -> bool:
         return step in passed or (run / "eval" / f"{named(step, on)}.json").exists()
 
-    while not over(last):
+    while True:
         waiting = (s for s in saved_steps(run / "checkpoints") if not over(s))
         step = meshes.of_first_process(next(waiting, -1))
-        if step < 0:
+        if step < 0:  # the training itself may have evaluated the last before others
+            if meshes.of_first_process(int(over(last))):
+                return
             time.sleep(pause)
             continue
         passed.add(step)

@@ -133,6 +133,8 @@ def export(
     content = save(theirs, {"format": "pt", "polyview": json.dumps(about)})
     difference = float(np.abs(peer.features(content, x) - ours).max())
     largest = float(np.abs(ours).max())
+    if not largest > 0:
+        raise InputError("all features are zero; nothing is written")
     if not difference <= TOLERANCE * largest:
         raise InputError(
             f"features of {peer.version} differ by {difference:.2g} where the largest "
@@ -243,7 +245,11 @@ def _ourselves(model, modality: str) -> Peer:
     return Peer("polyview", spec.pop("partial"), spec, features)
 
 
-_RESNETS = {(3, 4, 6, 3): "resnet50", (2, 2, 2, 2): "resnet18"}
+# By blocks and features of the stages.
+_RESNETS = {
+    ((3, 4, 6, 3), (256, 512, 1024, 2048)): "resnet50",
+    ((2, 2, 2, 2), (64, 128, 256, 512)): "resnet18",
+}
 
 
 def _call(layout: str, encoder) -> tuple[str, dict[str, Any], str]:
@@ -257,16 +263,18 @@ def _call(layout: str, encoder) -> tuple[str, dict[str, Any], str]:
     timm = layout == "timm"
     if isinstance(encoder, ResNet):
         widths = [block.features for block in encoder.blocks]
-        depths = tuple(widths.count(width) for width in dict.fromkeys(widths))
+        stages = tuple(dict.fromkeys(widths))
+        depths = tuple(widths.count(width) for width in stages)
+        form = depths, stages
         channels = encoder.conv.kernel.shape[2]
-        if depths not in _RESNETS or not encoder.pool or not (timm or channels == 3):
+        if form not in _RESNETS or not encoder.pool or not (timm or channels == 3):
             raise InputError(
-                f"{layout} has no ResNet of {depths} blocks with this stem and "
-                f"{channels} channels; use --format safetensors"
+                f"{layout} has no ResNet of {depths} blocks of {stages} features with "
+                f"this stem and {channels} channels; use --format safetensors"
             )
         if not timm:
-            return f"torchvision.models.{_RESNETS[depths]}", {}, "fc"
-        name = f"timm.models.{_RESNETS[depths]}"
+            return f"torchvision.models.{_RESNETS[form]}", {}, "fc"
+        name = f"timm.models.{_RESNETS[form]}"
         return name, {"num_classes": 0, "in_chans": channels}, ""
     channels = encoder.embed.kernel.shape[0] // encoder.patch**2
     image, patch = encoder.side * encoder.patch, encoder.patch

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import ml_collections
+
 from polyview import config as configs
 from polyview.errors import InputError
 
@@ -146,13 +148,11 @@ def classification(
     train, test = trained["source"], trained["evaluation"]["test"]
     if data:
         train, test = source(data, "train"), source(data, "test")
-    # The run may be a stranger's, and a config is built without limits.
     whole_views = trained["evaluation"]["views"]
-    configs.hold([tower["encoder"], views, whole_views, train, test], where=run)
-    built = configs.build(train, where=f"data of {run}")
+    built = configs.build(train, configs.TRUSTED, where=f"data of {run}")
     if "label" not in built.targets:
         raise InputError(f"{built!r} has no labels; name data that have: data=NAME")
-    return {
+    config = {
         "seed": 0,
         "steps": None,
         "epochs": epochs,
@@ -199,6 +199,10 @@ def classification(
             "views": {**whole_views, "targets": ("label",)},
         },
     }
+    # The run may be a stranger's, and a config is built without limits.
+    configs.hold(config, where=run)
+    configs.check(ml_collections.ConfigDict(config))
+    return config
 
 
 def _trained(run: str) -> dict:

@@ -528,7 +528,11 @@ def _features(run: Run) -> str:
         picture(figure, f"{_FIGURES.get(name, name)} of {run.name}")
         for name, figure in figures.items()
     ]
-    compared = table(*_variables(run), text_columns=1) if found else ""
+    compared = ""
+    if found:
+        head, body = _variables(run)
+        cells = [[html.escape(cell) for cell in line] for line in body]
+        compared = table(head, cells, text_columns=1)
     return compared + grid(pictures)
 
 

@@ -1,5 +1,6 @@
 """Launchers deliver the words they are given, to every host, and return the status."""
 
+import concurrent.futures
 import importlib.util
 import json
 import os
@@ -141,6 +142,27 @@ def test_a_failed_job_of_gke_is_a_failure(launch):
     assert launch(*words[:-2], "--detach", *words[-2:], XPK_STATUS="9").returncode == 0
 
 
+def test_a_tpu_run_that_is_told_to_stop_says_so_and_is_not_started_again(
+    launch, tmp_path
+):
+    program = (
+        "import signal, sys, time; print('started', flush=True); "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); time.sleep(60)"
+    )
+    words = [*REMOTE["tpu_vm"], "--restarts", "3", "--", "python", "-c", program]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        running = pool.submit(launch, *words)
+        log = tmp_path / "home" / "polyview.log"
+        while not (log.exists() and "started" in log.read_text()):
+            assert not running.done(), running.result().stderr
+            time.sleep(0.05)
+        time.sleep(0.5)  # for the handler
+        assert launch("tpu_vm", "stop", *REMOTE["tpu_vm"][2:]).returncode == 0
+        done = running.result()
+    assert done.returncode == 75, done.stderr
+    assert log.read_text().count("started") == 1
+
+
 def test_verbs_of_tpu_vms_ask_for_what_they_need(launch):
     of = ["--name", "n", "--zone", "z", "--project", "p p", "--dry-run"]
     made = launch(
@@ -156,7 +178,7 @@ def test_verbs_of_tpu_vms_ask_for_what_they_need(launch):
     for verb, says in (
         ("install", "./polyview[tpu]"),
         ("logs", "tail"),
-        ("stop", "pkill -TERM"),
+        ("stop", "kill -TERM"),
         ("delete", "tpu-vm delete n"),
     ):
         assert says in launch("tpu_vm", verb, *of).stdout

@@ -1,5 +1,6 @@
 """A classifier is trained on another run's encoder, which a probe never changes."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -104,9 +105,33 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
     config = digits("views=2")
     path.write_text(configs.to_json(config))
     refused("no data set 'absent'", data="absent")
-    config.model.towers.image.encoder = {"partial": "os:system", "command": "true"}
-    path.write_text(configs.to_json(config))
-    refused("not trusted with")
+    evil = {"target": "os:system", "command": f"touch {tmp_path / 'ran'}"}
+    whole = configs.flat(config.to_dict())
+    for key in (
+        "model.towers.image.encoder.width",
+        "model.towers.image.mean",
+        "model.towers.image.std",
+        "source.split",
+        "views.augment.size",
+        "workers",
+        "evaluation.batch_size",
+        "evaluation.test.split",
+        "evaluation.views.m",
+    ):
+        assert key in whole
+        tampered = json.loads(configs.to_json(config))
+        *parents, last = key.split(".")
+        node = tampered
+        for name in parents:
+            node = node[name]
+        node[last] = evil
+        path.write_text(json.dumps(tampered))
+        refused("not trusted with")
+        node[last] = "a word"
+        path.write_text(json.dumps(tampered))
+        with contextlib.suppress(InputError):  # or only when it is built
+            configs.load(f"{ROOT}/configs/probe.py:run={tmp_path}")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_another_encoder_is_refused_by_name(digits, tmp_path):
