@@ -27,6 +27,7 @@ class Run:
     def __init__(self, config):
         configs.check(config)
         self.config = config
+        self.absent = []  # see `trace`
         self.mesh = meshes.make(**config.get("mesh", {}))
         self.slices, self.parts = microbatch.division(config, self.mesh.size)
         self.source = configs.build(config.source, where="source")

@@ -266,6 +266,7 @@ def of(tree, seed):
     return jax.tree.map(lambda x: x[seed], tree)
 
 
+@pytest.mark.slow
 def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
     take = step.make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
     take = jax.vmap(take, in_axes=(0, 0, None, 0))
