@@ -151,14 +151,13 @@ def export(
 
 def in_float32(model, trust: tuple[str, ...]):
     """The model with encoders that compute in float32, whatever trained them."""
-    from polyview import restore, step
+    from polyview import restore
 
     config = copy.deepcopy(model.config)
     for tower in config.model.get("towers", {}).values():
         if "dtype" in tower.encoder:
             tower.encoder.dtype = "float32"
-    graph, *_ = step.abstract(restore.model_of(config, trust))
-    return model._replace(config=config, graph=graph)
+    return model._replace(config=config, graph=restore.shapes_of(config, trust).graph)
 
 
 def images_of(config, of: str | None, modality: str, trust: tuple[str, ...]):

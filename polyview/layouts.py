@@ -18,7 +18,6 @@ from polyview.errors import InputError
 from polyview.nn.resnet import ResNet
 from polyview.nn.vit import ViT, sincos
 
-FORMATS = ("safetensors", "torchvision", "timm")
 # What a file of a whole model holds beside the encoder: classifiers and counters.
 _BESIDE = ("fc.", "head.", "heads.", "head_dist.")
 _COUNTER = "num_batches_tracked"

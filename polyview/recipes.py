@@ -5,6 +5,7 @@ from pathlib import Path
 import ml_collections
 
 from polyview import config as configs
+from polyview import workdir
 from polyview.errors import InputError
 
 OBJECTIVES = "polyview.objectives"
@@ -209,11 +210,7 @@ def _trained(run: str) -> dict:
     """The config of a run of one tower of images, as a dict."""
     if not run:
         raise InputError("name the run whose encoder it is: configs/x.py:run=DIR")
-    path = Path(run) / "config.json"
-    try:
-        config = configs.from_json(path.read_text()).to_dict()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"run={run} is not a run: {path.name}: {error}") from error
+    config = workdir.read_config(Path(run)).to_dict()
     augmented = "augment" in (config.get("views") or {})
     towers = (config.get("model") or {}).get("towers") or {}
     if not augmented or "image" not in towers or not config.get("evaluation"):

@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from polyview.__main__ import COMMANDS
+
 ROOT = Path(__file__).parent.parent
-COMMANDS = {
-    "main",
-    "prepare",
-    "evaluate",
-    "report",
-    "embed",
-    "export",
-    "adopt",
-    "bench",
-}
 # What each room may import of this project, beside itself and `errors`.
 ALLOWED = {
     "errors": set(),
@@ -25,7 +17,7 @@ ALLOWED = {
     "nn": set(),
     "objectives": set(),
     "optimizer": set(),
-    "recipes": {"config"},
+    "recipes": {"config", "workdir"},
     "mesh": {"metrics"},
     "metrics": set(),
     "flops": {"objectives", "step"},

@@ -7,24 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import polyview.__main__
+import sgi.__main__
 from polyview import config as configs
 from polyview import main as command_line
 from polyview.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "polyview.main",
-    "polyview.evaluate",
-    "polyview.embed",
-    "polyview.export",
-    "polyview.adopt",
-    "polyview.report",
-    "polyview.bench",
-    "polyview.prepare",
-    "sgi.prepare",
-    "sgi.report",
-    "sgi.finetune",
-    "sgi.video",
+    *(f"polyview.{name}" for name in polyview.__main__.COMMANDS),
+    *(f"sgi.{name}" for name in sgi.__main__.COMMANDS),
 )
 
 
