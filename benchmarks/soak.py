@@ -3,11 +3,12 @@
     python -m benchmarks.soak --minutes 60
 
 Trains the digits on two cores with a checkpoint about every 20 seconds and evaluations,
-kills the run (-9) now and then and gives the same command again. Every second the
-memory (resident) and the open files of the process are read. After each life, every
-checkpoint is read whole, with its checksums. The disk is slowed by writing and flushing
-a file of 64 MB beside it, over and over. Writes results/soak.json at each kill, so that
-a soak that was stopped has its figures too.
+kills the run (-9) now and then and gives the same command again; the second half of
+the time is one life, long enough to see whether memory grows. Every second the memory
+(resident) and the open files of the process are read. After each life, every checkpoint
+is read whole, with its checksums. The disk is slowed by writing and flushing a file of
+64 MB beside it, over and over. Writes results/soak.json at each kill, so that a soak
+that was stopped has its figures too.
 """
 
 import argparse
@@ -55,14 +56,14 @@ def main() -> None:
     command += ["--config.steps=100000000", "--config.log_every=100"]
     rng, lives = random.Random(flags.seed), []
     until = time.monotonic() + 60 * flags.minutes
+    half = until - 30 * flags.minutes
     stop = threading.Event()
     slow = threading.Thread(target=slow_disk, args=(folder / "ballast", stop))
     slow.start()
     try:
         while time.monotonic() < until:
-            last = until - time.monotonic() < flags.kill_every
-            seconds = flags.kill_every * rng.uniform(0.5, 1.5)
-            end = until if last else min(until, time.monotonic() + seconds)
+            end = time.monotonic() + flags.kill_every * rng.uniform(0.5, 1.5)
+            end = until if time.monotonic() > half else min(end, until)
             lives.append(live(command, folder, end))
             write(lives, folder)
             if lives[-1]["status"] != -signal.SIGKILL:
