@@ -55,27 +55,13 @@ def adopt(weights: Path, config, workdir: Path, modality: str = "image") -> str:
     hold the arrays of the config's encoder and none beside them.
     """
     import jax
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     from polyview import layouts, restore
     from polyview import workdir as workdirs
     from polyview.checkpoint import Checkpoints
 
     check(weights, workdir)
-    try:
-        theirs = load_file(weights)
-    except (SafetensorError, OSError, KeyError) as error:
-        with weights.open("rb") as file:
-            pickled = file.read(4).startswith(_PICKLES)
-        advice = (
-            ": it seems a pickle of torch.save, which can run code; where you trust "
-            "it, convert it: safetensors.torch.save_file(torch.load(FILE, "
-            "weights_only=True), 'x.safetensors')"
-        )
-        raise InputError(
-            f"{weights} is no safetensors file{advice if pickled else f' ({error})'}"
-        ) from error
+    theirs = read(weights)
     model = restore.shapes_of(config, trust=None)
     shapes = {
         name: array.shape for name, array in restore.encoder_of(model, modality).items()
@@ -97,6 +83,26 @@ def adopt(weights: Path, config, workdir: Path, modality: str = "image") -> str:
         f"{workdir}: step 0, {len(arrays)} arrays of {weights} ({layout} layout); its "
         "projector is untrained"
     )
+
+
+def read(weights: Path) -> dict:
+    """The arrays of a file by name; raises InputError where it is no safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(weights)
+    except (SafetensorError, OSError, KeyError) as error:
+        with weights.open("rb") as file:
+            pickled = file.read(4).startswith(_PICKLES)
+        advice = (
+            ": it seems a pickle of torch.save, which can run code; where you trust "
+            "it, convert it: safetensors.torch.save_file(torch.load(FILE, "
+            "weights_only=True), 'x.safetensors')"
+        )
+        raise InputError(
+            f"{weights} is no safetensors file{advice if pickled else f' ({error})'}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyview import checkpoint, metrics, report, restore, train
+from polyview import adopt, checkpoint, layouts, metrics, report, restore, train
 from polyview import config as configs
 from polyview.data import augment, source
 from polyview.data.prepare import brats, fetch, imagenet2012, records
@@ -218,6 +218,18 @@ def volume(content: bytes, folder: Path) -> None:
         pass
 
 
+def weights(content: bytes, folder: Path) -> None:
+    """Another library's weights: refused, or arrays of the shapes that were asked."""
+    (folder / "x.safetensors").write_bytes(content)
+    encoder, shapes = encoder_of_digits()
+    try:
+        theirs = adopt.read(folder / "x.safetensors")
+        _, arrays = layouts.to_ours(encoder, shapes, theirs)
+    except InputError:
+        return
+    assert {name: array.shape for name, array in arrays.items()} == shapes
+
+
 def history(content: bytes, folder: Path) -> None:
     """The metrics of a run."""
     (folder / "metrics.jsonl").write_bytes(content)
@@ -342,6 +354,34 @@ def nifti() -> bytes:
     return nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
 
 
+@functools.cache
+def encoder_of_digits():
+    model = restore.shapes_of(configs.from_json(digits_text()), trust=None)
+    arrays = restore.encoder_of(model, "image")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return model.module.towers["image"].encoder, shapes
+
+
+@functools.cache
+def weights_of_digits() -> bytes:
+    from safetensors.numpy import save
+
+    _, shapes = encoder_of_digits()
+    return save({name: np.zeros(shape, "float32") for name, shape in shapes.items()})
+
+
+@functools.cache
+def header_of_weights() -> int:
+    return 8 + struct.unpack("<Q", weights_of_digits()[:8])[0]
+
+
+@st.composite
+def file_of_weights(draw):
+    """With its header damaged: the rest is numbers, and any will do."""
+    whole, end = weights_of_digits(), header_of_weights()
+    return draw(cut(whole[:end])) + draw(st.sampled_from([whole[end:], b""]))
+
+
 def one_device():
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -426,6 +466,7 @@ FUZZ = {
     "DQN Replay": (file_of_replay(), dqn_replay_file),
     "tar": (st.deferred(lambda: cut(tar_of_tars())), tar),
     "volume": (st.deferred(lambda: cut(nifti())), volume),
+    "weights": (file_of_weights(), weights),
     "metrics": (
         cut(b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
         | st.just(BOMB.encode()),
