@@ -9,8 +9,11 @@ The emulator and the games come in ale-py, under the GPL: it is installed by tho
 want it and no part of this project.
 """
 
+import contextlib
 import difflib
 import functools
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -59,7 +62,8 @@ class Game:
       actions: the names of its minimal set of actions; an action is an index into it.
 
     Raises:
-      InputError: there is no such game, or ale-py is not installed.
+      InputError: there is no such game, its ROM is missing or another one, or ale-py
+        is not installed.
     """
 
     def __init__(self, name: str, *, sticky: float = 0.0, seed: int = 0):
@@ -71,7 +75,7 @@ class Game:
         self._emulator.setInt("random_seed", seed % 2**31)
         self._emulator.setFloat("repeat_action_probability", sticky)
         self._emulator.setInt("max_num_frames_per_episode", FRAME_CAP)
-        self._emulator.loadROM(ale_py.roms.get_rom_path(name))
+        self._emulator.loadROM(_rom(name))
         self._actions = self._emulator.getMinimalActionSet()
         self.actions = [action.name for action in self._actions]
         height, width = self._emulator.getScreenDims()
@@ -177,6 +181,22 @@ def _ale() -> ModuleType:
         ) from None
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return ale_py
+
+
+def _rom(name: str) -> Path:
+    """Return a game's ROM, of ale-py or of the folder that ALE_ROMS_DIR names."""
+    try:
+        with contextlib.redirect_stdout(None):  # it prints the folder
+            return _ale().roms.get_rom_path(name)
+    except OSError as error:
+        folder = os.environ.get("ALE_ROMS_DIR")
+        where = f"ALE_ROMS_DIR={folder}" if folder else "ale-py's own folder"
+        what = error.strerror or str(error).partition("\n")[0]
+        raise InputError(
+            f"no ROM of '{name}' in {where}: {what}; "
+            + ("unset ALE_ROMS_DIR" if folder else "install ale-py once more")
+            + " to play with the ROMs that come with ale-py"
+        ) from error
 
 
 def _nearest(name: str) -> str:

@@ -153,6 +153,23 @@ def test_an_unknown_game_is_answered_with_the_nearest():
         Game("chess at home")
 
 
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("empty", "No such file"), ("other", "hash of pong.bin"), ("nowhere", "exist")],
+)
+def test_a_rom_that_is_missing_or_another_is_named(
+    tmp_path, monkeypatch, capsys, folder, says
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pong.bin").write_bytes(b"a game")
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path / folder))
+    with pytest.raises(InputError, match=f"no ROM of 'pong' in .*{says}") as caught:
+        Game("pong")
+    assert "unset ALE_ROMS_DIR" in str(caught.value) and "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
 def test_without_ale_py_it_says_what_to_install(monkeypatch):
     atari._ale.cache_clear()
     monkeypatch.setitem(sys.modules, "ale_py", None)
