@@ -36,6 +36,7 @@ from polyview import errors, metrics, prepare
 from polyview.checkpoint import saved_steps
 from polyview.data.source import Folder
 from polyview.errors import InputError
+from polyview.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 STEPS = 60
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--count", type=int, default=5, help="of kills, of damages")
     parser.add_argument("--seconds", type=float, default=3, help="of fuzz, a reader")
+    parser.add_argument("--readers", nargs="+", help="of fuzz, to do some again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
     flags = parser.parse_args()
@@ -90,21 +92,24 @@ def main() -> None:
     table()
 
 
+def recorded() -> dict:
+    """The results of the parts that were done before."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def record(name: str, result: dict) -> None:
     """Keep a part's result, with the machine and the command."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = recorded()
     machine = {"cpu": metrics.processor(), "cores": metrics.cores()}
     words = " ".join(sys.argv[1:]).partition(" --workdir")[0]
     command = f"python -m benchmarks.faults {words}".strip()
     found[name] = {"command": command, "machine": machine, **result}
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(RESULTS)
+    write_whole(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def table() -> None:
     """Print what results/faults.json holds."""
-    for name, result in json.loads(RESULTS.read_text()).items():
+    for name, result in recorded().items():
         figures = {
             key: value
             for key, value in result.items()
@@ -338,8 +343,11 @@ def folder_of_many(folder: Path, flags) -> None:
 def fuzz(folder: Path, flags) -> None:
     """Readers, each for so many seconds."""
     hostile = module_of_test("test_faults_hostile")
-    result = {"seconds_each": flags.seconds, "inputs": 0, "failed": 0, "readers": {}}
-    for name in hostile.FUZZ:
+    done_before = recorded().get("fuzz", {}).get("readers", {}) if flags.readers else {}
+    result = {"seconds_each": flags.seconds, "readers": done_before}
+    for name in flags.readers or hostile.FUZZ:
+        if name not in hostile.FUZZ:
+            raise InputError(f"no reader {name!r}{errors.nearest(name, hostile.FUZZ)}")
         words = [sys.executable, "-m", "benchmarks.faults_fuzz", name]
         words += [str(flags.seconds), str(flags.seed)]
         try:
@@ -347,13 +355,15 @@ def fuzz(folder: Path, flags) -> None:
                 words, capture_output=True, text=True, timeout=flags.seconds + 300
             )
             said = re.findall(r"^inputs (\d+)$", done.stdout, re.MULTILINE)
-            inputs, why = int(said[-1]) if said else 0, done.stderr[-2000:]
+            inputs = int(said[-1]) if said else 0
+            why = "\n".join(line[:200] for line in done.stderr.splitlines()[-20:])
             failed = done.returncode != 0
         except subprocess.TimeoutExpired:
             inputs, why, failed = 0, "it hangs", True
-        result["readers"][name] = {"inputs": inputs} | ({"why": why} if failed else {})
-        result["inputs"] += inputs
-        result["failed"] += failed
+        about = {"inputs": inputs, "seconds": flags.seconds, "failed": failed}
+        result["readers"][name] = about | ({"why": why} if failed else {})
+        for key in ("inputs", "failed"):
+            result[key] = sum(reader[key] for reader in result["readers"].values())
         record("fuzz", result)
         print(f"fuzz {name}: {inputs} inputs{', FAILED' if failed else ''}", flush=True)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyview import command, errors
+from polyview import command, errors, files
 from polyview import config as configs
 from polyview.errors import InputError
 
@@ -71,10 +71,8 @@ def main() -> None:
 
     if meshes.is_first_process():
         metrics.say(table(record))
-        try:
-            flags.output.write_text(json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise InputError(f"--output {flags.output}: {error.strerror}") from None
+        text = json.dumps(record, indent=1) + "\n"
+        files.write_whole(flags.output, text.encode())
         metrics.say(f"{flags.output} written")
 
 

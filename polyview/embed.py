@@ -20,6 +20,7 @@ from polyview import command, errors
 from polyview import config as configs
 from polyview import workdir as workdirs
 from polyview.errors import InputError
+from polyview.files import write_whole, writing_whole
 
 PART = 4096  # rows; about a minute of a small machine
 FORMATS = (".npz", ".parquet")
@@ -99,7 +100,6 @@ def embed(
 
     from polyview import mesh as meshes
     from polyview import restore, train
-    from polyview.evaluation import protocol
     from polyview.evaluation.features import extract
 
     check(output, batch_size)
@@ -144,7 +144,7 @@ def embed(
         arrays["embedding"] = getattr(found, features)[there].astype(np.float32)
         arrays |= {name: array[there] for name, array in found.targets.items()}
         if meshes.is_first_process():
-            protocol.write_whole(path, _npz(arrays))
+            write_whole(path, _npz(arrays))
         meshes.wait_for_all(f"part {number}")
     paths = [parts / f"{number:06d}.npz" for number in numbers]
     if meshes.is_first_process():
@@ -203,12 +203,11 @@ class _Rows:
 def _parts_of(output: Path, about: dict) -> Path:
     """The folder of the parts, new or of an interrupted run of the same command."""
     from polyview import mesh as meshes
-    from polyview.evaluation import protocol
 
     parts = output.with_name(f".{output.name}.parts")
     text = json.dumps(about, indent=1)
     if meshes.is_first_process() and not (parts / "about.json").exists():
-        protocol.write_whole(parts / "about.json", text.encode())
+        write_whole(parts / "about.json", text.encode())
     meshes.wait_for_all("parts")
     if (parts / "about.json").read_text() != text:
         raise InputError(
@@ -230,8 +229,6 @@ def _join(paths: list[Path], files: list[str] | None, about: dict, output: Path)
     """Write the parts as one file, and return how many rows it has."""
     import numpy as np
 
-    from polyview.evaluation import protocol
-
     def columns(path: Path) -> dict:
         with np.load(path, allow_pickle=False) as part:
             arrays = dict(part)
@@ -243,7 +240,7 @@ def _join(paths: list[Path], files: list[str] | None, about: dict, output: Path)
         return _write_parquet(map(columns, paths), about, output)
     found = [columns(path) for path in paths]
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    protocol.write_whole(output, _npz(joined | {"about": np.array(json.dumps(about))}))
+    write_whole(output, _npz(joined | {"about": np.array(json.dumps(about))}))
     return len(joined["id"])
 
 
@@ -251,20 +248,19 @@ def _write_parquet(parts, about: dict, output: Path) -> int:
     import pyarrow
     from pyarrow import parquet
 
-    unfinished = output.with_name(f".{output.name}.unfinished")
     writer, count = None, 0
-    for part in parts:
-        width = part["embedding"].shape[1]
-        flat = pyarrow.array(part["embedding"].ravel())
-        part["embedding"] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
-        table = pyarrow.table(part).replace_schema_metadata(
-            {"about": json.dumps(about)}
-        )
-        writer = writer or parquet.ParquetWriter(unfinished, table.schema)
-        writer.write_table(table)
-        count += len(table)
-    writer.close()
-    unfinished.replace(output)
+    with writing_whole(output) as unfinished:
+        for part in parts:
+            width = part["embedding"].shape[1]
+            flat = pyarrow.array(part["embedding"].ravel())
+            part["embedding"] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
+            table = pyarrow.table(part).replace_schema_metadata(
+                {"about": json.dumps(about)}
+            )
+            writer = writer or parquet.ParquetWriter(unfinished, table.schema)
+            writer.write_table(table)
+            count += len(table)
+        writer.close()
     return count
 
 

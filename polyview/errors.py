@@ -9,9 +9,17 @@ from collections.abc import Callable, Iterable
 
 
 class Stop(Exception):
-    """The program ends here, with a message for the user and an exit status."""
+    """The program ends here, with a message for the user and an exit status.
+
+    A message of more than 2,000 letters is shown without its middle: it quotes what was
+    given, however long that is.
+    """
 
     status = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= 2000 else f"{text[:1500]} ... {text[-450:]}"
 
 
 class InputError(Stop):

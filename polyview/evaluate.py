@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from polyview import command, errors, recipes
+from polyview import command, errors, files, recipes
 from polyview import config as configs
 from polyview import workdir as workdirs
 from polyview.errors import InputError
@@ -56,6 +56,8 @@ def main() -> None:
     if not flags.watch:
         for run in flags.run:
             workdirs.check_run(run, overrides)
+    for run in flags.run:
+        files.check_folder(run / "eval")
     command.start(flags)
     if flags.watch:
         watch(flags.run[0], trust, overrides, on=flags.on, pause=flags.pause)
@@ -162,13 +164,13 @@ def evaluate(
         path = protocols.write(run, name, result)
         for what, figure in plots.figures(result, result.sample).items():
             picture = path.with_name(f"{name}-{what}.png")
-            protocols.write_whole(picture, plots.png(figure))
+            files.write_whole(picture, plots.png(figure))
         metrics.say(f"{path}: {summary(result)}")
     if references and on is None and "variables" in results[model.step]:
         results[f"step {model.step}"] = results.pop(model.step)
         figure = plots.variables(results)
         picture = run / "eval" / "variables.png"
-        protocols.write_whole(picture, plots.png(figure))
+        files.write_whole(picture, plots.png(figure))
 
 
 def named(of: int | str, on: str | None) -> str:

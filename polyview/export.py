@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polyview import command, errors
+from polyview import command, errors, files
 from polyview import config as configs
 from polyview.errors import InputError
 
@@ -100,7 +100,6 @@ def export(
     from safetensors.numpy import save
 
     from polyview import layouts, restore
-    from polyview.evaluation import protocol
 
     check(output)
     model = in_float32(restore.load(run, step, trust=trust), trust)
@@ -140,7 +139,7 @@ def export(
             f"features of {peer.version} differ by {difference:.2g} where the largest "
             f"is {largest:.2g}; nothing is written"
         )
-    protocol.write_whole(output, content)
+    files.write_whole(output, content)
     said = ", ".join(f"{name}={value!r}" for name, value in peer.arguments.items())
     return (
         f"{output}: step {model.step}, for {peer.call}({said}); features of {len(x)} "

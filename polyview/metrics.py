@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from polyview import files
 from polyview.errors import InputError
 
 
@@ -56,13 +57,8 @@ def keep_until(path: str | Path, step: int) -> None:
     """Drop, atomically, the lines past `step`: they will be written again."""
     lines = read(path)
     kept = [line for line in lines if line["step"] <= step]
-    part = Path(path).with_suffix(".part")
-    with _writing(path):
-        with part.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    files.write_whole(Path(path), text.encode())
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from polyview import command, errors, metrics
+from polyview import command, errors, files, metrics
 from polyview import config as configs
 from polyview.errors import InputError
 from polyview.evaluation import plots
@@ -131,10 +131,7 @@ def main() -> None:
         print(f"\n{run.name}: variables\n{aligned(*_variables(run), text_columns=1)}")
     for note in notes(runs):
         print(f"note: {note}")
-    try:
-        flags.output.write_text(page(runs), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {flags.output}: {error.strerror}") from error
+    files.write_whole(flags.output, page(runs).encode())
     print(f"report: {flags.output}")
 
 

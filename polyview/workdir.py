@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polyview import config as configs
+from polyview import files
 from polyview.errors import InputError
 
 
@@ -16,12 +17,11 @@ def claim(workdir: Path, config) -> None:
     Raises InputError when the workdir belongs to another config or cannot be written.
     """
     from polyview import mesh as meshes
-    from polyview.evaluation import protocol
 
     path = workdir / "config.json"
     check(workdir, config)
     if not path.exists() and meshes.is_first_process():
-        protocol.write_whole(path, configs.to_json(config).encode())
+        files.write_whole(path, configs.to_json(config).encode())
     meshes.wait_for_all("claim")
     check(workdir, config)
 

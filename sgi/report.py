@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from polyview import command, errors, metrics, report
+from polyview import command, errors, files, metrics, report
 from polyview import config as configs
 from polyview.errors import InputError
 from polyview.evaluation import plots
@@ -120,10 +120,7 @@ def main() -> None:
         content = plots.png(curves(runs, games))
     else:
         content = page(runs).encode()
-    try:
-        flags.output.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write {flags.output}: {error.strerror}") from error
+    files.write_whole(flags.output, content)
     print(f"report: {flags.output}")
 
 

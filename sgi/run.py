@@ -17,12 +17,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from polyview import checkpoint, metrics, restore, train
+from polyview import checkpoint, files, metrics, restore, train
 from polyview import config as configs
 from polyview import workdir as workdirs
 from polyview.checkpoint import Checkpoints
 from polyview.errors import InputError, NonFiniteError, Preempted
-from polyview.evaluation import protocol
 from sgi.atari import Game
 from sgi.environment import Environment, Outcome
 from sgi.online import Programs, State
@@ -319,7 +318,7 @@ def evaluate(this: Run, state: State, time: int, workdir: Path) -> None:
         random=time == 0,
     )
     text = json.dumps({"step": time, **result}) + "\n"
-    protocol.write_whole(path, text.encode())
+    files.write_whole(path, text.encode())
     mean = np.mean(result["mean"])
     metrics.say(f"step {time}/{this.steps}  score {mean:.1f} in {path}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from polyview import command, errors
+from polyview import command, errors, files
 from polyview.errors import InputError
 from sgi.atari import NOOPS, Game
 from sgi.record import EpsilonGreedy, Policy, play
@@ -74,16 +74,15 @@ def film(
 def write(path: Path, screens: Iterable[np.ndarray]) -> None:
     """Write screens uint8[h, w, 3], of 256 colours at most, as a GIF that repeats."""
     first, *rest = map(_indexed, screens)
-    try:
+    with files.writing_whole(path) as unfinished:
         first.save(
-            path,
+            unfinished,
+            "GIF",
             save_all=True,
             append_images=rest,
             duration=MILLISECONDS,
             loop=0,
         )
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _indexed(screen: np.ndarray) -> Image.Image:

@@ -58,6 +58,7 @@ WRONG = [
     # Words of the wrong type, or out of range.
     (f"{TRAIN} --config.steps=many", "expected int, like 300"),
     (f"{TRAIN} --config.steps=-1", "must be 1 or more"),
+    (f"{TRAIN} --config.microbatch={'(' * 5000}", "expected an integer"),
     (f"{TRAIN} --config.mesh.fsdp=9", "--config.mesh.data=-1"),
     (f"{TRAIN} --config.batch_size=1000000", "only 1437 examples"),
     (f"{FOLDER} --input images --name x --test_fraction 2", "between 0 and 1"),
@@ -157,7 +158,7 @@ def folder(tmp_path_factory, data_dir):
         yield there
 
 
-@pytest.mark.parametrize(("line", "says"), WRONG, ids=[line for line, _ in WRONG])
+@pytest.mark.parametrize(("line", "says"), WRONG, ids=[line[:150] for line, _ in WRONG])
 def test_it_is_answered_in_a_line_that_says_what_to_do(
     folder, monkeypatch, capsys, line, says
 ):
@@ -171,7 +172,7 @@ def test_it_is_answered_in_a_line_that_says_what_to_do(
     said = capsys.readouterr()
     assert end.value.code == 2, said.err
     assert says in said.err and said.err.startswith("error: ")
-    assert said.err.count("\n") <= 2 and said.out == ""
+    assert said.err.count("\n") <= 2 and len(said.err) < 2100 and said.out == ""
     assert sorted(os.listdir(folder)) == before, "nothing is half written"
     assert not (ROOT / "owned").exists()
 

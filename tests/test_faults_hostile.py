@@ -126,7 +126,7 @@ def config_parser(thrown, _) -> None:
         try:
             attempt()
         except InputError as error:
-            assert len(str(error)) < 5000
+            assert len(str(error)) <= 2000
 
 
 def config_json(text: str, _) -> None:

@@ -373,4 +373,4 @@ def test_the_agent_is_filmed_as_it_acts(tmp_path, monkeypatch, capsys):
         with pytest.raises(InputError, match=wrong[0]):
             video.main([*flags, *wrong])
     with pytest.raises(InputError, match="cannot write"):
-        video.write(tmp_path / "no" / "x.gif", [np.zeros((2, 2, 3), np.uint8)])
+        video.write(output / "x.gif", [np.zeros((2, 2, 3), np.uint8)])

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from polyview import files
 from polyview import mesh as meshes
 from polyview.errors import InputError
 from polyview.evaluation import health
@@ -298,27 +298,12 @@ def write(workdir: str | Path, name: str, result: Result) -> Path:
     path = folder / f"{name}.json"
     if not meshes.is_first_process():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **result.sample)
-    write_whole(path.with_suffix(".npz"), arrays.getvalue())
+    files.write_whole(path.with_suffix(".npz"), arrays.getvalue())
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    write_whole(path, text.encode())
+    files.write_whole(path, text.encode())
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def check_target(source, split: str, label: str) -> None:

@@ -1,0 +1,46 @@
+"""A file that is written is there whole, or is what it was before."""
+
+import os
+import resource
+import stat
+
+import pytest
+
+from polyview import files
+from polyview.errors import InputError
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_where_writing_ends_early_nothing_of_it_remains(tmp_path, before):
+    path = tmp_path / "file"
+    if before:
+        path.write_bytes(before)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*file: File too large"):
+            files.write_whole(path, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(KeyboardInterrupt), files.writing_whole(path) as unfinished:
+        unfinished.write_bytes(b"new")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == (["file"] if before else [])
+    assert not before or path.read_bytes() == before
+
+
+def test_what_is_there_and_no_file_stays(tmp_path):
+    """As root, a rename would put a file in the place of /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(InputError, match="it is there, and no file"):
+            files.write_whole(path, b"new")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_folder_is_checked_before_there_is_one(tmp_path):
+    files.check_folder(tmp_path / "new" / "deep")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="file is no folder"):
+        files.check_folder(tmp_path / "file" / "deep")
