@@ -179,7 +179,8 @@ def export(play: Recording, directory: Path) -> None:
     rows = len(play.first) + _PADDING * int(play.first.sum())
     with records.whole_folder(directory) as folder:
         for kind in _TYPES:
-            with gzip.open(folder / f"$store$_{kind}_ckpt.1.gz", "wb", 6) as file:
+            path = folder / f"$store$_{kind}_ckpt.1.gz"
+            with records.writing(directory), gzip.open(path, "wb", 6) as file:
                 _write(file, kind, play, at, rows)
 
 

@@ -17,6 +17,7 @@ from test_resume import logged, saved_arrays
 from polyview import config as configs
 from polyview import metrics, train
 from polyview.checkpoint import Checkpoints, saved_steps
+from polyview.data.prepare import records
 from polyview.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +120,16 @@ def test_where_tensorboard_cannot_be_written_nothing_waits(tmp_path):
         for step in range(1000):
             board.write(step, {"loss": 0.5})
     board.close()
+
+
+@pytest.mark.parametrize("most", [0, 200, 12_000])
+def test_a_disk_that_fills_while_data_are_prepared_costs_a_line(tmp_path, most):
+    examples = ({"x": np.random.default_rng(n).bytes(5000)} for n in range(9))
+    about = {"version": "1", "targets": {}, "source": "", "licence": ""}
+    says = "cannot write into .*: .*File too large; give another --data_dir"
+    with files_of(most), pytest.raises(InputError, match=says) as caught:
+        records.write(tmp_path / "set", {"train": examples}, **about)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "tensorboard"])

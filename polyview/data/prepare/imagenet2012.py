@@ -94,7 +94,8 @@ def prepare(data_dir: Path, manual_dir: Path | None) -> str:
                 for split, found in members.items()
             ]
             builder.info.set_splits(import_tfds().core.splits.SplitDict(splits))
-            builder.info.write_to_directory(folder)
+            with records.writing(folder):
+                builder.info.write_to_directory(folder)
     counts = ", ".join(f"{name} {len(found):,}" for name, found in members.items())
     oddities = "; ".join(f"{count} {what}" for what, count in sorted(notes.items()))
     return f"{directory} written: {counts}" + (f" ({oddities})" if oddities else "")
@@ -161,7 +162,8 @@ def _write_split(
     with tar.open("rb") as file, progress:
         for shard in range(shards):
             path = template.sharded_filepath(shard_index=shard, num_shards=shards)
-            writer = ArrayRecordWriter(str(path), "group_size:1")
+            with records.writing(folder):
+                writer = ArrayRecordWriter(str(path), "group_size:1")
             for member in members[bounds[shard] : bounds[shard + 1]]:
                 file.seek(member.offset)
                 example = {
@@ -170,10 +172,12 @@ def _write_split(
                     "file_name": member.name,
                 }
                 record = serializer.serialize_example(features.encode_example(example))
-                writer.write(record)
+                with records.writing(folder):
+                    writer.write(record)
                 size += len(record)
                 progress.update()
-            writer.close()
+            with records.writing(folder):
+                writer.close()
     return import_tfds().core.SplitInfo(
         name=split,
         shard_lengths=[b - a for a, b in zip(bounds, bounds[1:], strict=False)],

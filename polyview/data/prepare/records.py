@@ -99,7 +99,9 @@ def write(
             "licence": licence,
             "provenance": provenance or {},
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        with writing(directory):
+            text = json.dumps(manifest, indent=1) + "\n"
+            (folder / "manifest.json").write_text(text)
 
 
 def divide(
@@ -126,16 +128,11 @@ def divide(
 @contextlib.contextmanager
 def whole_folder(directory: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes `directory` if the block succeeds."""
-    try:
+    with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(
             tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
         )
-    except OSError as error:
-        raise InputError(
-            f"cannot write into {directory.parent}: {error.strerror}; give another "
-            "--data_dir"
-        ) from None
     try:
         yield folder
         folder.chmod(0o777 & ~_umask())  # mkdtemp made it private
@@ -143,6 +140,21 @@ def whole_folder(directory: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Raise InputError, and say so, where the disk does not take what is written.
+
+    directory: what lies in its parent, of which the line speaks.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter is array_record's
+        why = getattr(error, "strerror", None) or str(error).partition(";")[0]
+        raise InputError(
+            f"cannot write into {directory.parent}: {why}; give another --data_dir"
+        ) from error
 
 
 def _umask() -> int:
@@ -159,7 +171,8 @@ def _write_split(
 
     def finish() -> None:
         path = folder / f"{split}-{len(files):05d}.array_record"
-        writer.close()
+        with writing(folder):
+            writer.close()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files.append({"name": path.name, "sha256": digest, "records": count})
@@ -168,9 +181,11 @@ def _write_split(
     for example in tqdm(examples, desc=split, unit=unit, delay=3):
         if writer is None:
             path = folder / f"{split}-{len(files):05d}.array_record"
-            writer, size, count = ArrayRecordWriter(str(path), _OPTIONS), 0, 0
+            with writing(folder):
+                writer, size, count = ArrayRecordWriter(str(path), _OPTIONS), 0, 0
         record = pack(example)
-        writer.write(record)
+        with writing(folder):
+            writer.write(record)
         size, count = size + len(record), count + 1
         if size >= _SHARD_BYTES:
             finish()
