@@ -9,7 +9,7 @@ Arguments: model (hemis | early: one U-Net, missing sequences filled with zeros)
 (chance of each sequence to be left out), data (mri_phantom | brats), steps, batch,
 split (test | validation). The phantom is one anatomy: a check of the machinery, and no
 medical claim.
-Hardware: two laptop cores for the phantom. Measured there (`python -m
+Hardware: a laptop core for the phantom. Measured there (`python -m
 benchmarks.missing mri --seeds 2`, mean Dice of 15 subsets): .46 with method=cmim and
 supervised, .44 with model=early; the seeds differ by more. BraTS: not yet measured.
 """

@@ -4,7 +4,8 @@
     python -m polyview.main --config configs/polyview_imagenet.py --workdir runs/in1k
 
 Arguments: encoder (resnet50 | vit_s | vit_b), objective, views, batch (fixed |
-growing), dtype, param_dtype, as in `configs/polyview_imagenet.py:views=8,batch=fixed`.
+growing), dtype, param_dtype, as in `configs/polyview_imagenet.py:views=8,batch=fixed`;
+data, the name of your own images (`polyview.prepare folder`), in place of ImageNet.
 SimCLR is `objective=nt_xent,views=2`. batch=fixed keeps the views of a step at 2 x
 4096, whatever their number a sample; batch=growing keeps 4096 samples. Hardware: a pod
 slice or 8 GPUs; see the README. Expected result: not yet measured.
@@ -28,6 +29,7 @@ def get_config(argument: str = "") -> dict:
     """
     args = configs.arguments(
         argument,
+        data="",
         encoder="resnet50",
         objective="geometric",
         views=8,
@@ -40,11 +42,16 @@ def get_config(argument: str = "") -> dict:
         accumulate=1,
     )
     epochs = 128  # the unit of relative compute of Shidani et al. 2024
-    train = {
-        "target": "polyview.data.source:Tfds",
-        "name": "imagenet2012",
-        "split": "train",
-    }
+    if args["data"]:
+        train = recipes.source(args["data"], "train")
+        test = recipes.source(args["data"], "test")
+    else:
+        train = {
+            "target": "polyview.data.source:Tfds",
+            "name": "imagenet2012",
+            "split": "train",
+        }
+        test = {**train, "split": "validation"}
     return {
         "seed": 0,
         "steps": None,
@@ -79,9 +86,7 @@ def get_config(argument: str = "") -> dict:
         ),
         "objective": recipes.contrastive(args["objective"], temperature=0.1),
         "optimizer": optimizer(args["encoder"], epochs),
-        "evaluation": recipes.evaluation(
-            train, {**train, "split": "validation"}, size=224, fraction=0.875
-        ),
+        "evaluation": recipes.evaluation(train, test, size=224, fraction=0.875),
     }
 
 

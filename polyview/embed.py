@@ -16,7 +16,7 @@ import json
 import shutil
 from pathlib import Path
 
-from polyview import command, errors
+from polyview import command, errors, recipes
 from polyview import config as configs
 from polyview import workdir as workdirs
 from polyview.errors import InputError
@@ -163,10 +163,8 @@ def source_of(of: str):
     if Path(of).is_dir():
         return source.Folder(of)
     name, _, split = of.partition(":")
-    if (source.default_data_dir() / name / "manifest.json").is_file():
-        return source.ArrayRecord(name, split or "test")
     try:
-        return source.Tfds(name, split or "test")
+        return configs.build(recipes.prepared(name, split or "test"))
     except InputError as error:
         raise InputError(f"--input {of} is no folder, and {error}") from None
 

@@ -130,7 +130,7 @@ def evaluate(
     import jax
 
     from polyview import mesh as meshes
-    from polyview import metrics, restore
+    from polyview import metrics, restore, train
 
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
@@ -151,7 +151,9 @@ def evaluate(
             f"{run} is evaluated by what it predicts, which has no references; "
             "leave out --references"
         )
-    with jax.set_mesh(mesh):
+    read = model.config.evaluation
+    what = f"{run} and {read.test.name if on else 'what its evaluation reads'}"
+    with jax.set_mesh(mesh), train.fits_together(what):
         results = {model.step: protocol(restore.represent(model, whole), mesh)}
         if references:
             untrained = restore.initial(model.config, whole, trust)
@@ -190,7 +192,7 @@ def read_instead(evaluation, name: str) -> None:
         )
     with evaluation.unlocked():
         for split in ("train", "test"):
-            evaluation[split] = recipes.source(name, split)
+            evaluation[split] = recipes.prepared(name, split)
 
 
 def summary(result: dict) -> str:

@@ -198,7 +198,7 @@ def peer_of(layout: str, model, modality: str) -> Peer:
     except ImportError as error:
         raise InputError(
             f"--format {layout} is checked against {layout}, which cannot be imported "
-            f"({error}); pip install 'polyview[export]'"
+            f"({error}); install it: pip install '.[export]' where this project lies"
         ) from error
     call, arguments, classifier = _call(layout, encoder)
     function = library

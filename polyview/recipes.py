@@ -1,5 +1,6 @@
 """Parts that configs share, as specs: nothing of a model is built here."""
 
+import contextlib
 from pathlib import Path
 
 import ml_collections
@@ -61,6 +62,17 @@ def contrastive(objective: str, temperature: float) -> dict:
 def source(name: str, split: str) -> dict:
     """A split of a data set that `python -m polyview.prepare NAME` wrote."""
     return {"target": "polyview.data.source:ArrayRecord", "name": name, "split": split}
+
+
+def prepared(name: str, split: str) -> dict:
+    """As `source`; or a split in TFDS's format, where that is what lies there."""
+    from polyview.data.source import default_data_dir, find_tfds
+
+    if not (default_data_dir() / name / "manifest.json").is_file():
+        with contextlib.suppress(InputError):  # one is named where it is read
+            find_tfds(name, None)
+            return source(name, split) | {"target": "polyview.data.source:Tfds"}
+    return source(name, split)
 
 
 def generated(m: int, augment: str, **options) -> dict:
@@ -148,7 +160,7 @@ def classification(
     tower, views = trained["model"]["towers"]["image"], trained["views"]
     train, test = trained["source"], trained["evaluation"]["test"]
     if data:
-        train, test = source(data, "train"), source(data, "test")
+        train, test = prepared(data, "train"), prepared(data, "test")
     whole_views = trained["evaluation"]["views"]
     built = configs.build(train, configs.TRUSTED, where=f"data of {run}")
     if "label" not in built.targets:

@@ -74,7 +74,10 @@ class Run:
         check(config)
         self.config, self.steps = config, config.steps
         self.seeds = list(range(config.seed, config.seed + config.seeds))
-        self.keys = jax.device_put(np.array(self.seeds, np.uint32))
+        # Named a device, all that comes of them is bound to it, as what a checkpoint
+        # holds is: a run that goes on takes the programs that were compiled before.
+        device = jax.local_devices()[0]
+        self.keys = jax.device_put(np.array(self.seeds, np.uint32), device)
         self.programs = Programs(config)
         self.evaluation = configs.build(config.get("evaluation"), where="evaluation")
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from polyview import banner, train
+from polyview import banner, recipes, train
 from polyview import config as configs
+from polyview.data import source
 from polyview.data.prepare import brats, emoji, openi
 from polyview.data.source import InMemory
 from polyview.errors import InputError
@@ -51,6 +52,28 @@ VARIANTS = {
     "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")],
     "crossmodal_mri": ["method=cmim", "model=early,method=supervised"],
 }
+
+
+def test_imagenets_recipe_takes_other_images():
+    config = configs.load("configs/polyview_imagenet.py:data=mine")
+    mine = [config.source, config.evaluation.train, config.evaluation.test]
+    assert [(s.name, s.split) for s in mine] == [
+        ("mine", "train"),
+        ("mine", "train"),
+        ("mine", "test"),
+    ]
+
+
+def test_a_data_set_is_read_in_the_format_it_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
+    monkeypatch.setattr(source, "find_tfds", lambda name, _: None)
+    assert recipes.prepared("mine", "test")["target"].endswith(":Tfds")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").touch()
+    assert recipes.prepared("mine", "test")["target"].endswith(":ArrayRecord")
+    monkeypatch.undo()
+    monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
+    assert recipes.prepared("none", "test")["target"].endswith(":ArrayRecord")
 
 
 def photographs(name: str = "", split: str = "") -> InMemory:

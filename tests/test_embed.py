@@ -120,7 +120,7 @@ def test_what_cannot_be_embedded_is_named(run, tmp_path):
     (tmp_path / "x.npz").touch()
     with pytest.raises(InputError, match="is there already"):
         check(tmp_path / "x.npz", 8)
-    with pytest.raises(InputError, match="--input nothing is no folder, and no prep"):
+    with pytest.raises(InputError, match="--input nothing is no folder, and no data"):
         embed(run, "nothing", tmp_path / "y.npz")
     with pytest.raises(InputError, match="modality 'text' is not among"):
         embed(run, "digits:test", tmp_path / "y.npz", modality="text")

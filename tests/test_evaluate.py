@@ -4,9 +4,11 @@ import json
 import shutil
 import time
 
+import numpy as np
 import pytest
 
 from polyview import train
+from polyview.data.prepare import records
 from polyview.errors import InputError
 from polyview.evaluate import evaluate, watch
 
@@ -60,6 +62,17 @@ def test_another_data_set_is_read_by_the_same_protocol(
         assert there[measure] == found["4"][measure]
     with pytest.raises(InputError, match="no data set 'absent'"):
         evaluate(tmp_path / "run", None, False, on="absent")
+    colour = {"image": np.zeros((9, 9, 3), np.uint8), "label": 1}
+    records.write(
+        tmp_path / "data" / "colour",
+        {"train": [colour] * 30, "test": [colour] * 9},
+        version="1",
+        targets={"label": {"kind": "class", "classes": 2}},
+        source="here",
+        licence="none",
+    )
+    with pytest.raises(InputError, match=r"run and colour\): images have 3 channels"):
+        evaluate(tmp_path / "run", None, False, on="colour")
     watch(tmp_path / "run", on="figures", pause=0.01)  # has nothing to do
     assert capsys.readouterr().out.count("4-on-figures.json: ") == 1
 

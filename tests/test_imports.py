@@ -17,7 +17,7 @@ ALLOWED = {
     "nn": set(),
     "objectives": set(),
     "optimizer": set(),
-    "recipes": {"config", "workdir"},
+    "recipes": {"config", "data", "workdir"},
     "mesh": {"metrics"},
     "files": set(),
     "metrics": {"files"},

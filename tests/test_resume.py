@@ -61,16 +61,33 @@ def wait_for_step(process, workdir: Path, step: int) -> None:
     raise AssertionError(process.communicate()[0])
 
 
+def wait_for_a_save(process, workdir: Path) -> None:
+    """Return while a checkpoint is half written."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        if any((workdir / "checkpoints").glob("*tmp*")):
+            return
+        time.sleep(0.0005)
+    raise AssertionError(process.communicate()[0])
+
+
 def test_an_interrupted_run_ends_as_a_straight_one(command, tmp_path):
-    """Killed, and told to end when it went on, and gone on once more."""
+    """Killed thrice, once while saving, then told to end, and gone on once more."""
     arguments = ["--config", CONFIG, *SMALL, "--config.steps=300"]
     arguments += ["--config.checkpoint_every=20"]
     straight = command("main", *arguments, "--workdir", tmp_path / "straight")
     assert straight.returncode == 0, straight.output
     arguments += ["--workdir", tmp_path / "broken"]
-    for how, status, at in (signal.SIGKILL, -9, 20), (signal.SIGTERM, 75, 120):
+    for how, status, at in (
+        (signal.SIGKILL, -9, 20),
+        (signal.SIGKILL, -9, 80),
+        (signal.SIGKILL, -9, 140),
+        (signal.SIGTERM, 75, 220),
+    ):
         broken = command("main", *arguments, wait=False)
         wait_for_step(broken, tmp_path / "broken", at)
+        if at == 140:
+            wait_for_a_save(broken, tmp_path / "broken")
         broken.send_signal(how)
         output, _ = broken.communicate(timeout=60)
         assert broken.returncode == status, output

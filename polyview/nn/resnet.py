@@ -136,7 +136,7 @@ class ResNet(nnx.Module):
             raise ValueError(f"stem={stem!r} is not one of {sorted(_STEMS)}")
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         size, stride = _STEMS[stem]
-        self.pool = stem == "imagenet"
+        self.pool, self.in_channels = stem == "imagenet", in_channels
         self.conv = _conv(in_channels, widths[0], size, stride, **options)
         self.norm = BatchNorm(widths[0], **options)
         blocks = []

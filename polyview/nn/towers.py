@@ -91,6 +91,12 @@ class Tower(nnx.Module):
         if views.dtype == jnp.uint8:
             views = views.astype(float) / 255
         x = rearrange(views, "b m ... -> (b m) ...")
+        takes = getattr(self.encoder, "in_channels", x.shape[-1])
+        if x.shape[-1] != takes:
+            raise ValueError(
+                f"images have {x.shape[-1]} channels, but in_channels of the encoder "
+                f"is {takes}"
+            )
         if jnp.issubdtype(x.dtype, jnp.floating):
             x = (x - _last(self.mean, x)) / _last(self.std, x)
         h, *maps = self.encoder(x, train=train and not self.frozen, key=key)

@@ -95,7 +95,7 @@ class ViT(nnx.Module):
         if image % patch:
             raise ValueError(f"image={image} is no multiple of patch={patch}")
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.features = width
+        self.features, self.in_channels = width, in_channels
         self.patch, self.side = patch, image // patch
         self.dtype, self.param_dtype = dtype, param_dtype
         self.remat = rematerialisation.check(remat)
