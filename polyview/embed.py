@@ -19,7 +19,7 @@ from pathlib import Path
 from polyview import command, errors, recipes
 from polyview import config as configs
 from polyview import workdir as workdirs
-from polyview.errors import InputError
+from polyview.errors import InputError, fits_together
 from polyview.files import write_whole, writing_whole
 
 PART = 4096  # rows; about a minute of a small machine
@@ -99,7 +99,7 @@ def embed(
     import numpy as np
 
     from polyview import mesh as meshes
-    from polyview import restore, train
+    from polyview import restore
     from polyview.evaluation.features import extract
 
     check(output, batch_size)
@@ -129,7 +129,7 @@ def embed(
         if meshes.of_first_process(int(path.exists())):
             continue
         start = number * PART
-        with jax.set_mesh(mesh), train.fits_together(f"{run} and {of}"):
+        with jax.set_mesh(mesh), fits_together(f"{run} and {of}"):
             found = extract(
                 represent,
                 _Rows(source, start, min(PART, len(source) - start)),

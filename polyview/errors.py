@@ -1,11 +1,13 @@
 """How the program stops: one or two lines and an exit status, never a traceback."""
 
+import contextlib
 import difflib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 
 class Stop(Exception):
@@ -38,6 +40,31 @@ class Preempted(Stop):
     """The run was told to end (SIGTERM), saved its state, and can be resumed."""
 
     status = 75  # EX_TEMPFAIL: run the same command again
+
+
+@contextlib.contextmanager
+def fits_together(what: str) -> Iterator[None]:
+    """Turn what goes wrong with a config, or a stranger's file, into one line.
+
+    Whatever it is: who wrote them can have put anything in the place of anything. What
+    a device, a disk or another process does passes through.
+    """
+    try:
+        yield
+    except (Stop, OSError):
+        raise
+    except Exception as error:
+        if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError", "Damaged"):
+            raise
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, KeyError):
+            line = f"there is no {line}"
+        elif not isinstance(error, ValueError):  # those speak for themselves
+            import traceback
+
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            line += f" ({type(error).__name__}, {Path(at.filename).name}:{at.lineno})"
+        raise InputError(f"these do not fit together ({what}): {line}") from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

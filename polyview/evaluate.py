@@ -17,7 +17,7 @@ from pathlib import Path
 from polyview import command, errors, files, recipes
 from polyview import config as configs
 from polyview import workdir as workdirs
-from polyview.errors import InputError
+from polyview.errors import InputError, fits_together
 
 
 def main() -> None:
@@ -130,7 +130,7 @@ def evaluate(
     import jax
 
     from polyview import mesh as meshes
-    from polyview import metrics, restore, train
+    from polyview import metrics, restore
 
     mesh = meshes.make()
     whole = meshes.replicated(mesh)
@@ -153,7 +153,7 @@ def evaluate(
         )
     read = model.config.evaluation
     what = f"{run} and {read.test.name if on else 'what its evaluation reads'}"
-    with jax.set_mesh(mesh), train.fits_together(what):
+    with jax.set_mesh(mesh), fits_together(what):
         results = {model.step: protocol(restore.represent(model, whole), mesh)}
         if references:
             untrained = restore.initial(model.config, whole, trust)

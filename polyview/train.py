@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -17,7 +16,7 @@ from polyview import mesh as meshes
 from polyview import workdir as workdirs
 from polyview.checkpoint import Checkpoints, saved_steps
 from polyview.data import pipeline
-from polyview.errors import InputError, Preempted
+from polyview.errors import InputError, Preempted, fits_together
 from polyview.evaluation import health, protocol
 
 
@@ -136,20 +135,6 @@ def looks(features: dict) -> dict:
         for name, of in features.items()
         for measure, value in health.health(of.z).items()
     }
-
-
-@contextlib.contextmanager
-def fits_together(what: str):
-    """Turn the errors of building or tracing into one line for who wrote the config."""
-    try:
-        yield
-    except KeyError as error:
-        raise InputError(
-            f"these do not fit together ({what}): there is no {error}"
-        ) from error
-    except (ValueError, TypeError, cv2.error) as error:
-        line = str(error).strip().splitlines()[0]
-        raise InputError(f"these do not fit together ({what}): {line}") from error
 
 
 def run(config, workdir: str | Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from polyview import config as configs
 from polyview import step
-from polyview.train import fits_together
+from polyview.errors import fits_together
 from sgi import agent, buffer
 from sgi.atari import SIZE
 from sgi.buffer import Buffer

@@ -13,7 +13,7 @@ ALLOWED = {
     "errors": set(),
     "command": set(),
     "config": set(),
-    "data": set(),
+    "data": {"files"},
     "nn": set(),
     "objectives": set(),
     "optimizer": set(),

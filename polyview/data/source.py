@@ -11,7 +11,6 @@ record one msgpack dict. Nothing here unpickles, since data may be a stranger's.
 
 import contextlib
 import io
-import json
 import os
 import re
 import stat
@@ -24,9 +23,9 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from polyview.errors import InputError, nearest
+from polyview.files import read_json
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
-MAX_JSON = 2**24  # bytes: what describes data, or a checkpoint, is never longer
 MAX_FILE = 2**30  # bytes of an image
 _ARRAY = 1  # msgpack extension code of a numpy array
 
@@ -150,18 +149,6 @@ def parse_split(split: str, counts: Mapping[str, int]) -> tuple[str, int, int]:
     if start >= stop:
         raise InputError(f"split '{split}' is empty: '{name}' has {count} examples")
     return name, start, stop
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file that may be a stranger's. Raises OSError and ValueError."""
-    with path.open("rb") as file:
-        content = file.read(MAX_JSON + 1)
-    if len(content) > MAX_JSON:
-        raise ValueError(f"it is longer than {MAX_JSON} bytes")
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from polyview.data.source import pack, read_manifest
 from polyview.errors import InputError
+from polyview.files import umask
 
 _SHARD_BYTES = 2**30
 # One record a group: any record can be read alone. Images are compressed already.
@@ -135,7 +136,7 @@ def whole_folder(directory: Path) -> Iterator[Path]:
         )
     try:
         yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp made it private
+        folder.chmod(0o777 & ~umask())  # mkdtemp made it private
         os.rename(folder, directory)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,12 +156,6 @@ def writing(directory: Path) -> Iterator[None]:
         raise InputError(
             f"cannot write into {directory.parent}: {why}; give another --data_dir"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_split(
