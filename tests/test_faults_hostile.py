@@ -567,15 +567,25 @@ def test_a_config_that_is_too_long_is_damage(tmp_path, monkeypatch):
         checkpoint.read_config(step)
 
 
-def test_a_tfds_folder_cannot_have_a_module_imported(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        {"pythonClassName": "stranger.Feature", "featuresDict": {"features": {}}},
+        {"python_class_name": "stranger.Feature", "featuresDict": {"features": {}}},
+        {"type": "stranger.Feature", "content": {}},
+    ],
+)
+def test_a_tfds_folder_cannot_have_a_module_imported(tmp_path, monkeypatch, spelt):
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     version = tmp_path / "set" / "1.0.0"
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text('{"name": "set", "version": "1.0.0"}')
-    features = {"pythonClassName": "stranger.Feature", "content": "{}"}
-    (version / "features.json").write_text(json.dumps({"featuresDict": [features]}))
+    (version / "features.json").write_text(json.dumps(spelt))
     with pytest.raises(InputError, match="'stranger.Feature', which is not of TFDS"):
+        source.Tfds("set", data_dir=tmp_path)
+    (version / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match="do not fit together .*set/1.0.0"):
         source.Tfds("set", data_dir=tmp_path)
 
 

@@ -22,7 +22,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from polyview.errors import InputError, nearest
+from polyview.errors import InputError, fits_together, nearest
 from polyview.files import read_json
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
@@ -324,9 +324,15 @@ def find_tfds(name: str, data_dir: str | Path | None):
         versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
         if versions:
             newest = max(versions, key=_version_key)
-            _check_features(newest)
-            with without_tensorflow_banner():
-                return import_tfds().builder_from_directory(newest)
+            with (
+                fits_together(f"what describes {newest}"),
+                without_tensorflow_banner(),
+                _features_of_tfds_alone(),
+            ):
+                builder = import_tfds().builder_from_directory(newest)
+                if builder.info.features is None:  # nor may they wait
+                    raise ValueError("it describes no features")
+                return builder
     flag = f" --data_dir {data_dir}" if data_dir else ""
     raise InputError(
         f"no prepared TFDS data set '{name}' in {', '.join(map(str, roots))}; "
@@ -334,25 +340,26 @@ def find_tfds(name: str, data_dir: str | Path | None):
     )
 
 
-def _check_features(directory: Path) -> None:
-    """Raise InputError where a data set names classes that are not of TFDS.
+@contextlib.contextmanager
+def _features_of_tfds_alone() -> Iterator[None]:
+    """Let a folder's description call no features but TFDS's own.
 
-    TFDS imports whatever module stands there, and data may be a stranger's.
+    TFDS imports whatever module is named there, and data may be a stranger's. It is
+    stopped where it imports: there are several ways to spell such a name.
     """
-    path = directory / "features.json"
+    features = import_tfds().features.FeatureConnector
+    original = features.__dict__["cls_from_name"]
+
+    def from_name(name: str):
+        if not str(name).startswith("tensorflow_datasets."):
+            raise InputError(f"the data set names {name!r}, which is not of TFDS")
+        return original.__func__(features, name)
+
+    features.cls_from_name = staticmethod(from_name)
     try:
-        ahead = [read_json(path)]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); prepare it again") from None
-    while ahead:
-        part = ahead.pop()
-        if isinstance(part, list):
-            ahead += part
-        elif isinstance(part, dict):
-            name = part.get("pythonClassName", "tensorflow_datasets.")
-            if not str(name).startswith("tensorflow_datasets."):
-                raise InputError(f"{path} names {name!r}, which is not of TFDS")
-            ahead += part.values()
+        yield
+    finally:
+        features.cls_from_name = original
 
 
 def _version_key(directory: Path) -> tuple[int, ...]:
