@@ -74,11 +74,10 @@ def adopt(weights: Path, config, workdir: Path, modality: str = "image") -> str:
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     model = restore.initial(config, one, trust=None)
     model = restore.with_encoder(model, modality, arrays, f"file {weights}")
-    workdirs.claim(workdir, config)
-    checkpoints = Checkpoints(workdir / "checkpoints")
     state = {"params": model.params, "statistics": model.statistics}
-    checkpoints.save(0, state, configs.to_json(config))
-    checkpoints.close()
+    workdirs.claim(workdir, config)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(0, state, configs.to_json(config))
     return (
         f"{workdir}: step 0, {len(arrays)} arrays of {weights} ({layout} layout); its "
         "projector is untrained"

@@ -10,9 +10,11 @@ import contextlib
 import functools
 import gc
 import inspect
+import itertools
 import logging
+import os
 import re
-import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -24,8 +26,7 @@ from jax.experimental import multihost_utils
 
 from polyview import config as configs
 from polyview.errors import InputError
-
-MAX_JSON = 2**24  # bytes of a config or a digest
+from polyview.files import LONGEST_JSON
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,9 @@ class Checkpoints:
 
         template: a state of arrays or shapes with shardings. A damaged checkpoint is
         set aside under `<folder>/../damaged/<step>`, with one warning, and the one
-        before it is used. Raises InputError when all there were are damaged.
+        before it is used. Raises InputError for one that cannot be read now, and when
+        all there were are damaged: weeks of work do not start anew unasked.
         """
-        damaged = []
         while (step := self.newest()) is not None:
             try:
                 return step, read_state(self.folder / str(step), template)
@@ -95,20 +96,26 @@ class Checkpoints:
                     "checkpoint %s skipped: %s", self.folder / str(step), damage
                 )
                 self._set_aside(step)
-                damaged.append(step)
-        if damaged:
+        aside = self.folder.parent / "damaged"
+        if damaged := saved_steps(aside):
             raise InputError(
                 f"every checkpoint of {self.folder} is damaged (steps {damaged}, now "
-                f"in {self.folder.parent / 'damaged'}); run again to start from step 0"
+                f"in {aside}); remove that folder to start from step 0"
             )
         return None
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             aside = self.folder.parent / "damaged"
+            if aside.is_symlink():
+                raise InputError(f"{aside} is a link; remove it and run again")
             aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            (self.folder / str(step)).rename(aside / str(step))
+            free = aside / str(step)
+            for number in itertools.count(2):
+                if not free.exists():
+                    break
+                free = aside / f"{step}_{number}"
+            (self.folder / str(step)).rename(free)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
@@ -122,6 +129,18 @@ class Checkpoints:
         """Finish what is being written, and stop."""
         with self._writing():
             self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Close; what the disk does then is not said in place of a step's failure."""
+        try:
+            self.close()
+        except InputError as failed:
+            if error is None or isinstance(error, InputError):
+                raise
+            log.warning("%s", failed)
 
 
 def saved_steps(folder: str | Path) -> list[int]:
@@ -158,12 +177,48 @@ def read_state(folder: str | Path, template):
     """Return the arrays that `template` names, in its shapes, types and shardings.
 
     template: any part of a state, such as `{"params": {...}}`; leaves are arrays or
-    `jax.ShapeDtypeStruct`s. Raises Damaged when a file cannot be read or an array does
-    not match its checksum, InputError when the checkpoint holds another model.
+    `jax.ShapeDtypeStruct`s. All processes of a run call it, and one's failure is all
+    others'. Raises Damaged when the content of a file is wrong or an array does not
+    match its checksum; InputError when the checkpoint holds another model, or cannot be
+    read now, as where a disk is away or memory is short.
     """
-    folder = Path(folder).absolute()
+    folder, wanted = Path(folder).absolute(), flatten(template)
+    expected, arrays, failed = {}, {}, None
+    try:
+        expected = _expected(folder, wanted)
+        arrays = _read_arrays(folder / "state", wanted)
+    except (Damaged, InputError) as error:
+        failed = error
+    _agree(folder, failed)
+    found = checksums(arrays)
+    wrong = [name for name in wanted if found[name] != expected[name]]
+    if wrong:
+        raise Damaged(
+            f"{wrong[0]} does not match its checksum ({len(wrong)} arrays in all)"
+        )
+    structure = jax.tree.structure(template)
+    return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
+
+
+def _agree(folder: Path, failed: Damaged | InputError | None) -> None:
+    """Raise what went wrong here, or that something did in another process.
+
+    What follows is done by all of them together: one that went on alone would wait.
+    """
+    worst = 0 if failed is None else 1 if isinstance(failed, Damaged) else 2
+    if jax.process_count() > 1:
+        worst = int(multihost_utils.process_allgather(np.int32(worst)).max())
+    if worst == 1:
+        raise failed or Damaged("another process cannot read it")
+    if worst == 2:
+        if isinstance(failed, InputError):
+            raise failed
+        raise InputError(f"another process cannot read checkpoint {folder}; see there")
+
+
+def _expected(folder: Path, wanted: dict) -> dict[str, list]:
+    """What the digest says of the arrays, held to the shapes that are wanted."""
     expected = _read_item(folder, "digest").get("state")
-    wanted = flatten(template)
     if not isinstance(expected, dict):
         raise Damaged("its digest lists no arrays")
     for name, leaf in wanted.items():
@@ -178,10 +233,16 @@ def read_state(folder: str | Path, template):
             raise InputError(
                 f"checkpoint {folder}: {name} is {expected[name][:2]}, not {kind}"
             )
+    return expected
+
+
+def _read_arrays(folder: Path, wanted: dict) -> dict[str, jax.Array]:
     _hush()
     try:
-        arrays = ocp.PyTreeCheckpointHandler().restore(
-            folder / "state",
+        for path in folder.rglob("*"):
+            _check_kind(path)
+        return ocp.PyTreeCheckpointHandler().restore(
+            folder,
             args=ocp.args.PyTreeRestore(
                 item=wanted,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -189,18 +250,46 @@ def read_state(folder: str | Path, template):
             ),
         )
     except Exception as error:  # Orbax raises bare Exceptions, with a page of text
-        arrays, reason = None, _first_line(error)
-    if arrays is None:
-        gc.collect()  # the other reads, which the error holds, end while it is quiet
-        raise Damaged(f"its arrays cannot be read ({reason})")
-    found = checksums(arrays)
-    wrong = [name for name in wanted if found[name] != expected[name]]
-    if wrong:
-        raise Damaged(
-            f"{wrong[0]} does not match its checksum ({len(wrong)} arrays in all)"
+        failed = _what_failed(folder, "its arrays cannot be read", error)
+    gc.collect()  # the other reads, which the error holds, end while it is quiet
+    raise failed
+
+
+def _what_failed(folder: Path, what: str, error: Exception) -> Damaged | InputError:
+    """Damage, unless what is there could not be looked at.
+
+    Only what was read to its end and is wrong is damaged. A disk that is away, rights
+    that are missing or memory that is short would else set aside one whole checkpoint
+    after the other.
+    """
+    why = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in why:
+        return InputError(f"no memory to read {folder} into ({_first_line(error)})")
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    try:
+        for base, _, names in os.walk(folder, onerror=unreadable):
+            for path in filter(Path.is_file, (Path(base, name) for name in names)):
+                with path.open("rb") as file:
+                    while file.read(2**24):
+                        pass
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as unread:
+        return InputError(
+            f"{folder} cannot be read now ({unread.strerror}); mend that and run the "
+            "same command again, or move that checkpoint away to go on without it"
         )
-    structure = jax.tree.structure(template)
-    return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
+    return Damaged(f"{what} ({_first_line(error)})")
+
+
+def _check_kind(path: Path) -> None:
+    """Raise ValueError for a pipe or a device: it would be waited for, for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path.name} is no file")
 
 
 @functools.cache
@@ -226,12 +315,13 @@ def _hush() -> None:
 def _read_item(folder: str | Path, name: str) -> dict:
     path = Path(folder).absolute() / name
     try:
-        longest = max((f.stat().st_size for f in path.iterdir()), default=0)
-        if longest > MAX_JSON:
-            raise ValueError(f"it is longer than {MAX_JSON} bytes")
+        for part in path.iterdir():
+            _check_kind(part)
+            if part.stat().st_size > LONGEST_JSON:
+                raise ValueError(f"it is longer than {LONGEST_JSON} bytes")
         found = ocp.JsonCheckpointHandler().restore(path)
     except Exception as error:  # whatever a damaged file makes of Orbax
-        raise Damaged(f"its {name} cannot be read ({_first_line(error)})") from error
+        raise _what_failed(path, f"its {name} cannot be read", error) from error
     if not isinstance(found, dict):
         raise Damaged(f"its {name} is not an object of keys")
     return found

@@ -9,36 +9,50 @@ import numpy as np
 
 from polyview import mesh as meshes
 from polyview import metrics
-from polyview.checkpoint import Checkpoints
+from polyview.checkpoint import Checkpoints, Damaged, read_state, saved_steps
 from polyview.errors import InputError, NonFiniteError
 
 
 def stop(number: int, state, config_text: str, workdir: Path) -> None:
     """Save the last finite state under `<workdir>/dump/`, and stop.
 
+    An older dump, of a step that was taken since, goes once the new one is whole.
     Raises NonFiniteError always.
     """
-    if meshes.is_first_process():  # an older dump is of a step that was since taken
-        shutil.rmtree(workdir / "dump", ignore_errors=True)
-    meshes.wait_for_all("dump")
-    with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
-        dumps.save(number, state, config_text)
-    raise NonFiniteError(
-        f"step {number + 1} is not finite; the state before it is in "
-        f"{workdir}/dump/{number}: see it again with --workdir {workdir} --replay"
-    )
+    fresh = workdir / "dump.new"
+    try:
+        if meshes.is_first_process():
+            shutil.rmtree(fresh, ignore_errors=True)
+        meshes.wait_for_all("dump")
+        with Checkpoints(fresh, keep=2) as dumps:
+            dumps.save(number, state, config_text)
+        if meshes.is_first_process():
+            shutil.rmtree(workdir / "dump", ignore_errors=True)
+            fresh.rename(workdir / "dump")
+        kept = (
+            f"the state before it is in {workdir}/dump/{number}: see it again with "
+            f"--workdir {workdir} --replay"
+        )
+    except (InputError, OSError) as error:
+        why = error.__cause__ or error
+        kept = f"the state before it cannot be kept ({str(why).splitlines()[0]})"
+    raise NonFiniteError(f"step {number + 1} is not finite; {kept}")
 
 
 def replay(this, workdir: Path) -> None:
-    """Take the dumped step of a `train.Run` again and print what it returns."""
-    if not (workdir / "dump").is_dir():
+    """Take the dumped step of a `train.Run` again and print what it returns.
+
+    Nothing is written. Raises InputError where there is no dump that can be read.
+    """
+    steps = saved_steps(workdir / "dump")
+    if not steps:
         raise InputError(f"{workdir} has no dump to replay")
+    number = steps[-1]
     with jax.set_mesh(this.mesh):
-        with contextlib.closing(Checkpoints(workdir / "dump", keep=2)) as dumps:
-            restored = dumps.restore_newest(this.template)
-        if restored is None:
-            raise InputError(f"{workdir} has no dump to replay")
-        number, state = restored
+        try:
+            state = read_state(workdir / "dump" / str(number), this.template)
+        except Damaged as error:
+            raise InputError(f"{workdir}/dump/{number} is damaged: {error}") from error
         batches = this.batches(number, steps=number + 1)
         with contextlib.closing(meshes.prefetch(batches, this.mesh)) as ready:
             _, on_devices, batch = next(ready)

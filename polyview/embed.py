@@ -55,8 +55,8 @@ def main() -> None:
     check(flags.output, flags.batch_size)
     workdirs.check_run(flags.run)
     command.start(flags)
-    print(
-        embed(
+    with fits_together(f"{flags.run} and {flags.input}"):
+        said = embed(
             flags.run,
             flags.input,
             flags.output,
@@ -66,7 +66,7 @@ def main() -> None:
             batch_size=flags.batch_size,
             trust=tuple(flags.trust),
         )
-    )
+    print(said)
 
 
 def check(output: Path, batch_size: int) -> None:
@@ -126,7 +126,7 @@ def embed(
     numbers = range(-(-len(source) // PART))
     for number in numbers:
         path = parts / f"{number:06d}.npz"
-        if meshes.of_first_process(int(path.exists())):
+        if meshes.of_first_process(int(_is_whole(path))):
             continue
         start = number * PART
         with jax.set_mesh(mesh), fits_together(f"{run} and {of}"):
@@ -154,6 +154,17 @@ def embed(
         unread = f"; {lost} cannot be read or lack '{modality}'" if lost else ""
         return f"{output}: {count} of {len(source)} rows, step {model.step}{unread}"
     return ""
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a part was written and can be read: else it is made again."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            return bool(dict(part))
+    except Exception:  # what a damaged file makes of zipfile, zlib and numpy
+        return False
 
 
 def source_of(of: str):
@@ -207,7 +218,7 @@ def _parts_of(output: Path, about: dict) -> Path:
     if meshes.is_first_process() and not (parts / "about.json").exists():
         write_whole(parts / "about.json", text.encode())
     meshes.wait_for_all("parts")
-    if (parts / "about.json").read_text() != text:
+    if (parts / "about.json").read_bytes() != text.encode():
         raise InputError(
             f"{parts} holds parts of another embedding (another step, input or batch "
             "size); remove it, or name another --output"

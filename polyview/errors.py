@@ -13,15 +13,22 @@ from pathlib import Path
 class Stop(Exception):
     """The program ends here, with a message for the user and an exit status.
 
-    A message of more than 2,000 letters is shown without its middle: it quotes what was
-    given, however long that is.
+    It quotes what was given, however long that is and whoever gave it: of more than
+    2,000 letters the middle is left out, and what would steer a terminal is spelt out.
     """
 
     status = 1
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = printable(super().__str__())
         return text if len(text) <= 2000 else f"{text[:1500]} ... {text[-450:]}"
+
+
+def printable(text: str) -> str:
+    """The text with all but letters, spaces and line ends spelt out, as \\x1b."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class InputError(Stop):
@@ -77,7 +84,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command line; a `Stop` becomes its message on stderr and its status."""
+    """Run a command line; a `Stop` becomes its message on stderr and its status.
+
+    So does what the system refuses, wherever it does: a path that may not be looked at,
+    a log on a full disk.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # letters that the terminal has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -87,6 +101,15 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        with contextlib.suppress(OSError):
+            print(
+                f"error: {InputError(f'{where}{error.strerror or error}')}",
+                file=sys.stderr,
+            )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(InputError.status)
     except KeyboardInterrupt:
         sys.exit(130)
     except RuntimeError as error:

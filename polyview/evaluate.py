@@ -51,7 +51,7 @@ def main() -> None:
         len(flags.run) > 1 or flags.step is not None or flags.references
     ):
         raise InputError("--watch follows one run, without --step and --references")
-    if not flags.pause > 0:
+    if not 0 < flags.pause < 1e6:
         raise InputError(f"--pause is {flags.pause}, not a number of seconds above 0")
     if not flags.watch:
         for run in flags.run:
@@ -59,11 +59,12 @@ def main() -> None:
     for run in flags.run:
         files.check_folder(run / "eval")
     command.start(flags)
-    if flags.watch:
-        watch(flags.run[0], trust, overrides, on=flags.on, pause=flags.pause)
-        return
     for run in flags.run:
-        evaluate(run, flags.step, flags.references, trust, overrides, flags.on)
+        with fits_together(f"{run} and what is asked of it"):
+            if flags.watch:
+                watch(run, trust, overrides, on=flags.on, pause=flags.pause)
+            else:
+                evaluate(run, flags.step, flags.references, trust, overrides, flags.on)
 
 
 def watch(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from polyview import command, errors, files
 from polyview import config as configs
-from polyview.errors import InputError
+from polyview.errors import InputError, fits_together
 
 FORMATS = ("safetensors", "torchvision", "timm")
 TOLERANCE = 1e-4  # of the largest feature
@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--modality", help="where the model has several")
     flags = parser.parse_args()
     check(flags.output)
-    print(
-        export(
+    with fits_together(f"{flags.run} and --format {flags.format}"):
+        said = export(
             flags.run,
             flags.format,
             flags.output,
@@ -67,7 +67,7 @@ def main() -> None:
             modality=flags.modality,
             trust=tuple(flags.trust),
         )
-    )
+    print(said)
 
 
 def check(output: Path) -> None:

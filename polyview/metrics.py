@@ -5,6 +5,7 @@ A line of metrics.jsonl is one JSON object: "step", the values at that step, and
 """
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -15,7 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from polyview import files
-from polyview.errors import InputError
+from polyview.errors import InputError, printable
+
+LONGEST = 2**30  # bytes of a metrics.jsonl: a line a second for some weeks
 
 
 def read(path: str | Path) -> list[dict]:
@@ -27,10 +30,10 @@ def read(path: str | Path) -> list[dict]:
     if not Path(path).exists():
         return []
     try:
-        with open(path, "rb") as file:
-            content = file.readlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        content = io.BytesIO(files.read_bounded(Path(path), LONGEST)).readlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {why}") from error
     lines = []
     for number, line in enumerate(content, 1):
         try:
@@ -218,7 +221,7 @@ def processor() -> str:
 
 def say(line: str) -> None:
     """Print a line at once, also into a pipe."""
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ import ml_collections
 
 from polyview import config as configs
 from polyview import workdir
-from polyview.errors import InputError
+from polyview.errors import InputError, fits_together
 
 OBJECTIVES = "polyview.objectives"
 
@@ -156,6 +156,13 @@ def classification(
     Raises InputError for a run that is none or has no image views, and for data that
     are not there or have no labels.
     """
+    with fits_together(f"run={run}, data={data}"):
+        return _classification(run, data, frozen, epochs, batch_size, learning_rate)
+
+
+def _classification(
+    run: str, data: str, frozen: bool, epochs: int, batch_size: int, learning_rate
+) -> dict:
     trained = _trained(run)
     tower, views = trained["model"]["towers"]["image"], trained["views"]
     train, test = trained["source"], trained["evaluation"]["test"]

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from polyview import checkpoint, step
 from polyview import config as configs
-from polyview.errors import InputError
+from polyview.errors import InputError, fits_together
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ def newest(
         raise InputError(f"{run} has no checkpoint of step {at}; it has {steps}")
     for number in [at] if at is not None else reversed(steps):
         try:
-            return read(folder / str(number), number)
+            with fits_together(f"what {folder / str(number)} holds"):
+                return read(folder / str(number), number)
         except checkpoint.Damaged as damage:
             if at is not None:
                 raise InputError(f"checkpoint {folder / str(at)}: {damage}") from damage

@@ -150,18 +150,20 @@ def run(config, workdir: str | Path) -> None:
         given, donor = this.template, config.get("init_from")
         if donor is not None and not saved_steps(workdir / "checkpoints"):
             given = restore.donate(donor, given, meshes.replicated(this.mesh))
-        workdirs.claim(workdir, config)
-        checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 3))
-        restored = checkpoints.restore_newest(this.template)
-        start, state = restored or (0, initial(this, given))
-        views = sum(config.batch_size * v.shape[1] for v in shapes["views"].values())
-        writer = metrics.Writer(
-            workdir, start, this.steps, views, meshes.is_first_process()
-        )
-        if meshes.is_first_process():
-            banner.show(this, shapes, state, start)
-        with contextlib.closing(checkpoints), contextlib.closing(writer):
-            state = loop(this, state, start, checkpoints, writer, workdir)
+        with (
+            workdirs.claimed(workdir, config),
+            Checkpoints(workdir / "checkpoints", config.get("keep", 3)) as checkpoints,
+        ):
+            restored = checkpoints.restore_newest(this.template)
+            start, state = restored or (0, initial(this, given))
+            rows = config.batch_size
+            views = sum(rows * v.shape[1] for v in shapes["views"].values())
+            first = meshes.is_first_process()
+            writer = metrics.Writer(workdir, start, this.steps, views, first)
+            if first:
+                banner.show(this, shapes, state, start)
+            with contextlib.closing(writer):
+                state = loop(this, state, start, checkpoints, writer, workdir)
 
 
 def initial(this: Run, given: step.TrainState) -> step.TrainState:
@@ -250,4 +252,5 @@ def replay(workdir: str | Path, trust: tuple[str, ...] = ()) -> None:
     """Take the dumped step of a run again and print where it stops being finite."""
     config = workdirs.read_config(Path(workdir))
     configs.check_trusted(config, configs.TRUSTED + trust)
-    dump.replay(Run(config), Path(workdir))
+    with fits_together(f"what {workdir} holds"):
+        dump.replay(Run(config), Path(workdir))

@@ -3,12 +3,58 @@
 What can be said of it without JAX is said without: a mistake should not wait for it.
 """
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from polyview import config as configs
 from polyview import files
 from polyview.errors import InputError
+
+PATIENCE = 120  # seconds: a lock on NFS outlives a host that died by about 90
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config) -> Iterator[None]:
+    """`claim` a workdir, and keep other programs from training in it at the same time.
+
+    Their saves would destroy one another. One that ends lets go, however it ends; one
+    that is starting waits for it, as for a job that is requeued while the old one
+    dies. Where the file system knows no locks, nothing is kept. Raises InputError as
+    `claim` does, and where the other one stays.
+    """
+    from polyview import mesh as meshes
+    from polyview import metrics
+
+    with contextlib.ExitStack() as stack:
+        if meshes.is_first_process():
+            with contextlib.suppress(OSError):  # what is written next will say it
+                workdir.mkdir(parents=True, exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+                lock = os.open(workdir / ".lock", flags, 0o666)
+                stack.callback(os.close, lock)
+                until = time.monotonic() + PATIENCE
+                while not _locked(lock):
+                    if time.monotonic() > until:
+                        raise InputError(
+                            f"another process trains in {workdir}; stop it, or choose "
+                            "another --workdir"
+                        )
+                    metrics.say(f"{workdir}: waiting for another process to end")
+                    time.sleep(min(10, PATIENCE))
+        claim(workdir, config)
+        yield
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def claim(workdir: Path, config) -> None:
@@ -43,8 +89,8 @@ def read_config(workdir: Path):
     """The config of a run. Raises InputError when there is none that can be read."""
     path = workdir / "config.json"
     try:
-        return configs.from_json(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        return configs.from_json(files.read_bounded(path).decode())
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{workdir} is not a run: {path.name}: {why}") from error
     except InputError as error:

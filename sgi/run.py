@@ -224,10 +224,11 @@ def run(config, workdir: str | Path) -> State:
     old = checkpoint.saved_steps(workdir / "checkpoints")
     if config.start == "pretrained" and not old:
         donor = read_donor(config)
-    workdirs.claim(workdir, config)
-    state = this.begin(donor)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.get("keep", 2))
-    with contextlib.closing(checkpoints):
+    with (
+        workdirs.claimed(workdir, config),
+        Checkpoints(workdir / "checkpoints", config.get("keep", 2)) as checkpoints,
+    ):
+        state = this.begin(donor)
         start, saved = checkpoints.restore_newest(this.template(state)) or (0, None)
         if saved is not None:
             state = this.restored(state, saved, start)

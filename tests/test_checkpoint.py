@@ -1,8 +1,12 @@
 """A checkpoint comes back whole or not at all, on any devices."""
 
+import errno
 import gc
 import json
 import logging
+import os
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -142,9 +146,52 @@ def test_a_truncated_or_missing_file_is_noticed(saved, state):
 def test_when_all_are_damaged_the_run_stops_and_says_so(saved, state):
     for step in (1, 2, 3):
         largest_data(saved / str(step)).unlink()
-    with pytest.raises(InputError, match="run again to start from step 0"):
+    with pytest.raises(InputError, match="remove that folder to start from step 0"):
         restore(saved, state)
+    with pytest.raises(InputError, match="remove that folder"):
+        restore(saved, state)  # nor does it start anew where it is started again
+    shutil.rmtree(saved.parent / "damaged")
     assert restore(saved, state) is None
+
+
+def test_what_cannot_be_read_now_stays_where_it_is(saved, state, monkeypatch):
+    """Of a disk that is away, or of missing rights: all of them would be set aside."""
+
+    def away(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", away)
+        broken.setattr(Path, "open", away)
+        with pytest.raises(InputError, match="cannot be read now .Input/output error"):
+            restore(saved, state)
+    assert restore(saved, state)[0] == 3
+    assert not (saved.parent / "damaged").exists()
+
+
+def test_nothing_that_was_set_aside_is_overwritten(saved, state):
+    aside = saved.parent / "damaged"
+    (aside / "3").mkdir(parents=True)
+    (aside / "3" / "earlier").touch()
+    largest_data(saved / "3").unlink()
+    assert restore(saved, state)[0] == 2
+    assert (aside / "3" / "earlier").exists() and (aside / "3_2" / "state").is_dir()
+
+
+def test_nothing_is_set_aside_through_a_link(saved, state, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (saved.parent / "damaged").symlink_to(tmp_path / "mine")
+    largest_data(saved / "3").unlink()
+    with pytest.raises(InputError, match="is a link"):
+        restore(saved, state)
+    assert (saved / "3").is_dir() and not list((tmp_path / "mine").iterdir())
+
+
+def test_a_pipe_is_not_waited_for(saved, state):
+    os.mkfifo(saved / "3" / "state" / "pipe")
+    (saved / "2" / "digest" / "metadata").unlink()
+    os.mkfifo(saved / "2" / "digest" / "metadata")
+    assert restore(saved, state)[0] == 1
 
 
 def test_a_half_written_step_is_not_a_checkpoint(saved, state):

@@ -562,7 +562,7 @@ def test_a_model_out_of_range_is_refused_before_it_is_built():
 def test_a_config_that_is_too_long_is_damage(tmp_path, monkeypatch):
     step = copy_of(saved(), tmp_path / "step")
     assert checkpoint.read_config(step).model.target == "polyview.nn:Nothing"
-    monkeypatch.setattr(checkpoint, "MAX_JSON", 30)
+    monkeypatch.setattr(checkpoint, "LONGEST_JSON", 30)
     with pytest.raises(checkpoint.Damaged, match="longer than 30 bytes"):
         checkpoint.read_config(step)
 

@@ -27,10 +27,10 @@ ALLOWED = {
     "microbatch": set(),
     "layouts": {"nn"},
     "step": {"microbatch", "objectives"},
-    "checkpoint": {"config"},
+    "checkpoint": {"config", "files"},
     "evaluation": {"config", "data", "files", "mesh"},
     "restore": {"checkpoint", "config", "step"},
-    "workdir": {"config", "files", "mesh"},
+    "workdir": {"config", "files", "mesh", "metrics"},
     "train": {
         "banner",
         "config",
