@@ -19,10 +19,11 @@ def read_bounded(path: Path, most: int = LONGEST_JSON) -> bytes:
 
     Raises OSError, and ValueError for what is no file or too long.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, for ever
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for, for ever
         raise ValueError("it is no file")
     with path.open("rb") as file:
-        content = file.read(most + 1)
+        content = file.read(min(most, about.st_size) + 1)  # room is made for so many
     if len(content) > most:
         raise ValueError(f"it is longer than {most} bytes")
     return content

@@ -9,16 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint._src.multihost import multihost
 from test_resume import logged, saved_arrays
 
+from polyview import checkpoint, dump, metrics, train
 from polyview import config as configs
-from polyview import metrics, train
 from polyview.checkpoint import Checkpoints, saved_steps
 from polyview.data.prepare import records
-from polyview.errors import InputError
+from polyview.errors import InputError, NonFiniteError
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +83,23 @@ def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
     ends = [saved_arrays(workdir, 6) for workdir in (tmp_path, straight)]
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
+
+
+def test_a_full_disk_does_not_hide_that_a_step_is_not_finite(tmp_path, capfd):
+    (tmp_path / "dump" / "1").mkdir(parents=True)
+    state = {"a": jnp.arange(4096.0)}
+    checkpoint.checksums(state)  # compiles, and keeps that in a file
+    with files_of(1000), pytest.raises(NonFiniteError) as caught:
+        dump.stop(7, state, "{}", tmp_path)
+    told = str(caught.value)
+    assert "step 8 is not finite; the state before it cannot be kept (" in told
+    assert "File too large" in told and "\n" not in told
+    assert (tmp_path / "dump" / "1").is_dir(), (
+        "the older one goes after the new is whole"
+    )
+    with pytest.raises(NonFiniteError, match="see it again with"):
+        dump.stop(7, state, "{}", tmp_path)
+    assert saved_steps(tmp_path / "dump") == [7]
 
 
 def test_a_clock_that_goes_back_changes_nothing(straight, tmp_path, monkeypatch):

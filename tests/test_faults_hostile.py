@@ -140,6 +140,19 @@ def config_json(text: str, _) -> None:
         pass
 
 
+def run(text: str, folder: Path) -> None:
+    """A stranger's run whose config is another one: its model is built, or refused."""
+    step = copy_of(a_run(), folder / "run" / "checkpoints" / "4")
+    for item, value in (("config", text), ("digest", configs.digest(text))):
+        found = json.loads((step / item / "metadata").read_text())
+        found["config"] = value
+        (step / item / "metadata").write_text(json.dumps(found))
+    try:
+        restore.load(folder / "run")
+    except InputError:
+        pass
+
+
 def manifest(text: str, folder: Path) -> None:
     """A manifest of examples."""
     directory = copy_of(data_set(), folder / "set")
@@ -395,6 +408,18 @@ def saved() -> Path:
 
 
 @functools.cache
+def a_run() -> Path:
+    """A checkpoint of a model of digits, all zeros."""
+    config = configs.from_json(digits_text())
+    model = restore.shapes_of(config, trust=None)
+    zeros = {"params": model.params, "statistics": model.statistics}
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+    with checkpoint.Checkpoints(scratch() / "run" / "checkpoints") as checkpoints:
+        checkpoints.save(4, zeros, digits_text())
+    return scratch() / "run" / "checkpoints" / "4"
+
+
+@functools.cache
 def checkpoint_files() -> int:
     return sum(p.is_file() for p in saved().rglob("*"))
 
@@ -438,6 +463,10 @@ FUZZ = {
         st.deferred(lambda: altered(json.loads(digits_text()))),
         config_json,
     ),
+    "run": (
+        st.deferred(lambda: altered({"model": json.loads(digits_text())["model"]})),
+        run,
+    ),
     "manifest": (
         st.deferred(
             lambda: altered(json.loads((data_set() / "manifest.json").read_text()))
@@ -476,7 +505,11 @@ FUZZ = {
 }
 
 
-SLOW = {"checkpoint": 10, "recorded play": 100}  # examples, where each takes long
+SLOW = {
+    "checkpoint": 10,
+    "recorded play": 100,
+    "run": 20,
+}  # examples, where each takes long
 
 
 def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> int:

@@ -2,10 +2,18 @@
 
 import re
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from test_resume import CONFIG, SMALL, logged, wait_for_step
 
+from polyview import config as configs
+from polyview import train, workdir
+from polyview.errors import InputError
+
+ROOT = Path(__file__).parent.parent
 HEARTBEAT = 10
 
 
@@ -38,3 +46,32 @@ def test_the_other_process_ends_and_the_run_goes_on(command, tmp_path, killed):
     assert int(begun[1]) >= 20
     steps = [line["step"] for line in logged(tmp_path / "run")]
     assert steps == sorted(set(steps)) and steps[-1] == 400
+
+
+def test_one_workdir_is_trained_in_by_one_program(tmp_path, monkeypatch):
+    """Two at once would destroy one another's saves; when one has ended, however it
+    ended, the next one can begin."""
+    config = configs.load("configs/polyview_gaussian.py:steps=2,batch_size=16")
+    program = f"""
+import time
+from pathlib import Path
+from polyview import config, workdir
+
+run = config.from_json({configs.to_json(config)!r})
+with workdir.claimed(Path({str(tmp_path)!r}), run):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+    first = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert first.stdout.readline() == "claimed\n"
+        monkeypatch.setattr(workdir, "PATIENCE", 0)
+        with pytest.raises(InputError, match="another process trains in"):
+            train.run(config, tmp_path)
+        assert not (tmp_path / "metrics.jsonl").exists()
+    finally:
+        first.kill()
+        first.communicate()
+    train.run(config, tmp_path)
