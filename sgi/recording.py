@@ -31,6 +31,7 @@ from sgi.atari import RAM, SIZE
 
 HISTORY = 4  # frames of an observation
 _CHUNK = 256
+_LONGEST_CHUNK = 4096  # of a recording that is read
 _LEVEL = 6  # half the size of level 1, still ten times as fast as the emulator
 _VERSION = "1.0.0"
 
@@ -149,7 +150,7 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     """Return how a recording came about: its game, actions, policy, counts ...
 
     Raises:
-      InputError: there is no such recording.
+      InputError: there is no such recording, or what it says of itself is damaged.
     """
     directory = Path(data_dir or default_data_dir()) / name
     if not (directory / "manifest.json").is_file():
@@ -162,9 +163,23 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         type(provenance.get(key)) is kind for key, kind in known.items()
     ):
         raise InputError(f"{directory} holds no recorded play but other data")
-    for number in (provenance["chunk"], provenance["counts"].get("steps")):
-        if type(number) is not int or number < 1:
-            raise InputError(f"{directory} is damaged: it says {number!r} of its steps")
+    counts = provenance["counts"]
+    finished = counts.get("finished")
+    relied_on = {  # what is said, and the least and the most that it can be
+        "steps of a record": (provenance["chunk"], 1, _LONGEST_CHUNK),
+        "steps": (counts.get("steps"), 1, math.inf),
+        "episodes": (counts.get("episodes"), 0, math.inf),
+        "finished episodes": (finished, 0, math.inf),
+    }
+    for what, (number, least, most) in relied_on.items():
+        if type(number) is not int or not least <= number <= most:
+            raise InputError(
+                f"{directory} is damaged: it says {number!r} of its {what}"
+            )
+    if finished and type(counts.get("mean_return")) is not float:
+        raise InputError(f"{directory} is damaged: its mean return is no number")
+    if not all(type(action) is str for action in provenance["actions"]):
+        raise InputError(f"{directory} is damaged: its actions are not names")
     return provenance
 
 

@@ -168,6 +168,36 @@ def test_a_damaged_data_set_is_an_input_error(tmp_path, damage):
         ArrayRecord("set", data_dir=tmp_path)
 
 
+MASK = {"kind": "mask", "classes": 2}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"classes": 5}, "'kind'"),
+        ({"kind": ["class"], "classes": 5}, "is of kind"),
+        ({"kind": "class"}, "has None classes"),
+        ({"kind": "class", "classes": 10**9}, "has 1000000000 classes"),
+        ({"kind": "mask", "classes": True}, "has True classes"),
+        ({"kind": "class", "classes": 5, "names": 5}, "does not name each"),
+        ({"kind": "class", "classes": 2, "names": ["a"]}, "does not name each"),
+        ({"kind": "class", "classes": 1, "names": [{}]}, "does not name each"),
+        ({"kind": "multi-label"}, "does not name each"),
+        (MASK, "'regions'"),
+        (MASK | {"regions": {"all": ["x"]}}, "a region of what is no class"),
+        (MASK | {"regions": {"all": 1}}, "not iterable"),
+        (5, "not subscriptable"),
+    ],
+)
+def test_a_target_that_cannot_be_measured_is_refused_when_read(tmp_path, task, message):
+    write(tmp_path / "set")
+    path = tmp_path / "set" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"targets": {"label": task}}))
+    with pytest.raises(InputError, match=f"{message}.*prepare again"):
+        ArrayRecord("set", data_dir=tmp_path)
+
+
 def test_flipped_bytes_in_a_file_are_a_corrupt_record(tmp_path):
     write(tmp_path / "set", train=50)
     path = tmp_path / "set" / "train-00000.array_record"

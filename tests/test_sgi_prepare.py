@@ -73,6 +73,41 @@ def test_the_manifest_says_how_it_came_about(breakout):
     assert manifest["splits"]["train"]["files"][0]["sha256"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunk": 10**12}, "says 1000000000000 of its steps of a record"),
+        ({"chunk": 0}, "says 0 of its steps of a record"),
+        ({"counts": {"steps": 600}}, "says None of its episodes"),
+        ({"counts": {"steps": True}}, "says True of its steps"),
+        (
+            {"counts": {"steps": 600, "episodes": 3, "finished": "x"}},
+            "says 'x' of its finished episodes",
+        ),
+        (
+            {
+                "counts": {
+                    **{"steps": 600, "episodes": 3, "finished": 2},
+                    "mean_return": "x",
+                }
+            },
+            "its mean return is no number",
+        ),
+        ({"actions": [1, {}]}, "its actions are not names"),
+        ({"game": 5}, "holds no recorded play"),
+    ],
+)
+def test_a_recording_that_says_what_cannot_be_is_refused(
+    breakout, tmp_path, changes, message
+):
+    manifest = json.loads((breakout / "breakout_random/manifest.json").read_text())
+    manifest["provenance"] |= changes
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=message):
+        recording.describe("x", tmp_path)
+
+
 def test_agents_play_in_turn(tmp_path, monkeypatch):
     from sgi import agent
 

@@ -27,6 +27,7 @@ from polyview.files import read_json
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tiff", ".webp"})
 MAX_FILE = 2**30  # bytes of an image
+MAX_CLASSES = 2**20
 _ARRAY = 1  # msgpack extension code of a numpy array
 
 
@@ -166,14 +167,31 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                 if not re.fullmatch(r"\w[\w.-]*", file["name"]):
                     raise ValueError(f"{file['name']!r} is not a plain file name")
         for name, task in manifest["targets"].items():
-            classes = task.get("classes", 1)
-            if type(classes) is not int or classes < 1:
-                raise ValueError(f"target {name!r} has {classes!r} classes")
+            _check_task(task, f"target {name!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not a manifest ({error}); remove {directory} and prepare again"
         ) from None
     return manifest
+
+
+def _check_task(task: dict[str, Any], what: str) -> None:
+    """Raise ValueError, or what a dict of another form raises, for a target that cannot
+    be measured."""
+    kind, classes, names = task["kind"], task.get("classes"), task.get("names")
+    if type(kind) is not str:
+        raise ValueError(f"{what} is of kind {kind!r}")
+    if classes is not None or kind == "class":
+        if type(classes) is not int or not 1 <= classes <= MAX_CLASSES:
+            raise ValueError(f"{what} has {classes!r} classes")
+    if names is not None or kind == "multi-label":
+        texts = type(names) is list and all(type(name) is str for name in names)
+        if not texts or len(names) != (classes or len(names)):
+            raise ValueError(f"{what} does not name each of its classes")
+    if kind == "mask":
+        of = [number for region in task["regions"].values() for number in region]
+        if not all(type(number) is int and 0 <= number < 256 for number in of):
+            raise ValueError(f"{what} has a region of what is no class")
 
 
 class ArrayRecord:
