@@ -10,12 +10,14 @@ stdout.
 
 import base64
 import dataclasses
+import functools
 import html
 import importlib.metadata
+import io
 import json
+import math
 import platform
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ _MISSING = "–"
 # Deviation of a dimension and RankMe below which the page says so; ours. An untrained
 # ResNet on the digits has .13 and 2.6.
 _COLLAPSED, _ONE_LINE = 0.1, 1.5
+_MOST_CURVES = 100  # of what the runs logged: a figure takes a third of a second
+_LARGEST_ARRAYS = 2**28  # bytes of an evaluation's, in all; ours are of a few million
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Run:
     transfers: {data set: (step, evaluation)} of the newest evaluation on each other.
     """
 
+    path: Path
     name: str
     config: dict[str, Any]
     history: list[dict]
@@ -122,17 +127,54 @@ def main() -> None:
     flags = parser.parse_args()
     command.check_output(flags.output)
     runs = read(flags.run)
-    print(text_table(rows(runs)))
+    say(summary(runs))
+    files.write_whole(flags.output, encoded(page(runs)))
+    say(f"report: {flags.output}")
+
+
+def say(text: str) -> None:
+    """Print what may be a stranger's: what a terminal acts on, or cannot show, is
+    escaped."""
+    shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    print("".join(shown))
+
+
+def encoded(text: str) -> bytes:
+    """A page as UTF-8; of a name that is no text, the bytes are escaped."""
+    return text.encode(errors="backslashreplace")
+
+
+def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
+    """Decorate what tells of runs: it raises InputError for a run whose content is not
+    what it should be, and names it."""
+
+    @functools.wraps(tell)
+    def told(runs: Sequence[Run]) -> Any:
+        try:
+            with errors.fits_together(", ".join(str(run.path) for run in runs)):
+                return tell(runs)
+        except InputError:
+            if len(runs) > 1:
+                for run in runs:  # is it one of them?
+                    told([run])
+            raise
+
+    return told
+
+
+@naming_the_run
+def summary(runs: Sequence[Run]) -> str:
+    """The tables and the notes as plain text."""
+    parts = [text_table(rows(runs))]
     if found := over_seeds(runs):
-        print(f"\nover seeds, mean ± standard deviation\n{aligned(*found, 1)}")
+        parts.append(f"\nover seeds, mean ± standard deviation\n{aligned(*found, 1)}")
     if found := transfers(runs):
-        print(f"\non other data sets\n{aligned(*found, 2)}")
+        parts.append(f"\non other data sets\n{aligned(*found, 2)}")
     for run in filter(_compared, runs):
-        print(f"\n{run.name}: variables\n{aligned(*_variables(run), text_columns=1)}")
-    for note in notes(runs):
-        print(f"note: {note}")
-    files.write_whole(flags.output, page(runs).encode())
-    print(f"report: {flags.output}")
+        table = aligned(*_variables(run), text_columns=1)
+        parts.append(f"\n{run.name}: variables\n{table}")
+    parts += [f"note: {note}" for note in notes(runs)]
+    return "\n".join(parts)
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
@@ -143,6 +185,8 @@ def read(paths: Sequence[Path]) -> list[Run]:
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
+    # A name on the disk need not be text, as a picture's must be.
+    names = [encoded(name).decode() for name in names]
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
 
 
@@ -165,6 +209,7 @@ def _read(path: Path, name: str) -> Run:
     if evaluations:
         sample = _arrays(path / "eval" / f"{max(evaluations)}.npz")
     return Run(
+        path=path,
         name=name,
         config=_json(path / "config.json"),
         history=metrics.read(path / "metrics.jsonl"),
@@ -177,7 +222,7 @@ def _read(path: Path, name: str) -> Run:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); write it again") from error
     if not isinstance(content, dict):
@@ -189,10 +234,34 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        content = io.BytesIO(files.read_bounded(path, _LARGEST_ARRAYS))
+        with zipfile.ZipFile(content) as archive:
+            _check_sizes(archive)
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # of a dozen kinds: zipfile and numpy name few of them
         raise InputError(f"{path} is damaged ({error}); evaluate again") from error
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError for arrays of more bytes than any evaluation has."""
+    versions = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    size = 0
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in versions:
+                raise ValueError(f"{member.filename!r} is of another version")
+            shape, _, dtype = versions[version](file)
+        # An empty array, too, has sides that are looped over.
+        claimed = math.prod(max(1, side) for side in (*shape, dtype.itemsize))
+        size += max(claimed, member.file_size)
+    if size > _LARGEST_ARRAYS:
+        raise ValueError(f"its arrays take more than {_LARGEST_ARRAYS} bytes")
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -405,6 +474,7 @@ def collapsed(run: Run) -> list[str]:
     return alerts
 
 
+@naming_the_run
 def page(runs: Sequence[Run]) -> str:
     """The report as one HTML document that refers to nothing outside itself."""
     sections = [
@@ -496,9 +566,10 @@ def training(runs: Sequence[Run]) -> str:
         measure = metric.rpartition("/")[2]
         return order.index(measure) if measure in order else len(order), metric
 
+    shown = sorted(logged, key=place)[:_MOST_CURVES]
     figures = [
         picture(plots.curve(histories, metric), f"{metric} over the steps")
-        for metric in sorted(logged, key=place)
+        for metric in shown
     ]
     accuracies = {
         run.name: [
@@ -514,7 +585,9 @@ def training(runs: Sequence[Run]) -> str:
             for metric in sorted(_MEASURES)
             if any(metric in line for lines in accuracies.values() for line in lines)
         ]
-    return grid(figures)
+    left_out = len(logged) - len(shown)
+    note = f"<p>Not drawn: {left_out:,} more that were logged.</p>" if left_out else ""
+    return note + grid(figures)
 
 
 def _features(run: Run) -> str:

@@ -36,6 +36,7 @@ from sgi.scores import (
 
 WINDOW = 10  # finished games that a point of a learning curve is the mean of
 POINTS = 100  # of a learning curve
+_MOST_SEEDS = 1000  # of a run: an interval draws 5,000 times as many
 _READABLE = 10  # runs in a picture of the training's metrics
 # What differs between runs of one method.
 _OF_A_RUN = {"game", "seed", "seeds", "init_from", "model.actions"}
@@ -109,19 +110,30 @@ def main() -> None:
         raise InputError(f"--output {flags.output} must end in .html or .png")
     command.check_output(flags.output)
     runs = read(flags.run)
+    report.say(summary(runs))
+    if flags.output.suffix == ".png":
+        content = curves_alone(runs)
+    else:
+        content = report.encoded(page(runs))
+    files.write_whole(flags.output, content)
+    report.say(f"report: {flags.output}")
+
+
+@report.naming_the_run
+def summary(runs: Sequence[Run]) -> str:
+    """The table of scores and the notes as plain text."""
     columns = _columns(runs)
     body = [[column(run) for column in columns.values()] for run in runs]
-    print(report.aligned(list(columns), body, _TEXT_COLUMNS))
-    for note in notes(runs):
-        print(f"note: {note}")
-    if flags.output.suffix == ".png":
-        if not (games := _drawable(runs)):
-            raise InputError("no seed has finished a game yet: there is no curve")
-        content = plots.png(curves(runs, games))
-    else:
-        content = page(runs).encode()
-    files.write_whole(flags.output, content)
-    print(f"report: {flags.output}")
+    table = report.aligned(list(columns), body, _TEXT_COLUMNS)
+    return "\n".join([table, *(f"note: {note}" for note in notes(runs))])
+
+
+@report.naming_the_run
+def curves_alone(runs: Sequence[Run]) -> bytes:
+    """The learning curves as a PNG file; raises InputError where there are none."""
+    if not (games := _drawable(runs)):
+        raise InputError("no seed has finished a game yet: there is no curve")
+    return plots.png(curves(runs, games))
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
@@ -137,19 +149,31 @@ def read(paths: Sequence[Path]) -> list[Run]:
         episodes = metrics.read(path / "episodes.jsonl")
         fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
         runs.append(Run(**fields, episodes=episodes))
-        for step, evaluation in run.evaluations.items():
-            try:
-                means = _seed_means(evaluation)
-                fits = means.shape == (len(evaluation["seeds"]),) != (0,)
-            except (KeyError, TypeError, ValueError, ZeroDivisionError):
-                fits = False
-            if not fits or not np.isfinite(means).all():
-                raise InputError(
-                    f"{path}/eval/{step}.json holds no scores of seeds; evaluate again"
-                )
-        if not all({"seed", "score"} <= line.keys() for line in episodes):
-            raise InputError(f"{path}/episodes.jsonl: a line has no seed or no score")
+        with errors.fits_together(str(path)):
+            _check(runs[-1])
     return sorted(runs, key=lambda run: (run.game, run.start))
+
+
+def _check(run: Run) -> None:
+    for step, evaluation in run.evaluations.items():
+        try:
+            means = _seed_means(evaluation)
+            fits = means.shape == (len(evaluation["seeds"]),) != (0,)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            fits = False
+        if not fits or not np.isfinite(means).all():
+            raise InputError(
+                f"{run.path}/eval/{step}.json holds no scores of seeds; evaluate again"
+            )
+        _check_count(len(means))
+    if not all({"seed", "score"} <= line.keys() for line in run.episodes):
+        raise InputError(f"{run.path}/episodes.jsonl: a line has no seed or no score")
+    _check_count(len({line["seed"] for line in run.episodes}))
+
+
+def _check_count(seeds: int) -> None:
+    if seeds > _MOST_SEEDS:
+        raise ValueError(f"{seeds} seeds are more than can be compared")
 
 
 def _seed_means(evaluation: Mapping[str, Any]) -> np.ndarray:
@@ -321,6 +345,7 @@ def _other_than_published(run: Run) -> list[str]:
     ]
 
 
+@report.naming_the_run
 def page(runs: Sequence[Run]) -> str:
     """The report as one HTML document that refers to nothing outside itself."""
     games = list(dict.fromkeys(run.game for run in runs))

@@ -44,9 +44,12 @@ MEASURES = {  # of a prediction -> its name
 
 DPI = 140
 WIDTH = 5.2  # inches
+_MOST_PARTS = 1000  # texts or pictures of a figure: more take minutes
+_MOST_POINTS = 5000  # of a map
 # Decorates a function that draws, also one of another module.
 styled = matplotlib.rc_context(
     {
+        "text.parse_math": False,  # a name with two $ in it is no formula
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "text.color": INK,
@@ -76,6 +79,7 @@ def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figu
 
     `result` and its `sample` are those of `polyview.evaluation.protocol.Result`; a
     figure whose data they lack is left out. Labels are shown where a probe names them.
+    Raises whatever comes of data of another form, ValueError for too much of them.
     """
     probe = result.get("linear_probe")
     classes = probe["classes"] if probe else []
@@ -124,6 +128,7 @@ def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figu
     return found
 
 
+@styled  # what stands at the ticks is made only now
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file of `DPI` dots an inch."""
     file = io.BytesIO()
@@ -196,6 +201,8 @@ def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) ->
     the principal components and is the same each time. Distances between far groups,
     and the size of a group, mean nothing in such a map.
     """
+    if len(h) > _MOST_POINTS:
+        raise ValueError(f"a map of {len(h)} points takes too long to make")
     figure, axes = _axes(4.6)
     x, y = _map(h).T
     if labels is None:
@@ -260,6 +267,7 @@ def nearest(
     A frame says whether a neighbour has the query's class; a wrong one is named.
     """
     rows, columns = neighbour.shape[:2]
+    _check_parts(rows * (columns + 1))
     figure = Figure(figsize=(WIDTH, 0.3 + WIDTH / (columns + 1.3) * rows * 1.24))
     figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.03, hspace=0.0)
     grid = figure.add_gridspec(
@@ -309,6 +317,7 @@ def sweep(result: Mapping) -> Figure:
     grid, chosen = result["sweep"], result["chosen"]
     rates, decays = grid["learning_rate"], grid["weight_decay"]
     accuracy = 100 * np.asarray(grid["validation_top1"])
+    _check_parts(accuracy.size)
     figure, axes = _axes(1.2 + 0.36 * len(rates))
     low = max(accuracy.min(), accuracy.max() - 10)  # diverged pairs leave the scale
     axes.imshow(accuracy, cmap="cividis", vmin=low, aspect="auto")
@@ -373,6 +382,7 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
     rows = [*max(scores.values(), key=len)]  # methods may know fewer looks
     rows += sorted({row for of in scores.values() for row in of} - {*rows})
     looks = [*dict.fromkeys(look for row in rows for look in row.split("+"))]
+    _check_parts(len(rows) * max(len(methods), len(looks)))
     grid = np.asarray([[scores[m].get(r) for m in methods] for r in rows], float)
     figure, axes = _axes(1.6 + 0.21 * len(rows))
     low, high = np.nanmin(grid), np.nanmax(grid)
@@ -428,6 +438,7 @@ def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
 
     `pairs` and `looks` are those of an evaluation.
     """
+    _check_parts(len(looks) ** 2)
     grid = np.full((len(looks), len(looks)), np.nan)
     place = {look: number for number, look in enumerate(looks)}
     for pair in pairs.values():
@@ -493,6 +504,7 @@ def texts(query: Sequence[str], found, right) -> Figure:
 
 def _pictures(rows: int, columns: int, title: str, left: float):
     """A figure of rows of pictures, one and so many more, right of `left` widths."""
+    _check_parts(rows * (columns + 1))
     widths = ([left] if left else []) + [1] * (columns + 1)
     side = WIDTH / sum(widths)
     figure = Figure(figsize=(WIDTH, 0.5 + rows * side))
@@ -510,6 +522,7 @@ def variables(results: Mapping[str, Mapping]) -> Figure:
     """
     names = [*next(iter(results.values()))["variables"]]
     count = len(results)
+    _check_parts(len(names) * count)
     figure = Figure(
         figsize=(WIDTH, 1.0 + 0.17 * len(names) * (count + 1)), layout="constrained"
     )
@@ -556,6 +569,7 @@ def readings(
     """
     columns = 4
     rows = -(-len(frame) // columns)
+    _check_parts(len(frame) * max(1, len(names)))
     line = 0.13  # inches
     side = WIDTH / columns
     figure = Figure(figsize=(WIDTH, 0.3 + rows * (side + line * len(names))))
@@ -578,6 +592,11 @@ def readings(
         fontweight="bold",
     )
     return figure
+
+
+def _check_parts(count: int) -> None:
+    if count > _MOST_PARTS:
+        raise ValueError(f"a figure of {count} parts takes too long to draw")
 
 
 def _axes(height: float):
