@@ -1,11 +1,17 @@
 """A report shows what the runs hold, needs nothing else, and refuses what is no run."""
 
 import html
+import io
 import json
+import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,3 +275,167 @@ def test_a_browser_shows_the_page_without_complaint(tmp_path, width):
     assert "CONSOLE" not in done.stderr, done.stderr
     wide, images, broken = re.search(r"<title>(\d+) (\d+) (\d+)<", done.stdout).groups()
     assert int(wide) <= width and int(images) > 5 and broken == "0"
+
+
+def replaced(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def report_on(monkeypatch, *runs, output):
+    flags = ["--run", *map(str, runs), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["report", *flags])
+    report.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("eval/20.json", {"linear_probe": 5}),
+        ("eval/20.json", {"linear_probe": {"top1": "x"}}),
+        ("eval/20.json", {"health": {"h": {"standard_deviation": "x"}}}),
+        ("eval/20.json", {"machine": 5}),
+        ("eval/20.json", {"variables": {}}),
+        (
+            "eval/20.json",
+            {"subsets": {"a": [{"looks": [*map(str, range(2000))], "top1": 1}]}},
+        ),
+        ("config.json", {"objective": "x"}),
+        ("config.json", {"views": {"m": "x"}}),
+        ("config.json", {"seed": [1]}),
+    ],
+)
+def test_a_value_of_another_kind_is_told_in_a_line_that_names_the_run(
+    tmp_path, name, values
+):
+    good, bad = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    (good / "eval" / "20.npz").unlink()  # a map takes a second
+    (bad / "eval" / "20.npz").unlink()
+    replaced(bad / name, **values)
+    with pytest.raises(InputError) as found:
+        report.page(report.read([good, bad]))
+    assert f"({bad})" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "a/rankme": null}',
+        f'{{"step": 1{"0" * 400}, "loss": 1}}',
+        f'{{"step": 1, "loss": 1{"0" * 400}}}',
+        '{"step": 1, "time": {"seconds": "x"}}',
+    ],
+)
+def test_metrics_that_are_no_numbers_are_told_in_a_line(tmp_path, line):
+    run = make_run(tmp_path / "a")
+    (run / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError):
+        report.page(report.read([run]))
+
+
+def test_metrics_have_so_many_figures_and_no_more(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "a")
+    values = {f"m{number:02d}": 1.0 for number in range(20)} | {"loss": math.inf}
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, **values}) + "\n")
+    monkeypatch.setattr(report, "_MOST_CURVES", 3)
+    page = report.training(report.read([run]))
+    assert re.findall(r'alt="(\w+) over', page) == ["loss", "m00", "m01"]
+    assert "Not drawn: 18 more" in page
+
+
+@pytest.mark.parametrize("name", ["config.json", "eval/20.json", "eval/20.npz"])
+def test_a_file_that_never_ends_is_not_read(tmp_path, name):
+    run = make_run(tmp_path / "a")
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(InputError, match="no file|no config.json"):
+        report.read([run])
+    (run / name).unlink()
+    with (run / name).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="longer than"):
+        report.read([run])
+
+
+def test_an_evaluation_nested_without_end_is_told_in_a_line(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "eval" / "20.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="20.json .*nested too deeply"):
+        report.read([run])
+
+
+def packed(header="", content=b"", *, at=None, method=zipfile.ZIP_STORED):
+    """An .npz of one array, with a byte of its two entries set: {place: value}."""
+    header = header and header.ljust(117) + "\n"
+    magic = header and b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("h.npy", (magic or b"") + header.encode() + content)
+    data = bytearray(file.getvalue())
+    central = data.find(b"PK\x01\x02")
+    for place, value in (at or {}).items():
+        data[place] = data[central + place + 2] = value
+    return bytes(data)
+
+
+def array(shape, kind="<f4"):
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (packed(array((10**15,))), "take more than"),
+        (packed(array((10**15,), "<U0")), "take more than"),
+        (packed(array((0, 10**15))), "take more than"),
+        (
+            packed(array((1,)), bytes(2**28), method=zipfile.ZIP_DEFLATED),
+            "take more than",
+        ),
+        (packed(array((4,))), "EOF"),
+        (packed("{'descr'"), "."),
+        (packed("x" * 117), "."),
+        (packed(content=b"x"), "."),
+        (packed(at={6: 1}), "encrypted"),
+        (packed(at={8: 99}), "not supported"),
+        (b"PK", "."),
+        (b"", "."),
+    ],
+)
+def test_arrays_that_cannot_be_are_refused_by_their_headers(tmp_path, content, message):
+    run = make_run(tmp_path / "a")
+    (run / "eval" / "20.npz").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"20.npz is damaged.*{message}"):
+        report.read([run])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (
+        peak < 2**28 + 2**24
+    )  # the room to read the file, none for what it unfolds to
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    run = make_run(tmp_path / "lr$\\foo$")
+    (run / "metrics.jsonl").write_text('{"step": 1, "a$\\\\foo$": 1}\n')
+    path = run / "eval" / "20.json"
+    said = json.loads(path.read_text())
+    said["linear_probe"]["classes"] = ["$\\foo$", "b", "$x^$"]
+    path.write_text(json.dumps(said))
+    assert "lr$\\foo$" in report.page(report.read([run]))
+
+
+def test_names_that_a_screen_cannot_show_are_escaped(tmp_path, monkeypatch, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xff"))
+    run = make_run(folder)
+    replaced(run / "eval" / "20.json", note="\x1b]0;owned\x07", other="\ud800")
+    report_on(monkeypatch, run, output=folder / "page.html")
+    said = capsys.readouterr().out
+    assert "s\\udcff: \\x1b]0;owned\\x07" in said and "\x1b" not in said
+    assert "s\\udcff" in (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_figure_has_so_many_parts_and_no_more():
+    with pytest.raises(ValueError, match="1000001 points"):
+        plots.embedding(np.zeros((1_000_001, 1)), None, [])
+    with pytest.raises(ValueError, match="of 1000001 parts"):
+        plots.nearest(*np.zeros((2, 1, 10**6, 0, 0, 0), np.uint8), None, None, [])

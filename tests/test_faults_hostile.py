@@ -252,6 +252,19 @@ def history(content: bytes, folder: Path) -> None:
         pass
 
 
+def page_of_a_run(thrown: tuple[str, str], folder: Path) -> None:
+    """The config, an evaluation or a line of the metrics of a run, as a report."""
+    name, text = thrown
+    workdir = copy_of(reported(), folder / "run")
+    (workdir / name).write_text(text, errors="surrogatepass")
+    try:
+        runs = report.read([workdir])
+        report.summary(runs)
+        report.encoded(report.page(runs))
+    except InputError:
+        pass
+
+
 def checkpoint_file(thrown: tuple[int, bytes], folder: Path) -> None:
     """A file of a checkpoint: noticed, or the arrays are those that were saved."""
     number, content = thrown
@@ -326,6 +339,59 @@ def play() -> Path:
         scratch() / "play", steps(), 40, source="", licence="", provenance=about
     )
     return scratch() / "play"
+
+
+EVALUATION = {
+    "protocol": {"seed": 0, "knn": {"k": 20}},
+    "knn": {"top1": 0.25},
+    "linear_probe": {
+        "top1": 0.5,
+        "chosen": {"learning_rate": 0.1, "weight_decay": 0.0},
+        "sweep": {
+            "learning_rate": [0.1],
+            "weight_decay": [0.0],
+            "validation_top1": [[0.5]],
+        },
+        "classes": ["a", "b"],
+        "confusion": [[2, 2], [1, 1]],
+        "warning": "it lies at the end",
+    },
+    "health": {"h": {"rankme": 3.25, "standard_deviation": 0.9}},
+    "variables": {"x": {"r2": 0.5, "accuracy": 0.5, "f1": 0.5}},
+    "subsets": {"y": [{"looks": ["k"], "top1": 0.5}]},
+    "retrieval": {"k -> l": {"from": "k", "to": "l", "recall@1": 0.5}},
+    "looks": ["k", "l"],
+    "machine": {"processor": "x"},
+    "note": "it is small",
+}
+LOGGED = {"step": 20, "loss": 0.5, "image/rankme": 2.0, "time": {"seconds": 1.0}}
+
+
+@functools.cache
+def reported() -> Path:
+    workdir = scratch() / "reported"
+    (workdir / "eval").mkdir(parents=True)
+    (workdir / "config.json").write_text(digits_text())
+    (workdir / "eval" / "20.json").write_text(json.dumps(EVALUATION))
+    frames = {"frame": np.zeros((1, 4, 4), np.uint8)}
+    read = {name: np.zeros((1, 1)) for name in ("value", "reading")}
+    np.savez(workdir / "eval" / "20.npz", h=np.eye(4), **frames, **read)
+    (workdir / "metrics.jsonl").write_text(json.dumps(LOGGED) + "\n")
+    return workdir
+
+
+@st.composite
+def file_of_a_run(draw):
+    name, tree = draw(
+        st.sampled_from(
+            [
+                ("config.json", json.loads(digits_text())),
+                ("eval/20.json", EVALUATION),
+                ("metrics.jsonl", LOGGED),
+            ]
+        )
+    )
+    return name, draw(altered(tree)) + "\n"
 
 
 @functools.cache
@@ -501,6 +567,7 @@ FUZZ = {
         | st.just(BOMB.encode()),
         history,
     ),
+    "report": (st.deferred(file_of_a_run), page_of_a_run),
     "checkpoint": (file_of_checkpoint(), checkpoint_file),
 }
 
@@ -509,6 +576,7 @@ SLOW = {
     "checkpoint": 10,
     "recorded play": 100,
     "run": 20,
+    "report": 20,
 }  # examples, where each takes long
 
 
