@@ -314,6 +314,16 @@ def test_a_run_that_has_only_begun_is_shown(tmp_path, monkeypatch):
             lambda run: write_lines(run / "episodes.jsonl", [{"step": 1, "seed": 0}]),
             "no seed or no score",
         ),
+        (
+            lambda run: write_lines(
+                run / "episodes.jsonl", [{"step": 1, "seed": [1], "score": 1}]
+            ),
+            "unhashable",
+        ),
+        (
+            lambda run: change(run, scores=[[1]] * 1001, seeds=[*range(1001)]),
+            "1001 seeds are more",
+        ),
     ],
 )
 def test_a_damaged_run_is_refused(tmp_path, damage, message):
@@ -321,6 +331,20 @@ def test_a_damaged_run_is_refused(tmp_path, damage, message):
     damage(run)
     with pytest.raises(InputError, match=message):
         report.read([run])
+
+
+@pytest.mark.parametrize("seeds", ["x", [1]])
+def test_what_does_not_fit_is_told_in_a_line_that_names_the_run(
+    tmp_path, seeds, monkeypatch
+):
+    good, bad = make_run(tmp_path / "a"), make_run(tmp_path / "b", "freeway")
+    config = json.loads((bad / "config.json").read_text())
+    (bad / "config.json").write_text(json.dumps(config | {"seeds": seeds}))
+    flags = ["report", "--run", str(good), str(bad), "--output", f"{tmp_path}/x.png"]
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(InputError) as found:
+        report.main()
+    assert f"({bad})" in str(found.value)
 
 
 def drawn_agent():
