@@ -437,5 +437,7 @@ def test_names_that_a_screen_cannot_show_are_escaped(tmp_path, monkeypatch, caps
 def test_a_figure_has_so_many_parts_and_no_more():
     with pytest.raises(ValueError, match="1000001 points"):
         plots.embedding(np.zeros((1_000_001, 1)), None, [])
+    with pytest.raises(ValueError, match="with .* letters"):
+        plots.png(plots.retrieval({}, ["a", "b" * 20_000]))
     with pytest.raises(ValueError, match="of 1000001 parts"):
         plots.nearest(*np.zeros((2, 1, 10**6, 0, 0, 0), np.uint8), None, None, [])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import matplotlib.patches
+import matplotlib.text
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -45,6 +46,7 @@ MEASURES = {  # of a prediction -> its name
 DPI = 140
 WIDTH = 5.2  # inches
 _MOST_PARTS = 1000  # texts or pictures of a figure: more take minutes
+_MOST_LETTERS = 10_000
 _MOST_POINTS = 5000  # of a map
 # Decorates a function that draws, also one of another module.
 styled = matplotlib.rc_context(
@@ -128,9 +130,12 @@ def figures(result: Mapping, sample: Mapping[str, np.ndarray]) -> dict[str, Figu
     return found
 
 
-@styled  # what stands at the ticks is made only now
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file of `DPI` dots an inch."""
+    """The figure as a PNG file of `DPI` dots an inch; raises ValueError for a figure
+    with so long names that drawing them takes minutes."""
+    texts = figure.findobj(matplotlib.text.Text)
+    if (letters := sum(len(text.get_text()) for text in texts)) > _MOST_LETTERS:
+        raise ValueError(f"a figure with {letters} letters takes too long to draw")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
