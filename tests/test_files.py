@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from polyview import files
+from polyview import files, metrics
 from polyview.errors import InputError
 
 
@@ -44,3 +44,31 @@ def test_a_folder_is_checked_before_there_is_one(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="file is no folder"):
         files.check_folder(tmp_path / "file" / "deep")
+
+
+def test_what_is_read_is_a_file_and_bounded(tmp_path):
+    path = tmp_path / "x.json"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="no file"):
+        files.read_json(tmp_path / "pipe")
+    with pytest.raises(InputError, match="cannot be read: it is no file"):
+        metrics.read(tmp_path / "pipe")
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.read_json(path)
+    path.write_text('{"a": 1}')
+    assert files.read_json(path) == {"a": 1}
+    with pytest.raises(ValueError, match="longer than 7 bytes"):
+        files.read_bounded(path, 7)
+
+
+def test_no_link_is_followed_and_of_two_writers_one_is_whole(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "file"
+    victim.write_bytes(b"mine")
+    path.symlink_to(victim)
+    (tmp_path / ".file.unfinished").symlink_to(victim)
+    with files.writing_whole(path) as one, files.writing_whole(path) as other:
+        one.write_bytes(b"1" * 9)
+        other.write_bytes(b"2" * 5)
+    assert victim.read_bytes() == b"mine"
+    assert path.read_bytes() in (b"1" * 9, b"2" * 5)
