@@ -127,16 +127,9 @@ def main() -> None:
     flags = parser.parse_args()
     command.check_output(flags.output)
     runs = read(flags.run)
-    say(summary(runs))
+    metrics.say(summary(runs))
     files.write_whole(flags.output, encoded(page(runs)))
-    say(f"report: {flags.output}")
-
-
-def say(text: str) -> None:
-    """Print what may be a stranger's: what a terminal acts on, or cannot show, is
-    escaped."""
-    shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    print("".join(shown))
+    metrics.say(f"report: {flags.output}")
 
 
 def encoded(text: str) -> bytes:

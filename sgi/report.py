@@ -110,13 +110,13 @@ def main() -> None:
         raise InputError(f"--output {flags.output} must end in .html or .png")
     command.check_output(flags.output)
     runs = read(flags.run)
-    report.say(summary(runs))
+    metrics.say(summary(runs))
     if flags.output.suffix == ".png":
         content = curves_alone(runs)
     else:
         content = report.encoded(page(runs))
     files.write_whole(flags.output, content)
-    report.say(f"report: {flags.output}")
+    metrics.say(f"report: {flags.output}")
 
 
 @report.naming_the_run

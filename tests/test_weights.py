@@ -100,7 +100,7 @@ def test_a_stem_that_timm_has_not_is_refused(run, tmp_path):
 
 def test_a_library_that_is_not_there_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(InputError, match=r"pip install 'polyview\[export\]'"):
+    with pytest.raises(InputError, match=r"pip install '.\[export\]'"):
         export.export(run, "timm", tmp_path / "x.safetensors")
 
 
