@@ -114,7 +114,9 @@ class Run:
         prints = [environment.fingerprint() for environment in self.environments]
         return {
             "train": state.train,
-            "actions": jax.device_put(self.actions),
+            # A copy: an array on a CPU can be the host's own memory, and it is written
+            # while the next actions are.
+            "actions": jax.device_put(self.actions.copy()),
             "priority": state.buffer.priority,
             "emulator": jax.device_put(np.stack(prints)),
         }

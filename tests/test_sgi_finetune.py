@@ -318,6 +318,22 @@ def test_another_network_is_no_donor(tmp_path, other, words):
         finetune.read_donor(config("pretrained", init_from=str(tmp_path / "donor")))
 
 
+def test_what_is_being_saved_does_not_change_with_the_next_actions():
+    """An array whose memory lies as the device wants it is taken as it is."""
+    memory = np.zeros(4096 + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    actions = memory[start : start + 4096].reshape(2, 2048)
+    assert actions.ctypes.data % 64 == 0
+    played = SimpleNamespace(
+        actions=actions,
+        environments=[SimpleNamespace(fingerprint=lambda: np.zeros(4, np.uint8))] * 2,
+    )
+    state = SimpleNamespace(train=None, buffer=SimpleNamespace(priority=None))
+    saved = finetune.Run.saved(played, state)
+    actions[:, 7] = 3
+    assert not np.asarray(saved["actions"]).any()
+
+
 def test_an_unknown_word_is_answered_with_the_nearest():
     for argument, words in (
         ("game=pongg", "the nearest: pong"),
