@@ -12,8 +12,9 @@ and what was compiled.
 kills, sgi_kills: a run in a new folder is killed (-9) at a random moment, every second
 time while it saves, and the same command is given again; it must end with the bytes of
 every array, and the metrics, of a run that nothing happened to. damage: a file of the
-newest checkpoint is cut or one of its bits flipped; the run must go on from the one
-before, and print no traceback. disk: a run on a small tmpfs that fills (needs root).
+newest checkpoint, chosen by its size, is cut or one of its bits flipped; where that is
+noticed the run must go on from the one before, else read what was saved, and print no
+traceback. disk: a run on a small tmpfs that fills (needs root).
 processes: one of two is killed; seconds until the other has ended. folder: 100,000
 files and loops of links. fuzz: readers and strategies of tests/test_faults_hostile.py,
 each in a process of its own for so many seconds.
@@ -230,7 +231,8 @@ def damage(folder: Path, flags) -> None:
         shutil.copytree(whole, workdir)
         newest = workdir / "checkpoints" / str(STEPS)
         files = sorted(p for p in newest.rglob("*") if p.stat().st_size and p.is_file())
-        path = rng.choice(files)
+        # By size: any byte alike. Most files are small nodes that are no longer read.
+        (path,) = rng.choices(files, [path.stat().st_size for path in files])
         content = bytearray(path.read_bytes())
         if number % 2:
             content = content[: rng.randrange(len(content))]
