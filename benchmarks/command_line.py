@@ -92,12 +92,13 @@ def measure(
         and sorted(os.listdir(folder)) == before
     )
     print(f"{seconds:6.2f} s  {'answered' if answered else 'NOT SO  '}  {line}")
+    answer = done.stderr.strip().replace(str(folder), "DIR")
     return {
-        "line": line,
+        "line": line[:150],
         "seconds": seconds,
         "status": done.returncode,
         "answered": answered,
-        "answer": done.stderr.strip().replace(str(folder), "DIR"),
+        "answer": answer.replace(str(Path.home()), "~"),
     }
 
 
