@@ -1,6 +1,5 @@
 """Parts that configs share, as specs: nothing of a model is built here."""
 
-import contextlib
 from pathlib import Path
 
 import ml_collections
@@ -66,12 +65,11 @@ def source(name: str, split: str) -> dict:
 
 def prepared(name: str, split: str) -> dict:
     """As `source`; or a split in TFDS's format, where that is what lies there."""
-    from polyview.data.source import default_data_dir, find_tfds
+    from polyview.data.source import default_data_dir, tfds_folder
 
-    if not (default_data_dir() / name / "manifest.json").is_file():
-        with contextlib.suppress(InputError):  # one is named where it is read
-            find_tfds(name, None)
-            return source(name, split) | {"target": "polyview.data.source:Tfds"}
+    ours = (default_data_dir() / name / "manifest.json").is_file()
+    if not ours and tfds_folder(name) is not None:
+        return source(name, split) | {"target": "polyview.data.source:Tfds"}
     return source(name, split)
 
 

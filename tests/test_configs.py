@@ -9,7 +9,6 @@ import pytest
 
 from polyview import banner, recipes, train
 from polyview import config as configs
-from polyview.data import source
 from polyview.data.prepare import brats, emoji, openi
 from polyview.data.source import InMemory
 from polyview.errors import InputError
@@ -66,13 +65,11 @@ def test_imagenets_recipe_takes_other_images():
 
 def test_a_data_set_is_read_in_the_format_it_has(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
-    monkeypatch.setattr(source, "find_tfds", lambda name, _: None)
+    (tmp_path / "mine" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "mine" / "1.0.0" / "dataset_info.json").touch()
     assert recipes.prepared("mine", "test")["target"].endswith(":Tfds")
-    (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "manifest.json").touch()
     assert recipes.prepared("mine", "test")["target"].endswith(":ArrayRecord")
-    monkeypatch.undo()
-    monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
     assert recipes.prepared("none", "test")["target"].endswith(":ArrayRecord")
 
 

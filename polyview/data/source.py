@@ -331,31 +331,41 @@ def without_tensorflow_banner() -> Iterator[None]:
 
 def find_tfds(name: str, data_dir: str | Path | None):
     """Return the TFDS builder of a prepared data set; see `Tfds`."""
-    if data_dir is not None:
-        roots = [Path(data_dir)]
-    else:
-        roots = [default_data_dir()]
-        if os.environ.get("TFDS_DATA_DIR"):
-            roots.append(Path(os.environ["TFDS_DATA_DIR"]))
-        roots.append(Path.home() / "tensorflow_datasets")
-    for root in roots:
-        versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
-        if versions:
-            newest = max(versions, key=_version_key)
-            with (
-                fits_together(f"what describes {newest}"),
-                without_tensorflow_banner(),
-                _features_of_tfds_alone(),
-            ):
-                builder = import_tfds().builder_from_directory(newest)
-                if builder.info.features is None:  # nor may they wait
-                    raise ValueError("it describes no features")
-                return builder
+    roots = _tfds_roots(data_dir)
+    newest = tfds_folder(name, data_dir)
+    if newest is not None:
+        with (
+            fits_together(f"what describes {newest}"),
+            without_tensorflow_banner(),
+            _features_of_tfds_alone(),
+        ):
+            builder = import_tfds().builder_from_directory(newest)
+            if builder.info.features is None:  # nor may they wait
+                raise ValueError("it describes no features")
+            return builder
     flag = f" --data_dir {data_dir}" if data_dir else ""
     raise InputError(
         f"no prepared TFDS data set '{name}' in {', '.join(map(str, roots))}; "
         f"run: python -m polyview.prepare {name}{flag}"
     )
+
+
+def tfds_folder(name: str, data_dir: str | Path | None = None) -> Path | None:
+    """The folder of a data set's newest version, or None; TFDS is not imported."""
+    for root in _tfds_roots(data_dir):
+        versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+        if versions:
+            return max(versions, key=_version_key)
+    return None
+
+
+def _tfds_roots(data_dir: str | Path | None) -> list[Path]:
+    if data_dir is not None:
+        return [Path(data_dir)]
+    roots = [default_data_dir()]
+    if os.environ.get("TFDS_DATA_DIR"):
+        roots.append(Path(os.environ["TFDS_DATA_DIR"]))
+    return [*roots, Path.home() / "tensorflow_datasets"]
 
 
 @contextlib.contextmanager
