@@ -70,11 +70,11 @@ def measured_apart(row: dict) -> dict:
 
 def measured(flags: argparse.Namespace) -> dict:
     """What this process finds of the row it was given."""
-    from polyview import mesh as meshes
+    from polyview import hosts
 
     row = dict(flags.row)
     of = {"loss": loss, "step": step}[row.pop("kind")]
-    return of(flags, **row) | {"machine": meshes.machine()}
+    return of(flags, **row) | {"machine": hosts.machine()}
 
 
 def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
@@ -82,18 +82,17 @@ def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from polyview import bench
-    from polyview import mesh as meshes
+    from polyview import bench, devices
+    from polyview.objectives.contrastive import geometric
     from polyview.objectives.negatives import log_negatives
-    from polyview.objectives.polyview import geometric
 
     rows = int(SMOKE["rows"] * rows) if flags.smoke else rows
-    mesh = meshes.make()
+    mesh = devices.make_mesh()
     negatives = partial(log_negatives, dtype=jnp.dtype(dtype))
     function = partial(geometric, temperature=0.1, negatives=negatives)
     shape = rows // LOSS_VIEWS, LOSS_VIEWS, FEATURES
     make = partial(jax.random.normal, shape=shape)
-    z = jax.jit(make, out_shardings=meshes.rows(mesh))(jax.random.key(0))
+    z = jax.jit(make, out_shardings=devices.rows(mesh))(jax.random.key(0))
     with jax.set_mesh(mesh):
         gradient = jax.jit(jax.value_and_grad(lambda z: function(z).mean()))
         program = gradient.lower(z).compile()
@@ -120,10 +119,11 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
     """Seconds, views a second, MFU and memory of the trainer's step."""
     import jax
 
-    from polyview import bench, flops, train
-    from polyview import config as configs
+    from polyview import bench
+    from polyview.config.file import load_config
+    from polyview.training import flops, train
 
-    config = configs.load(f"configs/polyview_imagenet.py:views={views}")
+    config = load_config(f"configs/polyview_imagenet.py:views={views}")
     each = SMOKE["views"] if flags.smoke else flags.views_a_device
     config.batch_size = jax.device_count() * each // views
     side = SMOKE["side"] if flags.smoke else 224
@@ -168,7 +168,7 @@ def photographs(count: int, side: int):
     """A source of random images, a little larger than the views."""
     import numpy as np
 
-    from polyview.data.source import InMemory
+    from polyview.data.sources.memory import InMemory
 
     side = side * 9 // 8
     random = np.random.default_rng(0)

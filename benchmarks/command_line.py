@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from polyview import errors, mesh
+from polyview import errors, hosts
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +48,7 @@ def main() -> None:
     )
     record = {
         "command": "python -m benchmarks.command_line",
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "tried": len(lines),
         "answered": answered,
         "under_limit": sum(s < LIMIT for s in seconds),

@@ -33,11 +33,12 @@ import time
 from pathlib import Path
 
 from benchmarks.command_line import ROOT, module_of_test
-from polyview import errors, metrics, prepare
-from polyview.checkpoint import saved_steps
-from polyview.data.source import Folder
+from polyview import errors, hosts, prepare
+from polyview.data.sources.folder import Folder
 from polyview.errors import InputError
 from polyview.files import write_whole
+from polyview.runs import metrics
+from polyview.runs.checkpoint import saved_steps
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 STEPS = 60
@@ -101,7 +102,7 @@ def recorded() -> dict:
 def record(name: str, result: dict) -> None:
     """Keep a part's result, with the machine and the command."""
     found = recorded()
-    machine = {"cpu": metrics.processor(), "cores": metrics.cores()}
+    machine = {"cpu": hosts.processor(), "cores": hosts.cores()}
     words = " ".join(sys.argv[1:]).partition(" --workdir")[0]
     command = f"python -m benchmarks.faults {words}".strip()
     found[name] = {"command": command, "machine": machine, **result}

@@ -22,8 +22,11 @@ import jax
 import matplotlib
 import numpy as np
 
-from polyview import config as configs
-from polyview import errors, mesh, restore, train
+from polyview import devices, errors, hosts
+from polyview.config.file import load_config
+from polyview.config.spec import build
+from polyview.runs.load import load, representer
+from polyview.training import train
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402 (the backend comes first)
@@ -72,7 +75,7 @@ def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
     path = flags.workdir / f"{name}.json"
     if path.exists():
         return json.loads(path.read_text())
-    config = configs.load(f"{CONFIG}:objective={loss},views={m}")
+    config = load_config(f"{CONFIG}:objective={loss},views={m}")
     config.seed = seed
     config.steps = flags.steps
     config.batch_size = budget // m
@@ -84,13 +87,11 @@ def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
         train.run(config, workdir)
     seconds = time.monotonic() - began
-    devices = mesh.make()
-    whole = mesh.replicated(devices)
-    protocol = configs.build(config.evaluation)
-    with jax.set_mesh(devices):
-        result = protocol(
-            restore.represent(restore.load(workdir, None, whole), whole), devices
-        )
+    mesh = devices.make_mesh()
+    whole = devices.replicated(mesh)
+    protocol = build(config.evaluation)
+    with jax.set_mesh(mesh):
+        result = protocol(representer(load(workdir, None, whole), whole), mesh)
     values = {
         "validation": result["linear_probe"]["validation_top1"],
         "test_linear_probe": result["linear_probe"]["top1"],
@@ -133,7 +134,7 @@ def write(flags, chosen: dict) -> None:
         "command": "python -m benchmarks.fixed_compute --workdir DIR",
         "settings": {k: v for k, v in vars(flags).items() if k != "workdir"},
         "config": CONFIG,
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "rate_chosen_by": "probe accuracy on rows held out from train, seed 0",
         "rows": rows,
     }

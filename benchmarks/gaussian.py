@@ -17,11 +17,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from polyview import config as configs
-from polyview import errors, mesh, train
-from polyview.checkpoint import Checkpoints
+from polyview import devices, errors, hosts
+from polyview.config.file import load_config
 from polyview.data import gaussian, pipeline
 from polyview.objectives.bounds import gaussian_information
+from polyview.runs.checkpoint import Checkpoints
+from polyview.training import train
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "configs" / "polyview_gaussian.py"
@@ -47,7 +48,7 @@ def measure(config, workdir: Path, batches: int = 60) -> tuple[float, float]:
             _, state = checkpoints.restore_newest(run.template)
         loss = jax.jit(lambda features: run.objective.loss(features["x"].z).mean())
         represent = train.represent(run, state)
-        losses = [loss(represent(mesh.put(batch, run.mesh))) for _, batch in fresh]
+        losses = [loss(represent(devices.put(batch, run.mesh))) for _, batch in fresh]
     values = run.objective.bound(np.array(losses), config.batch_size, config.views.m)
     return float(values.mean()), float(values.std() / batches**0.5)
 
@@ -57,7 +58,7 @@ def row(objective: str, views: int, workdir: Path) -> dict:
     path = workdir / f"{objective}-{views}" / "bound.json"
     if path.exists():
         return json.loads(path.read_text())
-    config = configs.load(f"{CONFIG}:objective={objective},views={views}")
+    config = load_config(f"{CONFIG}:objective={objective},views={views}")
     bound, error = measure(config, path.parent)
     truth = gaussian_information(views, config.views.deviation)
     line = {
@@ -114,7 +115,7 @@ def main() -> None:
         print(f"{r['views']:>5} {r['objective']:<22} {numbers}")
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    table = {"command": "python -m benchmarks.gaussian", "machine": mesh.machine()}
+    table = {"command": "python -m benchmarks.gaussian", "machine": hosts.machine()}
     text = json.dumps(table | {"rows": rows}, indent=1)
     (results / "gaussian.json").write_text(text + "\n")
     draw(rows, results / "gaussian.png")

@@ -76,7 +76,7 @@ def host(files: list[Path]):
     """Our part on the host: decode, crop, flip, batch."""
     from polyview.data.augment import RandomResizedCrop
     from polyview.data.pipeline import ordered
-    from polyview.data.source import InMemory
+    from polyview.data.sources.memory import InMemory
     from polyview.data.views import Generated
 
     source = InMemory({"image": [file.read_bytes() for file in files]})
@@ -207,11 +207,11 @@ def main() -> None:
     print_table(speed)
     RESULTS.parent.mkdir(exist_ok=True)
 
-    from polyview import metrics  # which the peer's environment lacks
+    from polyview import hosts  # which the peer's environment lacks
 
     result = {
         "command": "python -m benchmarks.input --peer_python PYTHON",
-        "machine": {"cpu": metrics.processor(), "cores": os.cpu_count()},
+        "machine": {"cpu": hosts.processor(), "cores": os.cpu_count()},
         "unit": "views/s/core, 500x375 JPEG to 8 views of 224 px",
         "views_per_second": speed,
     }

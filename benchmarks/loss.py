@@ -72,11 +72,12 @@ def jax_row(form: str, loss: str, rows: int, views: int, calls: int) -> dict:
     """Our loss, or the plain form of the same, in this process."""
     import jax
 
-    from polyview.objectives import polyview
+    pass  # REMOVED
+    from polyview.objectives import contrastive
     from polyview.objectives.negatives import log_negatives
 
     negatives = {"ours": log_negatives, "plain": plain_negatives}[form]
-    function = getattr(polyview, loss)
+    function = getattr(contrastive, loss)
 
     def mean(z):
         return function(z, temperature=TEMPERATURE, negatives=negatives).mean()
@@ -176,11 +177,11 @@ def main() -> None:
     rows = [summary(case, results) for case, results in found.items() if results]
     print_table(rows)
 
-    from polyview import mesh
+    from polyview import hosts
 
     result = {
         "command": "python -m benchmarks.loss --peer_python PYTHON",
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "processes_a_case": options.turns,
         "calls_a_process": options.calls,
         "rows": rows,

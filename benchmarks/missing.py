@@ -19,12 +19,15 @@ import jax
 import numpy as np
 
 from benchmarks import spread
-from polyview import config as configs
-from polyview import errors, mesh, restore, train
-from polyview.checkpoint import saved_steps
-from polyview.errors import InputError
-from polyview.evaluation import plots, protocol
-from polyview.workdir import claim
+from polyview import devices, drawing, errors, files, hosts
+from polyview.config.file import load_config
+from polyview.config.overrides import apply_overrides
+from polyview.config.spec import build
+from polyview.errors import InputError, nearest
+from polyview.runs.checkpoint import saved_steps
+from polyview.runs.load import load, representer
+from polyview.runs.workdir import claim_workdir
+from polyview.training import train
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -103,7 +106,7 @@ def main() -> None:
     data, found = DATA[flags.data], {}
     for name in flags.methods or data.methods:
         if name not in data.methods:
-            raise InputError(f"--methods {name}{configs.nearest(name, data.methods)}")
+            raise InputError(f"--methods {name}{nearest(name, data.methods)}")
         arguments = data.methods[name]
         weights = data.weights if "{weight}" in arguments else (None,)
         trials = {
@@ -129,7 +132,7 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
     label = name.replace(" ", "_") + (f"-{weight}" if weight is not None else "")
     workdir = flags.workdir / flags.data / f"{label}-{seed}"
     arguments = arguments.format(weight=weight)
-    config = configs.load(
+    config = load_config(
         f"configs/crossmodal_{flags.data}.py:{arguments},split=validation,"
         f"steps={data.steps}",
         {
@@ -141,7 +144,7 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
     )
     config.evaluation.frozen = None
     if data.steps in saved_steps(workdir / "checkpoints"):
-        claim(workdir, config)  # refuses a run of another recipe
+        claim_workdir(workdir, config)  # refuses a run of another recipe
     else:
         train.run(config, workdir)
     by_step = {}
@@ -168,14 +171,14 @@ def test(flags, chosen: dict) -> dict:
     """Read the test split at the chosen step, once."""
     path = chosen["workdir"] / f"test-{chosen['step']}.json"
     if not path.exists():
-        devices = mesh.make()
-        whole = mesh.replicated(devices)
-        model = restore.load(chosen["workdir"], chosen["step"], whole)
-        configs.override(model.config, {"evaluation.test.split": "test"})
-        evaluation = configs.build(model.config.evaluation)
-        with jax.set_mesh(devices):
-            result = evaluation(restore.represent(model, whole), devices)
-        protocol.write_whole(path, json.dumps(result).encode())
+        mesh = devices.make_mesh()
+        whole = devices.replicated(mesh)
+        model = load(chosen["workdir"], chosen["step"], whole)
+        apply_overrides(model.config, {"evaluation.test.split": "test"})
+        evaluation = build(model.config.evaluation)
+        with jax.set_mesh(mesh):
+            result = evaluation(representer(model, whole), mesh)
+        files.write_whole(path, json.dumps(result).encode())
     data, result = DATA[flags.data], json.loads(path.read_text())
     return {
         "step": chosen["step"],
@@ -229,7 +232,7 @@ def write(flags, data: Data, found: dict) -> None:
         "settings": {"seeds": flags.seeds, **data._asdict()},
         "chosen": "weight on seed 0, step in each run: weak looks alone, validation",
         "protocol": [*found.values()][-1]["runs"][0]["protocol"],
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -238,8 +241,8 @@ def write(flags, data: Data, found: dict) -> None:
         name: {subset: of["mean"] for subset, of in row["subsets"].items()}
         for name, row in rows.items()
     }
-    figure = plots.subsets(table, data.measure)
-    (RESULTS / f"{flags.data}.png").write_bytes(plots.png(figure))
+    figure = drawing.subsets(table, data.measure)
+    (RESULTS / f"{flags.data}.png").write_bytes(drawing.png(figure))
 
 
 if __name__ == "__main__":

@@ -154,11 +154,11 @@ def main() -> None:
     for chunk, found in chunks.items():
         print(f"{chunk:14}{show(found):>14}")
 
-    from polyview import mesh
+    from polyview import hosts
 
     result = {
         "command": "python -m benchmarks.photometry --peer_python PYTHON",
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "unit": f"views/s on one core, {SIZE} px, uint8 to float32",
         "by_views": speed,
         "by_chunk": chunks,

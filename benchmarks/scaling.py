@@ -24,17 +24,19 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.collectives import collective_bytes, largest_array
-from polyview import config as configs
-from polyview import errors, flops, step
-from polyview import mesh as meshes
-from polyview.objectives import polyview
+from polyview import devices, errors
+from polyview.config.file import load_config
+from polyview.config.spec import build
+from polyview.model import abstract_module
+from polyview.objectives import contrastive
 from polyview.objectives.negatives import log_negatives
+from polyview.training import flops
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 DEVICES = (1, 2, 4, 8)
 LOSSES = {
-    "geometric": polyview.geometric,
-    "sufficient_statistics": polyview.sufficient_statistics,
+    "geometric": contrastive.geometric,
+    "sufficient_statistics": contrastive.sufficient_statistics,
 }
 EXCHANGES = ("gather", "ring")
 VIEWS, FEATURES = 8, 128
@@ -109,16 +111,16 @@ def measured_here() -> list[dict]:
 
 def measure(loss: str, exchange: str, rows: int) -> dict:
     """What one device does and holds for the value and gradient of a loss."""
-    mesh = meshes.make()
+    mesh = devices.make_mesh()
     negatives = partial(log_negatives, exchange=exchange)
     function = partial(LOSSES[loss], temperature=0.1, negatives=negatives)
-    split = meshes.rows(mesh)
+    split = devices.rows(mesh)
     z = jax.ShapeDtypeStruct(
         (rows // VIEWS, VIEWS, FEATURES), jnp.float32, sharding=split
     )
     gradient = jax.jit(
         jax.value_and_grad(lambda z: function(z).mean()),
-        out_shardings=(meshes.replicated(mesh), split),
+        out_shardings=(devices.replicated(mesh), split),
     )
     with jax.set_mesh(mesh):
         program = gradient.lower(z).compile()
@@ -190,8 +192,8 @@ def projection(measured: list[dict]) -> list[dict]:
 
 def resnet50() -> tuple[int, int, int]:
     """FLOPs of a view, forward and backward, and the parameters of the recipe."""
-    config = configs.load("configs/polyview_imagenet.py")
-    graph, params, statistics = step.abstract(configs.build(config.model))
+    config = load_config("configs/polyview_imagenet.py")
+    graph, params, statistics = abstract_module(build(config.model))
     view = {
         "views": {"image": jax.ShapeDtypeStruct((1, 1, 224, 224, 3), jnp.uint8)},
         "index": jax.ShapeDtypeStruct((1,), jnp.int32),

@@ -10,8 +10,9 @@ XLA's grouped convolution in place of shifts; rows for several seeds are one pro
 all of them.
 
 FLOPs are counted twice. Products: 2 for each multiply-add of the step's matrix products
-and convolutions, forward and backward, as `polyview.flops` finds them in the traced
-step; the share is theirs, a second, of what a large float32 matrix product reaches.
+and convolutions, forward and backward, as `polyview.training.flops` finds them in the
+traced step; the share is theirs, a second, of what a large float32 matrix product
+reaches.
 All: XLA's cost analysis of the step before it is optimised, elementwise work included,
 of which depthwise shifts are a part. Each row is a process of its own, so that its peak
 memory is its own.
@@ -32,9 +33,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from polyview import bench, errors, flops, mesh, optimizer, step
-from polyview import config as configs
-from sgi import agent, buffer, pretrain, recipes
+from polyview import bench, errors, hosts
+from polyview.config.spec import build
+from polyview.model import abstract_module
+from polyview.rl import replay
+from polyview.training import flops, optimizer
+from polyview.training.step import create_state, make_step
+from sgi import agent, parts, pretrain
 from sgi.atari import Game
 from sgi.replay import Window
 
@@ -81,7 +86,7 @@ def main() -> None:
     if not flags.smoke:
         record = {
             "command": " ".join(["python -m benchmarks.sgi", *sys.argv[1:]]),
-            "machine": mesh.machine(),
+            "machine": hosts.machine(),
             "repeats": flags.repeats,
             "rows": found,
             "environment": {"game": flags.game, "steps_per_second": rate},
@@ -154,10 +159,10 @@ def program(kind: str, size: str, depthwise: str):
     """`create(seed) -> state` and the engine's step, with the paper's numbers."""
     floats = {"dtype": "float32", "param_dtype": "float32"}
     sigma = 0.5 if kind == "update" else 0.0
-    network = recipes.network(size, ACTIONS, sigma=sigma, **floats)
+    network = parts.network(size, ACTIONS, sigma=sigma, **floats)
     if "depthwise" in network["encoder"]:
         network["encoder"]["depthwise"] = depthwise
-    network = configs.build(network)
+    network = build(network)
     sizes = {"steps": 1, "batch_size": 1}  # which constant rates do not read
     if kind == "update":
         objective = agent.Rainbow()
@@ -167,15 +172,15 @@ def program(kind: str, size: str, depthwise: str):
         objective = pretrain.Pretrain()
         rule = partial(optimizer.constant, base=1e-4)
         made = pretrain.adam(**sizes, learning_rate=rule)
-    graph, *_ = step.abstract(network)
-    create = partial(step.create, network, made.transformation, target_decay=0.99)
-    return create, step.make_step(graph, objective, made.transformation, 0.99)
+    graph, *_ = abstract_module(network)
+    create = partial(create_state, network, made.transformation, target_decay=0.99)
+    return create, make_step(graph, objective, made.transformation, 0.99)
 
 
 def replayed(b: int) -> dict:
     """A batch that `sgi.buffer` draws from noise."""
     steps, rng = 200, np.random.default_rng(0)
-    seen = buffer.Buffer(
+    seen = replay.Buffer(
         frames=rng.integers(0, 256, (steps, 84, 84), np.uint8),
         action=rng.integers(0, ACTIONS, steps).astype(np.int32),
         reward=rng.integers(-1, 2, steps).astype(np.float32),
@@ -184,7 +189,7 @@ def replayed(b: int) -> dict:
         size=np.int32(steps),
     )
     asked = {"jumps": 5, "n_step": 10, "discount": 0.99, "alpha": 0.5, "beta": 0.4}
-    draw = jax.jit(partial(buffer.sample, batch_size=b, **asked))
+    draw = jax.jit(partial(replay.sample, batch_size=b, **asked))
     return jax.device_get(draw(jax.device_put(seen), jax.random.key(0)))
 
 

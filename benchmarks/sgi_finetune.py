@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from polyview import config as configs
-from polyview import errors, mesh, train
-from polyview.evaluation import plots
+from polyview import drawing, errors, hosts
+from polyview.config.file import load_config
+from polyview.training import train
 from sgi import prepare, report
 from sgi import run as finetune
 
@@ -64,13 +64,13 @@ def pretrained(workdir: Path, game: str) -> Path:
     """The demo's network of that game, trained unless it is there."""
     if not (workdir / "checkpoints").is_dir():
         prepare.main(["--game", game, "--steps", "30000"])
-        train.run(configs.load(f"configs/sgi_demo.py:game={game}"), workdir)
+        train.run(load_config(f"configs/sgi_demo.py:game={game}"), workdir)
     return workdir
 
 
 def config(start: str, seed: int, game: str, donor: Path):
     """That of a run, with the network of the donor."""
-    network = configs.load(f"configs/sgi_demo.py:game={game}").model
+    network = load_config(f"configs/sgi_demo.py:game={game}").model
     changes = (
         BUDGET
         | {"seed": seed}
@@ -82,7 +82,7 @@ def config(start: str, seed: int, game: str, donor: Path):
         changes["init_from"] = donor
     text = {key: str(value) for key, value in changes.items()}
     file = f"configs/sgi_finetune.py:game={game},size=tiny,start={start}"
-    return configs.load(file, text)
+    return load_config(file, text)
 
 
 def write(flags, runs: list[report.Run]) -> None:
@@ -113,21 +113,21 @@ def write(flags, runs: list[report.Run]) -> None:
         "budget": BUDGET,
         "rates": RATES,
         "protocol": runs[0].result["protocol"],
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "runs": rows,
     }
     text = json.dumps(record, indent=1)
     (RESULTS / "sgi_finetune.json").write_text(text + "\n")
-    (RESULTS / "sgi_finetune.png").write_bytes(plots.png(curves(runs)))
+    (RESULTS / "sgi_finetune.png").write_bytes(drawing.png(curves(runs)))
 
 
-@plots.styled
+@drawing.styled
 def curves(runs: list[report.Run]) -> Figure:
     """Loss of the returns over the steps; games of evaluation before and after."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, run in enumerate(sorted(runs, key=lambda run: run.name)):
-        color = plots.RUNS[run.name.startswith("scratch")]
+        color = drawing.RUNS[run.name.startswith("scratch")]
         lines = [(line["step"], line["distributional"]) for line in run.history]
         left.plot(*np.transpose(lines), color=color, label=run.name)
         for side, found in enumerate(
@@ -136,7 +136,7 @@ def curves(runs: list[report.Run]) -> Figure:
             x = side + 0.12 * (place - 1.5)
             scores = np.ravel(found["scores"])
             right.plot([x] * len(scores), scores, ".", color=color, markersize=3)
-            right.plot(x, scores.mean(), "_", color=plots.INK, markersize=9)
+            right.plot(x, scores.mean(), "_", color=drawing.INK, markersize=9)
     left.set_title("Cross-entropy of the returns")
     left.set_xlabel("step")
     right.set_title("Scores of 20 games, and their mean")

@@ -19,9 +19,10 @@ import matplotlib
 import numpy as np
 
 from benchmarks import spread
-from polyview import config as configs
-from polyview import errors, mesh, train
+from polyview import errors, hosts
+from polyview.config.file import load_config
 from polyview.evaluate import evaluate
+from polyview.training import train
 from sgi import prepare
 
 matplotlib.use("Agg")
@@ -58,7 +59,7 @@ def main() -> None:
 
 def run(workdir: Path, game: str, seed: int) -> dict[str, dict]:
     """Train and evaluate one run, unless that is done: {features: evaluation}."""
-    config = configs.load(f"{CONFIG}:game={game},seed={seed}")
+    config = load_config(f"{CONFIG}:game={game},seed={seed}")
     paths = {
         "sgi": workdir / "eval" / f"{config.steps}.json",
         "random": workdir / "eval" / "random.json",
@@ -99,11 +100,11 @@ def write(flags, found: dict) -> None:
     record = {
         "command": "python -m benchmarks.sgi_probes --workdir DIR",
         "settings": {"games": flags.games, "seeds": flags.seeds},
-        "config": configs.load(f"{CONFIG}:game={flags.games[0]}").to_dict(),
+        "config": load_config(f"{CONFIG}:game={flags.games[0]}").to_dict(),
         "protocol": {game: found[game, 0]["sgi"]["protocol"] for game in flags.games},
         "left_out": {game: found[game, 0]["sgi"]["left_out"] for game in flags.games},
         "seconds_of_training": spread([of["sgi"]["seconds"] for of in runs]),
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import jax
 
-from polyview import checkpoint, errors, metrics, prepare
+from polyview import errors, hosts, prepare
+from polyview.runs import checkpoint
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "soak.json"
@@ -145,7 +146,7 @@ def write(lives: list[dict], folder: Path) -> None:
     words = " ".join(sys.argv[1:]).partition(" --workdir")[0]
     record = {
         "command": f"python -m benchmarks.soak {words}".strip(),
-        "machine": {"cpu": metrics.processor(), "cores": metrics.cores()},
+        "machine": {"cpu": hosts.processor(), "cores": hosts.cores()},
         "minutes": round(sum(life["seconds"] for life in lives) / 60, 1),
         "kills": len(lives),
         "steps": lives[-1]["step"],

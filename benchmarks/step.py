@@ -19,9 +19,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from polyview import config as configs
-from polyview import errors, mesh, metrics, train
-from polyview.checkpoint import Checkpoints
+from polyview import devices, errors, hosts
+from polyview.config.file import load_config
+from polyview.runs import metrics
+from polyview.runs.checkpoint import Checkpoints
+from polyview.training import train
+from polyview.training.prefetch import prefetch
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of each turn")
     parser.add_argument("--turns", type=int, default=4)
     flags = parser.parse_args()
-    config = configs.load(flags.config, {"steps": str(flags.steps)})
+    config = load_config(flags.config, {"steps": str(flags.steps)})
     config.checkpoint_every = 10 * flags.steps
     run = train.Run(config)
     with jax.set_mesh(run.mesh):
@@ -54,7 +57,7 @@ def main() -> None:
         "command": f"python -m benchmarks.step --turns {flags.turns}",
         "steps": flags.steps,
         "config": flags.config,
-        "machine": mesh.machine(),
+        "machine": hosts.machine(),
         "views_per_second": rates,
         "ratio_of_medians": ratio,
     }
@@ -64,10 +67,10 @@ def main() -> None:
 def bare_step(run: train.Run, steps: int) -> float:
     """Seconds of `steps` steps on one batch that stays on the device."""
     state = run.create(run.seed)
-    with contextlib.closing(mesh.prefetch(run.batches(0, 1), run.mesh)) as batches:
+    with contextlib.closing(prefetch(run.batches(0, 1), run.mesh)) as batches:
         _, _, batch = next(batches)
     # Each step must be given its own number, or it would refuse to be taken.
-    numbers = [mesh.put_replicated(np.int32(i), run.mesh) for i in range(steps)]
+    numbers = [devices.put_replicated(np.int32(i), run.mesh) for i in range(steps)]
     jax.block_until_ready((batch, numbers))
     began = time.perf_counter()
     for number in numbers:

@@ -13,8 +13,8 @@ accuracy of the subgroup from one drawing, test, three seeds): .151 with
 method=polyview, .154 clip, .125 cmim, .113 supervised, .071 with drop=0 too.
 """
 
-from polyview import config as configs
-from polyview import recipes
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
 
 VENDORS = ("noto", "twemoji", "openmoji", "fluent")
 SIZE = 32  # pixels of a view, half of what is prepared
@@ -24,12 +24,12 @@ GROUPS, SUBGROUPS = 9, 96
 
 def get_config(argument: str = "") -> dict:
     """All numbers are ours."""
-    args = configs.arguments(
+    args = parse_arguments(
         argument, method="polyview", weight=1.0, drop=0.5, split="test", steps=300
     )
-    train, test = (recipes.source("emoji", split) for split in ("train", args["split"]))
+    train, test = (parts.source("emoji", split) for split in ("train", args["split"]))
     whole = views("ResizeCenterCrop", fraction=1.0)
-    frozen = recipes.evaluation(train, test, size=SIZE, fraction=1.0)
+    frozen = parts.evaluation(train, test, size=SIZE, fraction=1.0)
     return {
         "seed": 0,
         "steps": args["steps"],
@@ -46,7 +46,7 @@ def get_config(argument: str = "") -> dict:
         "model": {
             "partial": "polyview.nn.fusion:LateFusion",
             "towers": {
-                "image": recipes.tower(
+                "image": parts.tower(
                     {
                         "partial": "polyview.nn.resnet:resnet_tiny",
                         "width": 64,
@@ -61,7 +61,7 @@ def get_config(argument: str = "") -> dict:
                     mean=0.8,  # about that of drawings on white
                     std=0.3,
                 ),
-                "text": recipes.tower(
+                "text": parts.tower(
                     {
                         "partial": "polyview.nn.text:TokenSet",
                         "vocabulary": WORDS,
@@ -78,7 +78,7 @@ def get_config(argument: str = "") -> dict:
             "alone": False,
             "critic": None,
         },
-        "objective": recipes.cross_modal(
+        "objective": parts.cross_modal(
             args["method"],
             {"group": "cross_entropy", "subgroup": "cross_entropy"},
             weight=args["weight"],
@@ -87,8 +87,11 @@ def get_config(argument: str = "") -> dict:
             positions=4,  # of 16 of a drawing, and up to 24 words
         ),
         "optimizer": {
-            "partial": "polyview.optimizer:adamw",
-            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 2e-3},
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": {
+                "partial": "polyview.training.optimizer:constant",
+                "base": 2e-3,
+            },
             "weight_decay": 1e-2,
             "warm_up": 0.1,
         },
@@ -107,7 +110,7 @@ def get_config(argument: str = "") -> dict:
 
 def views(augment: str, **options) -> dict:
     """The four drawings as one modality, the name as another."""
-    return recipes.observed(
+    return parts.observed(
         fields={"image": VENDORS, "text": ("text",)},
         shapes={"image": (SIZE, SIZE, 3), "text": (LENGTH,)},
         dtypes={"text": "int32"},

@@ -14,9 +14,9 @@ benchmarks.missing mri --seeds 2`, mean Dice of 15 subsets): .46 with method=cmi
 supervised, .44 with model=early; the seeds differ by more. BraTS: not yet measured.
 """
 
-from polyview import config as configs
-from polyview import recipes
-from polyview.errors import InputError
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError, nearest
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 SIZES = {"mri_phantom": 96, "brats": 120}  # pixels of 2 mm
@@ -25,7 +25,7 @@ MODELS = {"hemis": "Hemis", "early": "EarlyFusion"}
 
 def get_config(argument: str = "") -> dict:
     """All numbers are ours: those of the paper are not public."""
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         model="hemis",
         method="cmim",
@@ -38,7 +38,7 @@ def get_config(argument: str = "") -> dict:
     )
     for key, known in (("model", MODELS), ("data", SIZES)):
         if args[key] not in known:
-            raise InputError(f"{key}={args[key]!r}{configs.nearest(args[key], known)}")
+            raise InputError(f"{key}={args[key]!r}{nearest(args[key], known)}")
     if args["model"] == "early" and args["method"] != "supervised":
         raise InputError(
             "model=early has no features of single sequences; add method=supervised"
@@ -47,7 +47,7 @@ def get_config(argument: str = "") -> dict:
     # a patient.
     study = "patient" if args["data"] == "brats" else None
     size = SIZES[args["data"]]
-    views = recipes.observed(
+    views = parts.observed(
         fields={s: (s,) for s in SEQUENCES},
         shapes={s: (size, size, 1) for s in SEQUENCES},
         dtypes={s: "float16" for s in SEQUENCES},
@@ -73,10 +73,10 @@ def get_config(argument: str = "") -> dict:
         "keep": 2,
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": recipes.source(args["data"], "train"),
+        "source": parts.source(args["data"], "train"),
         "views": views,
         "model": model,
-        "objective": recipes.cross_modal(
+        "objective": parts.cross_modal(
             args["method"],
             {"mask": "dice_and_cross_entropy"},
             weight=args["weight"],
@@ -87,14 +87,17 @@ def get_config(argument: str = "") -> dict:
             study=study,
         ),
         "optimizer": {
-            "partial": "polyview.optimizer:adamw",
-            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 2e-3},
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": {
+                "partial": "polyview.training.optimizer:constant",
+                "base": 2e-3,
+            },
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },
         "evaluation": {
             "target": "polyview.evaluation.missing:MissingModalities",
-            "test": recipes.source(args["data"], args["split"]),
+            "test": parts.source(args["data"], args["split"]),
             "views": views,
             "targets": ("mask",),
             "retrieval": False,

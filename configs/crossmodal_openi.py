@@ -16,10 +16,10 @@ test AUROC, three seeds): from the indication alone .602 with method=polyview, .
 clip, .589 cmim and supervised, .593 where it is the only view; from all .954 to .959.
 """
 
-from polyview import config as configs
-from polyview import recipes
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
 from polyview.data.prepare import openi
-from polyview.errors import InputError
+from polyview.errors import InputError, nearest
 
 IMAGE = 128  # pixels of a radiograph, ours
 LENGTHS = {label.lower(): length for label, length in openi.SECTIONS.items()} | {
@@ -31,7 +31,7 @@ ENCODERS = {"set": "TokenSet", "conv": "ConvText", "transformer": "TextTransform
 
 def get_config(argument: str = "") -> dict:
     """All numbers are ours: those of the paper are not public."""
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         method="polyview",
         weight=0.1,
@@ -48,10 +48,10 @@ def get_config(argument: str = "") -> dict:
         raise InputError(f"views={args['views']} names a view twice")
     for name in names:
         if name not in (*LENGTHS, "image"):
-            near = configs.nearest(name, (*LENGTHS, "image"))
+            near = nearest(name, (*LENGTHS, "image"))
             raise InputError(f"views: {name!r}{near}")
     if args["encoder"] not in ENCODERS:
-        near = configs.nearest(args["encoder"], ENCODERS)
+        near = nearest(args["encoder"], ENCODERS)
         raise InputError(f"encoder={args['encoder']!r}{near}")
     train = views(names, "RandomResizedCrop", scale=(0.5, 1.0), flip=0.0)
     whole = views(names, "ResizeCenterCrop", fraction=1.0)
@@ -66,7 +66,7 @@ def get_config(argument: str = "") -> dict:
         "keep": 2,
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": recipes.source("openi", "train"),
+        "source": parts.source("openi", "train"),
         "views": train,
         "model": {
             "partial": "polyview.nn.fusion:LateFusion",
@@ -82,7 +82,7 @@ def get_config(argument: str = "") -> dict:
             "alone": args["alone"] > 0,
             "critic": None,
         },
-        "objective": recipes.cross_modal(
+        "objective": parts.cross_modal(
             args["method"],
             {"labels": "binary_cross_entropy"},
             weight=args["weight"],
@@ -94,14 +94,17 @@ def get_config(argument: str = "") -> dict:
             positions=8,  # of up to 64 words
         ),
         "optimizer": {
-            "partial": "polyview.optimizer:adamw",
-            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 5e-3},
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": {
+                "partial": "polyview.training.optimizer:constant",
+                "base": 5e-3,
+            },
             "weight_decay": 1e-2,
             "warm_up": 0.1,
         },
         "evaluation": {
             "target": "polyview.evaluation.missing:MissingModalities",
-            "test": recipes.source("openi", args["split"]),
+            "test": parts.source("openi", args["split"]),
             "views": whole,
             "targets": ("labels",),
             "retrieval": len(names) > 1,
@@ -115,7 +118,7 @@ def views(names: list[str], augment: str, **options) -> dict:
     """Tokens as they are; of the radiograph, where it is asked for, an augmentation."""
     texts = [name for name in names if name != "image"]
     crop = {"target": f"polyview.data.augment:{augment}", "size": IMAGE, **options}
-    return recipes.observed(
+    return parts.observed(
         fields={name: (name,) for name in names},
         shapes={name: (LENGTHS[name],) for name in texts}
         | {name: (IMAGE, IMAGE, 3) for name in names if name == "image"},
@@ -159,4 +162,4 @@ def headed(encoder: dict, method: str, **options) -> dict:
     """
     if method not in ("intra", "cmim"):  # whose local maps are of another width
         options["projector"] = {"partial": "polyview.nn.heads:Identity"}
-    return recipes.tower(encoder, out=64, **options)
+    return parts.tower(encoder, out=64, **options)

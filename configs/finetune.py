@@ -8,11 +8,11 @@ on 1 %). The learning rate wants a sweep on held-out training rows for each data
 Hardware: one GPU or more for ImageNet. Expected result: not yet measured.
 """
 
-from polyview import config as configs
-from polyview import recipes
+from polyview.config.overrides import parse_arguments
+from polyview.runs.probe_config import classification
 
 
 def get_config(argument: str = "") -> dict:
     """SimCLR's fine-tuning (Chen et al. 2020, B.5): 30 epochs (of 10 %), batch 4096."""
-    args = configs.arguments(argument, run="", data="", epochs=30, batch_size=4096)
-    return recipes.classification(**args, frozen=False, learning_rate=0.05)
+    args = parse_arguments(argument, run="", data="", epochs=30, batch_size=4096)
+    return classification(**args, frozen=False, learning_rate=0.05)

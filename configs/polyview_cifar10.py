@@ -8,14 +8,14 @@ Arguments: objective, views, batch (fixed | growing), dtype, param_dtype, as in
 Hardware: one GPU. Expected result: not yet measured.
 """
 
-from polyview import config as configs
-from polyview import recipes
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
 
 
 def get_config(argument: str = "") -> dict:
     """The recipe of the multi-view baselines of Koromilas et al. 2025 (their released
     CIFAR-10 config), unless a line says otherwise."""
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         objective="geometric",
         views=4,
@@ -23,14 +23,14 @@ def get_config(argument: str = "") -> dict:
         dtype="float32",
         param_dtype="float32",
     )
-    train = recipes.source("cifar10", "train")
-    test = recipes.source("cifar10", "test")
+    train = parts.source("cifar10", "train")
+    test = parts.source("cifar10", "test")
     return {
         "seed": 0,
         "steps": 39_062,  # about 200 epochs of two views at 256 samples
         "epochs": None,
         # Unique samples, global; 256 at two views.
-        "batch_size": recipes.unique_samples(args["batch"], args["views"], 256),
+        "batch_size": parts.unique_samples(args["batch"], args["views"], 256),
         "log_every": 100,
         "checkpoint_every": 2000,
         "evaluate_every": 10_000,
@@ -38,10 +38,10 @@ def get_config(argument: str = "") -> dict:
         "workers": 4,
         "mesh": {"data": -1, "fsdp": 1},
         "source": train,
-        "views": recipes.generated(
+        "views": parts.generated(
             args["views"], "RandomResizedCrop", size=32, scale=(0.08, 1.0), flip=0.5
         ),
-        "model": recipes.image_model(
+        "model": parts.image_model(
             encoder={
                 "partial": "polyview.nn.resnet:resnet18",
                 # As Chen et al. 2020 do for CIFAR-10 (appendix B.9).
@@ -63,12 +63,12 @@ def get_config(argument: str = "") -> dict:
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],
         ),
-        "objective": recipes.contrastive(args["objective"], temperature=0.5),
+        "objective": parts.contrastive(args["objective"], temperature=0.5),
         "optimizer": {
-            "partial": "polyview.optimizer:sgd",
+            "partial": "polyview.training.optimizer:sgd",
             # 1.0 at 256 samples; the linear rule for other batches is ours.
             "learning_rate": {
-                "partial": "polyview.optimizer:linear",
+                "partial": "polyview.training.optimizer:linear",
                 "base": 1.0,
                 "per": 256,
             },
@@ -76,5 +76,5 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 1e-6,
             "warm_up": 0.01,
         },
-        "evaluation": recipes.evaluation(train, test, size=32, fraction=1.0),
+        "evaluation": parts.evaluation(train, test, size=32, fraction=1.0),
     }

@@ -10,13 +10,13 @@ Hardware: one laptop core. Measured, one seed, test accuracy of linear probe / k
 to try things with, not one that learns features worth having.
 """
 
-from polyview import config as configs
-from polyview import recipes
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
 
 
 def get_config(argument: str = "") -> dict:
     """All numbers are ours, chosen to run in seconds."""
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         objective="geometric",
         views=4,
@@ -29,18 +29,18 @@ def get_config(argument: str = "") -> dict:
         "steps": 300,
         "epochs": None,
         # Unique samples, global.
-        "batch_size": recipes.unique_samples(args["batch"], args["views"], 64),
+        "batch_size": parts.unique_samples(args["batch"], args["views"], 64),
         "log_every": 20,
         "checkpoint_every": 100,
         "evaluate_every": 0,
         "keep": 3,
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": recipes.source("digits", "train"),
-        "views": recipes.generated(
+        "source": parts.source("digits", "train"),
+        "views": parts.generated(
             args["views"], "RandomResizedCrop", size=8, scale=(0.3, 1.0), flip=0.0
         ),
-        "model": recipes.image_model(
+        "model": parts.image_model(
             encoder={
                 "partial": "polyview.nn.resnet:resnet_tiny",
                 "width": 16,
@@ -58,16 +58,19 @@ def get_config(argument: str = "") -> dict:
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],
         ),
-        "objective": recipes.contrastive(args["objective"], temperature=0.2),
+        "objective": parts.contrastive(args["objective"], temperature=0.2),
         "optimizer": {
-            "partial": "polyview.optimizer:adamw",
-            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 3e-3},
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": {
+                "partial": "polyview.training.optimizer:constant",
+                "base": 3e-3,
+            },
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },
-        "evaluation": recipes.evaluation(
-            recipes.source("digits", "train"),
-            recipes.source("digits", "test"),
+        "evaluation": parts.evaluation(
+            parts.source("digits", "train"),
+            parts.source("digits", "test"),
             size=8,
             fraction=1.0,
         ),

@@ -10,13 +10,13 @@ Hardware: two cores of a laptop, or one small GPU; a run takes minutes. Measured
 what the demo measured, in the README.
 """
 
-from polyview import config as configs
-from polyview import recipes
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
 
 
 def get_config(argument: str = "") -> dict:
     """Numbers without a source are ours."""
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         objective="geometric",
         views=8,
@@ -24,14 +24,14 @@ def get_config(argument: str = "") -> dict:
         dtype="float32",
         param_dtype="float32",
     )
-    train = recipes.source("fashion_mnist", "train")
-    test = recipes.source("fashion_mnist", "test")
+    train = parts.source("fashion_mnist", "train")
+    test = parts.source("fashion_mnist", "test")
     return {
         "seed": 0,
         "steps": 1000,
         "epochs": None,
         # Unique samples, global: 512 views a step when batch=fixed.
-        "batch_size": recipes.unique_samples(args["batch"], args["views"], 256),
+        "batch_size": parts.unique_samples(args["batch"], args["views"], 256),
         "log_every": 20,
         "checkpoint_every": 500,
         "evaluate_every": 0,
@@ -39,10 +39,10 @@ def get_config(argument: str = "") -> dict:
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
         "source": train,
-        "views": recipes.generated(
+        "views": parts.generated(
             args["views"], "RandomResizedCrop", size=28, scale=(0.2, 1.0), flip=0.5
         ),
-        "model": recipes.image_model(
+        "model": parts.image_model(
             encoder={
                 "partial": "polyview.nn.resnet:resnet_tiny",
                 "in_channels": 1,
@@ -65,12 +65,15 @@ def get_config(argument: str = "") -> dict:
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],
         ),
-        "objective": recipes.contrastive(args["objective"], temperature=0.2),
+        "objective": parts.contrastive(args["objective"], temperature=0.2),
         "optimizer": {
-            "partial": "polyview.optimizer:adamw",
-            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 3e-3},
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": {
+                "partial": "polyview.training.optimizer:constant",
+                "base": 3e-3,
+            },
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },
-        "evaluation": recipes.evaluation(train, test, size=28, fraction=1.0),
+        "evaluation": parts.evaluation(train, test, size=28, fraction=1.0),
     }

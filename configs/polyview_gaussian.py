@@ -10,14 +10,14 @@ compares their bounds with the closed form.
 
 from ml_collections import ConfigDict
 
-from polyview.config import arguments, nearest
-from polyview.errors import InputError
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError, nearest
 
 OBJECTIVES = ("multi_crop", "geometric", "arithmetic", "sufficient_statistics")
 
 
 def get_config(argument=""):
-    given = arguments(
+    given = parse_arguments(
         argument,
         objective="geometric",
         views=4,
@@ -31,7 +31,7 @@ def get_config(argument=""):
         raise InputError(f"objective={name} is unknown{nearest(name, OBJECTIVES)}")
     # A bound on mutual information needs scores of any size: no unit vectors.
     loss = {
-        "partial": f"polyview.objectives.polyview:{name}",
+        "partial": f"polyview.objectives.contrastive:{name}",
         "temperature": 1.0,
         "normalize": False,
     }
@@ -72,15 +72,15 @@ def get_config(argument=""):
                 },
             },
             "objective": {
-                "target": "polyview.objectives.polyview:Contrastive",
+                "target": "polyview.objectives.contrastive:Contrastive",
                 "loss": loss,
                 "modality": "x",
                 "bound": {"partial": f"polyview.objectives.bounds:{bound}"},
             },
             "optimizer": {
-                "partial": "polyview.optimizer:adamw",
+                "partial": "polyview.training.optimizer:adamw",
                 "learning_rate": {
-                    "partial": "polyview.optimizer:constant",
+                    "partial": "polyview.training.optimizer:constant",
                     "base": 3e-3,
                 },
                 "weight_decay": 0.0,

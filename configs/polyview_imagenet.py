@@ -12,13 +12,13 @@ slice or 8 GPUs; see the README. Expected result: not yet measured.
 
 Where memory is short, from what costs least: remat=dots, then remat=blocks (see
 `polyview.nn.remat`); `--config.mesh.fsdp=8` for the state; microbatch=512 (see
-`polyview.config`), for which the encoder must be a ViT and norm=none takes BatchNorm
-out of the projector; last accumulate=4, which is another loss.
+`polyview.training.microbatch`), for which the encoder must be a ViT and norm=none takes
+BatchNorm out of the projector; last accumulate=4, which is another loss.
 """
 
-from polyview import config as configs
-from polyview import recipes
-from polyview.errors import InputError
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError, nearest
 
 
 def get_config(argument: str = "") -> dict:
@@ -27,7 +27,7 @@ def get_config(argument: str = "") -> dict:
     The learning rate of the poly-view paper is not public: ours scales with unique
     samples, and sweeping it is left to the user.
     """
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         data="",
         encoder="resnet50",
@@ -43,11 +43,11 @@ def get_config(argument: str = "") -> dict:
     )
     epochs = 128  # the unit of relative compute of Shidani et al. 2024
     if args["data"]:
-        train = recipes.source(args["data"], "train")
-        test = recipes.source(args["data"], "test")
+        train = parts.source(args["data"], "train")
+        test = parts.source(args["data"], "test")
     else:
         train = {
-            "target": "polyview.data.source:Tfds",
+            "target": "polyview.data.sources.tfds:Tfds",
             "name": "imagenet2012",
             "split": "train",
         }
@@ -57,7 +57,7 @@ def get_config(argument: str = "") -> dict:
         "steps": None,
         "epochs": epochs,
         # Unique samples, global; 4096 at two views.
-        "batch_size": recipes.unique_samples(args["batch"], args["views"], 4096),
+        "batch_size": parts.unique_samples(args["batch"], args["views"], 4096),
         "microbatch": args["microbatch"],
         "accumulate": args["accumulate"],
         "log_every": 100,
@@ -67,10 +67,10 @@ def get_config(argument: str = "") -> dict:
         "workers": 16,
         "mesh": {"data": -1, "fsdp": 1},
         "source": train,
-        "views": recipes.generated(
+        "views": parts.generated(
             args["views"], "RandomResizedCrop", size=224, scale=(0.08, 1.0), flip=0.5
         ),
-        "model": recipes.image_model(
+        "model": parts.image_model(
             encoder={**encoder(args["encoder"]), "remat": args["remat"]},
             projector={
                 "partial": "polyview.nn.heads:Projector",
@@ -84,9 +84,9 @@ def get_config(argument: str = "") -> dict:
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],
         ),
-        "objective": recipes.contrastive(args["objective"], temperature=0.1),
+        "objective": parts.contrastive(args["objective"], temperature=0.1),
         "optimizer": optimizer(args["encoder"], epochs),
-        "evaluation": recipes.evaluation(train, test, size=224, fraction=0.875),
+        "evaluation": parts.evaluation(train, test, size=224, fraction=0.875),
     }
 
 
@@ -98,22 +98,22 @@ def encoder(name: str) -> dict:
         "vit_b": {"partial": "polyview.nn.vit:vit_b", "patch": 16, "image": 224},
     }
     if name not in encoders:
-        raise InputError(f"encoder={name!r}{configs.nearest(name, encoders)}")
+        raise InputError(f"encoder={name!r}{nearest(name, encoders)}")
     return encoders[name]
 
 
 def optimizer(name: str, epochs: int) -> dict:
     """LARS for a ResNet; for a ViT, AdamW as in MoCo v3 (Chen et al. 2021)."""
-    linear = {"partial": "polyview.optimizer:linear", "per": 256}
+    linear = {"partial": "polyview.training.optimizer:linear", "per": 256}
     if name == "resnet50":
         return {
-            "partial": "polyview.optimizer:lars",
+            "partial": "polyview.training.optimizer:lars",
             "learning_rate": {**linear, "base": 0.3},
             "weight_decay": 1e-6,
             "warm_up": 10 / epochs,  # 10 epochs
         }
     return {
-        "partial": "polyview.optimizer:adamw",
+        "partial": "polyview.training.optimizer:adamw",
         "learning_rate": {**linear, "base": 1.5e-4},
         "weight_decay": 0.1,
         "warm_up": 40 / 300,  # 40 of 300 epochs

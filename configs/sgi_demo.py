@@ -13,14 +13,15 @@ near 1: the figures of the probes are no figures of SGI at its full length.
 
 from pathlib import Path
 
-from polyview import config as configs
+from polyview.config.file import load_config
+from polyview.config.overrides import parse_arguments
 
 PRETRAIN = Path(__file__).with_name("sgi_pretrain.py")
 
 
 def get_config(argument: str = "") -> dict:
-    args = configs.arguments(argument, game="pong", seed=0)
-    config = configs.load(f"{PRETRAIN}:size=tiny,game={args['game']}").to_dict()
+    args = parse_arguments(argument, game="pong", seed=0)
+    config = load_config(f"{PRETRAIN}:size=tiny,game={args['game']}").to_dict()
     config["model"]["encoder"]["widths"] = (12, 24, 24)
     config["model"]["hidden"] = 256
     # In so few steps the official 1e-4 and 1.5e-4 hardly move anything.

@@ -13,9 +13,9 @@ CPU cores. Time and scores: not yet measured.
 Numbers without a source are those of the official code, github.com/mila-iqia/SGI.
 """
 
-from polyview import config as configs
-from polyview.errors import InputError
-from sgi import recipes
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError, nearest
+from sgi import parts
 from sgi.atari import Game
 
 RATES = {
@@ -25,7 +25,7 @@ RATES = {
 
 
 def get_config(argument: str = "") -> dict:
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         game="pong",
         size="M",
@@ -34,9 +34,7 @@ def get_config(argument: str = "") -> dict:
         param_dtype="float32",
     )
     if args["start"] not in RATES:
-        raise InputError(
-            f"start={args['start']}{configs.nearest(args['start'], RATES)}"
-        )
+        raise InputError(f"start={args['start']}{nearest(args['start'], RATES)}")
     return {
         "game": args["game"],
         "start": args["start"],
@@ -54,7 +52,7 @@ def get_config(argument: str = "") -> dict:
         "checkpoint_every": 10_000,
         "evaluate_every": 0,  # at the end only
         "keep": 2,
-        "model": recipes.network(
+        "model": parts.network(
             args["size"],
             len(Game(args["game"]).actions),
             sigma=0.5,

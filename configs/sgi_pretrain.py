@@ -23,9 +23,9 @@ Hardware: one GPU; size=tiny on two CPU cores. Time and scores: not yet measured
 Numbers without a source are those of the official code, github.com/mila-iqia/SGI.
 """
 
-from polyview import config as configs
-from polyview.errors import InputError
-from sgi import recipes, recording
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError, nearest
+from sgi import parts, recording
 from sgi.variables import ADDRESSES
 
 # Recordings, and epochs of them; the paper's R was not released, ours is 20 as well.
@@ -37,7 +37,7 @@ WEIGHTS = {
 
 
 def get_config(argument: str = "") -> dict:
-    args = configs.arguments(
+    args = parse_arguments(
         argument,
         game="pong",
         mix="R",
@@ -48,7 +48,7 @@ def get_config(argument: str = "") -> dict:
     )
     for key, known in ("mix", MIXES), ("objective", WEIGHTS):
         if args[key] not in known:
-            raise InputError(f"{key}={args[key]}{configs.nearest(args[key], known)}")
+            raise InputError(f"{key}={args[key]}{nearest(args[key], known)}")
     suffix, epochs = MIXES[args["mix"]]
     name = f"{args['game']}_{suffix}"
     play = recording.describe(name)
@@ -77,7 +77,7 @@ def get_config(argument: str = "") -> dict:
             "history": 4,
             "goal": (2, 49),
         },
-        "model": recipes.network(
+        "model": parts.network(
             args["size"],
             # The game's own action set, as it was recorded.
             len(play["actions"]),
@@ -100,7 +100,10 @@ def get_config(argument: str = "") -> dict:
         },
         "optimizer": {
             "partial": "sgi.pretrain:adam",
-            "learning_rate": {"partial": "polyview.optimizer:constant", "base": 1e-4},
+            "learning_rate": {
+                "partial": "polyview.training.optimizer:constant",
+                "base": 1e-4,
+            },
             "epsilon": 1.5e-4,
             "clip": 10.0,
         },

@@ -1,6 +1,6 @@
 """`polyview COMMAND ...`, or `python -m polyview COMMAND ...`: any of the commands."""
 
-from polyview import command
+from polyview import cli
 
 COMMANDS = (
     "main",
@@ -9,14 +9,14 @@ COMMANDS = (
     "report",
     "embed",
     "export",
-    "adopt",
+    "import_weights",
     "bench",
 )
 
 
 def main() -> None:
     """Run the command that is named; without one, list them."""
-    command.choose("polyview", COMMANDS)
+    cli.choose("polyview", COMMANDS)
 
 
 if __name__ == "__main__":

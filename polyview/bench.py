@@ -7,7 +7,7 @@ has one batch that stays on the device. Their difference is the price of the inp
 Rates are those of all steps together: where several workers make batches, these come in
 bursts, and no single step is typical. Beside the mean stand the quartiles.
 
-MFU is model FLOPs a second (see `polyview.flops`) over the peak of all devices.
+MFU is model FLOPs a second (see `polyview.training.flops`) over all devices' peak.
 """
 
 import contextlib
@@ -20,8 +20,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyview import command, errors, files
-from polyview import config as configs
+from polyview import cli, errors, files
+from polyview.config.file import load_config
+from polyview.config.overrides import parse_flags
+from polyview.config.schema import check_config
+from polyview.config.text import dotted, text_digest, to_json
 from polyview.errors import InputError
 
 # Dense bfloat16 FLOP/s of a device by its kind, from the vendors' data sheets.
@@ -45,7 +48,7 @@ WARM_UP = 3  # steps of each run that do not count
 
 def main() -> None:
     """Read the command line, measure, print the table and write the JSON."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m polyview.bench",
         description=__doc__.splitlines()[0],
         epilog="Any key of the config: --config.key=value, --config.group.key=value.",
@@ -55,25 +58,25 @@ def main() -> None:
     parser.add_argument(
         "--output", metavar="FILE.json", type=Path, default=Path("bench.json")
     )
-    command.add_distributed(parser)
+    cli.add_distributed(parser)
     flags, rest = parser.parse_known_args()
-    config = configs.load(flags.config, configs.overrides(rest, known=vars(flags)))
-    configs.check(config)
+    config = load_config(flags.config, parse_flags(rest, known=vars(flags)))
+    check_config(config)
     if flags.steps < 1:
         raise InputError(f"--steps {flags.steps}: it must be 1 or more")
-    command.check_output(flags.output)
+    cli.check_output(flags.output)
 
-    command.start(flags)
+    cli.start(flags)
     record = bench(config, flags.steps)
 
-    from polyview import mesh as meshes
-    from polyview import metrics
+    from polyview import hosts
+    from polyview.terminal import say
 
-    if meshes.is_first_process():
-        metrics.say(table(record))
+    if hosts.is_first_process():
+        say(table(record))
         text = json.dumps(record, indent=1) + "\n"
         files.write_whole(flags.output, text.encode())
-        metrics.say(f"{flags.output} written")
+        say(f"{flags.output} written")
 
 
 def bench(config, steps: int) -> dict[str, Any]:
@@ -83,8 +86,8 @@ def bench(config, steps: int) -> dict[str, Any]:
     """
     import jax
 
-    from polyview import flops, train
-    from polyview import mesh as meshes
+    from polyview import hosts
+    from polyview.training import flops, train
 
     run = train.Run(config)
     with jax.set_mesh(run.mesh):
@@ -110,10 +113,10 @@ def bench(config, steps: int) -> dict[str, Any]:
         }
 
     return {
-        "machine": meshes.machine(),
+        "machine": hosts.machine(),
         "config": {
-            "digest": configs.digest(configs.to_json(config)),
-            "keys": configs.flat(json.loads(configs.to_json(config))),
+            "digest": text_digest(to_json(config)),
+            "keys": dotted(json.loads(to_json(config))),
         },
         "batch": {"images": images, "views_of_an_image": views},
         "steps": len(timed),
@@ -188,13 +191,14 @@ def on_one_batch(run, program, steps: int) -> tuple[Any, list[float]]:
     import jax
     import numpy as np
 
-    from polyview import mesh as meshes
+    from polyview import devices
+    from polyview.training.prefetch import prefetch
 
-    with contextlib.closing(meshes.prefetch(run.batches(0, 1), run.mesh)) as batches:
+    with contextlib.closing(prefetch(run.batches(0, 1), run.mesh)) as batches:
         _, _, batch = next(batches)
     # A step refuses a batch that was not drawn for its own number.
     numbers = [
-        meshes.put_replicated(np.int32(i), run.mesh) for i in range(WARM_UP + steps)
+        devices.put_replicated(np.int32(i), run.mesh) for i in range(WARM_UP + steps)
     ]
     jax.block_until_ready((batch, numbers))
     again = ((i, number, batch) for i, number in enumerate(numbers))
@@ -208,11 +212,11 @@ def with_pipeline(run, program, state, steps: int) -> tuple[list[float], list[fl
     Workers hand over a batch each, then make the next ones. What lies ready at first is
     not timed, and what is timed are whole rounds of them.
     """
-    from polyview import mesh as meshes
+    from polyview.training.prefetch import prefetch
 
     start, workers = int(state.step), max(1, run.config.get("workers", 0))
     ready, timed = WARM_UP + 2 * workers, -(-steps // workers) * workers
-    batches = meshes.prefetch(run.batches(start, start + ready + timed), run.mesh)
+    batches = prefetch(run.batches(start, start + ready + timed), run.mesh)
     with contextlib.closing(batches):
         _, seconds, waits = _take(run, program, state, batches)
     return seconds[ready:], waits[ready:]

@@ -16,11 +16,14 @@ import json
 import shutil
 from pathlib import Path
 
-from polyview import command, errors, recipes
-from polyview import config as configs
-from polyview import workdir as workdirs
+from polyview import cli, errors
+from polyview.config import parts
+from polyview.config.spec import build
+from polyview.config.text import text_digest, to_json
+from polyview.config.trust import allow_list
 from polyview.errors import InputError, fits_together
 from polyview.files import write_whole, writing_whole
+from polyview.runs.workdir import check_run
 
 PART = 4096  # rows; about a minute of a small machine
 FORMATS = (".npz", ".parquet")
@@ -28,11 +31,11 @@ FORMATS = (".npz", ".parquet")
 
 def main() -> None:
     """Read the command line and embed; see `--help`."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m polyview.embed", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, type=Path)
-    command.add_checkpoint(parser)
+    cli.add_checkpoint(parser)
     parser.add_argument(
         "--input",
         metavar="FOLDER|NAME[:SPLIT]",
@@ -50,11 +53,11 @@ def main() -> None:
     )
     parser.add_argument("--modality", help="where the model has several")
     parser.add_argument("--batch_size", type=int, default=256, help="global")
-    command.add_distributed(parser)
+    cli.add_distributed(parser)
     flags = parser.parse_args()
     check(flags.output, flags.batch_size)
-    workdirs.check_run(flags.run)
-    command.start(flags)
+    check_run(flags.run)
+    cli.start(flags)
     with fits_together(f"{flags.run} and {flags.input}"):
         said = embed(
             flags.run,
@@ -98,35 +101,35 @@ def embed(
     import jax
     import numpy as np
 
-    from polyview import mesh as meshes
-    from polyview import restore
+    from polyview import devices, hosts
     from polyview.evaluation.features import extract
+    from polyview.runs.load import load, representer
 
     check(output, batch_size)
     source = source_of(of)
-    mesh = meshes.make()
-    whole = meshes.replicated(mesh)
-    model = restore.load(run, step, whole, trust)
+    mesh = devices.make_mesh()
+    whole = devices.replicated(mesh)
+    model = load(run, step, whole, trust)
     views = views_of(model.config, source, trust)
     modality = modality or model.config.evaluation.get("modality", "image")
     about = {
         "run": run.name,
         "step": model.step,
-        "config": configs.digest(configs.to_json(model.config)),
+        "config": text_digest(to_json(model.config)),
         "input": repr(source),
         "rows": len(source),
-        "files": configs.digest("\n".join(getattr(source, "files", []))),
+        "files": text_digest("\n".join(getattr(source, "files", []))),
         "views": repr(views),
         "modality": modality,
         "features": features,
         "batch_size": batch_size,
     }
     parts = _parts_of(output, about)
-    represent = restore.represent(model, whole)
+    represent = representer(model, whole)
     numbers = range(-(-len(source) // PART))
     for number in numbers:
         path = parts / f"{number:06d}.npz"
-        if meshes.of_first_process(int(_is_whole(path))):
+        if hosts.of_first_process(int(_is_whole(path))):
             continue
         start = number * PART
         with jax.set_mesh(mesh), fits_together(f"{run} and {of}"):
@@ -143,11 +146,11 @@ def embed(
         arrays = {"row": start + found.index[there]}
         arrays["embedding"] = getattr(found, features)[there].astype(np.float32)
         arrays |= {name: array[there] for name, array in found.targets.items()}
-        if meshes.is_first_process():
+        if hosts.is_first_process():
             write_whole(path, _npz(arrays))
-        meshes.wait_for_all(f"part {number}")
+        hosts.wait_for_all(f"part {number}")
     paths = [parts / f"{number:06d}.npz" for number in numbers]
-    if meshes.is_first_process():
+    if hosts.is_first_process():
         count = _join(paths, getattr(source, "files", None), about, output)
         shutil.rmtree(parts)
         lost = len(source) - count
@@ -169,13 +172,13 @@ def _is_whole(path: Path) -> bool:
 
 def source_of(of: str):
     """The data that `--input` names. Raises InputError where there are none."""
-    from polyview.data import source
+    from polyview.data.sources.folder import Folder
 
     if Path(of).is_dir():
-        return source.Folder(of)
+        return Folder(of)
     name, _, split = of.partition(":")
     try:
-        return configs.build(recipes.prepared(name, split or "test"))
+        return build(parts.prepared(name, split or "test"))
     except InputError as error:
         raise InputError(f"--input {of} is no folder, and {error}") from None
 
@@ -189,7 +192,7 @@ def views_of(config, source, trust: tuple[str, ...] = ()):
         raise InputError("the run's config has no 'evaluation' to see images by")
     spec = copy.deepcopy(config.evaluation.views)
     spec.targets = tuple(t for t in ("label",) if t in source.targets)
-    return configs.build(spec, configs.TRUSTED + trust, where="evaluation.views")
+    return build(spec, allow_list(trust), where="evaluation.views")
 
 
 class _Rows:
@@ -211,13 +214,13 @@ class _Rows:
 
 def _parts_of(output: Path, about: dict) -> Path:
     """The folder of the parts, new or of an interrupted run of the same command."""
-    from polyview import mesh as meshes
+    from polyview import hosts
 
     parts = output.with_name(f".{output.name}.parts")
     text = json.dumps(about, indent=1)
-    if meshes.is_first_process() and not (parts / "about.json").exists():
+    if hosts.is_first_process() and not (parts / "about.json").exists():
         write_whole(parts / "about.json", text.encode())
-    meshes.wait_for_all("parts")
+    hosts.wait_for_all("parts")
     if (parts / "about.json").read_bytes() != text.encode():
         raise InputError(
             f"{parts} holds parts of another embedding (another step, input or batch "

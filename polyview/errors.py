@@ -2,12 +2,17 @@
 
 import contextlib
 import difflib
+import math
 import os
 import sys
+import sysconfig
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from polyview.terminal import printable
 
 
 class Stop(Exception):
@@ -22,13 +27,6 @@ class Stop(Exception):
     def __str__(self) -> str:
         text = printable(super().__str__())
         return text if len(text) <= 2000 else f"{text[:1500]} ... {text[-450:]}"
-
-
-def printable(text: str) -> str:
-    """The text with all but letters, spaces and line ends spelt out, as \\x1b."""
-    if text.replace("\n", "").isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class InputError(Stop):
@@ -49,12 +47,62 @@ class Preempted(Stop):
     status = 75  # EX_TEMPFAIL: run the same command again
 
 
+class OutOfRange(ValueError):
+    """A number is outside the range that what takes it asks for."""
+
+
+HUGE = 2**31 - 1  # steps are counted in 32 bits
+TINY = 1e-9  # the lowest value of what must be above zero
+
+
+def check_range(low: float, high: float = math.inf, **numbers) -> None:
+    """Raise OutOfRange for a number, or one of several, that is not in [low, high].
+
+    A `low` that is an int asks for whole numbers. What is no Python number, as an array
+    that is traced, passes.
+    """
+    whole = isinstance(low, int)
+    for name, value in numbers.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is None or not isinstance(number, bool | int | float | str):
+                continue
+            kinds = (int,) if whole else (int, float)
+            if isinstance(number, bool) or not isinstance(number, kinds):
+                kind = "an integer" if whole else "a number"
+                raise OutOfRange(f"{name}={value!r}: expected {kind}")
+            if not number >= low:
+                least = "more than 0" if low == TINY else f"{low} or more"
+                raise OutOfRange(f"{name}={value}: it must be {least}")
+            if number > high:
+                raise OutOfRange(f"{name}={value}: it must be {high} or less")
+
+
+def place(error: BaseException) -> str:
+    """Where an error is from, as file:line: its innermost frame outside libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _is_library(f.filename)]
+    at = (own or frames or [None])[-1]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}"
+    return f"{Path(at.filename).name}:{at.lineno}" if at else "nowhere"
+
+
+def _is_library(filename: str) -> bool:
+    parts = Path(filename).parts
+    return (
+        "site-packages" in parts
+        or "dist-packages" in parts
+        or filename.startswith(("<", sysconfig.get_path("stdlib")))
+    )
+
+
 @contextlib.contextmanager
 def fits_together(what: str) -> Iterator[None]:
-    """Turn what goes wrong with a config, or a stranger's file, into one line.
+    """Turn what goes wrong with a config, or with an untrusted file, into one line.
 
-    Whatever it is: who wrote them can have put anything in the place of anything. What
-    a device, a disk or another process does passes through.
+    Untrusted input can fail in any way; the line names the innermost frame outside
+    libraries, so that a user's own bug keeps its place. Errors of devices, of the
+    system and of other processes propagate.
     """
     try:
         yield
@@ -66,11 +114,8 @@ def fits_together(what: str) -> Iterator[None]:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, KeyError):
             line = f"there is no {line}"
-        elif not isinstance(error, ValueError):  # those speak for themselves
-            import traceback
-
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            line += f" ({type(error).__name__}, {Path(at.filename).name}:{at.lineno})"
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}, "
+        line += f" ({kind}{place(error)})"
         raise InputError(f"these do not fit together ({what}): {line}") from error
 
 
@@ -87,8 +132,11 @@ def run(main: Callable[[], None]) -> None:
     """Run a command line; a `Stop` becomes its message on stderr and its status.
 
     So does what the system refuses, wherever it does: a path that may not be looked at,
-    a log on a full disk.
+    a log on a full disk. `--traceback` anywhere in the command line prints all of it.
     """
+    whole = "--traceback" in sys.argv[1:]
+    if whole:
+        sys.argv.remove("--traceback")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # letters that the terminal has not
             stream.reconfigure(errors="backslashreplace")
@@ -96,6 +144,8 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except Stop as stop:
+        if whole:
+            traceback.print_exception(stop)
         print(f"{'error: ' if stop.status < 75 else ''}{stop}", file=sys.stderr)
         _leave(stop.status)
     except BrokenPipeError:  # nobody reads on, as behind `| head`

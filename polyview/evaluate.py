@@ -14,19 +14,23 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from polyview import command, errors, files, recipes
-from polyview import config as configs
-from polyview import workdir as workdirs
+from polyview import cli, errors, files
+from polyview.config import parts
+from polyview.config.overrides import apply_overrides, parse_flags
+from polyview.config.schema import total_steps
+from polyview.config.spec import build
+from polyview.config.trust import allow_list
 from polyview.errors import InputError, fits_together
+from polyview.runs.workdir import check_run
 
 
 def main() -> None:
     """Read the command line and evaluate; see `--help`."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m polyview.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
-    command.add_checkpoint(parser)
+    cli.add_checkpoint(parser)
     parser.add_argument(
         "--watch",
         action="store_true",
@@ -43,9 +47,9 @@ def main() -> None:
         action="store_true",
         help="also raw pixels and the untrained encoder, by the same protocol",
     )
-    command.add_distributed(parser)
+    cli.add_distributed(parser)
     flags, rest = parser.parse_known_args()
-    overrides = configs.overrides(rest, known=vars(flags))
+    overrides = parse_flags(rest, known=vars(flags))
     trust = tuple(flags.trust)
     if flags.watch and (
         len(flags.run) > 1 or flags.step is not None or flags.references
@@ -55,10 +59,10 @@ def main() -> None:
         raise InputError(f"--pause is {flags.pause}, not a number of seconds above 0")
     if not flags.watch:
         for run in flags.run:
-            workdirs.check_run(run, overrides)
+            check_run(run, overrides)
     for run in flags.run:
         files.check_folder(run / "eval")
-    command.start(flags)
+    cli.start(flags)
     for run in flags.run:
         with fits_together(f"{run} and what is asked of it"):
             if flags.watch:
@@ -81,13 +85,14 @@ def watch(
     `pause` seconds lie between two looks at the folder. Raises InputError as `evaluate`
     does, and where there is no run.
     """
-    from polyview import mesh as meshes
-    from polyview import metrics, workdir
-    from polyview.checkpoint import Damaged, saved_steps
+    from polyview import hosts
+    from polyview.runs.checkpoint import Damaged, saved_steps
+    from polyview.runs.workdir import read_config
+    from polyview.terminal import say
 
-    config = workdir.read_config(run)
-    source = configs.build(config.source, configs.TRUSTED + trust, where="source")
-    last = configs.steps(config, len(source))
+    config = read_config(run)
+    source = build(config.source, allow_list(trust), where="source")
+    last = total_steps(config, len(source))
     passed = set()
 
     def over(step: int) -> bool:
@@ -95,9 +100,9 @@ def watch(
 
     while True:
         waiting = (s for s in saved_steps(run / "checkpoints") if not over(s))
-        step = meshes.of_first_process(next(waiting, -1))
+        step = hosts.of_first_process(next(waiting, -1))
         if step < 0:  # the training itself may have evaluated the last before others
-            if meshes.of_first_process(int(over(last))):
+            if hosts.of_first_process(int(over(last))):
                 return
             time.sleep(pause)
             continue
@@ -109,8 +114,8 @@ def watch(
             if there and not isinstance(error.__cause__, Damaged):
                 raise
             why = "is damaged" if there else "was deleted before it was read"
-            if meshes.is_first_process():
-                metrics.say(f"{run}: checkpoint {step} {why}; going on")
+            if hosts.is_first_process():
+                say(f"{run}: checkpoint {step} {why}; going on")
 
 
 def evaluate(
@@ -130,23 +135,22 @@ def evaluate(
     """
     import jax
 
-    from polyview import mesh as meshes
-    from polyview import metrics, restore
+    from polyview import devices, hosts
+    from polyview.runs.load import load, representer, untrained_model
+    from polyview.terminal import say
 
-    mesh = meshes.make()
-    whole = meshes.replicated(mesh)
-    model = restore.load(run, step, whole, trust)
-    from polyview.evaluation import plots  # a second: after a run that is refused
-    from polyview.evaluation import protocol as protocols
+    mesh = devices.make_mesh()
+    whole = devices.replicated(mesh)
+    model = load(run, step, whole, trust)
+    from polyview import drawing  # a second: after a run that is refused
+    from polyview.evaluation.frozen import pixels, write_result
 
     if model.config.get("evaluation") is None:
         raise InputError(f"the config of {run} has no 'evaluation'")
     if on is not None:
         read_instead(model.config.evaluation, on)
-    configs.override(model.config, overrides or {})
-    protocol = configs.build(
-        model.config.evaluation, configs.TRUSTED + trust, where="evaluation"
-    )
+    apply_overrides(model.config, overrides or {})
+    protocol = build(model.config.evaluation, allow_list(trust), where="evaluation")
     if references and not hasattr(protocol, "raw"):
         raise InputError(
             f"{run} is evaluated by what it predicts, which has no references; "
@@ -155,25 +159,25 @@ def evaluate(
     read = model.config.evaluation
     what = f"{run} and {read.test.name if on else 'what its evaluation reads'}"
     with jax.set_mesh(mesh), fits_together(what):
-        results = {model.step: protocol(restore.represent(model, whole), mesh)}
+        results = {model.step: protocol(representer(model, whole), mesh)}
         if references:
-            untrained = restore.initial(model.config, whole, trust)
-            results["random"] = protocol(restore.represent(untrained, whole), mesh)
-            results["pixels"] = protocols.pixels(protocol, mesh)
-    if not meshes.is_first_process():
+            untrained = untrained_model(model.config, whole, trust)
+            results["random"] = protocol(representer(untrained, whole), mesh)
+            results["pixels"] = pixels(protocol, mesh)
+    if not hosts.is_first_process():
         return
     for key, result in results.items():
         name = named(key, on)
-        path = protocols.write(run, name, result)
-        for what, figure in plots.figures(result, result.sample).items():
+        path = write_result(run, name, result)
+        for what, figure in drawing.figures(result, result.sample).items():
             picture = path.with_name(f"{name}-{what}.png")
-            files.write_whole(picture, plots.png(figure))
-        metrics.say(f"{path}: {summary(result)}")
+            files.write_whole(picture, drawing.png(figure))
+        say(f"{path}: {summary(result)}")
     if references and on is None and "variables" in results[model.step]:
         results[f"step {model.step}"] = results.pop(model.step)
-        figure = plots.variables(results)
+        figure = drawing.variables(results)
         picture = run / "eval" / "variables.png"
-        files.write_whole(picture, plots.png(figure))
+        files.write_whole(picture, drawing.png(figure))
 
 
 def named(of: int | str, on: str | None) -> str:
@@ -193,12 +197,12 @@ def read_instead(evaluation, name: str) -> None:
         )
     with evaluation.unlocked():
         for split in ("train", "test"):
-            evaluation[split] = recipes.prepared(name, split)
+            evaluation[split] = parts.prepared(name, split)
 
 
 def summary(result: dict) -> str:
     """One line of what a result says."""
-    from polyview.evaluation import plots
+    from polyview import drawing
 
     measures = {"linear_probe": "linear probe", "knn": "kNN", "classifier": "top-1"}
     parts = [
@@ -218,7 +222,7 @@ def summary(result: dict) -> str:
         several = [of for of in said if len(of["looks"]) > 1]
         named = {of["looks"][0]: of for of in said if of not in several}
         named |= {"all": several[-1]} if several else {}
-        for measure in plots.MEASURES:
+        for measure in drawing.MEASURES:
             told = [
                 f"{n} {of[measure]:.3f}" for n, of in named.items() if measure in of
             ]

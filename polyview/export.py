@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from polyview import command, errors, files
-from polyview import config as configs
+from polyview import cli, errors, files
+from polyview.config.spec import build
+from polyview.config.trust import allow_list
 from polyview.errors import InputError, fits_together
 
 FORMATS = ("safetensors", "torchvision", "timm")
@@ -40,11 +41,11 @@ class Peer(NamedTuple):
 
 def main() -> None:
     """Read the command line and export; see `--help`."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m polyview.export", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, type=Path)
-    command.add_checkpoint(parser)
+    cli.add_checkpoint(parser)
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument(
         "--output", metavar="FILE.safetensors", required=True, type=Path
@@ -76,7 +77,7 @@ def check(output: Path) -> None:
         raise InputError(f"--output {output} must end in .safetensors")
     if output.exists():
         raise InputError(f"{output} is there already; remove it, or name another")
-    command.check_output(output)
+    cli.check_output(output)
 
 
 def export(
@@ -99,19 +100,20 @@ def export(
     import numpy as np
     from safetensors.numpy import save
 
-    from polyview import layouts, restore
+    from polyview.runs import torch_names
+    from polyview.runs.load import encoder_of, load
 
     check(output)
-    model = in_float32(restore.load(run, step, trust=trust), trust)
+    model = in_float32(load(run, step, trust=trust), trust)
     if model.config.get("evaluation") is None:
         raise InputError(f"the config of {run} has no 'evaluation' to see images by")
     modality = modality or model.config.evaluation.get("modality", "image")
     arrays = {
         name: np.asarray(array, np.float32)
-        for name, array in restore.encoder_of(model, modality).items()
+        for name, array in encoder_of(model, modality).items()
     }
     tower = model.module.towers[modality]
-    theirs = layouts.to_theirs(tower.encoder, arrays, layout)
+    theirs = torch_names.to_theirs(tower.encoder, arrays, layout)
     peer = peer_of(layout, model, modality)
     images, views = images_of(model.config, of, modality, trust)
     x = normalised(images, tower)
@@ -150,13 +152,13 @@ def export(
 
 def in_float32(model, trust: tuple[str, ...]):
     """The model with encoders that compute in float32, whatever trained them."""
-    from polyview import restore
+    from polyview.runs.load import shapes_of
 
     config = copy.deepcopy(model.config)
     for tower in config.model.get("towers", {}).values():
         if "dtype" in tower.encoder:
             tower.encoder.dtype = "float32"
-    return model._replace(config=config, graph=restore.shapes_of(config, trust).graph)
+    return model._replace(config=config, graph=shapes_of(config, trust).graph)
 
 
 def images_of(config, of: str | None, modality: str, trust: tuple[str, ...]):
@@ -165,8 +167,8 @@ def images_of(config, of: str | None, modality: str, trust: tuple[str, ...]):
     from polyview.embed import source_of, views_of
 
     if of is None:
-        trusted = configs.TRUSTED + trust
-        source = configs.build(config.evaluation.test, trusted, where="evaluation.test")
+        trusted = allow_list(trust)
+        source = build(config.evaluation.test, trusted, where="evaluation.test")
     else:
         source = source_of(of)
     views = views_of(config, source, trust)
@@ -222,19 +224,20 @@ def peer_of(layout: str, model, modality: str) -> Peer:
 
 def _ourselves(model, modality: str) -> Peer:
     """Our own encoder, made from its spec and filled from the file."""
-    from polyview import layouts, restore
+    from polyview.runs import torch_names
+    from polyview.runs.load import encoder_of, with_encoder
 
     def features(content, x):
         import jax
         import numpy as np
-        from safetensors.numpy import load
+        from safetensors.numpy import load as load_arrays
 
-        there = restore.encoder_of(model, modality)
+        there = encoder_of(model, modality)
         shapes = {name: array.shape for name, array in there.items()}
-        _, arrays = layouts.to_ours(
-            model.module.towers[modality].encoder, shapes, load(content)
+        _, arrays = torch_names.to_ours(
+            model.module.towers[modality].encoder, shapes, load_arrays(content)
         )
-        filled = restore.with_encoder(model, modality, arrays, "file")
+        filled = with_encoder(model, modality, arrays, "file")
         encoder = filled.module.towers[modality].encoder
         with jax.default_matmul_precision("highest"):
             return np.asarray(encoder(x, train=False)[0])

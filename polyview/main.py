@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from polyview import command, errors
-from polyview import config as configs
-from polyview import workdir as workdirs
+from polyview import cli, errors
+from polyview.config.file import list_configs, load_config
+from polyview.config.overrides import parse_flags
+from polyview.config.schema import check_config
+from polyview.config.text import to_json
 from polyview.errors import InputError
+from polyview.runs.workdir import check_run, check_workdir, has_checkpoint
 
 
 def main() -> None:
     """Read the command line and train; see `--help`."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m polyview.main",
         description="Train what a config describes; the same command again resumes it.",
         epilog="Any key of the config: --config.key=value, --config.group.key=value. "
@@ -37,13 +40,13 @@ def main() -> None:
         action="store_true",
         help="build all, compile a step, print sizes and memory; write nothing",
     )
-    command.add_trust(parser)
-    command.add_distributed(parser)
+    cli.add_trust(parser)
+    cli.add_distributed(parser)
     flags, rest = parser.parse_known_args()
     if flags.list:
-        print("\n".join(configs.listed(Path(flags.list))))
+        print("\n".join(list_configs(Path(flags.list))))
         return
-    overrides = configs.overrides(rest, known=vars(flags))
+    overrides = parse_flags(rest, known=vars(flags))
     if flags.replay and (flags.config is not None or overrides):
         raise InputError("--replay reads the config of --workdir: leave out --config")
     if flags.trust and not flags.replay:
@@ -51,26 +54,28 @@ def main() -> None:
     if not flags.replay:
         if flags.config is None:
             raise InputError("give --config FILE.py (or --replay); --list names some")
-        config = configs.load(flags.config, overrides)
-        configs.check(config)
+        config = load_config(flags.config, overrides)
+        check_config(config)
         if flags.print_config:
-            print(configs.to_json(config))
+            print(to_json(config))
             return
     if flags.workdir is None and not flags.dry_run:
         raise InputError("give --workdir DIR")
 
     if not (flags.replay or flags.dry_run):
-        workdirs.check(Path(flags.workdir), config)
+        check_workdir(Path(flags.workdir), config)
         donor = config.get("init_from")
-        if donor is not None and not workdirs.has_checkpoint(Path(flags.workdir)):
-            workdirs.check_run(Path(donor))
-    command.start(flags)
-    from polyview import train  # and JAX: after the mistakes that need none of it
+        if donor is not None and not has_checkpoint(Path(flags.workdir)):
+            check_run(Path(donor))
+    cli.start(flags)
+    from polyview.training import (
+        train,  # and JAX: after the mistakes that need none of it
+    )
 
     if flags.replay:
         train.replay(flags.workdir, tuple(flags.trust))
     elif flags.dry_run:
-        from polyview.dry_run import dry_run
+        from polyview.training.dry_run import dry_run
 
         dry_run(config)
     else:

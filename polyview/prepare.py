@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from polyview import errors
-from polyview.command import Parser
+from polyview.cli import Parser
 from polyview.data.prepare import (
     brats,
     cifar10,
@@ -24,7 +24,7 @@ from polyview.data.prepare import (
     records,
     tfds,
 )
-from polyview.data.source import default_data_dir
+from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
 
 # Data sets whose files are downloaded, or found in --manual_dir.

@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from polyview import command, errors, files, metrics
-from polyview import config as configs
+from polyview import cli, drawing, errors, files, hosts
+from polyview.config.schema import lasting_keys
+from polyview.config.text import dotted
 from polyview.errors import InputError
-from polyview.evaluation import plots
+from polyview.runs import metrics
+from polyview.terminal import say
 
 REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
 _MEASURES = {  # of an evaluation -> their columns
@@ -119,17 +121,17 @@ _TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the righ
 
 def main() -> None:
     """Read the command line, print the table and write the page; see `--help`."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m polyview.report", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("report.html"))
     flags = parser.parse_args()
-    command.check_output(flags.output)
+    cli.check_output(flags.output)
     runs = read(flags.run)
-    metrics.say(summary(runs))
+    say(summary(runs))
     files.write_whole(flags.output, encoded(page(runs)))
-    metrics.say(f"report: {flags.output}")
+    say(f"report: {flags.output}")
 
 
 def encoded(text: str) -> bytes:
@@ -325,7 +327,7 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
     or more of a kind, at one step: mean and standard deviation (n - 1) in per cent."""
     kinds: dict[str, dict[Any, Run]] = {}
     for run in runs:
-        config = configs.lasting(run.config) | {"seed": None}
+        config = lasting_keys(run.config) | {"seed": None}
         kind = json.dumps([config, max(run.evaluations, default=0)], sort_keys=True)
         kinds.setdefault(kind, {})[run.config.get("seed")] = run
     body, measured = [], {}
@@ -408,7 +410,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     found = []
     for measure in ("linear_probe", "classifier"):
         protocols = [
-            configs.flat(run.result.get("protocol", {}))
+            dotted(run.result.get("protocol", {}))
             for run in runs
             if measure in run.result
         ]
@@ -553,7 +555,7 @@ def training(runs: Sequence[Run]) -> str:
         for key, value in line.items()
         if key != "step" and isinstance(value, int | float)
     }
-    order = list(plots.TITLES)
+    order = list(drawing.TITLES)
 
     def place(metric: str):
         measure = metric.rpartition("/")[2]
@@ -561,7 +563,7 @@ def training(runs: Sequence[Run]) -> str:
 
     shown = sorted(logged, key=place)[:_MOST_CURVES]
     figures = [
-        picture(plots.curve(histories, metric), f"{metric} over the steps")
+        picture(drawing.curve(histories, metric), f"{metric} over the steps")
         for metric in shown
     ]
     accuracies = {
@@ -574,7 +576,7 @@ def training(runs: Sequence[Run]) -> str:
     }
     if any(len(lines) > 1 for lines in accuracies.values()):
         figures += [
-            picture(plots.curve(accuracies, metric), f"{metric} over the steps")
+            picture(drawing.curve(accuracies, metric), f"{metric} over the steps")
             for metric in sorted(_MEASURES)
             if any(metric in line for lines in accuracies.values() for line in lines)
         ]
@@ -584,9 +586,9 @@ def training(runs: Sequence[Run]) -> str:
 
 
 def _features(run: Run) -> str:
-    figures = plots.figures(run.result, run.sample)
+    figures = drawing.figures(run.result, run.sample)
     if found := _compared(run):
-        figures["variables"] = plots.variables(found)
+        figures["variables"] = drawing.variables(found)
     pictures = [
         picture(figure, f"{_FIGURES.get(name, name)} of {run.name}")
         for name, figure in figures.items()
@@ -633,7 +635,7 @@ def protocol(runs: Sequence[Run]) -> str:
     """How the first run that has an evaluation was evaluated."""
     for run in runs:
         if run.evaluations:
-            flat = configs.flat(run.result.get("protocol", {})).items()
+            flat = dotted(run.result.get("protocol", {})).items()
             cells = [[_code(key), html.escape(_short(value))] for key, value in flat]
             return f"<p>As evaluated in {html.escape(run.name)}.</p>" + table(
                 ["what", "how"], cells, text_columns=2
@@ -643,7 +645,7 @@ def protocol(runs: Sequence[Run]) -> str:
 
 def configurations(runs: Sequence[Run]) -> str:
     """Where the configs differ, and each in full."""
-    flat = [configs.flat(run.config) for run in runs]
+    flat = [dotted(run.config) for run in runs]
     keys = sorted({key for config in flat for key in config})
     cells = [
         [
@@ -676,8 +678,8 @@ def environment(runs: Sequence[Run]) -> str:
             cells.append([package, importlib.metadata.version(package)])
         except importlib.metadata.PackageNotFoundError:
             continue
-    cells.append(["processor", metrics.processor()])
-    cells.append(["cores", str(metrics.cores())])
+    cells.append(["processor", hosts.processor()])
+    cells.append(["cores", str(hosts.cores())])
     for run in runs:
         if machine := run.result.get("machine"):
             said = ", ".join(f"{key} {value}" for key, value in machine.items())
@@ -713,8 +715,8 @@ def table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
 
 def picture(figure, description: str) -> str:
     """A Figure as an image that the page holds itself."""
-    data = base64.b64encode(plots.png(figure)).decode()
-    width, height = figure.get_size_inches() * plots.DPI
+    data = base64.b64encode(drawing.png(figure)).decode()
+    width, height = figure.get_size_inches() * drawing.DPI
     return (
         f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" '
         f'width="{width:.0f}" height="{height:.0f}">'

@@ -1,13 +1,13 @@
 """`sgi COMMAND ...`, or `python -m sgi COMMAND ...`: any of the commands."""
 
-from polyview import command
+from polyview import cli
 
 COMMANDS = ("prepare", "finetune", "report", "video")
 
 
 def main() -> None:
     """Run the command that is named; without one, list them."""
-    command.choose("sgi", COMMANDS)
+    cli.choose("sgi", COMMANDS)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ one step late and one too many (`window_terminals` of `sgi.pretrain`).
 
 There is no target network besides: the official code copies its own into it at each
 step, so the bootstrap is of the network itself, under noise drawn anew. a* is chosen
-under the noise of the prediction. The update is `polyview.step.make_step` with a
-`target_decay` of 0.99.
+under the noise of the prediction. The update is `polyview.training.step.make_step` with
+a `target_decay` of 0.99.
 """
 
 from dataclasses import dataclass, replace
@@ -29,11 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from polyview import checkpoint, restore, step
-from polyview import config as configs
-from polyview.errors import InputError
-from polyview.optimizer import Optimizer
-from polyview.restore import Loaded
+from polyview.errors import InputError, check_range
+from polyview.model import abstract_module, merge_module
+from polyview.runs import checkpoint
+from polyview.runs.load import Loaded, model_of, newest_checkpoint, read_model, taken
+from polyview.training.optimizer import Optimizer
+from polyview.training.step import TrainState
 from sgi import losses, pretrain
 from sgi.networks import Head, Network, support
 from sgi.record import Policy
@@ -152,7 +153,7 @@ def greedy(model: Loaded) -> Policy:
 
     @jax.jit
     def best(params, statistics, stack):
-        module = step.merge(model.graph, params, statistics)
+        module = merge_module(model.graph, params, statistics)
         key = jax.random.key(0)  # of no use where epsilon is 0
         return act(module, stack[None], noise=None, epsilon=0.0, key=key)[0]
 
@@ -191,9 +192,7 @@ def grouped_adam(
     return Optimizer(transformation, optax.constant_schedule(rest))
 
 
-def transfer(
-    template: step.TrainState, params: dict, statistics: dict
-) -> step.TrainState:
+def transfer(template: TrainState, params: dict, statistics: dict) -> TrainState:
     """The state before the first step, of a network that was pre-trained.
 
     All is the donor's, statistics included, but for the agent's head: its first linear
@@ -208,7 +207,7 @@ def transfer(
         {"params": params | {"head": head}, "statistics": statistics}
     )
     both = {"params": template.params, "statistics": template.statistics}
-    both = restore.taken(
+    both = taken(
         both, donor, lambda name: not name.endswith(SIGMAS), "pre-trained network"
     )
     return replace(template, **both, target=None if template.target is None else both)
@@ -225,11 +224,11 @@ def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
         config = checkpoint.read_config(folder)
         seeds = config.get("seeds")
         if seeds is None:
-            return restore.read(folder, number)
-        configs.check_ranges({"seeds": seeds}, {"seeds": (1, 1000)})
+            return read_model(folder, number)
+        check_range(1, 1000, seeds=seeds)
         if not 0 <= seed < seeds:
             raise InputError(f"{run} has no seed {seed}; it has 0 to {seeds - 1}")
-        graph, *parts = step.abstract(restore.model_of(config))
+        graph, *parts = abstract_module(model_of(config))
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
@@ -241,7 +240,7 @@ def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
         state = jax.tree.map(lambda x: x[seed], state)
         return Loaded(config, number, graph, **state)
 
-    return restore.newest(run, at, read)
+    return newest_checkpoint(run, at, read)
 
 
 def _group(path, leaf) -> str:

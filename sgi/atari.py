@@ -20,7 +20,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from polyview.data.source import CorruptRecord, pack, unpack
+from polyview.data.sources.array_record import pack, unpack
+from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
 
 SIZE = 84

@@ -4,13 +4,14 @@
         --config.init_from=runs/a
 """
 
-from polyview import command, errors
-from polyview import config as configs
+from polyview import cli, errors
+from polyview.config.file import load_config
+from polyview.config.overrides import parse_flags
 
 
 def main() -> None:
     """Read the command line and fine-tune; see `--help`."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m sgi.finetune",
         description="Fine-tune agents in their game, from a pre-trained run or from "
         "scratch; the same command again resumes it.",
@@ -21,8 +22,8 @@ def main() -> None:
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]", required=True)
     parser.add_argument("--workdir", metavar="DIR", required=True)
     flags, rest = parser.parse_known_args()
-    overrides = configs.overrides(rest, known=vars(flags))
-    config = configs.load(flags.config, overrides)
+    overrides = parse_flags(rest, known=vars(flags))
+    config = load_config(flags.config, overrides)
 
     from sgi import run  # and JAX: after the mistakes that need none of it
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
+from polyview.errors import check_range
 from polyview.nn.norm import BatchNorm
 from polyview.nn.towers import Features
 
@@ -172,6 +173,7 @@ class Residual(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        check_range(1, blocks=blocks, widths=widths)
         options |= {"form": depthwise, "expand": expand, "layers": 3 * blocks}
         layers, inputs = [], history
         for width, group_stride in zip(widths, self.STRIDES, strict=True):
@@ -208,6 +210,7 @@ class Nature(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_range(1, widths=widths)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         layers, inputs = [], history
         for width, (size, stride) in zip(widths, self.LAYERS, strict=True):
@@ -438,6 +441,7 @@ class Network(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        check_range(1, actions=actions, hidden=hidden, history=history, image=image)
         self.history, self.actions = history, actions
         self.encoder = encoder(history=history, **options)
         side, channels = self.encoder.side(image), self.encoder.channels

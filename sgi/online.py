@@ -13,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyview import config as configs
-from polyview import step
+from polyview.config.spec import build
 from polyview.errors import fits_together
-from sgi import agent, buffer
+from polyview.model import abstract_module, merge_module
+from polyview.rl import replay
+from polyview.rl.replay import Buffer
+from polyview.training.step import TrainState, create_state, make_step
+from sgi import agent
 from sgi.atari import SIZE
-from sgi.buffer import Buffer
 
 _HURRY = {"xla_backend_optimization_level": 0}
-_PLAY = 2  # the noise of play, by its use; 0 and 1 are those of `polyview.step`
+_PLAY = 2  # the noise of play, by its use; 0 and 1 are those of `polyview.model`
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +32,7 @@ class State:
     """An agent: `frame` uint8[h, w] is what it sees, `action` int32[] what it has
     chosen to do."""
 
-    train: step.TrainState
+    train: TrainState
     buffer: Buffer
     frame: jax.Array
     action: jax.Array
@@ -53,16 +55,16 @@ class Programs:
     def __init__(self, config):
         self._config = config
         with fits_together("optimizer"):
-            optimizer = configs.build(config.optimizer, where="optimizer")(
+            optimizer = build(config.optimizer, where="optimizer")(
                 steps=config.steps, batch_size=config.batch_size
             )
-        self._objective = configs.build(config.objective, where="objective")
-        make_module = configs.build(config.model, where="model")
+        self._objective = build(config.objective, where="objective")
+        make_module = build(config.model, where="model")
         with fits_together("model"):
-            self.graph, *_ = step.abstract(make_module)
+            self.graph, *_ = abstract_module(make_module)
         parts = optimizer.transformation, config.target_decay
-        self._take = step.make_step(self.graph, self._objective, *parts)
-        create = functools.partial(step.create, make_module, parts[0])
+        self._take = make_step(self.graph, self._objective, *parts)
+        create = functools.partial(create_state, make_module, parts[0])
         create = functools.partial(create, target_decay=parts[1])
 
         def compiled(function, in_axes=0):
@@ -88,8 +90,8 @@ class Programs:
         draw = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))
         return np.asarray(jax.jit(draw)(seeds, times), np.uint8)
 
-    def _begin(self, network: step.TrainState, frame, action) -> State:
-        empty = buffer.create(self._config.steps, SIZE)
+    def _begin(self, network: TrainState, frame, action) -> State:
+        empty = replay.create(self._config.steps, SIZE)
         return State(network, empty, frame, action.astype(jnp.int32))
 
     def _learn(self, state: State, frame, reward, done, seed) -> tuple[State, dict]:
@@ -102,14 +104,14 @@ class Programs:
             batch = sample(seen, key)
             network, values = self._take(network, batch, network.step, seed)
             priority = values.pop("priority")
-            seen = buffer.update_priorities(seen, batch["index"], priority)
+            seen = replay.update_priorities(seen, batch["index"], priority)
             return (network, seen), values
 
         keys = jax.random.split(draws, self._config.updates_per_step)
         carry, values = jax.lax.scan(update, (state.train, state.buffer), keys)
         network, seen = carry
-        module = step.merge(self.graph, network.params, network.statistics)
-        stack = jnp.moveaxis(buffer.current_stack(seen, frame), 0, -1)[None]
+        module = merge_module(self.graph, network.params, network.statistics)
+        stack = jnp.moveaxis(replay.current_stack(seen, frame), 0, -1)[None]
         (action,) = agent.act(module, stack, noise=noise, epsilon=0.0, key=chance)
         healthy = values.pop("healthy").all()
         values = {name: value.mean() for name, value in values.items()}
@@ -122,7 +124,7 @@ class Programs:
         start = config.random_steps
         first, last = config.priority.beta
         return functools.partial(
-            buffer.sample,
+            replay.sample,
             batch_size=config.batch_size,
             alpha=config.priority.alpha,
             beta=first + (last - first) * (size - start) / (config.steps - start),
@@ -135,7 +137,7 @@ class Programs:
         """Trace a step on shapes; see that the first update has what to sample."""
         config = self._config
         reach = {"jumps": self._objective.jumps, "n_step": config.n_step}
-        lacking = 1 - buffer.sampleable(config.random_steps + 1, **reach)
+        lacking = 1 - replay.sampleable(config.random_steps + 1, **reach)
         if lacking > 0:
             raise ValueError(
                 f"random_steps={config.random_steps}: at the first update there is no "
@@ -154,7 +156,7 @@ class Programs:
 
 
 def _store(state: State, frame, reward, done, action) -> State:
-    seen = buffer.append(state.buffer, state.frame, state.action, reward, done)
+    seen = replay.append(state.buffer, state.frame, state.action, reward, done)
     action = action.astype(jnp.int32)
     return replace(state, buffer=seen, frame=frame, action=action)
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from polyview import errors
-from polyview.command import Parser
+from polyview.cli import Parser
 from polyview.data.prepare import records
-from polyview.data.source import default_data_dir
+from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
 from sgi import dqn_replay, recording
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE, Game

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from polyview.errors import InputError
-from polyview.optimizer import Optimizer, ScalingRule
+from polyview.training.optimizer import Optimizer, ScalingRule
 from sgi import losses
 from sgi.networks import Network, features, renormalise, support
 

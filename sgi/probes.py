@@ -20,11 +20,10 @@ import numpy as np
 from jax.sharding import Mesh
 from sklearn.metrics import f1_score
 
-from polyview import mesh as meshes
-from polyview.config import nearest
-from polyview.errors import InputError
+from polyview import hosts
+from polyview.errors import InputError, nearest
 from polyview.evaluation.features import Extracted, extract
-from polyview.evaluation.protocol import Result
+from polyview.evaluation.frozen import Result
 from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
 from sgi import recording
@@ -113,7 +112,7 @@ class Variables:
                 for name in values
                 if name not in kept
             },
-            "machine": meshes.machine(),
+            "machine": hosts.machine(),
             "time": {
                 "features": round(extracted - began, 3),
                 "probes": round(time.perf_counter() - extracted, 3),

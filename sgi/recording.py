@@ -19,13 +19,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from polyview.data.prepare import records
-from polyview.data.source import (
-    ArrayRecord,
-    CorruptRecord,
-    default_data_dir,
-    parse_split,
-    read_manifest,
-)
+from polyview.data.sources.array_record import ArrayRecord, read_manifest
+from polyview.data.sources.protocol import CorruptRecord, default_data_dir, parse_split
 from polyview.errors import InputError
 from sgi.atari import RAM, SIZE
 

@@ -34,7 +34,7 @@ class Replay:
 
     Args:
       name: of the recording, a folder of `data_dir`; see `python -m sgi.prepare`.
-      split: counts steps; see `polyview.data.source.parse_split`.
+      split: counts steps; see `polyview.data.sources.protocol.parse_split`.
       data_dir: by default `$POLYVIEW_DATA`, else `./data`.
       ahead: how far a window looks: the larger of its jumps and its latest goal.
       every: of those times, take every so many-th, as for probes.

@@ -20,10 +20,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from polyview import command, errors, files, metrics, report
-from polyview import config as configs
+from polyview import cli, drawing, errors, files, report
+from polyview.config.schema import lasting_keys
+from polyview.config.text import dotted
 from polyview.errors import InputError
-from polyview.evaluation import plots
+from polyview.runs import metrics
+from polyview.terminal import say
 from sgi.scores import (
     AGGREGATES,
     GAMES,
@@ -98,7 +100,7 @@ class Method:
 
 def main() -> None:
     """Read the command line, print the scores and write the page; see `--help`."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m sgi.report", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
@@ -108,15 +110,15 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.output.suffix not in (".html", ".png"):
         raise InputError(f"--output {flags.output} must end in .html or .png")
-    command.check_output(flags.output)
+    cli.check_output(flags.output)
     runs = read(flags.run)
-    metrics.say(summary(runs))
+    say(summary(runs))
     if flags.output.suffix == ".png":
         content = curves_alone(runs)
     else:
         content = report.encoded(page(runs))
     files.write_whole(flags.output, content)
-    metrics.say(f"report: {flags.output}")
+    say(f"report: {flags.output}")
 
 
 @report.naming_the_run
@@ -133,7 +135,7 @@ def curves_alone(runs: Sequence[Run]) -> bytes:
     """The learning curves as a PNG file; raises InputError where there are none."""
     if not (games := _drawable(runs)):
         raise InputError("no seed has finished a game yet: there is no curve")
-    return plots.png(curves(runs, games))
+    return drawing.png(curves(runs, games))
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
@@ -241,9 +243,8 @@ def _kind(run: Run) -> tuple[str, ...]:
     """What of its config makes its method."""
     return tuple(
         f"{key} {json.dumps(value)}"
-        for key, value in sorted(configs.flat(run.config).items())
+        for key, value in sorted(lasting_keys(run.config).items())
         if key not in _OF_A_RUN
-        and not configs.FREE & {key.split(".")[0], key.split(".")[-1]}
     )
 
 
@@ -295,7 +296,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     if len({m.games for m in compared if m.scores is not None}) > 1:
         found.append("the aggregates are over different games: they do not compare")
     protocols = [
-        configs.flat(
+        dotted(
             {key: last.get(key) for key in ("protocol", "epsilon", "episodes", "cap")}
         )
         for last in (run.result for run in runs)
@@ -458,15 +459,15 @@ def references(of: set[tuple[str, ...]]) -> list[Method]:
     return found
 
 
-@plots.styled
+@drawing.styled
 def intervals(compared: Sequence[Method], colors: Mapping[str, str]) -> Figure:
     """Each aggregate of each method, with its interval where seeds are several."""
     height = 2 * (0.5 + 0.21 * len(compared))
-    figure = Figure(figsize=(1.4 * plots.WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(1.4 * drawing.WIDTH, height), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True).ravel()
     for axes, (name, aggregate) in zip(panels, AGGREGATES.items(), strict=True):
         for place, method in enumerate(compared):
-            color = colors.get(method.label, plots.QUIET)
+            color = colors.get(method.label, drawing.QUIET)
             ends = interval(method.scores, aggregate)
             if ends is not None:
                 axes.plot(ends, [place, place], color=color, linewidth=5, alpha=0.35)
@@ -521,12 +522,12 @@ def _drawable(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(shown))
 
 
-@plots.styled
+@drawing.styled
 def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
     """The learning curves of games, a panel each; a method has one colour in all."""
     columns = min(3, len(games))
     rows = -(-len(games) // columns)
-    size = columns * plots.WIDTH, rows * 3.1
+    size = columns * drawing.WIDTH, rows * 3.1
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(games) :]:
@@ -548,14 +549,14 @@ def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
             last = _curve(axes, run, colors[label], style)
             name = label if methods_drawn.count(label) == 1 else run.name
             ends += [(*last, name, colors[label])] if last else []
-        plots.name_ends(axes, ends + (_levels(axes, game) if ends else []))
+        drawing.name_ends(axes, ends + (_levels(axes, game) if ends else []))
     return figure
 
 
 def _colors(runs: Sequence[Run]) -> dict[str, str]:
     """Method -> its colour, the same in every picture."""
     names = dict.fromkeys(labels(runs).values())
-    return dict(zip(names, itertools.cycle(plots.RUNS), strict=False))
+    return dict(zip(names, itertools.cycle(drawing.RUNS), strict=False))
 
 
 def _curve(axes, run: Run, color: str, style: str) -> tuple[float, float] | None:
@@ -586,8 +587,8 @@ def _levels(axes, game: str) -> list[tuple]:
     for name in ("random", "human") if game in GAMES else ():
         level = getattr(GAMES[game], name)
         if low <= level <= high:
-            axes.axhline(level, color=plots.QUIET, linestyle=":", linewidth=1)
-            ends.append((level, axes.get_xlim()[1], name, plots.QUIET))
+            axes.axhline(level, color=drawing.QUIET, linestyle=":", linewidth=1)
+            ends.append((level, axes.get_xlim()[1], name, drawing.QUIET))
     return ends
 
 

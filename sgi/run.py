@@ -17,11 +17,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from polyview import checkpoint, files, metrics, restore, train
-from polyview import config as configs
-from polyview import workdir as workdirs
-from polyview.checkpoint import Checkpoints
-from polyview.errors import InputError, NonFiniteError, Preempted
+from polyview import files
+from polyview.config.schema import RANGES, check_config
+from polyview.config.spec import build
+from polyview.config.text import dotted, to_json
+from polyview.errors import HUGE, InputError, NonFiniteError, Preempted
+from polyview.runs import checkpoint, metrics
+from polyview.runs.checkpoint import Checkpoints
+from polyview.runs.load import Loaded, newest_checkpoint, read_model
+from polyview.runs.workdir import claimed_workdir
+from polyview.terminal import say
+from polyview.training import train
 from sgi.atari import Game
 from sgi.environment import Environment, Outcome
 from sgi.online import Programs, State
@@ -44,17 +50,14 @@ REQUIRED = (
     "objective",
     "optimizer",
 )
-RANGES = configs.RANGES | {
+LIMITS = RANGES | {
     "seeds": (1, 1000),
-    "random_steps": (1, configs.HUGE),
+    "random_steps": (1, HUGE),
     "updates_per_step": (1, 1000),
     "n_step": (1, 1000),
     "discount": (0.0, 1.0),
-    "alpha": (0.0, 1.0),
-    "beta": (0.0, 1.0),
-    "episodes": (1, 10_000),
-    "epsilon": (0.0, 1.0),
-    "cap": (1, 27_000),
+    "priority.alpha": (0.0, 1.0),
+    "priority.beta": (0.0, 1.0),
 }
 # What a network may have otherwise than the one whose weights it begins with.
 OWN = {"sigma", "dtype", "param_dtype", "depthwise"}
@@ -79,9 +82,9 @@ class Run:
         device = jax.local_devices()[0]
         self.keys = jax.device_put(np.array(self.seeds, np.uint32), device)
         self.programs = Programs(config)
-        self.evaluation = configs.build(config.get("evaluation"), where="evaluation")
+        self.evaluation = build(config.get("evaluation"), where="evaluation")
 
-    def begin(self, donor: restore.Loaded | None) -> State:
+    def begin(self, donor: Loaded | None) -> State:
         """Start the games, and return the agents before their first step."""
         self.environments = [Environment(self.config.game, s) for s in self.seeds]
         drawn = self.programs.random_actions(self.keys)
@@ -162,7 +165,7 @@ def arrays(outcomes: Sequence[Outcome]) -> tuple[jax.Array, jax.Array, jax.Array
 
 def check(config) -> None:
     """Hold a config to what it must contain. Raises InputError for what is amiss."""
-    configs.check(config, REQUIRED, RANGES)
+    check_config(config, REQUIRED, LIMITS)
     if config.random_steps >= config.steps:
         raise InputError(
             f"random_steps={config.random_steps}, but there are only {config.steps} "
@@ -189,21 +192,20 @@ def check(config) -> None:
         )
 
 
-def read_donor(config) -> restore.Loaded:
+def read_donor(config) -> Loaded:
     """The network to begin with. Raises InputError unless it is of the same kind."""
 
-    def read(folder: Path, number: int) -> restore.Loaded:
+    def read(folder: Path, number: int) -> Loaded:
         if "seeds" in checkpoint.read_config(folder):
             raise InputError(
                 f"{config.init_from} holds fine-tuned agents; begin with the run of "
                 "polyview.main that pre-trained them"
             )
-        return restore.read(folder, number)
+        return read_model(folder, number)
 
-    donor = restore.newest(config.init_from, None, read)
+    donor = newest_checkpoint(config.init_from, None, read)
     theirs, ours = (
-        configs.flat(json.loads(configs.to_json(c.get("model"))))
-        for c in (donor.config, config)
+        dotted(json.loads(to_json(c.get("model")))) for c in (donor.config, config)
     )
     for key in sorted(theirs | ours):
         there, here = theirs.get(key, "absent"), ours.get(key, "absent")
@@ -227,7 +229,7 @@ def run(config, workdir: str | Path) -> State:
     if config.start == "pretrained" and not old:
         donor = read_donor(config)
     with (
-        workdirs.claimed(workdir, config),
+        claimed_workdir(workdir, config),
         Checkpoints(workdir / "checkpoints", config.get("keep", 2)) as checkpoints,
     ):
         state = this.begin(donor)
@@ -256,7 +258,7 @@ def loop(
 ) -> State:
     """Take the steps from `start` on; log, save and evaluate as the config says."""
     config, steps = this.config, this.steps
-    config_text = configs.to_json(config)
+    config_text = to_json(config)
     evaluate(this, state, start, workdir)
     with train.stop_requested() as stopping:
         for time in range(start + 1, steps + 1):
@@ -326,7 +328,7 @@ def evaluate(this: Run, state: State, time: int, workdir: Path) -> None:
     text = json.dumps({"step": time, **result}) + "\n"
     files.write_whole(path, text.encode())
     mean = np.mean(result["mean"])
-    metrics.say(f"step {time}/{this.steps}  score {mean:.1f} in {path}")
+    say(f"step {time}/{this.steps}  score {mean:.1f} in {path}")
 
 
 def drop_evaluations(workdir: Path, step: int) -> None:
@@ -336,7 +338,7 @@ def drop_evaluations(workdir: Path, step: int) -> None:
             path.unlink()
 
 
-def show(this: Run, state: State, start: int, donor: restore.Loaded | None) -> None:
+def show(this: Run, state: State, start: int, donor: Loaded | None) -> None:
     """Print what is about to run."""
     config, seeds = this.config, this.config.seeds
     begun = config.init_from or "random weights"
@@ -355,4 +357,4 @@ def show(this: Run, state: State, start: int, donor: restore.Loaded | None) -> N
         "device": jax.devices()[0].device_kind,
     }
     for name, text in lines.items():
-        metrics.say(f"{name:>14}  {text}")
+        say(f"{name:>14}  {text}")

@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from polyview import step
-from polyview.errors import InputError
+from polyview.errors import InputError, check_range
+from polyview.model import merge_module
 from sgi import agent
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE
 from sgi.prepare import PREPROCESSING
@@ -39,6 +39,11 @@ class Evaluation:
     episodes: int = PROTOCOL["episodes"]
     epsilon: float = PROTOCOL["epsilon"]
     cap: int = PROTOCOL["cap"]
+
+    def __post_init__(self):
+        check_range(1, 10_000, episodes=self.episodes)
+        check_range(0.0, 1.0, epsilon=self.epsilon)
+        check_range(1, 27_000, cap=self.cap)
 
     def __call__(
         self,
@@ -117,7 +122,7 @@ class _Remembering:
 def _act(graph, params, statistics, stacks, frames, time, seed, epsilon):
     """Actions on the stacks, one frame further, and these."""
     stacks = jnp.concatenate([stacks[..., 1:], frames[..., None]], -1)
-    module = step.merge(graph, params, statistics)
+    module = merge_module(graph, params, statistics)
     # 0 and 1 are the engine's, 2 is for play in training.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 3), time)
     return agent.act(module, stacks, noise=None, epsilon=epsilon, key=key), stacks

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polyview import config as configs
-from polyview.errors import InputError
+from polyview.errors import InputError, nearest
 
 
 class Reference(NamedTuple):
@@ -80,7 +79,7 @@ def human_normalised(game: str, score):
     lacks.
     """
     if game not in GAMES:
-        near = configs.nearest(game, GAMES)
+        near = nearest(game, GAMES)
         raise InputError(f"no human score of {game!r} is known{near}")
     random, human, *_ = GAMES[game]
     return (np.asarray(score) - random) / (human - random)

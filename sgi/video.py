@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from polyview import command, errors, files
+from polyview import cli, errors, files
 from polyview.errors import InputError
 from sgi.atari import NOOPS, Game
 from sgi.record import EpsilonGreedy, Policy, play
@@ -24,9 +24,7 @@ MILLISECONDS = 70  # that a picture is shown
 
 def main(arguments: list[str] | None = None) -> None:
     """Film what the command line asks for; see `--help`."""
-    parser = command.Parser(
-        prog="python -m sgi.video", description=__doc__.splitlines()[0]
-    )
+    parser = cli.Parser(prog="python -m sgi.video", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--run", metavar="DIR", required=True, type=Path)
     add("--output", type=Path, default=Path("game.gif"), help="(default: game.gif)")
@@ -41,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"--game_seed is {options.game_seed}; give 0 or more")
     if options.output.suffix != ".gif":
         raise InputError(f"--output {options.output} must end in .gif")
-    command.check_output(options.output)
+    cli.check_output(options.output)
 
     from sgi import agent  # and JAX: after the mistakes that need none of it
 

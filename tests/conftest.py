@@ -22,7 +22,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import jax
 import pytest
 
-from polyview import config as configs
+from polyview.config.file import load_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +55,7 @@ def digits(data_dir, monkeypatch):
         width = "model.towers.image.encoder.width"
         small = {"steps": 4, "batch_size": 8, "log_every": 1, width: 4} | overrides
         text = {key: str(value) for key, value in small.items()}
-        return configs.load(f"{ROOT}/configs/polyview_digits.py:{argument}", text)
+        return load_config(f"{ROOT}/configs/polyview_digits.py:{argument}", text)
 
     return make
 

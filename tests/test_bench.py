@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from polyview import bench, flops, step, train
-from polyview import config as configs
+from polyview import bench
+from polyview.config.file import load_config
+from polyview.config.text import text_digest, to_json
 from polyview.errors import InputError
+from polyview.model import abstract_module, merge_module
 from polyview.nn import resnet, vit
+from polyview.training import flops, train
 
 
 def arrays(*shapes):
@@ -122,10 +125,10 @@ def test_what_scatters_holds_no_product_but_those_around_it_count():
 
 
 def encoder(make, shape):
-    graph, params, statistics = step.abstract(make)
+    graph, params, statistics = abstract_module(make)
 
     def function(params, statistics, x):
-        return step.merge(graph, params, statistics)(x, train=True)[0]
+        return merge_module(graph, params, statistics)(x, train=True)[0]
 
     return function, params, statistics, *arrays(shape)
 
@@ -201,9 +204,9 @@ def test_the_command_writes_what_hangs_together(
     assert memory["peak_bytes"] == sum(held) - shared > 0
     assert memory["process_bytes"] > memory["peak_bytes"]
     assert record["compile_seconds"] > 0
-    config = configs.load("configs/polyview_digits.py:views=3", {"batch_size": "16"})
+    config = load_config("configs/polyview_digits.py:views=3", {"batch_size": "16"})
     config.model.towers.image.encoder.width = 4
-    assert record["config"]["digest"] == configs.digest(configs.to_json(config))
+    assert record["config"]["digest"] == text_digest(to_json(config))
     assert record["config"]["keys"]["batch_size"] == 16
     table = capsys.readouterr().out
     assert "16 images of 3 views" in table and "input wait" in table
@@ -268,7 +271,9 @@ def test_bursts_of_batches_are_timed_as_a_whole(monkeypatch):
                 clock[0] += 12.0
             yield number, number, None
 
-    monkeypatch.setattr("polyview.mesh.prefetch", lambda batches, mesh: batches)
+    monkeypatch.setattr(
+        "polyview.training.prefetch.prefetch", lambda batches, mesh: batches
+    )
     run = SimpleNamespace(
         seed=0, mesh=None, batches=batches, config={"workers": workers}
     )

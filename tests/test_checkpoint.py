@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from polyview import checkpoint
-from polyview import mesh as meshes
+from polyview import devices
 from polyview.errors import InputError
+from polyview.runs import checkpoint
 
 # Orbax leaves a coroutine unawaited when a read fails, as these tests make it fail.
 pytestmark = pytest.mark.filterwarnings(
@@ -88,7 +88,7 @@ def test_every_leaf_comes_back_equal(saved, state):
 
 
 def test_arrays_come_back_onto_other_devices(saved, state):
-    mesh = meshes.make(data=2, fsdp=4)
+    mesh = devices.make_mesh(data=2, fsdp=4)
     sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     template = {
         "params": {"a": {0: jax.ShapeDtypeStruct((8, 8), "float32", sharding=sharding)}}
@@ -99,9 +99,9 @@ def test_arrays_come_back_onto_other_devices(saved, state):
 
 
 def test_a_checksum_does_not_depend_on_the_devices():
-    mesh = meshes.make(data=8)
+    mesh = devices.make_mesh(data=8)
     values = jax.random.normal(jax.random.key(0), (16, 5))
-    spread = jax.device_put(values, meshes.rows(mesh))
+    spread = jax.device_put(values, devices.rows(mesh))
     assert checkpoint.checksums({"a": values}) == checkpoint.checksums({"a": spread})
 
 

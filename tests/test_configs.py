@@ -7,11 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from polyview import banner, recipes, train
-from polyview import config as configs
+from polyview.config import parts
+from polyview.config.file import load_config
+from polyview.config.spec import build
+from polyview.config.text import dotted
+from polyview.config.trust import allow_list
 from polyview.data.prepare import brats, emoji, openi
-from polyview.data.source import InMemory
+from polyview.data.sources.memory import InMemory
 from polyview.errors import InputError
+from polyview.training import banner, train
 from sgi import recording
 from sgi import run as finetune
 
@@ -54,7 +58,7 @@ VARIANTS = {
 
 
 def test_imagenets_recipe_takes_other_images():
-    config = configs.load("configs/polyview_imagenet.py:data=mine")
+    config = load_config("configs/polyview_imagenet.py:data=mine")
     mine = [config.source, config.evaluation.train, config.evaluation.test]
     assert [(s.name, s.split) for s in mine] == [
         ("mine", "train"),
@@ -67,10 +71,10 @@ def test_a_data_set_is_read_in_the_format_it_has(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
     (tmp_path / "mine" / "1.0.0").mkdir(parents=True)
     (tmp_path / "mine" / "1.0.0" / "dataset_info.json").touch()
-    assert recipes.prepared("mine", "test")["target"].endswith(":Tfds")
+    assert parts.prepared("mine", "test")["target"].endswith(":Tfds")
     (tmp_path / "mine" / "manifest.json").touch()
-    assert recipes.prepared("mine", "test")["target"].endswith(":ArrayRecord")
-    assert recipes.prepared("none", "test")["target"].endswith(":ArrayRecord")
+    assert parts.prepared("mine", "test")["target"].endswith(":ArrayRecord")
+    assert parts.prepared("none", "test")["target"].endswith(":ArrayRecord")
 
 
 def photographs(name: str = "", split: str = "") -> InMemory:
@@ -130,8 +134,8 @@ STAND_INS = {"openi": "reports", "emoji": "drawings", "mri_phantom": "scans"}
 def with_stand_in(source):
     """The spec of the stand-in, unless the source makes its own examples."""
     if source.target in (
-        "polyview.data.source:Tfds",
-        "polyview.data.source:ArrayRecord",
+        "polyview.data.sources.tfds:Tfds",
+        "polyview.data.sources.array_record:ArrayRecord",
     ):
         stand_in = STAND_INS.get(source.name, "photographs")
         source = dict(source) | {"target": f"test_configs:{stand_in}"}
@@ -170,7 +174,7 @@ def test_the_recipes_of_sgi_have_the_official_numbers(monkeypatch):
     said = {"policy": "DQN", "actions": ["NOOP"] * 6}
     monkeypatch.setattr(recording, "describe", lambda name: said)
     path = f"{ROOT}/configs/sgi_pretrain.py"
-    made = configs.flat(configs.load(f"{path}:game=pong,mix=M").to_dict())
+    made = dotted(load_config(f"{path}:game=pong,mix=M").to_dict())
     expected = {
         "epochs": 20,
         "batch_size": 256,
@@ -197,9 +201,9 @@ def test_the_recipes_of_sgi_have_the_official_numbers(monkeypatch):
         "optimizer.clip": 10.0,
     }
     assert {key: made[key] for key in expected} == expected
-    assert configs.load(f"{path}:game=pong,mix=ML,size=L").epochs == 10
+    assert load_config(f"{path}:game=pong,mix=ML,size=L").epochs == 10
     path = f"{ROOT}/configs/sgi_finetune.py"
-    made = configs.flat(configs.load(f"{path}:game=pong").to_dict())
+    made = dotted(load_config(f"{path}:game=pong").to_dict())
     expected = {
         "steps": 100_000,
         "random_steps": 2000,
@@ -223,7 +227,7 @@ def test_the_recipes_of_sgi_have_the_official_numbers(monkeypatch):
         "evaluation.cap": 27_000,
     }
     assert {key: made[key] for key in expected} == expected
-    scratch = configs.load(f"{path}:game=pong,start=scratch").optimizer
+    scratch = load_config(f"{path}:game=pong,start=scratch").optimizer
     assert (scratch.encoder, scratch.first, scratch.rest) == (1e-4,) * 3
     assert scratch.clip == 10.0
 
@@ -232,7 +236,7 @@ def test_play_at_random_is_no_mix_of_agents(monkeypatch):
     said = {"policy": "random", "actions": ["NOOP"]}
     monkeypatch.setattr(recording, "describe", lambda name: said)
     with pytest.raises(InputError, match="pong_w is play at random; for mix=W"):
-        configs.load(f"{ROOT}/configs/sgi_pretrain.py:game=pong,mix=W")
+        load_config(f"{ROOT}/configs/sgi_pretrain.py:game=pong,mix=W")
 
 
 @pytest.mark.parametrize(
@@ -256,10 +260,10 @@ def test_the_config_of_fine_tuning_builds(size, start):
     pytest.importorskip("ale_py")
     text = f"{ROOT}/configs/sgi_finetune.py:game=pong,size={size},start={start}"
     flags = {"init_from": "runs/a"} if start == "pretrained" else {}
-    config = configs.load(text, flags)
+    config = load_config(text, flags)
     finetune.check(config)
     for part in ("model", "objective", "optimizer", "evaluation"):
-        configs.build(config[part], trusted=configs.TRUSTED, where=part)
+        build(config[part], trusted=allow_list(), where=part)
     config.init_from = None if start == "pretrained" else "runs/a"
     with pytest.raises(InputError, match="init_from"):
         finetune.check(config)
@@ -269,7 +273,7 @@ def test_the_config_of_fine_tuning_builds(size, start):
     ("name", "argument"), [(n, a) for n, variants in VARIANTS.items() for a in variants]
 )
 def test_a_config_builds_and_traces_a_step(name, argument):
-    config = configs.load(f"{ROOT}/configs/{name}.py:{argument}")
+    config = load_config(f"{ROOT}/configs/{name}.py:{argument}")
     config.source = with_stand_in(config.source)
     config.workers = 0
     config.batch_size = 8
@@ -281,7 +285,7 @@ def test_a_config_builds_and_traces_a_step(name, argument):
             for split in ("train", "test"):
                 if hasattr(part.get(split), "target"):
                     part[split] = with_stand_in(part[split])
-        configs.build(config.evaluation, where="evaluation")
+        build(config.evaluation, where="evaluation")
     run = train.Run(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
@@ -297,7 +301,7 @@ def test_a_config_says_how_to_run_it(name):
 
 def test_a_misspelt_field_is_said_to_be_in_no_row(capsys):
     path = f"{ROOT}/configs/crossmodal_openi.py"
-    config = configs.load(f"{path}:method=supervised,views=findings+impression")
+    config = load_config(f"{path}:method=supervised,views=findings+impression")
     config.source = with_stand_in(config.source)
     config.evaluation = None
     config.batch_size = 8

@@ -10,7 +10,7 @@ from PIL import Image
 
 from polyview.data import augment
 from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop, decode
-from polyview.data.source import CorruptRecord
+from polyview.data.sources.protocol import CorruptRecord
 
 
 def scene(height=60, width=80):

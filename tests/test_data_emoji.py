@@ -16,7 +16,7 @@ from PIL import Image
 
 from polyview.data.augment import decode
 from polyview.data.prepare import emoji
-from polyview.data.source import ArrayRecord
+from polyview.data.sources.array_record import ArrayRecord
 from polyview.errors import InputError
 
 # By what they show; codepoints as emojibase writes them.

@@ -14,7 +14,7 @@ from scipy import ndimage
 from polyview.data.observed import Observed
 from polyview.data.prepare import brats, mri_phantom
 from polyview.data.prepare.mri_phantom import SEQUENCES, TISSUES, signal
-from polyview.data.source import ArrayRecord
+from polyview.data.sources.array_record import ArrayRecord
 from polyview.errors import InputError
 
 SHAPE = (60, 66, 9)

@@ -8,7 +8,7 @@ import pytest
 
 from polyview.data.prepare import fetch, openi, records
 from polyview.data.prepare.text import Vocabulary
-from polyview.data.source import ArrayRecord, read_manifest
+from polyview.data.sources.array_record import ArrayRecord, read_manifest
 from polyview.errors import InputError
 
 REPORT = """<eCitation><uId id="CXR{n}"/><Abstract>

@@ -13,7 +13,8 @@ from PIL import Image
 from polyview.data import pipeline
 from polyview.data.augment import RandomResizedCrop
 from polyview.data.pipeline import batches, ordered
-from polyview.data.source import CorruptRecord, InMemory
+from polyview.data.sources.memory import InMemory
+from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.views import Generated
 from polyview.errors import InputError
 

@@ -19,7 +19,9 @@ from tensorflow_datasets.core import hashing
 from polyview import prepare
 from polyview.data.augment import decode
 from polyview.data.prepare import cifar10, fashion_mnist, imagenet2012, records
-from polyview.data.source import ArrayRecord, CorruptRecord, Tfds
+from polyview.data.sources.array_record import ArrayRecord
+from polyview.data.sources.protocol import CorruptRecord
+from polyview.data.sources.tfds import Tfds
 from polyview.errors import InputError
 
 

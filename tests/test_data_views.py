@@ -8,7 +8,7 @@ from PIL import Image
 
 from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop
 from polyview.data.observed import Observed
-from polyview.data.source import CorruptRecord
+from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.views import Generated
 from polyview.errors import InputError
 

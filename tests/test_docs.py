@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import pytest
 
-from polyview import config as configs
+from polyview.config.file import load_config
+from polyview.config.overrides import apply_overrides
+from polyview.config.schema import OPTIONAL
 from sgi import recording
 
 ROOT = Path(__file__).parent.parent
@@ -173,7 +175,7 @@ def load(monkeypatch):
     def read(config: str):
         if config.startswith("configs/sgi_finetune.py"):
             pytest.importorskip("ale_py")
-        return configs.load(f"{ROOT}/{config}")
+        return load_config(f"{ROOT}/{config}")
 
     return read
 
@@ -196,11 +198,11 @@ def test_configs_and_their_keys_exist(page, load):
             if re.search(r"[{]|\.\.\.|^[A-Z]+$", value):  # it stands for a value
                 assert has(config, key), f"{name} {key}"
             else:
-                configs.override(config, {key: value})
+                apply_overrides(config, {key: value})
 
 
 def has(config, key: str) -> bool:
-    if key in configs.OPTIONAL:
+    if key in OPTIONAL:
         return True
     for name in key.split("."):
         if not hasattr(config, "keys") or name not in config:

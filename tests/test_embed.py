@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polyview import devices
 from polyview import embed as embedding
-from polyview import mesh as meshes
-from polyview import restore, train
 from polyview.data.prepare import records
-from polyview.data.source import ArrayRecord
+from polyview.data.sources.array_record import ArrayRecord
 from polyview.embed import check, embed
 from polyview.errors import InputError
 from polyview.evaluation.features import extract
+from polyview.runs.load import load, representer
+from polyview.training import train
 
 
 @pytest.fixture
@@ -33,16 +34,16 @@ def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
     said = embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
     assert "360 of 360 rows, step 4" in said
     found = content(tmp_path / "x.npz")
-    whole = meshes.replicated(mesh := meshes.make())
-    model = restore.load(run, None, whole)
-    from polyview import config as configs
+    whole = devices.replicated(mesh := devices.make_mesh())
+    model = load(run, None, whole)
+    from polyview.config.spec import build
 
     source = ArrayRecord("digits", "test")
     with jax.set_mesh(mesh):
         expected = extract(
-            restore.represent(model, whole),
+            representer(model, whole),
             source,
-            configs.build(model.config.evaluation.views),
+            build(model.config.evaluation.views),
             batch_size=64,
             mesh=mesh,
         )
@@ -96,7 +97,10 @@ def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
     with pytest.raises(InputError, match="do not fit together .*photos"):
         embed(run, str(folder), tmp_path / "grey.npz")  # pictures of another depth
     config = digits("views=2")
-    config.source = {"target": "polyview.data.source:Folder", "path": str(folder)}
+    config.source = {
+        "target": "polyview.data.sources.folder:Folder",
+        "path": str(folder),
+    }
     config.views.targets = ()
     config.model.towers.image.encoder.in_channels = 3
     train.run(config, run := tmp_path / "colour")
@@ -144,8 +148,8 @@ def test_10001_images_on_1_and_8_devices_killed_and_not(run, tmp_path, command):
         settings = {"polyview_data": tmp_path, "devices": devices, "wait": wait}
         return command(*words, "--output", tmp_path / name, **settings)
 
-    for devices in (1, 8):
-        done = made(f"{devices}.npz", devices)
+    for count in (1, 8):
+        done = made(f"{count}.npz", count)
         assert done.returncode == 0, done.output
     killed = made("killed.npz", 8, wait=False)
     while not list(tmp_path.glob(".killed.npz.parts/*.npz")):
@@ -154,7 +158,7 @@ def test_10001_images_on_1_and_8_devices_killed_and_not(run, tmp_path, command):
     killed.communicate()
     assert not (tmp_path / "killed.npz").exists()
     assert made("killed.npz", 8).returncode == 0
-    one, eight = (content(tmp_path / f"{devices}.npz") for devices in (1, 8))
+    one, eight = (content(tmp_path / f"{devices}.npz") for count in (1, 8))
     np.testing.assert_array_equal(one["id"], np.arange(10_001))
     np.testing.assert_array_equal(one["id"], eight["id"])
     np.testing.assert_allclose(one["embedding"], eight["embedding"], atol=1e-5)

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from polyview import train
 from polyview.data.prepare import records
 from polyview.errors import InputError
 from polyview.evaluate import evaluate, watch
+from polyview.training import train
 
 FIGURES = {"map", "neighbours", "sweep", "confusion"}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyview import mesh as meshes
+from polyview import devices
 from polyview.evaluation import health
 
 
@@ -72,8 +72,8 @@ def test_health_is_finite_on_degenerate_batches(shape, value, dtype):
 
 def test_health_is_the_same_on_eight_devices():
     z = np.random.default_rng(0).normal(size=(32, 3, 8)).astype(np.float32)
-    mesh = meshes.make()
-    spread = jax.jit(health.health)(meshes.put(z, mesh))
+    mesh = devices.make_mesh()
+    spread = jax.jit(health.health)(devices.put(z, mesh))
     alone = health.health(jnp.asarray(z))
     for name, value in alone.items():
         np.testing.assert_allclose(spread[name], value, rtol=1e-5, err_msg=name)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from polyview import mesh as meshes
+from polyview import devices, drawing
 from polyview.data.observed import Observed
-from polyview.data.source import InMemory
+from polyview.data.sources.memory import InMemory
 from polyview.errors import InputError
-from polyview.evaluation import plots
 from polyview.evaluation.missing import MissingModalities, auroc, dice, overlaps
 from polyview.nn.towers import Features
 
@@ -64,7 +63,7 @@ def evaluate(data, shape, **options):
     of, weights = represent(shape)
     options = {"targets": ("y",), "batch_size": 8} | options
     evaluation = MissingModalities(test=data, views=VIEWS, **options)
-    mesh = meshes.make()
+    mesh = devices.make_mesh()
     with jax.set_mesh(mesh):
         return evaluation(of, mesh), weights
 
@@ -145,22 +144,22 @@ def test_retrieval_is_by_h_too_and_needs_features_of_each_look():
     )  # the stand-in has one of both
     of, _ = represent((3,))
     evaluation = MissingModalities(test=data, views=VIEWS, targets=("y",), batch_size=8)
-    mesh = meshes.make()
+    mesh = devices.make_mesh()
     with jax.set_mesh(mesh), pytest.raises(InputError, match="no features of 'u'"):
         evaluation(lambda batch: {"y": of(batch)["y"]}, mesh)
 
 
 def test_the_figures_of_an_evaluation_are_drawn():
     result, _ = evaluate(source(), (3,))
-    figures = plots.figures(result, result.sample)
+    figures = drawing.figures(result, result.sample)
     assert set(figures) == {"subsets-y", "retrieval"}
     for figure in figures.values():
-        assert plots.png(figure).startswith(b"\x89PNG")
+        assert drawing.png(figure).startswith(b"\x89PNG")
 
 
 def test_methods_that_know_fewer_looks_are_drawn_beside_others():
     scores = {"alone": {"a": 0.5}, "both": {"a": 0.4, "b": 0.3, "a+b": 0.6}}
-    axes = plots.subsets(scores, "auroc").axes[0]
+    axes = drawing.subsets(scores, "auroc").axes[0]
     assert axes.images[0].get_array().shape == (3, 2)
 
 
@@ -199,6 +198,6 @@ def test_what_cannot_be_evaluated_is_named():
     evaluation = MissingModalities(
         test=source(), views=VIEWS, targets=("y",), retrieval=False, batch_size=8
     )
-    mesh = meshes.make()
+    mesh = devices.make_mesh()
     with jax.set_mesh(mesh), pytest.raises(InputError, match="run has diverged"):
         evaluation(of, mesh)

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyview import report
+from polyview import drawing, report
 from polyview.errors import InputError
-from polyview.evaluation import plots, protocol
+from polyview.evaluation.frozen import Result, write_result
 
 NAMES = ["<coat>", "boot", "a very long class name"]
 
@@ -49,7 +49,7 @@ def make_run(path, loss="geometric", step=20, **changes):
     config = {
         "batch_size": 64,
         "views": {"m": 4},
-        "objective": {"loss": {"partial": f"polyview.objectives.polyview:{loss}"}},
+        "objective": {"loss": {"partial": f"polyview.objectives.contrastive:{loss}"}},
     }
     (path / "config.json").write_text(json.dumps(config))
     seconds = [1.0, 2.5, 1.0]  # resumed once, after 2.5 seconds
@@ -67,8 +67,8 @@ def make_run(path, loss="geometric", step=20, **changes):
         "query_label": np.array([0, 1]),
         "neighbour_label": rng.integers(0, 3, (2, 8)),
     }
-    protocol.write(path, str(step), protocol.Result(result(**changes), sample))
-    protocol.write(path, "pixels", protocol.Result(result(0.125), {}))
+    write_result(path, str(step), Result(result(**changes), sample))
+    write_result(path, "pixels", Result(result(0.125), {}))
     return path
 
 
@@ -94,7 +94,7 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
         config = json.loads((run / "config.json").read_text())
         config |= {"seed": seed, "workers": seed}  # of which nothing depends
         (run / "config.json").write_text(json.dumps(config))
-        protocol.write(run, "20", protocol.Result(result(top1), {}))
+        write_result(run, "20", Result(result(top1), {}))
         runs.append(run)
     head, body = report.over_seeds(report.read(runs))
     assert head == ["runs", "seeds", "linear probe %", "kNN %"]
@@ -139,7 +139,7 @@ def test_the_page_is_complete_and_needs_no_network(tmp_path):
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert str(tmp_path) not in page
     assert "lies at the end of the sweep" in page
-    assert "polyview.objectives.polyview:x" in page
+    assert "polyview.objectives.contrastive:x" in page
 
 
 def test_the_command_takes_runs_and_writes_the_page(tmp_path, monkeypatch, capsys):
@@ -161,7 +161,7 @@ def test_a_classifier_has_its_own_column(tmp_path):
     assert "classifier" not in report.text_table(report.rows(report.read([probed])))
     numbers = {"protocol": {"seed": 1}, "classifier": {"top1": 0.3125}}
     for step in (10, 20):
-        protocol.write(classifier, str(step), protocol.Result(numbers, {}))
+        write_result(classifier, str(step), Result(numbers, {}))
     runs = report.read([probed, classifier])
     head, _, _, line, *_ = report.text_table(report.rows(runs)).splitlines()
     assert "classifier %" in head and "31.25" in line
@@ -235,15 +235,15 @@ def test_a_damaged_run_is_refused(tmp_path, damage, message):
 
 def test_figures_bear_the_smallest_inputs():
     lines = [{"step": 1, "loss": float("nan")}]
-    plots.curve({"a": lines, "b": []}, "loss").savefig("/dev/null", format="png")
+    drawing.curve({"a": lines, "b": []}, "loss").savefig("/dev/null", format="png")
     for rows in (1, 3, 6):
         h = np.ones((rows, 2), np.float32)
-        plots.embedding(h, None, []).savefig("/dev/null", format="png")
+        drawing.embedding(h, None, []).savefig("/dev/null", format="png")
     many = np.arange(40) % 25  # more classes than colours
     names = [str(c) for c in range(25)]
     h = np.random.default_rng(0).normal(size=(40, 4))
-    plots.embedding(h, many, names).savefig("/dev/null", format="png")
-    plots.confusion(np.eye(25, dtype=int), names).savefig("/dev/null", format="png")
+    drawing.embedding(h, many, names).savefig("/dev/null", format="png")
+    drawing.confusion(np.eye(25, dtype=int), names).savefig("/dev/null", format="png")
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -436,8 +436,8 @@ def test_names_that_a_screen_cannot_show_are_escaped(tmp_path, monkeypatch, caps
 
 def test_a_figure_has_so_many_parts_and_no_more():
     with pytest.raises(ValueError, match="1000001 points"):
-        plots.embedding(np.zeros((1_000_001, 1)), None, [])
+        drawing.embedding(np.zeros((1_000_001, 1)), None, [])
     with pytest.raises(ValueError, match="with .* letters"):
-        plots.png(plots.retrieval({}, ["a", "b" * 20_000]))
+        drawing.png(drawing.retrieval({}, ["a", "b" * 20_000]))
     with pytest.raises(ValueError, match="of 1000001 parts"):
-        plots.nearest(*np.zeros((2, 1, 10**6, 0, 0, 0), np.uint8), None, None, [])
+        drawing.nearest(*np.zeros((2, 1, 10**6, 0, 0, 0), np.uint8), None, None, [])

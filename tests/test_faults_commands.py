@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from polyview import config as configs
 from polyview import errors, prepare
-from polyview import workdir as workdirs
-from polyview.checkpoint import Checkpoints
-from polyview.train import Run
+from polyview.config.file import load_config
+from polyview.config.text import text_digest, to_json
+from polyview.runs.checkpoint import Checkpoints
+from polyview.runs.workdir import claim_workdir
+from polyview.training.train import Run
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config configs/polyview_digits.py"
@@ -45,7 +46,7 @@ WRONG = [
     (f"{TRAIN} --config.source.name=digit", "did you mean 'digits'?"),
     (f"{TRAIN} --config.source.split=trian", "there are: train, test"),
     (
-        f"{TRAIN} --config.objective.target=polyview.objectives.polyview:Contrast",
+        f"{TRAIN} --config.objective.target=polyview.objectives.contrastive:Contrast",
         "did you mean 'Contrastive'?",
     ),
     ("polyview.main --config configs/polyview_digit.py", "polyview_digits.py'?"),
@@ -105,7 +106,7 @@ def files(folder: Path) -> None:
     if not (folder / "data").exists():
         prepare.main(["digits", "--data_dir", str(folder / "data")])
     small = {"steps": "4", "batch_size": "8"}
-    untrained(configs.load("configs/polyview_digits.py", small), folder / "run")
+    untrained(load_config("configs/polyview_digits.py", small), folder / "run")
     shutil.copytree(folder / "run", folder / "stranger")
     rename_model(folder / "stranger" / "checkpoints" / "4", "os:system")
     (folder / "file").write_text("not a folder")
@@ -119,9 +120,9 @@ def files(folder: Path) -> None:
 def untrained(config, workdir: Path) -> None:
     """Make what looks like a finished run; nothing is compiled for it."""
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Run(config).template)
-    workdirs.claim(workdir, config)
+    claim_workdir(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(config.steps, state, configs.to_json(config))
+    checkpoints.save(config.steps, state, to_json(config))
     checkpoints.close()
 
 
@@ -133,7 +134,7 @@ def rename_model(step: Path, target: str) -> None:
     item["config"] = json.dumps(config)
     (step / "config" / "metadata").write_text(json.dumps(item))
     digest = json.loads((step / "digest" / "metadata").read_text())
-    digest["config"] = configs.digest(item["config"])
+    digest["config"] = text_digest(item["config"])
     (step / "digest" / "metadata").write_text(json.dumps(digest))
 
 

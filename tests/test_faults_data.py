@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyview import config as configs
-from polyview import train
+from polyview.config.file import load_config
 from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop
 from polyview.data.gaussian import Factors
 from polyview.data.pipeline import batches, ordered
 from polyview.data.prepare import records
-from polyview.data.source import ArrayRecord
+from polyview.data.sources.array_record import ArrayRecord
 from polyview.data.views import Generated
 from polyview.errors import InputError, NonFiniteError
+from polyview.training import train
 
 ROWS, BATCH = 600, 24
 VIEWS = Generated(2, RandomResizedCrop(6))
@@ -151,7 +151,7 @@ def test_what_is_not_finite_stops_with_a_dump_that_shows_the_row(
     tmp_path, capsys, place, value
 ):
     size = {"batch_size": "16", "log_every": "1"}
-    config = configs.load("configs/polyview_gaussian.py:steps=5,batch_size=16", size)
+    config = load_config("configs/polyview_gaussian.py:steps=5,batch_size=16", size)
     spec = {"at": 33, "value": value}
     if place == "batch":
         config.source = {"target": "test_faults_data:Spiked", "size": 80, **spec}

@@ -15,11 +15,12 @@ import pytest
 from orbax.checkpoint._src.multihost import multihost
 from test_resume import logged, saved_arrays
 
-from polyview import checkpoint, dump, metrics, train
-from polyview import config as configs
-from polyview.checkpoint import Checkpoints, saved_steps
+from polyview.config.file import load_config
 from polyview.data.prepare import records
 from polyview.errors import InputError, NonFiniteError
+from polyview.runs import checkpoint, metrics
+from polyview.runs.checkpoint import Checkpoints, saved_steps
+from polyview.training import nonfinite, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 def config():
     """Six steps of the smallest run, each saved."""
     flags = {"log_every": "1", "checkpoint_every": "1"}
-    config = configs.load("configs/polyview_gaussian.py:steps=6,batch_size=16", flags)
+    config = load_config("configs/polyview_gaussian.py:steps=6,batch_size=16", flags)
     with config.unlocked():
         config.keep = 6
     return config
@@ -90,7 +91,7 @@ def test_a_full_disk_does_not_hide_that_a_step_is_not_finite(tmp_path, capfd):
     state = {"a": jnp.arange(4096.0)}
     checkpoint.checksums(state)  # compiles, and keeps that in a file
     with files_of(1000), pytest.raises(NonFiniteError) as caught:
-        dump.stop(7, state, "{}", tmp_path)
+        nonfinite.stop(7, state, "{}", tmp_path)
     told = str(caught.value)
     assert "step 8 is not finite; the state before it cannot be kept (" in told
     assert "File too large" in told and "\n" not in told
@@ -98,7 +99,7 @@ def test_a_full_disk_does_not_hide_that_a_step_is_not_finite(tmp_path, capfd):
         "the older one goes after the new is whole"
     )
     with pytest.raises(NonFiniteError, match="see it again with"):
-        dump.stop(7, state, "{}", tmp_path)
+        nonfinite.stop(7, state, "{}", tmp_path)
     assert saved_steps(tmp_path / "dump") == [7]
 
 

@@ -28,12 +28,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyview import adopt, checkpoint, layouts, metrics, report, restore, train
-from polyview import config as configs
-from polyview.data import augment, source
+from polyview import import_weights, report
+from polyview.config.file import load_config
+from polyview.config.overrides import apply_overrides, parse_arguments, parse_flags
+from polyview.config.schema import check_config
+from polyview.config.spec import build
+from polyview.config.text import dotted, from_json, text_digest, to_json
+from polyview.config.trust import allow_list, check_trusted
+from polyview.data import augment
 from polyview.data.prepare import brats, fetch, imagenet2012, records
-from polyview.data.source import ArrayRecord, CorruptRecord, Folder
+from polyview.data.sources.array_record import ArrayRecord, pack, unpack
+from polyview.data.sources.folder import Folder
+from polyview.data.sources.protocol import CorruptRecord
+from polyview.data.sources.tfds import Tfds
 from polyview.errors import InputError
+from polyview.runs import checkpoint, metrics, torch_names
+from polyview.runs.load import encoder_of, load, model_of, shapes_of
+from polyview.training import train
 from sgi import dqn_replay, recording
 
 ROOT = Path(__file__).parent.parent
@@ -114,14 +125,14 @@ def altered(draw, tree) -> str:
 def config_parser(thrown, _) -> None:
     """Flags, arguments and values, over a config that is there."""
     key, value, flag, argument = thrown
-    config = configs.from_json(digits_text())
+    config = from_json(digits_text())
     for attempt in (
-        lambda: configs.override(config, {key: value}),
-        lambda: configs.check(config),
-        lambda: configs.to_json(config),
-        lambda: configs.overrides([flag], known=("config", "workdir")),
-        lambda: configs.arguments(argument, views=4, rate=0.1, name="a"),
-        lambda: configs.load(flag),
+        lambda: apply_overrides(config, {key: value}),
+        lambda: check_config(config),
+        lambda: to_json(config),
+        lambda: parse_flags([flag], known=("config", "workdir")),
+        lambda: parse_arguments(argument, views=4, rate=0.1, name="a"),
+        lambda: load_config(flag),
     ):
         try:
             attempt()
@@ -132,10 +143,10 @@ def config_parser(thrown, _) -> None:
 def config_json(text: str, _) -> None:
     """A config as a checkpoint brings it: read, ranges, and what it names."""
     try:
-        config = configs.from_json(text)
-        configs.check(config)
+        config = from_json(text)
+        check_config(config)
         for part in ("views", "optimizer", "objective"):
-            configs.build(config.get(part), configs.TRUSTED, where=part)
+            build(config.get(part), allow_list(), where=part)
     except InputError:
         pass
 
@@ -143,12 +154,12 @@ def config_json(text: str, _) -> None:
 def run(text: str, folder: Path) -> None:
     """A stranger's run whose config is another one: its model is built, or refused."""
     step = copy_of(a_run(), folder / "run" / "checkpoints" / "4")
-    for item, value in (("config", text), ("digest", configs.digest(text))):
+    for item, value in (("config", text), ("digest", text_digest(text))):
         found = json.loads((step / item / "metadata").read_text())
         found["config"] = value
         (step / item / "metadata").write_text(json.dumps(found))
     try:
-        restore.load(folder / "run")
+        load(folder / "run")
     except InputError:
         pass
 
@@ -183,7 +194,7 @@ def recorded_play(thrown: tuple[str, bytes], folder: Path) -> None:
 def record(content: bytes, _) -> None:
     """A record of a data set."""
     try:
-        source.unpack(content)
+        unpack(content)
     except CorruptRecord:
         pass
 
@@ -236,8 +247,8 @@ def weights(content: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(content)
     encoder, shapes = encoder_of_digits()
     try:
-        theirs = adopt.read(folder / "x.safetensors")
-        _, arrays = layouts.to_ours(encoder, shapes, theirs)
+        theirs = import_weights.read(folder / "x.safetensors")
+        _, arrays = torch_names.to_ours(encoder, shapes, theirs)
     except InputError:
         return
     assert {name: array.shape for name, array in arrays.items()} == shapes
@@ -305,7 +316,7 @@ def copy_of(tree: Path, to: Path) -> Path:
 
 @functools.cache
 def digits_text() -> str:
-    return configs.to_json(configs.load(f"{ROOT}/configs/polyview_digits.py"))
+    return to_json(load_config(f"{ROOT}/configs/polyview_digits.py"))
 
 
 FILE = "train-00000.array_record"
@@ -435,8 +446,8 @@ def nifti() -> bytes:
 
 @functools.cache
 def encoder_of_digits():
-    model = restore.shapes_of(configs.from_json(digits_text()), trust=None)
-    arrays = restore.encoder_of(model, "image")
+    model = shapes_of(from_json(digits_text()), trust=None)
+    arrays = encoder_of(model, "image")
     shapes = {name: array.shape for name, array in arrays.items()}
     return model.module.towers["image"].encoder, shapes
 
@@ -476,8 +487,8 @@ def saved() -> Path:
 @functools.cache
 def a_run() -> Path:
     """A checkpoint of a model of digits, all zeros."""
-    config = configs.from_json(digits_text())
-    model = restore.shapes_of(config, trust=None)
+    config = from_json(digits_text())
+    model = shapes_of(config, trust=None)
     zeros = {"params": model.params, "statistics": model.statistics}
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
     with checkpoint.Checkpoints(scratch() / "run" / "checkpoints") as checkpoints:
@@ -507,7 +518,7 @@ def file_of_replay(draw):
 
 
 def keys() -> list[str]:
-    return sorted(configs.flat(json.loads(digits_text())))
+    return sorted(dotted(json.loads(digits_text())))
 
 
 VALUE = (
@@ -549,7 +560,7 @@ FUZZ = {
         recorded_play,
     ),
     "record": (
-        cut(source.pack({"x": np.zeros((2, 2)), "t": "a", "n": 1})) | st.binary(),
+        cut(pack({"x": np.zeros((2, 2)), "t": "a", "n": 1})) | st.binary(),
         record,
     ),
     "image": (
@@ -627,7 +638,7 @@ def test_a_pickle_is_read_nowhere(tmp_path):
         if path.is_file():
             checkpoint_file_is(path.relative_to(saved()), content, tmp_path)
     with pytest.raises(CorruptRecord):
-        source.unpack(content)
+        unpack(content)
     workdir = tmp_path / "run"
     (workdir / "eval").mkdir(parents=True)
     (workdir / "config.json").write_text(digits_text())
@@ -651,13 +662,13 @@ def test_the_config_of_a_strangers_run_is_not_run_to_replay_it(tmp_path):
     with pytest.raises(InputError, match="'os:mkdir'.* --trust os"):
         train.replay(tmp_path)
     assert not (tmp_path / "owned").exists()
-    configs.check_trusted(config, (*configs.TRUSTED, "os", "posix"))
+    check_trusted(config, allow_list(("os", "posix")))
 
 
 def test_a_model_out_of_range_is_refused_before_it_is_built():
     spec = {"partial": "polyview.nn.vit:ViT", "depth": 10**9}
     with pytest.raises(InputError, match="depth=1000000000: it must be 1000 or less"):
-        restore.model_of(configs.from_json(json.dumps({"model": spec})))
+        model_of(from_json(json.dumps({"model": spec})))
 
 
 def test_a_config_that_is_too_long_is_damage(tmp_path, monkeypatch):
@@ -684,10 +695,10 @@ def test_a_tfds_folder_cannot_have_a_module_imported(tmp_path, monkeypatch, spel
     (version / "dataset_info.json").write_text('{"name": "set", "version": "1.0.0"}')
     (version / "features.json").write_text(json.dumps(spelt))
     with pytest.raises(InputError, match="'stranger.Feature', which is not of TFDS"):
-        source.Tfds("set", data_dir=tmp_path)
+        Tfds("set", data_dir=tmp_path)
     (version / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match="do not fit together .*set/1.0.0"):
-        source.Tfds("set", data_dir=tmp_path)
+        Tfds("set", data_dir=tmp_path)
 
 
 def test_an_image_is_never_a_program(tmp_path, monkeypatch):

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from test_resume import CONFIG, SMALL, logged, wait_for_step
 
-from polyview import config as configs
-from polyview import train, workdir
+from polyview.config.file import load_config
+from polyview.config.text import to_json
 from polyview.errors import InputError
+from polyview.runs import workdir as runs_workdir
+from polyview.training import train
 
 ROOT = Path(__file__).parent.parent
 HEARTBEAT = 10
@@ -51,14 +53,15 @@ def test_the_other_process_ends_and_the_run_goes_on(command, tmp_path, killed):
 def test_one_workdir_is_trained_in_by_one_program(tmp_path, monkeypatch):
     """Two at once would destroy one another's saves; when one has ended, however it
     ended, the next one can begin."""
-    config = configs.load("configs/polyview_gaussian.py:steps=2,batch_size=16")
+    config = load_config("configs/polyview_gaussian.py:steps=2,batch_size=16")
     program = f"""
 import time
 from pathlib import Path
-from polyview import config, workdir
+from polyview.config.text import from_json
+from polyview.runs.workdir import claimed_workdir
 
-run = config.from_json({configs.to_json(config)!r})
-with workdir.claimed(Path({str(tmp_path)!r}), run):
+run = from_json({to_json(config)!r})
+with claimed_workdir(Path({str(tmp_path)!r}), run):
     print("claimed", flush=True)
     time.sleep(600)
 """
@@ -67,7 +70,7 @@ with workdir.claimed(Path({str(tmp_path)!r}), run):
     )
     try:
         assert first.stdout.readline() == "claimed\n"
-        monkeypatch.setattr(workdir, "PATIENCE", 0)
+        monkeypatch.setattr(runs_workdir, "PATIENCE", 0)
         with pytest.raises(InputError, match="another process trains in"):
             train.run(config, tmp_path)
         assert not (tmp_path / "metrics.jsonl").exists()

@@ -6,8 +6,9 @@ import stat
 
 import pytest
 
-from polyview import files, metrics
+from polyview import files
 from polyview.errors import InputError
+from polyview.runs import metrics
 
 
 @pytest.mark.parametrize("before", [None, b"old"])

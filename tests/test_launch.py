@@ -196,8 +196,8 @@ def test_verbs_of_tpu_vms_ask_for_what_they_need(launch):
         (["tpu_vm", "run", "--name", "n", "--", "true"], "needs --name and --zone"),
         (["tpu_vm", "fly", "--name", "n", "--zone", "z"], "unknown verb 'fly'"),
         (["gke", "--name", "n", "--", "true"], "--image are needed"),
-        (["probe"], "name a run"),
-        (["probe", "/nowhere"], "has no checkpoints"),
+        (["evaluate"], "name a run"),
+        (["evaluate", "/nowhere"], "has no checkpoints"),
     ],
 )
 def test_what_cannot_be_launched_is_said_in_one_line(launch, words, says):
@@ -206,7 +206,7 @@ def test_what_cannot_be_launched_is_said_in_one_line(launch, words, says):
     assert says in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["local", "slurm", "tpu_vm", "gke", "probe"])
+@pytest.mark.parametrize("name", ["local", "slurm", "tpu_vm", "gke", "evaluate"])
 def test_help_is_the_head_of_the_file(launch, name):
     done = launch(name, "--help")
     assert done.returncode == 0 and f"bash launch/{name}.sh" in done.stdout
@@ -258,20 +258,20 @@ def test_checkpoints_without_a_result_are_evaluated_each_by_a_job(launch, tmp_pa
     (run / "checkpoints" / "3").mkdir()
     launcher = ["--", "bash", "launch/slurm.sh", "--batch"]
     option = ["--option", "--config.evaluation.knn.k=5"]
-    done = launch("probe", str(run), *option, "--dry-run", *launcher)
+    done = launch("evaluate", str(run), *option, "--dry-run", *launcher)
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert lines == [
         [*launcher[1:], "--", "python", "-m", "polyview.evaluate", "--run", str(run)]
         + ["--step", step, option[1]]
         for step in ("3", "100")
     ]
-    newest = launch("probe", str(run), "--newest", "--dry-run").stdout
+    newest = launch("evaluate", str(run), "--newest", "--dry-run").stdout
     assert shlex.split(newest)[-2:] == ["--step", "100"]
     # A job that fails does not keep the others from running.
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\necho "$@"\nexit 6\n')
     program.chmod(stat.S_IRWXU)
-    done = launch("probe", str(run), "--python", str(program))
+    done = launch("evaluate", str(run), "--python", str(program))
     assert done.returncode == 6 and done.stdout.count("--step") == 2
 
 

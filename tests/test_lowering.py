@@ -17,9 +17,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import scaling
 from benchmarks.collectives import collective_bytes, largest_array
-from polyview import mesh as meshes
-from polyview import train
+from polyview import devices
 from polyview.objectives import negatives
+from polyview.training import train
 
 DEVICES = 256
 ROWS = 512  # unique samples: two on each device
@@ -54,9 +54,9 @@ def exported(config, monkeypatch, data: int, fsdp: int):
     """The step of a config for TPU and CUDA, on a mesh of devices nobody has."""
     # The tile follows the machine that traces; there it would be the large one.
     monkeypatch.setitem(negatives.TILE, "cpu", negatives.LARGE_TILE)
-    mesh = AbstractMesh((data, fsdp), meshes.AXES, axis_types=(AxisType.Auto,) * 2)
-    monkeypatch.setattr(meshes, "make", lambda **_: mesh)
-    monkeypatch.setattr(meshes, "put_replicated", lambda tree, mesh: tree)
+    mesh = AbstractMesh((data, fsdp), devices.AXES, axis_types=(AxisType.Auto,) * 2)
+    monkeypatch.setattr(devices, "make_mesh", lambda **_: mesh)
+    monkeypatch.setattr(devices, "put_replicated", lambda tree, mesh: tree)
     run = train.Run(config)
     number, seed = (jax.ShapeDtypeStruct((), t) for t in (np.int32, np.uint32))
     with jax.sharding.use_abstract_mesh(mesh):
@@ -108,7 +108,7 @@ def test_the_arithmetic_loss_as_listed_lowers_too(digits, monkeypatch):
 
 
 def test_a_vit_in_bfloat16_lowers_with_its_parameters_split(digits, monkeypatch):
-    monkeypatch.setattr(meshes, "SMALLEST_SPLIT", 2**8)
+    monkeypatch.setattr(devices, "SMALLEST_SPLIT", 2**8)
     config = small(digits, "views=3,dtype=bfloat16", VIT)
     program = exported(config, monkeypatch, 32, 8)
     holds_no_scores_of_all(program, 3)

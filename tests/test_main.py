@@ -9,8 +9,9 @@ import pytest
 
 import polyview.__main__
 import sgi.__main__
-from polyview import config as configs
 from polyview import main as command_line
+from polyview.config.file import load_config
+from polyview.config.text import to_json
 from polyview.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +49,7 @@ def test_a_printed_config_is_the_one_that_would_run(monkeypatch, capsys):
     text = said(
         monkeypatch, capsys, "--config", path, "--print-config", "--config.steps=7"
     )
-    assert text == configs.to_json(configs.load(path, {"steps": "7"})) + "\n"
+    assert text == to_json(load_config(path, {"steps": "7"})) + "\n"
     assert json.loads(text)["steps"] == 7
 
 

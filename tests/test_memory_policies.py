@@ -10,11 +10,13 @@ from flax import nnx
 from test_microbatch import assert_equal, compiled, images, mesh_of, model, sgd
 
 from benchmarks.collectives import collective_bytes
-from polyview import mesh as meshes
-from polyview import step, train
+from polyview import devices
+from polyview.model import merge_module, split_module
 from polyview.nn import vit
 from polyview.nn.resnet import Basic, ResNet
 from polyview.nn.vit import ViT, vit_b
+from polyview.training import train
+from polyview.training.step import create_state
 
 # XLA for CPU drops the barrier between a computation and its repetition, and merges
 # them; without this pass it keeps to it, as the compilers for GPU and TPU do.
@@ -35,13 +37,13 @@ def test_rematerialisation_gives_the_same_in_less_memory(make, shape, blocks, do
     x = jax.random.normal(jax.random.key(0), shape)
     found, memory = {}, {}
     for remat in ("none", "blocks", "dots"):
-        parts = step.split(make(remat=remat, rngs=nnx.Rngs(0)))
+        parts = split_module(make(remat=remat, rngs=nnx.Rngs(0)))
 
         def loss_of(params, statistics, graph=parts[0]):
-            module = step.merge(graph, params, statistics)
+            module = merge_module(graph, params, statistics)
             h, local = module(x, train=True)
             loss = jnp.mean(h**2) + jnp.mean(local**3)
-            return loss, step.split(module)[2]
+            return loss, split_module(module)[2]
 
         gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
         program = gradient_of.lower(*parts[1:]).compile(BARRIERS)
@@ -67,11 +69,11 @@ def test_bfloat16_computes_in_it_and_keeps_float32(digits):
 
     @jax.jit
     def exact_loss(state, batch):
-        module = step.merge(exact.graph, state.params, state.statistics)
+        module = merge_module(exact.graph, state.params, state.statistics)
         return exact.objective(module, None, batch, None)[0]
 
     with jax.set_mesh(run.mesh):
-        batch = meshes.put(batch, run.mesh)
+        batch = devices.put(batch, run.mesh)
         state = run.create(run.seed)
         expected = exact_loss(state, batch)
         inputs = (state, batch, jnp.int32(0), run.seed)
@@ -89,8 +91,8 @@ def test_bfloat16_computes_in_it_and_keeps_float32(digits):
 def test_a_device_holds_a_quarter_of_a_large_state(shape):
     """Of a ViT-B's parameters and of what the optimiser keeps of them."""
     make_module = model(vit_b, jnp.float32)
-    state = jax.eval_shape(partial(step.create, make_module, sgd()), jnp.uint32(0))
-    shardings = meshes.of_state(state, mesh_of(*shape))
+    state = jax.eval_shape(partial(create_state, make_module, sgd()), jnp.uint32(0))
+    shardings = devices.of_state(state, mesh_of(*shape))
     for part in ("params", "optimizer"):
         leaves = jax.tree.leaves(getattr(state, part))
         held = [
@@ -106,7 +108,7 @@ def test_split_parameters_give_the_same_step(x64, monkeypatch):
     """Of a ViT on 2 x 4 devices, to 1e-9 of one device. Each weight is gathered once,
     and of activations only the embeddings, for the loss: the rows of a slice are so few
     that gathering them would be cheaper, and the compiler would."""
-    monkeypatch.setattr(meshes, "SMALLEST_SPLIT", 512)
+    monkeypatch.setattr(devices, "SMALLEST_SPLIT", 512)
     encoder = partial(ViT, width=32, depth=1, heads=2, patch=4, image=8)
     make_module, batch = model(encoder, jnp.float64, norm="none"), images(2)
     plain = compiled(make_module, batch, mesh_of(1, 1))[0](2)

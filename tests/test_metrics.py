@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from polyview import metrics, train
 from polyview.errors import InputError
+from polyview.runs import metrics
+from polyview.terminal import duration
+from polyview.training import train
 
 
 def test_a_line_holds_the_step_its_values_and_apart_from_them_the_times(
@@ -62,4 +64,4 @@ def test_epochs_are_whole_passes_without_the_remainder(digits):
 
 
 def test_durations_are_read_at_a_glance():
-    assert [metrics.duration(s) for s in (5, 184, 3720)] == ["5s", "3m04s", "1h02m"]
+    assert [duration(s) for s in (5, 184, 3720)] == ["5s", "3m04s", "1h02m"]

@@ -10,14 +10,16 @@ import pytest
 from jax.sharding import Mesh
 
 from benchmarks.collectives import collective_bytes
-from polyview import banner, microbatch, optimizer, step, train
-from polyview import mesh as meshes
+from polyview import devices
 from polyview.errors import InputError
+from polyview.model import abstract_module, merge_module, split_module
 from polyview.nn.heads import Projector
 from polyview.nn.mlp import Mlp
 from polyview.nn.towers import Tower, Towers
 from polyview.nn.vit import ViT
-from polyview.objectives.polyview import Contrastive, geometric
+from polyview.objectives.contrastive import Contrastive, geometric
+from polyview.training import banner, microbatch, optimizer, train
+from polyview.training.step import create_state, make_step
 
 ROWS = 16
 OBJECTIVE = Contrastive(partial(geometric, temperature=0.2))
@@ -80,17 +82,17 @@ def sgd():
 
 def compiled(make_module, batch, mesh, objective=OBJECTIVE, decay=None, **division):
     """`run(steps)` -> the loss and the state of each; and the program of a step."""
-    seed = meshes.put_replicated(np.uint32(0), mesh)
-    create = partial(step.create, make_module, sgd(), target_decay=decay)
-    shardings = meshes.of_state(jax.eval_shape(create, seed), mesh)
-    rows, whole = meshes.rows(mesh), meshes.replicated(mesh)
-    graph, *_ = step.abstract(make_module)
+    seed = devices.put_replicated(np.uint32(0), mesh)
+    create = partial(create_state, make_module, sgd(), target_decay=decay)
+    shardings = devices.of_state(jax.eval_shape(create, seed), mesh)
+    rows, whole = devices.rows(mesh), devices.replicated(mesh)
+    graph, *_ = abstract_module(make_module)
     take = jax.jit(
-        step.make_step(graph, objective, sgd(), decay, **division),
+        make_step(graph, objective, sgd(), decay, **division),
         in_shardings=(shardings, rows, whole, whole),
         out_shardings=(shardings, whole),
     )
-    batch = meshes.put(batch, mesh)
+    batch = devices.put(batch, mesh)
     with jax.set_mesh(mesh):
         state = jax.eval_shape(create, seed)
         program = take.lower(state, batch, jnp.int32(0), seed).compile()
@@ -98,7 +100,7 @@ def compiled(make_module, batch, mesh, objective=OBJECTIVE, decay=None, **divisi
     def run(steps: int):
         state, found = jax.jit(create, out_shardings=shardings)(seed), []
         for number in range(steps):
-            number = meshes.put_replicated(np.int32(number), mesh)
+            number = devices.put_replicated(np.int32(number), mesh)
             state, values = program(state, batch, number, seed)
             assert values["healthy"]
             found.append(jax.device_get((values["loss"], state)))
@@ -108,8 +110,8 @@ def compiled(make_module, batch, mesh, objective=OBJECTIVE, decay=None, **divisi
 
 
 def mesh_of(data: int, fsdp: int) -> Mesh:
-    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
-    return Mesh(devices, meshes.AXES)
+    grid = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    return Mesh(grid, devices.AXES)
 
 
 def assert_equal(found, expected, tolerance: float) -> None:
@@ -125,7 +127,7 @@ def assert_equal(found, expected, tolerance: float) -> None:
 def test_slices_change_nothing_in_float64(x64, monkeypatch, m, shapes):
     """Loss, gradient and state of 3 steps, against one device and no slices; and no
     views travel between devices."""
-    monkeypatch.setattr(meshes, "SMALLEST_SPLIT", 256)
+    monkeypatch.setattr(devices, "SMALLEST_SPLIT", 256)
     make_module = mlp(norm="none") if m == 2 else vit(jnp.float64)
     batch = vectors(m) if m == 2 else images(m)
     run, _ = compiled(make_module, batch, mesh_of(1, 1))
@@ -205,7 +207,7 @@ def test_frozen_statistics_may_be_sliced(digits):
         with jax.set_mesh(run.mesh):
             _, batch = next(iter(run.batches(0)))
             state = run.create(run.seed)
-            batch = meshes.put(batch, run.mesh)
+            batch = devices.put(batch, run.mesh)
             states.append(run.step(state, batch, jnp.int32(0), run.seed)[0])
     assert run.slices == 2
     assert_equal(jax.device_get(states[1]), jax.device_get(states[0]), 1e-5)
@@ -237,17 +239,17 @@ def test_parts_are_the_mean_of_their_losses(x64):
     assert_equal(four(1), found, 1e-9)
     loss, state = found[0]
 
-    graph, *_ = step.abstract(make_module)
-    start = step.create(make_module, sgd(), jnp.uint32(0))
+    graph, *_ = abstract_module(make_module)
+    start = create_state(make_module, sgd(), jnp.uint32(0))
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(jnp.uint32(0)), 1), 0)
     statistics, losses, gradients = start.statistics, [], []
 
     @jax.jit
     @partial(jax.value_and_grad, has_aux=True)
     def gradient_of(params, statistics, part):
-        module = step.merge(graph, params, statistics)
+        module = merge_module(graph, params, statistics)
         value, _ = OBJECTIVE(module, None, part, key)
-        return value, step.split(module)[2]
+        return value, split_module(module)[2]
 
     for number in range(parts):
         part = jax.tree.map(lambda x: x[number::parts], batch)  # noqa: B023

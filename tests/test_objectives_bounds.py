@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyview.objectives import bounds, polyview
+from polyview.objectives import bounds, contrastive
 
 
 def readings(b, m, deviation, seed=0):
@@ -82,7 +82,7 @@ def test_strict_bounds_hold_where_the_usual_constant_does_not(aggregation):
     usual, strict = [], []
     for seed in range(40):
         z = good_critic(readings(b, m, deviation, seed))
-        loss = getattr(polyview, aggregation)(z, **plain).mean()
+        loss = getattr(contrastive, aggregation)(z, **plain).mean()
         usual.append(bounds.mutual_information_bound(loss, b, m))
         for candidates in ("same_view", "view_averaged"):
             estimates = bounds.strict_bound(

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from polyview.errors import InputError
 from polyview.nn.towers import Features
-from polyview.objectives import bounds, crossmodal, polyview, supervised
+from polyview.objectives import bounds, contrastive, crossmodal, supervised
 from polyview.objectives.crossmodal import CrossModal, cosine, kept, looks, scaled_dot
 from polyview.objectives.positives import anchors
 
@@ -308,7 +308,7 @@ def test_a_dropped_look_is_never_the_last():
 
 
 TERMS = {"CR": 0.3, "XX": 0.5, "RR": 0.7, "CC": 0.9}
-GEOMETRIC = partial(polyview.geometric, temperature=0.3)
+GEOMETRIC = partial(contrastive.geometric, temperature=0.3)
 
 
 class Fixed:
@@ -404,9 +404,9 @@ def test_the_objective_is_the_same_on_one_device_and_on_eight(x64):
 
 
 LOSSES = {
-    "geometric": polyview.geometric,
-    "arithmetic": polyview.arithmetic,
-    "sufficient": polyview.sufficient_statistics,
+    "geometric": contrastive.geometric,
+    "arithmetic": contrastive.arithmetic,
+    "sufficient": contrastive.sufficient_statistics,
 }
 
 

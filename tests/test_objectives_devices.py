@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from polyview.objectives import polyview
+from polyview.objectives import contrastive
 from polyview.objectives.bounds import strict_bound
 
 LOSSES = {
-    "geometric": polyview.geometric,
-    "arithmetic": polyview.arithmetic,
-    "sufficient_statistics": polyview.sufficient_statistics,
-    "multi_crop": polyview.multi_crop,
-    "supcon": polyview.supcon,
-    "mv_infonce": polyview.mv_infonce,
-    "mv_dhel": polyview.mv_dhel,
+    "geometric": contrastive.geometric,
+    "arithmetic": contrastive.arithmetic,
+    "sufficient_statistics": contrastive.sufficient_statistics,
+    "multi_crop": contrastive.multi_crop,
+    "supcon": contrastive.supcon,
+    "mv_infonce": contrastive.mv_infonce,
+    "mv_dhel": contrastive.mv_dhel,
     "strict": partial(strict_bound, aggregation="geometric"),
 }
 
@@ -63,4 +63,4 @@ def test_losses_and_gradients_do_not_depend_on_the_devices(m, shapes, x64):
 def test_rows_that_cannot_be_shared_equally_are_an_error():
     with jax.set_mesh(mesh_of(2, 2)):
         with pytest.raises(ValueError, match="6 samples .* 4 devices"):
-            polyview.geometric(jnp.ones((6, 2, 3)), temperature=0.1)
+            contrastive.geometric(jnp.ones((6, 2, 3)), temperature=0.1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polyview import config as configs
+from polyview.config.file import load_config
 from polyview.errors import InputError
 from polyview.objectives.bounds import gaussian_information
 
@@ -25,7 +25,7 @@ def test_trained_bounds_are_in_order_and_below_the_truth(benchmark, tmp_path):
     views, deviation = 4, 0.5
     bound = {}
     for objective in benchmark.OBJECTIVES:
-        config = configs.load(
+        config = load_config(
             f"{CONFIG}:objective={objective},views={views},steps=300,"
             f"deviation={deviation}"
         )
@@ -43,4 +43,4 @@ def test_trained_bounds_are_in_order_and_below_the_truth(benchmark, tmp_path):
 
 def test_the_config_refuses_an_unknown_objective():
     with pytest.raises(InputError, match="did you mean 'geometric'"):
-        configs.load(f"{CONFIG}:objective=geometry")
+        load_config(f"{CONFIG}:objective=geometry")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.collectives import collective_bytes, largest_array
-from polyview.objectives import polyview
+from polyview.objectives import contrastive
 from polyview.objectives.negatives import log_negatives, log_negatives_by_view
 
 
@@ -274,10 +274,10 @@ def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=4):
 @pytest.mark.parametrize(
     "loss",
     [
-        polyview.geometric,
-        polyview.sufficient_statistics,
-        polyview.multi_crop,
-        polyview.mv_dhel,
+        contrastive.geometric,
+        contrastive.sufficient_statistics,
+        contrastive.multi_crop,
+        contrastive.mv_dhel,
     ],
 )
 def test_the_compiled_program_is_linear_in_the_batch(exchange, loss):
@@ -298,9 +298,9 @@ def test_the_compiled_program_is_linear_in_the_batch(exchange, loss):
 
 def test_the_ring_keeps_its_memory_as_devices_are_added():
     few, many = (
-        gradient_program(n, 128 * n, "ring", polyview.geometric)[1] for n in (4, 8)
+        gradient_program(n, 128 * n, "ring", contrastive.geometric)[1] for n in (4, 8)
     )
-    gathered = gradient_program(8, 128 * 8, "gather", polyview.geometric)[1]
+    gathered = gradient_program(8, 128 * 8, "gather", contrastive.geometric)[1]
     assert many < 1.1 * few < gathered
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyview import optimizer
+from polyview.training import optimizer
 
 
 def rate(base):

@@ -11,8 +11,9 @@ import pytest
 
 import polyview.__main__
 import sgi.__main__
-from polyview import command
-from polyview import config as configs
+from polyview import cli
+from polyview.config import file as config_file
+from polyview.config.file import list_configs, load_config
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -52,13 +53,13 @@ def test_an_installed_command_runs_the_module(package, monkeypatch, capsys):
     for name in names:
         assert (Path(package.__file__).parent / f"{name}.py").is_file()
     monkeypatch.setattr(sys, "argv", [package.__name__])
-    command.choose(package.__name__, names)
+    cli.choose(package.__name__, names)
     told = capsys.readouterr().out
     assert all(f"\n  {name} " in told for name in names)
     for words, why in (["report", "--run"], "expected"), (["reprt"], "'report'?"):
         monkeypatch.setattr(sys, "argv", [package.__name__, *words])
         with pytest.raises(SystemExit) as end:
-            command.choose(package.__name__, names)
+            cli.choose(package.__name__, names)
         assert end.value.code == 2 and why in capsys.readouterr().err
 
 
@@ -66,15 +67,15 @@ def test_an_installed_package_brings_the_configs(tmp_path, monkeypatch):
     there = tmp_path / "site" / "configs"
     there.mkdir(parents=True)
     (there / "x.py").write_text("def get_config(argument):\n    return {'a': 1}\n")
-    monkeypatch.setattr(configs, "__file__", str(tmp_path / "site" / "config.py"))
+    monkeypatch.setattr(config_file, "__file__", str(tmp_path / "site/config/file.py"))
     monkeypatch.chdir(tmp_path)
-    assert configs.load("configs/x.py").a == 1
-    assert configs.listed(Path("configs"))[0].startswith("configs/x.py ")
+    assert load_config("configs/x.py").a == 1
+    assert list_configs(Path("configs"))[0].startswith("configs/x.py ")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "x.py").write_text(
         "def get_config(argument):\n    return {'a': 2}\n"
     )
-    assert configs.load("configs/x.py").a == 2, "what the user has comes first"
+    assert load_config("configs/x.py").a == 2, "what the user has comes first"
 
 
 def test_importing_the_package_is_light():

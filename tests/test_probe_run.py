@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from polyview import checkpoint, restore, train
-from polyview import config as configs
+from polyview.config.file import load_config
+from polyview.config.text import dotted, to_json
 from polyview.errors import InputError
+from polyview.runs import checkpoint
+from polyview.runs.load import load
+from polyview.training import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,11 +23,11 @@ def classifier(name, donor, **overrides):
     few = {"steps": 60, "epochs": None, "log_every": 60, "evaluate_every": 60}
     few |= {"optimizer.learning_rate.base": 20.0} | overrides
     text = f"{ROOT}/configs/{name}.py:run={donor},batch_size=64"
-    return configs.load(text, {key: str(value) for key, value in few.items()})
+    return load_config(text, {key: str(value) for key, value in few.items()})
 
 
 def encoder_of(run, step=None):
-    loaded = restore.load(run, step)
+    loaded = load(run, step)
     arrays = checkpoint.flatten(
         {"params": loaded.params, "statistics": loaded.statistics}
     )
@@ -44,7 +47,7 @@ def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
     assert before.keys() == after.keys()
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], array, err_msg=name)
-    trained = checkpoint.flatten(restore.load(tmp_path / "probe").params)
+    trained = checkpoint.flatten(load(tmp_path / "probe").params)
     assert set(trained) == {
         "towers.image.projector.linear.kernel",
         "towers.image.projector.linear.bias",
@@ -94,19 +97,19 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
     def refused(why, data=""):
         text = f"{ROOT}/configs/probe.py:run={tmp_path},data={data}"
         with pytest.raises(InputError, match=why):
-            configs.load(text)
+            load_config(text)
 
     with pytest.raises(InputError, match="configs/x.py:run=DIR"):
-        configs.load(f"{ROOT}/configs/probe.py")
+        load_config(f"{ROOT}/configs/probe.py")
     refused("is not a run: config.json")
     path = tmp_path / "config.json"
     path.write_text('{"views": {}, "model": {"towers": {}}}')
     refused("is no run of views of images")
     config = digits("views=2")
-    path.write_text(configs.to_json(config))
+    path.write_text(to_json(config))
     refused("no data set 'absent'", data="absent")
     evil = {"target": "os:system", "command": f"touch {tmp_path / 'ran'}"}
-    whole = configs.flat(config.to_dict())
+    whole = dotted(config.to_dict())
     for key in (
         "model.towers.image.encoder.width",
         "model.towers.image.mean",
@@ -119,7 +122,7 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
         "evaluation.views.m",
     ):
         assert key in whole
-        tampered = json.loads(configs.to_json(config))
+        tampered = json.loads(to_json(config))
         *parents, last = key.split(".")
         node = tampered
         for name in parents:
@@ -130,7 +133,7 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
         node[last] = "a word"
         path.write_text(json.dumps(tampered))
         with contextlib.suppress(InputError):  # or only when it is built
-            configs.load(f"{ROOT}/configs/probe.py:run={tmp_path}")
+            load_config(f"{ROOT}/configs/probe.py:run={tmp_path}")
     assert not (tmp_path / "ran").exists()
 
 
@@ -144,7 +147,7 @@ def test_another_encoder_is_refused_by_name(digits, tmp_path):
 
 def test_three_lines_give_the_encoder(digits, tmp_path):
     train.run(digits("views=2"), tmp_path / "run")
-    run = restore.load(tmp_path / "run")
+    run = load(tmp_path / "run")
     images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     h, _ = run.module.towers["image"].encoder(images, train=False)
     assert h.shape == (3, run.module.towers["image"].encoder.features)

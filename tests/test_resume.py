@@ -19,8 +19,9 @@ import jax
 import numpy as np
 import pytest
 
-from polyview import checkpoint, train
 from polyview.errors import InputError, NonFiniteError
+from polyview.runs import checkpoint
+from polyview.training import train
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/polyview_digits.py"

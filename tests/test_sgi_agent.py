@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from polyview import checkpoint, restore, step
-from polyview import config as configs
+from polyview.config.spec import build
+from polyview.config.text import to_json
 from polyview.errors import InputError
+from polyview.model import abstract_module, merge_module, split_module
+from polyview.runs import checkpoint
+from polyview.training.step import TrainState, create_state, make_step
 from sgi import agent, networks, pretrain
 from sgi.agent import Keys, Rainbow, act, grouped_adam, transfer
 
@@ -30,7 +33,7 @@ MODEL = {
 
 
 def network(**options):
-    return configs.build(MODEL | options)
+    return build(MODEL | options)
 
 
 def optimizer(clip=None, encoder=1e-3, first=1e-3, rest=1e-3):
@@ -246,19 +249,19 @@ SEEDS = 3
 @pytest.fixture(scope="module")
 def start():
     """The states of three agents before their first step."""
-    create = partial(step.create, network(), optimizer(clip=10.0), target_decay=0.99)
+    create = partial(create_state, network(), optimizer(clip=10.0), target_decay=0.99)
     seeds = jnp.arange(SEEDS, dtype=jnp.uint32)
     return jax.jit(jax.vmap(create), compiler_options=HURRY)(seeds)
 
 
 @pytest.fixture(scope="module")
 def graph():
-    return step.abstract(network())[0]
+    return abstract_module(network())[0]
 
 
 @pytest.fixture(scope="module")
 def update(graph):
-    take = step.make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
+    take = make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
     return jax.jit(take, compiler_options=HURRY)
 
 
@@ -268,7 +271,7 @@ def of(tree, seed):
 
 @pytest.mark.slow
 def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
-    take = step.make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
+    take = make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
     take = jax.vmap(take, in_axes=(0, 0, None, 0))
     several = jax.jit(take, compiler_options=HURRY)
     steps, seeds = 6, np.arange(SEEDS, dtype=np.uint32)
@@ -310,7 +313,7 @@ def test_the_order_of_statistics_average_and_update(start, graph, update):
 
     @partial(jax.jit, compiler_options=HURRY)
     def encoded(params, statistics):
-        module = step.merge(graph, params, statistics)
+        module = merge_module(graph, params, statistics)
         noise = jax.random.fold_in(jax.random.key(0), 1)
         keys = Keys(*jax.random.split(jax.random.fold_in(noise, 0), 4))
         views = batch["views"]
@@ -319,7 +322,7 @@ def test_the_order_of_statistics_average_and_update(start, graph, update):
         looks = pretrain.augment(stacks, jax.random.split(keys.own_looks, 8))
         for k in range(2):
             module.encode(looks[:, k], train=True)
-        return step.split(module)[2]["encoder"]
+        return split_module(module)[2]["encoder"]
 
     expected = checkpoint.flatten(encoded(start.params, start.statistics))
     found = checkpoint.flatten(after.statistics["encoder"])
@@ -371,7 +374,7 @@ def expected_rate(name):
 @pytest.fixture(scope="module")
 def shapes():
     """Parameters and statistics of the network, as shapes."""
-    _, params, statistics = step.abstract(network())
+    _, params, statistics = abstract_module(network())
     return params, statistics
 
 
@@ -441,7 +444,7 @@ def numbered(tree, start):
 def template(shapes):
     params, statistics = (numbered(tree, 1e5) for tree in shapes)
     target = {"params": params, "statistics": statistics}
-    return step.TrainState(np.int32(0), params, statistics, {"mu": params}, target)
+    return TrainState(np.int32(0), params, statistics, {"mu": params}, target)
 
 
 def test_a_pre_trained_network_lends_all_but_the_agents_own(shapes, template):
@@ -491,7 +494,7 @@ def test_sigmas_start_at_a_half_over_the_root(start):
 
 def test_another_network_is_refused(shapes, template):
     donor = [numbered(tree, 0) for tree in shapes]
-    _, *wider = step.abstract(network(hidden=32))
+    _, *wider = abstract_module(network(hidden=32))
     with pytest.raises(InputError, match=r"does not fit.* \(128,\) there, \(64,\) h"):
         transfer(template, *(numbered(tree, 0) for tree in wider))
     del donor[0]["encoder"]
@@ -508,11 +511,11 @@ def acting(start, graph):
     params, statistics = of(start.params, 0), of(start.statistics, 0)
 
     def actions(stacks, noise, epsilon, key):
-        module = step.merge(graph, params, statistics)
-        before = jax.tree.leaves(step.split(module)[2])
+        module = merge_module(graph, params, statistics)
+        before = jax.tree.leaves(split_module(module)[2])
         chosen = act(module, stacks, noise=noise, epsilon=epsilon, key=key)
         # Nothing is written: the arrays are those that were put in, not new ones.
-        kept = zip(jax.tree.leaves(step.split(module)[2]), before, strict=True)
+        kept = zip(jax.tree.leaves(split_module(module)[2]), before, strict=True)
         assert all(a is b for a, b in kept)
         return chosen
 
@@ -579,14 +582,14 @@ def test_the_greedy_action_has_the_highest_expected_return():
 
 def saved(folder, config, state):
     kept = checkpoint.Checkpoints(folder / "checkpoints")
-    kept.save(7, state, configs.to_json(ConfigDict(config)))
+    kept.save(7, state, to_json(ConfigDict(config)))
     kept.close()
 
 
 def test_one_of_several_agents_is_loaded(tmp_path):
     small = {"partial": "sgi.networks:Nature", "widths": (2, 2, 2)}
     model = MODEL | {"encoder": small, "image": 36, "hidden": 2}
-    _, *shapes = step.abstract(configs.build(model))
+    _, *shapes = abstract_module(build(model))
     parts = [numbered(tree, 0) for tree in shapes]
     many = jax.tree.map(lambda x: np.stack([x, x + 0.5]), parts)
     names = "params", "statistics"
@@ -609,5 +612,7 @@ def test_one_of_several_agents_is_loaded(tmp_path):
 
 def test_a_pre_trained_network_is_loaded_as_any_run(tmp_path, monkeypatch):
     saved(tmp_path, {"model": MODEL}, {"params": {"x": np.zeros(1)}})
-    monkeypatch.setattr(restore, "read", lambda folder, number: (folder.name, number))
+    monkeypatch.setattr(
+        agent, "read_model", lambda folder, number: (folder.name, number)
+    )
     assert agent.load(tmp_path) == ("7", 7)

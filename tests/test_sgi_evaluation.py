@@ -12,8 +12,13 @@ pytest.importorskip("gymnasium")
 
 from functools import partial
 
-from polyview import step
 from polyview.errors import InputError
+from polyview.model import (
+    abstract_module,
+    initialise_module,
+    merge_module,
+    split_module,
+)
 from sgi import agent, networks, score_episodes
 from sgi.atari import Game
 from sgi.score_episodes import Evaluation, play
@@ -76,8 +81,8 @@ def agents():
         hidden=8,
         sigma=0.5,
     )
-    graph, *_ = step.abstract(make)
-    create = jax.vmap(lambda seed: step.split(step.initialise(make, seed))[1:])
+    graph, *_ = abstract_module(make)
+    create = jax.vmap(lambda seed: split_module(initialise_module(make, seed))[1:])
     hurry = {"xla_backend_optimization_level": 0}
     params, statistics = jax.jit(create, compiler_options=hurry)(
         jnp.arange(2, dtype=jnp.uint32)
@@ -97,7 +102,7 @@ def test_an_agent_sees_the_last_four_frames_without_noise(agents):
     frames = np.kron(frames, np.ones((1, 1, 14, 14), np.uint8))
     before = np.zeros((3, 6, 84, 84), np.uint8)
     padded = np.concatenate([before, frames])
-    module = step.merge(graph, *model)
+    module = merge_module(graph, *model)
     chosen = []
     for time in range(7):
         stacks = np.moveaxis(padded[time : time + 4], 0, -1)

@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 pytest.importorskip("ale_py")
 
 from test_resume import logged, saved_arrays, wait_for_step
 
-from polyview import config as configs
-from polyview import step
-from polyview.checkpoint import Checkpoints
+from polyview.config.file import load_config
+from polyview.config.spec import build
+from polyview.config.text import to_json
 from polyview.errors import InputError, NonFiniteError
+from polyview.model import split_module
+from polyview.runs.checkpoint import Checkpoints
 from sgi import run as finetune
 from sgi.atari import Game
 from sgi.environment import Environment, Finished, Outcome
@@ -47,7 +50,7 @@ LENGTH = 230
 
 def config(start="scratch", **overrides):
     text = {key: str(value) for key, value in (SMALL | overrides).items()}
-    return configs.load(f"{ROOT}/{CONFIG}{start}", text)
+    return load_config(f"{ROOT}/{CONFIG}{start}", text)
 
 
 def went(this, donor=None, until=LENGTH):
@@ -250,10 +253,10 @@ def test_the_agents_learn_a_game_that_can_be_learned(monkeypatch):
 def donor_at(folder, **overrides):
     """A pre-trained run as far as it is read: a network and its config."""
     model = config().model.to_dict() | {"sigma": 0.0} | overrides
-    make = configs.build(model)
-    _, params, statistics = step.split(make(rngs=step.nnx.Rngs(5)))
+    make = build(model)
+    _, params, statistics = split_module(make(rngs=nnx.Rngs(5)))
     checkpoints = Checkpoints(folder / "checkpoints")
-    text = configs.to_json({"model": model})
+    text = to_json({"model": model})
     checkpoints.save(7, {"params": params, "statistics": statistics}, text)
     checkpoints.close()
     return params
@@ -341,7 +344,7 @@ def test_an_unknown_word_is_answered_with_the_nearest():
         ("size=X", "there are: L, M, S, tiny"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
-            configs.load(f"{ROOT}/configs/sgi_finetune.py:{argument}")
+            load_config(f"{ROOT}/configs/sgi_finetune.py:{argument}")
 
 
 @slow

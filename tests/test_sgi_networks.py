@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from polyview import step
+from polyview.model import abstract_module, merge_module, split_module
 from sgi import networks
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -39,7 +39,7 @@ def fast(function, *arguments):
 def network():
     """A small network whose every array is random, as plain dicts."""
     with jax.enable_x64(True):
-        graph, params, statistics = step.abstract(tiny)
+        graph, params, statistics = abstract_module(tiny)
     rng = np.random.default_rng(0)
     params, statistics = jax.tree.map(
         lambda s: rng.normal(size=s.shape) / math.sqrt(max(s.shape, default=1)),
@@ -63,7 +63,7 @@ def test_parameters_are_as_many_as_published(size, encoder, four, eighteen):
 
     for actions, millions in ((4, four), (18, eighteen)):
         make = partial(networks.Network, actions=actions, encoder=ENCODERS[size])
-        _, params, _ = step.abstract(make)
+        _, params, _ = abstract_module(make)
         assert count(params["encoder"]) == encoder
         assert round(count(params) / 1e6, 2) == millions
 
@@ -146,7 +146,7 @@ def test_latent_and_transition_are_those_of_loops(network):
     actions = np.array([2, 0])
 
     def compute(frames):
-        module = step.merge(graph, params, statistics)
+        module = merge_module(graph, params, statistics)
         found = module({"views": {"frames": frames}}, key=None, train=False)["frames"]
         latent = found.h.reshape(2, 2, 2, 5)
         after = module.transition(latent, actions, train=False)
@@ -178,7 +178,7 @@ def test_a_fresh_encoder_is_the_chain_of_its_shortcuts():
 
     def compute(x):
         module = make(rngs=nnx.Rngs(0))
-        return step.split(module)[1], module(x, train=True)
+        return split_module(module)[1], module(x, train=True)
 
     params, found = jax.tree.map(np.asarray, fast(compute, x))
     for block, stride in zip(params["blocks"].values(), (3, 2, 2), strict=True):
@@ -192,7 +192,7 @@ def test_initial_values_are_those_of_the_official_code():
     encoder = partial(networks.Residual, blocks=2)
     make = partial(networks.Network, actions=6, hidden=64, encoder=encoder)
     with jax.enable_x64(False):
-        _, params, _ = fast(lambda: step.split(make(rngs=nnx.Rngs(0), sigma=0.5)))
+        _, params, _ = fast(lambda: split_module(make(rngs=nnx.Rngs(0), sigma=0.5)))
 
     def deviation(x):
         return pytest.approx(float(np.std(x)), rel=0.1)
@@ -231,11 +231,11 @@ def test_renormalised_rows_span_the_unit_interval_and_constant_ones_are_zero():
 
 def test_images_of_a_size_that_does_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of 12"):
-        step.abstract(partial(tiny, image=80))
+        abstract_module(partial(tiny, image=80))
     with pytest.raises(ValueError, match="too small"):
-        step.abstract(partial(tiny, image=24, encoder=networks.Nature))
+        abstract_module(partial(tiny, image=24, encoder=networks.Nature))
     with pytest.raises(ValueError, match="film_value_from"):
-        step.abstract(partial(tiny, film_value_from="goal"))
+        abstract_module(partial(tiny, film_value_from="goal"))
 
 
 def test_noise_is_one_factorised_draw_for_all_rows():
@@ -262,11 +262,11 @@ def test_noise_is_one_factorised_draw_for_all_rows():
 
 def test_noise_of_zero_is_still_trained():
     make = partial(networks.NoisyLinear, 20, 30, sigma=0.0, **WIDE)
-    graph, params, statistics = step.split(make(rngs=nnx.Rngs(0)))
+    graph, params, statistics = split_module(make(rngs=nnx.Rngs(0)))
     x, key = np.ones((2, 20)), jax.random.key(0)
 
     def loss(params):
-        return jnp.sum(step.merge(graph, params, statistics)(x, key=key) ** 2)
+        return jnp.sum(merge_module(graph, params, statistics)(x, key=key) ** 2)
 
     gradient = fast(jax.grad(loss), params)
     assert abs(gradient["kernel_sigma"]).min() > 0
@@ -286,7 +286,7 @@ def test_a_head_adds_value_to_the_advantage_over_the_mean(network):
     latent = np.random.default_rng(2).random((4, 2, 2, 5))
 
     def compute(latent):
-        module = step.merge(graph, params, statistics)
+        module = merge_module(graph, params, statistics)
         return module.head(latent, key=None), module.head.project(latent)
 
     found, _ = fast(compute, latent)
@@ -317,11 +317,11 @@ def test_a_head_adds_value_to_the_advantage_over_the_mean(network):
 @pytest.mark.parametrize("source", ["advantage", "value"])
 def test_a_goal_scales_and_shifts_the_hidden_layers(network, source):
     _, params, statistics = network
-    graph = step.abstract(partial(tiny, film_value_from=source))[0]
+    graph = abstract_module(partial(tiny, film_value_from=source))[0]
     latent, goal = np.random.default_rng(2).random((2, 4, 2, 2, 5))
 
     def compute(params):
-        module = step.merge(graph, params, statistics)
+        module = merge_module(graph, params, statistics)
         logits = module.goal_head(latent, goal, key=None)
         return (logits**2).sum(), logits
 

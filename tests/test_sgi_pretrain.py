@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from polyview import mesh as meshes
-from polyview import optimizer, step
+from polyview import devices
 from polyview.errors import InputError
+from polyview.model import abstract_module
+from polyview.training import optimizer
+from polyview.training.step import create_state, make_step
 from sgi import networks, pretrain
 from sgi.pretrain import Pretrain, augment, stacked
 
@@ -275,14 +277,14 @@ def network(**options):
     )
 
 
-def on(devices, take, state, batch):
+def on(count, take, state, batch):
     """`step(state, number) -> (state, metrics)` on so many devices, and its state."""
     mesh = jax.sharding.Mesh(
-        np.array(jax.devices()[:devices]).reshape(devices, 1), meshes.AXES
+        np.array(jax.devices()[:count]).reshape(count, 1), devices.AXES
     )
-    whole, rows = meshes.replicated(mesh), meshes.rows(mesh)
-    state, batch = meshes.put_replicated(state, mesh), meshes.put(batch, mesh)
-    number, seed = meshes.put_replicated((np.int32(0), np.uint32(0)), mesh)
+    whole, rows = devices.replicated(mesh), devices.rows(mesh)
+    state, batch = devices.put_replicated(state, mesh), devices.put(batch, mesh)
+    number, seed = devices.put_replicated((np.int32(0), np.uint32(0)), mesh)
     shardings = {
         "in_shardings": (whole, rows, whole, whole),
         "out_shardings": (whole, whole),
@@ -291,7 +293,7 @@ def on(devices, take, state, batch):
         lowered = jax.jit(take, **shardings).lower(state, batch, number, seed)
         run = lowered.compile(compiler_options=HURRY)
     return (
-        lambda state, n: run(state, batch, meshes.put_replicated(n, mesh), seed),
+        lambda state, n: run(state, batch, devices.put_replicated(n, mesh), seed),
         state,
     )
 
@@ -303,10 +305,10 @@ def leaves(tree):
 @pytest.mark.slow
 def test_training_learns_without_collapse_and_alike_on_four_devices():
     transformation, batch = optax.adam(1e-2), windows(8, seed=3)
-    graph, *_ = step.abstract(network)
-    make = partial(step.create, network, transformation, target_decay=0.99)
+    graph, *_ = abstract_module(network)
+    make = partial(create_state, network, transformation, target_decay=0.99)
     start = jax.jit(make, compiler_options=HURRY)(jnp.uint32(0))
-    take = step.make_step(graph, Pretrain(cloning=1.0), transformation, 0.99)
+    take = make_step(graph, Pretrain(cloning=1.0), transformation, 0.99)
 
     run, state = on(1, take, start, batch)
     first, metrics = run(state, np.int32(0))

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, r2_score
 
-from polyview import mesh as meshes
+from polyview import devices, drawing
 from polyview.errors import InputError
 from polyview.evaluate import summary
-from polyview.evaluation import plots
-from polyview.evaluation.protocol import pixels
+from polyview.evaluation.frozen import pixels
 from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
 from sgi import probes, recording
@@ -74,7 +73,7 @@ def represent(batch):
 
 @pytest.fixture(scope="module")
 def result(data_dir):
-    return PROBES(represent, meshes.make())
+    return PROBES(represent, devices.make_mesh())
 
 
 @pytest.mark.parametrize("n, d", [(40, 7), (12, 30)])
@@ -148,7 +147,7 @@ def test_the_test_episodes_choose_nothing(data_dir, result):
 
     write(data_dir, steps(scrambled), "scrambled")
     other = dataclasses.replace(PROBES, recording="scrambled")
-    other = other(represent, meshes.make())["variables"]
+    other = other(represent, devices.make_mesh())["variables"]
     for name, said in result["variables"].items():
         for key in "validation_r2", "validation_accuracy", "chosen":
             assert said[key] == other[name][key]
@@ -163,7 +162,7 @@ def test_raw_pixels_are_the_stack_at_half_its_size(result):
     np.testing.assert_allclose(
         raw[1, 0].reshape(4, 42, 42)[3, 10, 15], expected, rtol=1e-6
     )
-    found = pixels(PROBES, meshes.make())
+    found = pixels(PROBES, devices.make_mesh())
     assert found["protocol"]["features"]["dimensions"] == 4 * 42 * 42
     assert found["variables"]["enemy_y"]["r2"] > 0.99
 
@@ -171,7 +170,7 @@ def test_raw_pixels_are_the_stack_at_half_its_size(result):
 def test_a_result_is_told_and_drawn(result):
     said = result["variables"]
     assert f"player_y {said['player_y']['r2']:.2f}" in summary(result)
-    figures = plots.figures(result, result.sample)
+    figures = drawing.figures(result, result.sample)
     assert figures.keys() == {"variables", "readings"}
     value, reading = result.sample["value"], result.sample["reading"]
     assert value.shape == (12, 3) and result.sample["frame"].shape == (12, 84, 84)
@@ -195,7 +194,7 @@ def test_what_cannot_be_probed_is_named(data_dir):
         "absent": "no recording 'absent'",
     }.items():
         with pytest.raises(InputError, match=message):
-            dataclasses.replace(PROBES, recording=name)(represent, meshes.make())
+            dataclasses.replace(PROBES, recording=name)(represent, devices.make_mesh())
 
 
 def centre(mask):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyview import step as engine
 from polyview.errors import InputError
-from polyview.restore import Loaded
+from polyview.model import abstract_module
+from polyview.runs.load import Loaded
 from sgi import agent, losses, report, scores, video
 from sgi.atari import Game
 from sgi.networks import Nature, Network, support
@@ -352,7 +352,7 @@ def drawn_agent():
     encoder = functools.partial(Nature, widths=(4, 4, 4))
     network = functools.partial(Network, actions=4, encoder=encoder, hidden=8)
     rng = np.random.default_rng(0)
-    graph, *parts = engine.abstract(network)
+    graph, *parts = abstract_module(network)
     params, statistics = jax.tree.map(lambda x: rng.normal(size=x.shape), parts)
     statistics = jax.tree.map(abs, statistics)  # variances are among them
     config = ml_collections.ConfigDict({"game": "breakout"})

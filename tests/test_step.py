@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from polyview import optimizer, step
-from polyview import train as training
 from polyview.data import pipeline
+from polyview.model import abstract_module
+from polyview.training import optimizer, train
+from polyview.training.step import create_state, make_step
 
 
 def prepared(config):
     """The run of a config, its first state and its first batch, on the devices."""
-    from polyview import mesh as meshes
+    from polyview import devices
 
-    run = training.Run(config)
+    run = train.Run(config)
     _, batch = next(iter(run.batches(0)))
-    return run, run.create(run.seed), meshes.put(batch, run.mesh)
+    return run, run.create(run.seed), devices.put(batch, run.mesh)
 
 
 def leaves(tree):
@@ -42,9 +43,7 @@ def test_one_batch_is_overfitted_from_the_loss_of_chance(digits):
 def test_a_step_is_the_same_twice_and_another_with_another_seed(digits):
     config = digits()
     run, state, batch = prepared(config)
-    plain = jax.jit(
-        step.make_step(run.graph, run.objective, run.optimizer.transformation)
-    )
+    plain = jax.jit(make_step(run.graph, run.objective, run.optimizer.transformation))
     with jax.set_mesh(run.mesh):
         one, _ = plain(state, batch, jnp.int32(0), run.seed)
         two, _ = plain(state, batch, jnp.int32(0), run.seed)
@@ -76,12 +75,12 @@ def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
         }
 
     made = transformation_of(optimizer.sgd)
-    graph, *_ = step.abstract(Line)
-    take = jax.jit(step.make_step(graph, noise, made))
+    graph, *_ = abstract_module(Line)
+    take = jax.jit(make_step(graph, noise, made))
     batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
     found = []
     for seed in (0, 1):
-        state = step.create(Line, made, jnp.uint32(seed))
+        state = create_state(Line, made, jnp.uint32(seed))
         found.append(float(state.params["w"]))
         for number in range(3):
             state, values = take(state, batch, jnp.int32(number), jnp.uint32(seed))
@@ -106,10 +105,10 @@ def square(module, target, batch, key):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad):
     made = transformation_of(optimizer.adamw)
-    graph, *_ = step.abstract(Line)
-    take = jax.jit(step.make_step(graph, square, made))
+    graph, *_ = abstract_module(Line)
+    take = jax.jit(make_step(graph, square, made))
     seed = jnp.uint32(0)
-    start = step.create(Line, made, seed)
+    start = create_state(Line, made, seed)
     good = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
     poisoned = {"views": {"x": jnp.full((2, 1), bad)}, "index": jnp.arange(2)}
 
@@ -125,10 +124,10 @@ def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad)
 
 def test_the_target_is_the_moving_average_of_the_parameters():
     made = transformation_of(optimizer.sgd)
-    graph, *_ = step.abstract(Line)
-    take = jax.jit(step.make_step(graph, square, made, target_decay=0.9))
+    graph, *_ = abstract_module(Line)
+    take = jax.jit(make_step(graph, square, made, target_decay=0.9))
     seed = jnp.uint32(3)
-    state = step.create(Line, made, seed, target_decay=0.9)
+    state = create_state(Line, made, seed, target_decay=0.9)
     batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
     expected = float(state.params["w"])
     for number in range(3):
@@ -139,17 +138,17 @@ def test_the_target_is_the_moving_average_of_the_parameters():
 
 def test_training_is_the_same_on_any_mesh(digits, monkeypatch, x64):
     """20 steps in float64 on 1, 8 and 2 x 4 devices, parameters split over the 4."""
-    from polyview import mesh as meshes
+    from polyview import devices
 
-    monkeypatch.setattr(meshes, "SMALLEST_SPLIT", 16)
+    monkeypatch.setattr(devices, "SMALLEST_SPLIT", 16)
     config = digits("param_dtype=float64,dtype=float64", steps=20)
     batches = None
     found = []
     for shape in ((1, 1), (8, 1), (2, 4)):
-        devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
-        mesh = jax.sharding.Mesh(devices, meshes.AXES)
-        monkeypatch.setattr(meshes, "make", lambda mesh=mesh, **_: mesh)
-        run = training.Run(config)
+        grid = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
+        mesh = jax.sharding.Mesh(grid, devices.AXES)
+        monkeypatch.setattr(devices, "make_mesh", lambda mesh=mesh, **_: mesh)
+        run = train.Run(config)
         batches = batches or list(
             pipeline.batches(run.source, run.views, seed=0, batch_size=8, steps=20)
         )
@@ -158,7 +157,7 @@ def test_training_is_the_same_on_any_mesh(digits, monkeypatch, x64):
             losses = []
             for number, batch in batches:
                 state, values = run.step(
-                    state, meshes.put(batch, mesh), jnp.int32(number), run.seed
+                    state, devices.put(batch, mesh), jnp.int32(number), run.seed
                 )
                 losses.append(float(values["loss"]))
         found.append((losses, leaves(state.params)))

@@ -11,11 +11,14 @@ import sklearn.datasets
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from polyview import config as configs
-from polyview import export, layouts, restore
-from polyview.adopt import adopt
-from polyview.checkpoint import Checkpoints
+from polyview import export
+from polyview.config.file import load_config
+from polyview.config.text import to_json
 from polyview.errors import InputError
+from polyview.import_weights import adopt
+from polyview.runs import torch_names
+from polyview.runs.checkpoint import Checkpoints
+from polyview.runs.load import encoder_of, load, shapes_of
 
 ROOT = Path(__file__).parent.parent
 # Two photographs, which scikit-learn brings.
@@ -31,7 +34,7 @@ def run(digits, tmp_path) -> Path:
 def written(config, folder: Path) -> Path:
     """A run with one checkpoint, of step 4, of random arrays."""
     random = np.random.default_rng(0)
-    model = restore.shapes_of(config)
+    model = shapes_of(config)
 
     def array(x):  # kernels by their fan-in, vectors about one
         kernel = len(x.shape) > 1
@@ -44,7 +47,7 @@ def written(config, folder: Path) -> Path:
         array, {"params": model.params, "statistics": model.statistics}
     )
     checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(4, state, configs.to_json(config))
+    checkpoints.save(4, state, to_json(config))
     checkpoints.close()
     return folder
 
@@ -58,10 +61,7 @@ def test_what_is_exported_comes_back_as_a_run(digits, run, tmp_path):
     assert about["model"]["arguments"]["width"] == 4
     config = digits("views=2", seed=7)
     adopt(tmp_path / "x.safetensors", config, tmp_path / "adopted")
-    ours, theirs = (
-        restore.encoder_of(restore.load(of), "image")
-        for of in (run, tmp_path / "adopted")
-    )
+    ours, theirs = (encoder_of(load(of), "image") for of in (run, tmp_path / "adopted"))
     assert ours.keys() == theirs.keys() and len(ours) > 10
     for name, array in ours.items():
         np.testing.assert_array_equal(theirs[name], array, err_msg=name)
@@ -70,12 +70,12 @@ def test_what_is_exported_comes_back_as_a_run(digits, run, tmp_path):
 
 
 def test_features_that_differ_are_not_written(run, tmp_path, monkeypatch):
-    right = layouts.to_theirs
+    right = torch_names.to_theirs
 
     def wrong(encoder, arrays, layout):
         return right(encoder, arrays | {"norm.bias": arrays["norm.bias"] + 1}, layout)
 
-    monkeypatch.setattr(layouts, "to_theirs", wrong)
+    monkeypatch.setattr(torch_names, "to_theirs", wrong)
     with pytest.raises(InputError, match="features of polyview differ by"):
         export.export(run, "safetensors", tmp_path / "x.safetensors")
     assert not list(tmp_path.glob("*.safetensors*"))
@@ -192,13 +192,13 @@ def test_a_library_s_weights_give_its_features_and_go_back(library, encoder, tmp
 
     model, features = library_model(library, encoder)
     save_torch(model.state_dict(), tmp_path / "theirs.safetensors")
-    config = configs.load(
+    config = load_config(
         f"{ROOT}/configs/polyview_imagenet.py:encoder={encoder},dtype=float32"
     )
     run = tmp_path / "run"
     adopt(tmp_path / "theirs.safetensors", config, run)
 
-    loaded = restore.load(run)
+    loaded = load(run)
     images, _ = export.images_of(loaded.config, str(PHOTOGRAPHS), "image", ())
     assert images.shape == (2, 224, 224, 3)
     tower = loaded.module.towers["image"]
@@ -225,7 +225,7 @@ def test_a_library_s_weights_give_its_features_and_go_back(library, encoder, tmp
 def test_positions_that_are_not_learned_become_such(tmp_path):
     """A ViT with fixed positions and no class token, in timm's form."""
     pytest.importorskip("timm")
-    config = configs.load(f"{ROOT}/configs/polyview_imagenet.py:encoder=vit_s")
+    config = load_config(f"{ROOT}/configs/polyview_imagenet.py:encoder=vit_s")
     config.model.towers.image.encoder.update(
         {"pool": "mean", "position": "sincos", "depth": 2}
     )
@@ -246,19 +246,19 @@ def test_positions_that_are_not_learned_become_such(tmp_path):
 def test_every_array_has_one_place(digits):
     """No two arrays of an encoder share a name in a layout, and axes come back."""
     for encoder in ("resnet50", "vit_b"):
-        config = configs.load(f"{ROOT}/configs/polyview_imagenet.py:encoder={encoder}")
+        config = load_config(f"{ROOT}/configs/polyview_imagenet.py:encoder={encoder}")
         if encoder == "vit_b":
             config.model.towers.image.encoder.update({"depth": 2, "width": 48})
-        model = restore.shapes_of(config)
+        model = shapes_of(config)
         random = np.random.default_rng(0)
-        shapes = {n: x.shape for n, x in restore.encoder_of(model, "image").items()}
+        shapes = {n: x.shape for n, x in encoder_of(model, "image").items()}
         arrays = {n: random.random(s, np.float32) for n, s in shapes.items()}
         module = model.module.towers["image"].encoder
         for layout in export.FORMATS:
-            there = layouts.to_theirs(module, arrays, layout)
+            there = torch_names.to_theirs(module, arrays, layout)
             count = sum("num_batches" not in name for name in there)
             assert count == len(arrays)
-            found, back = layouts.to_ours(module, shapes, there)
+            found, back = torch_names.to_ours(module, shapes, there)
             assert found == (
                 "timm" if layout == "torchvision" and encoder == "resnet50" else layout
             )

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from polyview.data.source import CorruptRecord
+from polyview.data.sources.protocol import CorruptRecord
+from polyview.errors import TINY, check_range
 
 MAX_PIXELS = 64_000_000  # refused before decoding: a small file can unfold to gigabytes
 # Told apart by content, whatever a file is called: Pillow would hand PostScript to the
@@ -180,6 +181,12 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
+    def __post_init__(self):
+        check_range(1, size=self.size)
+        check_range(TINY, 1.0, scale=self.scale)
+        check_range(TINY, ratio=self.ratio)
+        check_range(0.0, 1.0, flip=self.flip)
+
     def __call__(
         self, image: np.ndarray | bytes, rng: np.random.Generator, m: int
     ) -> np.ndarray:
@@ -247,6 +254,10 @@ class ResizeCenterCrop:
 
     size: int
     fraction: float = 0.875
+
+    def __post_init__(self):
+        check_range(1, size=self.size)
+        check_range(TINY, 1.0, fraction=self.fraction)
 
     def __call__(
         self, image: np.ndarray | bytes, rng: np.random.Generator, m: int

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polyview.errors import TINY, check_range
+
 
 class Factors:
     """A source of `size` independent draws of the factor, each {"factor": float}."""
 
     def __init__(self, size: int, deviation: float = 1.0, seed: int = 0):
+        check_range(1, size=size)
+        check_range(TINY, deviation=deviation)
         self._draws = np.random.default_rng(seed).normal(0.0, deviation, size)
         self.targets = {}
 
@@ -29,6 +33,10 @@ class Readings:
 
     m: int
     deviation: float = 0.5
+
+    def __post_init__(self):
+        check_range(1, m=self.m)
+        check_range(TINY, deviation=self.deviation)
 
     def __call__(self, example, rng):
         x = rng.normal(example["factor"], self.deviation, size=(self.m, 1))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from polyview.data.augment import decode
-from polyview.data.source import CorruptRecord
+from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.views import Augment, Example, take
 from polyview.errors import InputError
 

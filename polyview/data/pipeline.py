@@ -23,7 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from polyview.data.source import (
+from polyview.data.sources.protocol import (
     CorruptRecord,
     Source,
     check_numbers,

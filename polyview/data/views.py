@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from polyview.errors import InputError
+from polyview.errors import InputError, check_range
 
 Example = Mapping[str, Any]
 Augment = Callable[[np.ndarray | bytes, np.random.Generator, int], np.ndarray]
@@ -35,6 +35,9 @@ class Generated:
     augment: Augment
     field: str = "image"
     targets: Sequence[str] = ("label",)
+
+    def __post_init__(self):
+        check_range(1, m=self.m)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
         image = take(example, self.field)

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from polyview.evaluation.features import extract
-from polyview.evaluation.protocol import Result, check_target, class_labels, top
+from polyview.evaluation.frozen import Result, check_target, class_labels, top_accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,4 +40,6 @@ class Accuracy:
             "chosen": "nothing: the classifier as this step left it",
         }
         labels = class_labels(found, self.label)
-        return Result({"protocol": protocol, "classifier": top(found.z, labels)}, {})
+        return Result(
+            {"protocol": protocol, "classifier": top_accuracy(found.z, labels)}, {}
+        )

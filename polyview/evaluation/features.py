@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from polyview import mesh as meshes
+from polyview import devices, hosts
 from polyview.data import pipeline
 from polyview.errors import InputError
 
@@ -53,7 +53,7 @@ def extract(
     for a modality that does not exist and for features that are not finite.
     """
     batch_size += -batch_size % mesh.size
-    gather = jax.jit(_gather, out_shardings=meshes.replicated(mesh))
+    gather = jax.jit(_gather, out_shardings=devices.replicated(mesh))
     batches = pipeline.ordered(
         source,
         views,
@@ -63,7 +63,7 @@ def extract(
         process_count=jax.process_count(),
     )
     parts, ahead, began = [], None, time.perf_counter()
-    first = meshes.is_first_process()
+    first = hosts.is_first_process()
     bar = tqdm(
         total=len(source),
         desc=f"features {name}".strip(),
@@ -79,7 +79,7 @@ def extract(
                     f"modality '{modality}' is not among the views "
                     f"{sorted(batch['views'])}; set --config.evaluation.modality"
                 )
-            batch = meshes.put(batch, mesh)
+            batch = devices.put(batch, mesh)
             running = gather(
                 represent(batch)[modality],
                 batch["present"][modality],

@@ -18,11 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 from sklearn.metrics import r2_score, roc_auc_score
 
-from polyview import mesh as meshes
+from polyview import devices, hosts
 from polyview.data import pipeline
 from polyview.errors import InputError
+from polyview.evaluation.frozen import FrozenFeatures, Result, top_accuracy
 from polyview.evaluation.knn import neighbours
-from polyview.evaluation.protocol import Protocol, Result, top
 
 _MOST = 63  # subsets: of six looks
 _RECALL = (1, 5, 10)
@@ -52,7 +52,7 @@ class MissingModalities:
     targets: Sequence[str] = ()
     retrieval: bool = True
     batch_size: int = 500
-    frozen: Protocol | None = None
+    frozen: FrozenFeatures | None = None
 
     def __post_init__(self):
         for target in self.targets:
@@ -98,7 +98,7 @@ class MissingModalities:
             numbers["retrieval"] = self._retrieval(each["z"], present)
             numbers["retrieval_of_h"] = self._retrieval(each["h"], present)
             sample |= self._pictures(each["z"], present, found.index)
-        numbers["machine"] = meshes.machine()
+        numbers["machine"] = hosts.machine()
         seconds = round(time.perf_counter() - began, 3)
         numbers["time"] = {**numbers.get("time", {}), "missing": seconds}
         return Result(numbers, sample)
@@ -132,7 +132,9 @@ class MissingModalities:
             for target in self.targets
             if self.test.targets[target]["kind"] == "mask"
         }
-        small = jax.jit(_small, static_argnums=0, out_shardings=meshes.replicated(mesh))
+        small = jax.jit(
+            _small, static_argnums=0, out_shardings=devices.replicated(mesh)
+        )
         parts = []
         for batch in self._batches(mesh):
             # All subsets at once, so that each look is encoded once.
@@ -141,7 +143,7 @@ class MissingModalities:
                 name: np.broadcast_to(of, (rows, *of.shape))
                 for name, of in kept.items()
             }
-            batch = meshes.put(batch, mesh)
+            batch = devices.put(batch, mesh)
             features = represent(batch)
             outputs = {t: features[t].z for t in self.targets}
             compared = {
@@ -198,7 +200,7 @@ class MissingModalities:
             )
         match task["kind"]:
             case "class":
-                return said | top(outputs, truth)
+                return said | top_accuracy(outputs, truth)
             case "multi-label":
                 return said | auroc(outputs, truth, task["names"])
             case "regression":

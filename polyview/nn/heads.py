@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from polyview.errors import check_range
 from polyview.nn.norm import BatchNorm
 
 
@@ -35,6 +36,7 @@ class Projector(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_range(1, hidden=hidden, out=out)
         if norm not in ("batch", "none"):
             raise ValueError(f"norm={norm!r} is neither 'batch' nor 'none'")
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -81,6 +83,7 @@ class Linear(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_range(1, out=out)
         self.linear = nnx.Linear(
             in_features,
             out,
@@ -113,6 +116,7 @@ class MutualInformationHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        check_range(1, out=out, hidden=hidden)
         hidden = out if hidden is None else hidden
         self.up = _linear(in_features, hidden, **options)
         self.down = _linear(hidden, out, **options)
@@ -144,6 +148,7 @@ class ConcatenatedCritic(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        check_range(1, features=features, hidden=hidden)
         self.anchor = _linear(features, hidden, **options)
         self.candidate = _linear(features, hidden, use_bias=False, **options)
         self.last = _linear(hidden, 1, **options)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from polyview.errors import check_range
+
 
 class Mlp(nnx.Module):
     """One hidden layer with GELU: x[n, inputs] -> h[n, features], and local[n, 1, ...].
@@ -21,6 +23,7 @@ class Mlp(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_range(1, inputs=inputs, hidden=hidden, features=features)
         self.features = features
         layer = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.hidden = nnx.Linear(inputs, hidden, **layer)

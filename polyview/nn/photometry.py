@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polyview.errors import InputError
+from polyview.errors import InputError, check_range
 
 # Floats of a chunk of views. On a CPU with 32 MB of cache 2**18 is a little faster and
 # 2**24 a third slower (`benchmarks/photometry.py`); an accelerator, not yet measured,
@@ -64,6 +64,12 @@ class Photometry:
     blur_chance: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise_chance: float = 0.0
+
+    def __post_init__(self):
+        check_range(0.0, strength=self.strength)
+        for name in ("jitter", "grey", "blur", "solarise"):
+            name = f"{name}_chance"
+            check_range(0.0, 1.0, **{name: getattr(self, name)})
 
     def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
         """Floats `[b, m, h, w, c]` of images, uint8 or floats in [0, 1]; `keys[b]`.

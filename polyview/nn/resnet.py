@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from polyview.errors import check_range
 from polyview.nn import remat as rematerialisation
 from polyview.nn.norm import BatchNorm
 
@@ -132,6 +133,7 @@ class ResNet(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_range(1, widths=widths, in_channels=in_channels)
         if stem not in _STEMS:
             raise ValueError(f"stem={stem!r} is not one of {sorted(_STEMS)}")
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -186,5 +188,6 @@ def resnet_tiny(*, width: int = 64, **options) -> ResNet:
     Wide convolutions on few positions (7 x 7, then 4 x 4) are what a CPU runs near its
     peak; narrow ones on many positions spend its time on memory.
     """
+    check_range(1, width=width)
     form = {"stages": (1, 1), "widths": (width, 2 * width), "block": Basic}
     return ResNet(**form | {"stem": "patch", "in_channels": 1} | options)

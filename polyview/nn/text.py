@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from polyview.errors import check_range
 from polyview.nn.fusion import mean_of
 from polyview.nn.vit import Block
 
@@ -29,6 +30,7 @@ class _Encoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        check_range(1, vocabulary=vocabulary, width=width, features=features)
         self.features, self.local_features = features, width
         self.vocabulary, self.param_dtype = vocabulary, param_dtype
         self.embed = nnx.Embed(
@@ -112,6 +114,8 @@ class TextTransformer(_Encoder):
         features: int = 128,
         **options,
     ):
+        check_range(1, 1000, depth=depth)
+        check_range(1, length=length, heads=heads)
         super().__init__(width=width, features=features, **options)
         options.pop("vocabulary")
         rngs, param_dtype = options["rngs"], self.param_dtype

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from polyview.errors import TINY, check_range
+
 
 class Features(NamedTuple):
     """What a tower returns for `b` rows of `m` views."""
@@ -61,6 +63,7 @@ class Tower(nnx.Module):
         frozen: bool = False,
         rngs: nnx.Rngs,
     ):
+        check_range(TINY, std=std)
         self.encoder = encoder(rngs=rngs)
         if frozen:
             _freeze(self.encoder)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from polyview.errors import check_range
 from polyview.nn.fusion import mean_of, only, readable
 from polyview.nn.heads import MutualInformationHead
 from polyview.nn.towers import Features
@@ -211,6 +212,7 @@ def moments(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _check(sequences: Sequence[str], widths: Sequence[int], task: str) -> None:
+    check_range(1, widths=widths)
     if not sequences or len(set(sequences)) < len(sequences):
         raise ValueError(f"sequences={sequences!r} is empty or names one twice")
     if task in sequences:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from polyview.errors import check_range
 from polyview.nn import remat as rematerialisation
 
 _norm = partial(nnx.LayerNorm, epsilon=1e-6)
@@ -88,6 +89,8 @@ class ViT(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_range(1, width=width, heads=heads, patch=patch, image=image)
+        check_range(0, 1000, depth=depth)
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool={pool!r} is neither 'cls' nor 'mean'")
         if position not in ("learned", "sincos"):

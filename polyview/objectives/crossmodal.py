@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyview.errors import InputError
+from polyview.errors import TINY, InputError, check_range
 from polyview.objectives import bounds
 from polyview.objectives.positives import anchors as can_be_anchors
 from polyview.objectives.positives import l2_normalize
@@ -69,6 +69,7 @@ def scaled_dot(
 def cosine(anchors, candidates, *, temperature: float = 0.1) -> Scored:
     """s = cosine(anchor, candidate) / temperature."""
     raw = _products(l2_normalize(anchors), l2_normalize(candidates)) / temperature
+    check_range(TINY, temperature=temperature)
     return Scored(raw, raw, 0.0)
 
 
@@ -233,8 +234,8 @@ class CrossModal:
       terms: weight of each of CR, XX, RR, CC; none is computed at 0.
       estimator: of `polyview.objectives.bounds`.
       critic: a partial of one here, or None for that of the model (`module.critic`).
-      polyview: a loss of `polyview.objectives.polyview` that takes `present`, over all
-        looks of a sample: each against all the rest. The project's own extension.
+      polyview: a loss of `polyview.objectives.contrastive` that takes `present`, over
+        all looks of a sample: each against all the rest. The project's own extension.
       polyview_weight: of it.
       train_drop_prob: of a look, for the prediction; never all of them.
       positions: of each local map, drawn anew at each step; None for all of them.
@@ -254,6 +255,8 @@ class CrossModal:
     study: str | None = None
 
     def __post_init__(self):
+        check_range(0.0, task_weight=self.task_weight, alone_weight=self.alone_weight)
+        check_range(0.0, polyview_weight=self.polyview_weight)
         if unknown := set(self.terms) - set(TERMS):
             raise InputError(
                 f"objective.terms has {sorted(unknown)[0]!r}; there are "

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from polyview.data.augment import decode, read_header
 from polyview.data.prepare import records
-from polyview.data.source import CorruptRecord, Folder
+from polyview.data.sources.folder import Folder
+from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
 
 SPLITS = ("train", "val", "test")

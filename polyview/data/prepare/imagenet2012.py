@@ -23,12 +23,8 @@ from tqdm import tqdm
 
 from polyview.data.augment import decode, read_header
 from polyview.data.prepare import records
-from polyview.data.source import (
-    CorruptRecord,
-    find_tfds,
-    import_tfds,
-    without_tensorflow_banner,
-)
+from polyview.data.sources.protocol import CorruptRecord
+from polyview.data.sources.tfds import find_tfds, import_tfds, without_tensorflow_banner
 from polyview.errors import InputError
 
 TRAIN = "ILSVRC2012_img_train.tar"

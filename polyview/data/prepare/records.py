@@ -17,7 +17,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
-from polyview.data.source import pack, read_manifest
+from polyview.data.sources.array_record import pack, read_manifest
 from polyview.errors import InputError
 from polyview.files import umask
 
@@ -78,7 +78,7 @@ def write(
       directory: the data set's folder; it must not exist.
       splits: the examples of each split.
       version: of the data, so that other data never pass for these.
-      targets: see `polyview.data.source.Source`.
+      targets: see `polyview.data.sources.protocol.Source`.
       source: where the data come from, in words or as an address.
       licence: its terms.
       provenance: what was done to them: files with their sums, the rule of the split.

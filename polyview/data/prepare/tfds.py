@@ -1,6 +1,6 @@
 """Any data set of the TFDS catalogue, in TFDS's own layout.
 
-There is no copy in our format: `polyview.data.source.Tfds` reads in place what TFDS
+There is no copy in our format: `polyview.data.sources.tfds` reads in place what TFDS
 wrote as array_record. Most of TFDS's builders need TensorFlow to download and prepare;
 reading never does.
 """
@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from polyview.data.source import find_tfds, import_tfds, without_tensorflow_banner
+from polyview.data.sources.tfds import find_tfds, import_tfds, without_tensorflow_banner
 from polyview.errors import InputError, nearest
 
 

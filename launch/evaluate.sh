@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Evaluate the checkpoints of runs that have no result yet, each as a job of its own.
+#
+#   bash launch/evaluate.sh [options] RUN... [-- LAUNCHER WORDS...]
+#   bash launch/evaluate.sh runs/a runs/b -- bash launch/slurm.sh --gpus 1 --batch
+#
+#   --python P      (python)
+#   --option WORD   handed to polyview.evaluate: --config.evaluation.knn.k=5; repeatable
+#   --newest        of each run only the newest checkpoint
+#   --dry-run       print what would run
+#
+# A result is RUN/eval/STEP.json. The status is that of the first job that fails; the
+# others are run all the same.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
+
+python=python newest='' options=() runs=()
+while (($#)); do
+    case $1 in
+        --python) python=$(value "$@"); shift 2 ;;
+        --option) word=$(value "$@"); options+=("$word"); shift 2 ;;
+        --newest) newest=1; shift ;;
+        --dry-run) dry_run=1; shift ;;
+        --help) usage; exit ;;
+        --) shift; break ;;
+        -*) fail "unknown option '$1'" ;;
+        *) runs+=("$1"); shift ;;
+    esac
+done
+((${#runs[@]})) || fail "name a run"
+launcher=("$@")
+if (($#)); then launcher+=(--); fi
+
+status=0
+for run in "${runs[@]}"; do
+    [[ -d $run/checkpoints ]] || fail "$run has no checkpoints"
+    steps=()
+    while IFS= read -r step; do
+        steps+=("$step")
+    done < <(find "$run/checkpoints" -mindepth 1 -maxdepth 1 -type d -name '[0-9]*' \
+        -not -name '*[!0-9]*' -exec basename {} \; | sort -n)
+    ((${#steps[@]})) || fail "$run has no checkpoints"
+    if [[ -n $newest ]]; then steps=("${steps[@]: -1}"); fi
+    for step in "${steps[@]}"; do
+        if [[ -e $run/eval/$step.json ]]; then
+            echo "$run: step $step has a result" >&2
+            continue
+        fi
+        found=0
+        run "${launcher[@]}" "$python" -m polyview.evaluate --run "$run" \
+            --step "$step" "${options[@]}" || found=$?
+        ((status)) || status=$found
+    done
+done
+exit "$status"

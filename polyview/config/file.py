@@ -1,0 +1,105 @@
+"""A config file: Python with `get_config(argument) -> dict`."""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_collections
+
+from polyview.config.overrides import apply_overrides
+from polyview.config.trust import MOVED
+from polyview.errors import InputError, nearest, place
+
+
+def load_config(path_and_argument: str, overrides: Mapping[str, str] | None = None):
+    """Return the ConfigDict of `file.py:argument` with `{"a.b": "value"}` laid over it.
+
+    Raises InputError for a missing or broken file, an unknown key or a wrong type.
+    """
+    path, _, argument = path_and_argument.partition(":")
+    if not path:
+        raise InputError("--config is empty: give --config FILE.py")
+    path = str(installed_path(Path(path)))
+    if Path(path).is_dir():
+        raise InputError(f"--config {path} is a folder; name a file of it")
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        files = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
+        raise InputError(f"config file {path} does not exist{nearest(path, files)}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None:
+        raise InputError(f"config file {path} is not Python: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:  # what lies beside a config can be named in it
+        sys.path.append(folder)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"config file {path} has no get_config(argument)")
+        config = ml_collections.ConfigDict(_apart(module.get_config(argument)))
+    except InputError:
+        raise
+    except Exception as error:  # a user's file: whatever it raises is theirs to read
+        why = f"{_describe(error)} ({place(error)})"
+        raise InputError(f"config file {path} fails: {why}{_moved(error)}") from error
+    apply_overrides(config, overrides or {})
+    return config
+
+
+def _apart(tree):
+    """A copy in which no two keys share an object, so that a flag changes one key.
+
+    References between fields (`ConfigDict.get_ref`) stay what they are.
+    """
+    if isinstance(tree, ml_collections.ConfigDict):
+        tree = dict(tree.items(preserve_field_references=True))
+    if isinstance(tree, dict):
+        return {key: _apart(part) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(_apart, tree))
+    return tree
+
+
+def _moved(error: Exception) -> str:
+    """Where a module is now that a config file of version 0.1 imports."""
+    if not isinstance(error, ImportError):
+        return ""
+    text = str(error)
+    for old, new in MOVED.items():
+        package, _, name = old.rpartition(".")
+        if f"'{old}'" in text or f"'{name}' from '{package}'" in text:
+            return f"; {old} is {new} now (docs/migration.md)"
+    return ""
+
+
+def installed_path(path: Path) -> Path:
+    """The path, or what an installed package has in the place of `configs/`."""
+    there = Path(__file__).parent.parent / path
+    return there if not path.exists() and there.exists() else path
+
+
+def list_configs(folder: Path) -> list[str]:
+    """A line for each config of a folder: its path and the first line of its docstring.
+
+    The files are read, not run. Raises InputError where there is none.
+    """
+    lines = {}
+    for path in sorted(installed_path(folder).glob("*.py")):
+        try:
+            text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        except SyntaxError as error:
+            text = f"(not Python: {error.msg}, line {error.lineno})"
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
+            text = f"(cannot be read: {_describe(error)})"
+        lines[str(folder / path.name)] = text.partition("\n")[0]
+    if not lines:
+        raise InputError(f"no configs in {folder}; name their folder: --list FOLDER")
+    width = max(map(len, lines))
+    return [f"{path:{width}}  {text}" for path, text in lines.items()]
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

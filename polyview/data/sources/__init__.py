@@ -1,0 +1,1 @@
+"""Where examples come from: anything with a length and an index."""

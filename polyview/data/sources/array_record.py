@@ -1,0 +1,170 @@
+"""Where examples come from: anything with a length and an index.
+
+A source maps an index to one example, a dict of fields: an image is its encoded
+`bytes` (decoded in `augment`, where the size of the crops is known) or `uint8[h, w,
+c]`, a label an int, a text a str. `targets` says what can be predicted from an example.
+A source reads lazily, may be shared by threads, and can be pickled into workers.
+
+Our own files are array_record: random access by index without a separate shuffle, each
+record one msgpack dict. Nothing here unpickles, since data may be a stranger's.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from polyview.data.sources.protocol import (
+    CorruptRecord,
+    default_data_dir,
+    first_line,
+    parse_split,
+)
+from polyview.errors import InputError, nearest
+from polyview.files import read_json
+
+MAX_CLASSES = 2**20
+_ARRAY = 1  # msgpack extension code of a numpy array
+
+
+def pack(example: Mapping[str, Any]) -> bytes:
+    """Write one example as a record: msgpack, with arrays as (dtype, shape, bytes)."""
+    return msgpack.packb(dict(example), default=_pack_value)
+
+
+def unpack(record: bytes) -> dict[str, Any]:
+    """Read one example from a record; raises `CorruptRecord` for anything else."""
+    try:
+        example = msgpack.unpackb(record, ext_hook=_unpack_array)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CorruptRecord(f"not a msgpack record: {error}") from None
+    if not isinstance(example, dict):
+        raise CorruptRecord(f"a record holds a dict, not a {type(example).__name__}")
+    return example
+
+
+def _pack_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise ValueError("an array of objects cannot be written without pickle")
+        fields = (value.dtype.str, value.shape, value.tobytes())
+        return msgpack.ExtType(_ARRAY, msgpack.packb(fields))
+    if isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(f"a record cannot hold a {type(value).__name__}")
+
+
+def _unpack_array(code: int, data: bytes) -> np.ndarray:
+    if code != _ARRAY:
+        raise ValueError(f"unknown extension code {code}")
+    dtype, shape, values = msgpack.unpackb(data)
+    return np.frombuffer(values, np.dtype(dtype)).reshape(shape)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read the manifest of a prepared data set, checked as far as it is relied on."""
+    path = directory / "manifest.json"
+    try:
+        manifest = read_json(path)
+        for split in manifest["splits"].values():
+            counts = [split["count"], *(file["records"] for file in split["files"])]
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError("a count is not a number of records")
+            if counts[0] != sum(counts[1:]):
+                raise ValueError("the counts of its files do not add up")
+            for file in split["files"]:
+                if not re.fullmatch(r"\w[\w.-]*", file["name"]):
+                    raise ValueError(f"{file['name']!r} is not a plain file name")
+        for name, task in manifest["targets"].items():
+            _check_task(task, f"target {name!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a manifest ({error}); remove {directory} and prepare again"
+        ) from None
+    return manifest
+
+
+def _check_task(task: dict[str, Any], what: str) -> None:
+    """Raise ValueError, or what a dict of another form raises, for a target that cannot
+    be measured."""
+    kind, classes, names = task["kind"], task.get("classes"), task.get("names")
+    if type(kind) is not str:
+        raise ValueError(f"{what} is of kind {kind!r}")
+    if classes is not None or kind == "class":
+        if type(classes) is not int or not 1 <= classes <= MAX_CLASSES:
+            raise ValueError(f"{what} has {classes!r} classes")
+    if names is not None or kind == "multi-label":
+        texts = type(names) is list and all(type(name) is str for name in names)
+        if not texts or len(names) != (classes or len(names)):
+            raise ValueError(f"{what} does not name each of its classes")
+    if kind == "mask":
+        of = [number for region in task["regions"].values() for number in region]
+        if not all(type(number) is int and 0 <= number < 256 for number in of):
+            raise ValueError(f"{what} has a region of what is no class")
+
+
+class ArrayRecord:
+    """A data set written by `python -m polyview.prepare`.
+
+    Args:
+      name: the data set, a folder of `data_dir`.
+      split: see `parse_split`.
+      data_dir: by default `$POLYVIEW_DATA`, else `./data`.
+    """
+
+    def __init__(
+        self, name: str, split: str = "train", data_dir: str | Path | None = None
+    ):
+        directory = Path(data_dir or default_data_dir()) / name
+        if not (directory / "manifest.json").is_file():
+            flag = f" --data_dir {data_dir}" if data_dir else ""
+            there = [m.parent.name for m in directory.parent.glob("*/manifest.json")]
+            raise InputError(
+                f"no data set '{name}' in {directory.parent.absolute()}; run: python "
+                f"-m polyview.prepare {name}{flag}{nearest(name, there)}"
+            )
+        manifest = read_manifest(directory)
+        counts = {name: entry["count"] for name, entry in manifest["splits"].items()}
+        split_name, self._start, self._stop = parse_split(split, counts)
+        files = [file["name"] for file in manifest["splits"][split_name]["files"]]
+        try:
+            self._records = ArrayRecordDataSource([str(directory / f) for f in files])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{directory} is damaged ({first_line(error)}); "
+                "remove it and prepare again"
+            ) from None
+        if len(self._records) != counts[split_name]:
+            raise InputError(
+                f"{directory} holds {len(self._records)} {split_name} records, its "
+                f"manifest says {counts[split_name]}; remove it and prepare again"
+            )
+        self.targets: dict[str, dict[str, Any]] = manifest["targets"]
+        self._description = f"ArrayRecord('{name}', '{split}')"
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            record = self._records[self._start + int(index)]
+        except (RuntimeError, ValueError) as error:
+            raise CorruptRecord(first_line(error)) from None
+        return unpack(record)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        # Asking for many at once costs a fifth of asking one by one.
+        try:
+            records = self._records.__getitems__([self._start + i for i in indices])
+        except (RuntimeError, ValueError) as error:
+            raise CorruptRecord(first_line(error)) from None
+        return [unpack(record) for record in records]
+
+    def __repr__(self) -> str:
+        return self._description

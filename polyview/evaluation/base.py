@@ -1,0 +1,90 @@
+"""What an evaluation is, and where its result is written.
+
+An evaluation is called as `evaluation(model, mesh) -> Result`. The model gives features,
+activations by path and any of its methods (`polyview.model.Model`). Adding one touches
+one file: its class measures, sums up in a line and in columns of a table, and draws.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jax.sharding import Mesh
+
+from polyview import files, hosts
+
+
+class Result(dict):
+    """The protocol and the numbers of an evaluation, JSON-able.
+
+    Attributes:
+      figure_data: arrays for the figures, by name.
+      summary: one line of what was found.
+      columns: {column of a table: number}, of what compares runs.
+    """
+
+    def __init__(
+        self,
+        numbers: Mapping[str, Any],
+        figure_data: Mapping[str, np.ndarray] | None = None,
+        *,
+        summary: str = "",
+        columns: Mapping[str, float] | None = None,
+    ):
+        super().__init__(numbers)
+        self.figure_data = dict(figure_data or {})
+        self.summary, self.columns = summary, dict(columns or {})
+
+
+class Evaluation(Protocol):
+    """Measures a model.
+
+    May have `figures(numbers, figure_data) -> {name: Figure}`, a static method that
+    draws what was written; and `pixels(mesh) -> Result`, the same measure of the input
+    itself: then it also has references (`--references`).
+    """
+
+    def __call__(self, model: Callable, mesh: Mesh) -> Result: ...
+
+
+def specs_of(config: Mapping) -> dict[str, Any]:
+    """The evaluations of a config, {name: spec}.
+
+    That of a config of one, under `evaluation`, has the name "".
+    """
+    if config.get("evaluations") is not None:
+        return {n: s for n, s in config["evaluations"].items() if s is not None}
+    one = config.get("evaluation")
+    return {} if one is None else {"": one}
+
+
+def result_name(step: int | str, name: str) -> str:
+    """The name of a result's file, less its ending: "200-frozen"."""
+    return f"{step}-{name}" if name else str(step)
+
+
+def write_result(workdir: str | Path, name: str, result: Result, by: Any) -> Path:
+    """Write `<workdir>/eval/<name>.json` and, beside it, `<name>.npz` for the figures.
+
+    by: the evaluation, whose class the file names, so that a report can draw it. Each
+    file appears whole or not at all; only the first process writes. Returns the path of
+    the JSON file.
+    """
+    path = Path(workdir) / "eval" / f"{name}.json"
+    if not hosts.is_first_process():
+        return path
+    if result.figure_data:
+        arrays = io.BytesIO()
+        np.savez_compressed(arrays, **result.figure_data)
+        files.write_whole(path.with_suffix(".npz"), arrays.getvalue())
+    about = {
+        "evaluation": f"{type(by).__module__}:{type(by).__qualname__}",
+        "summary": result.summary,
+        "columns": result.columns,
+    }
+    text = json.dumps({**result, **about}, indent=1, allow_nan=False) + "\n"
+    files.write_whole(path, text.encode())
+    return path

@@ -1,0 +1,1 @@
+"""What acting needs: environments, replay, scores; knows no game and no model."""

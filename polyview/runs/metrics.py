@@ -1,0 +1,202 @@
+"""What a run reports: metrics.jsonl (the truth), TensorBoard, and a line or a bar.
+
+A line of metrics.jsonl is one JSON object: "step", the values at that step, and under
+"time" all that depends on the clock, so that two runs can be compared without it.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from polyview import files
+from polyview.errors import InputError
+from polyview.terminal import duration, say
+
+LONGEST = 2**30  # bytes of a metrics.jsonl: a line a second for some weeks
+
+
+def read(path: str | Path) -> list[dict]:
+    """Return the lines of a metrics.jsonl; a last line cut short is left out.
+
+    Raises InputError for a file that cannot be read, and for any other line that is no
+    JSON object with an integer "step".
+    """
+    if not Path(path).exists():
+        return []
+    try:
+        content = io.BytesIO(files.read_bounded(Path(path), LONGEST)).readlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {why}") from error
+    lines = []
+    for number, line in enumerate(content, 1):
+        try:
+            lines.append(_parse(line))
+        except ValueError as error:
+            if line.endswith(b"\n"):
+                raise InputError(
+                    f"{path}, line {number} is damaged: {error}"
+                ) from error
+    return lines
+
+
+def _parse(line: bytes) -> dict:
+    try:
+        values = json.loads(line.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        raise ValueError('it is not an object with an integer "step"')
+    return values
+
+
+def keep_until(path: str | Path, step: int) -> None:
+    """Drop, atomically, the lines past `step`: they will be written again."""
+    lines = read(path)
+    kept = [line for line in lines if line["step"] <= step]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    files.write_whole(Path(path), text.encode())
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path):
+    """Turn what a disk does into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; mend that and run the "
+            "same command again: it goes on from its last checkpoint"
+        ) from error
+
+
+class Lines:
+    """A file to which lines of JSON are added, each at once.
+
+    Raises InputError where the disk does not take them.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with _writing(path):  # without a buffer, which closing would write once more
+            self._file = path.open("ab", buffering=0)
+
+    def write(self, line: dict) -> None:
+        """Add a line."""
+        rest = (json.dumps(line) + "\n").encode()
+        with _writing(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Board:
+    """TensorBoard's event file, written at once.
+
+    The writers that come with its libraries have a queue and a thread; where that dies,
+    of a full disk say, the program waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """step: from which on an earlier run's events are void."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._path, self._event, self._summary = folder, Event, Summary
+        with _writing(folder):
+            folder.mkdir(exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(step=step, session_log=start))
+            self._file.flush()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add the values at a step."""
+        values = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        with _writing(self._path):
+            self._file.write_event(
+                self._event(
+                    step=step,
+                    wall_time=time.time(),
+                    summary=self._summary(value=values),
+                )
+            )
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; what a full disk has not taken is lost."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+class Writer:
+    """Writes metrics of the first process; on the others it does nothing."""
+
+    def __init__(self, workdir: Path, step: int, steps: int, views: int, active: bool):
+        """step: where the run stands, of `steps`. views: per step, for the rate."""
+        self._steps, self._views, self._active = steps, views, active
+        self._last = self._began = (step, time.monotonic())
+        if not active:
+            return
+        path = workdir / "metrics.jsonl"
+        keep_until(path, step)
+        self._board = Board(workdir / "tensorboard", step + 1)
+        self._lines = Lines(path)
+        # A bar in a log file would be thousands of lines.
+        self._bar = (
+            tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record the values at a step."""
+        if not self._active:
+            return
+        now = time.monotonic()
+        steps = step - self._last[0]
+        rate = steps / max(now - self._last[1], 1e-9)
+        self._last = (step, now)
+        times = {
+            "seconds": now - self._began[1],
+            "steps_per_second": rate,
+            "views_per_second": rate * self._views,
+        }
+        self._lines.write({"step": step, **values, "time": times})
+        rate_of_views = {"views_per_second": times["views_per_second"]}
+        self._board.write(step, values | rate_of_views)
+        text = f"loss {values['loss']:.4f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            left = (self._steps - step) / max(rate, 1e-9)
+            say(
+                f"step {step}/{self._steps}  {text}  {rate:.2f} steps/s  "
+                f"{rate * self._views:.0f} views/s  {duration(left)} left"
+            )
+
+    def advance(self, step: int) -> None:
+        """Move the bar, if there is one."""
+        if self._active and self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._active:
+            self._lines.close()
+            self._board.close()
+            if self._bar is not None:
+                self._bar.close()

@@ -1,0 +1,105 @@
+"""The config of a probe or a fine-tuning, made from the run it begins with."""
+
+from pathlib import Path
+
+import ml_collections
+
+from polyview.config import parts
+from polyview.config.schema import check_config
+from polyview.config.spec import build
+from polyview.config.trust import allow_list, check_trusted
+from polyview.errors import InputError, fits_together
+from polyview.runs.workdir import read_config
+
+
+def classification(
+    run: str, data: str, *, frozen: bool, epochs: int, batch_size: int, learning_rate
+) -> dict:
+    """The config that trains a classifier on the encoder of a run of image views.
+
+    The encoder, the normalisation, the geometry of the views (one a sample, without
+    colour noise) and those of the test are the run's; so are the data, unless `data`
+    names a prepared data set with labels. `frozen` trains the classifier alone. SGD
+    with Nesterov momentum .9, without decay or warm-up (Chen et al. 2020, B.5, B.6).
+    Raises InputError for a run that is none or has no image views, and for data that
+    are not there or have no labels.
+    """
+    with fits_together(f"run={run}, data={data}"):
+        return _classification(run, data, frozen, epochs, batch_size, learning_rate)
+
+
+def _classification(
+    run: str, data: str, frozen: bool, epochs: int, batch_size: int, learning_rate
+) -> dict:
+    trained = _trained(run)
+    tower, views = trained["model"]["towers"]["image"], trained["views"]
+    train, test = trained["source"], trained["evaluation"]["test"]
+    if data:
+        train, test = parts.prepared(data, "train"), parts.prepared(data, "test")
+    whole_views = trained["evaluation"]["views"]
+    built = build(train, allow_list(), where=f"data of {run}")
+    if "label" not in built.targets:
+        raise InputError(f"{built!r} has no labels; name data that have: data=NAME")
+    config = {
+        "seed": 0,
+        "steps": None,
+        "epochs": epochs,
+        "init_from": run,
+        "batch_size": min(batch_size, len(built)),
+        "log_every": 100,
+        "checkpoint_every": 1000,
+        "evaluate_every": 10_000,  # and at the end
+        "keep": 3,
+        "workers": trained.get("workers", 0),
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": train,
+        "views": {**views, "m": 1, "targets": ("label",)},
+        "model": parts.image_model(
+            encoder=tower["encoder"],
+            projector={
+                "partial": "polyview.nn.heads:Linear",
+                "out": built.targets["label"]["classes"],
+            },
+            photometry=None,
+            mean=tower["mean"],
+            std=tower["std"],
+            **{k: v for k, v in tower["encoder"].items() if k.endswith("dtype")},
+            frozen=frozen,
+        ),
+        "objective": {"target": f"{parts.OBJECTIVES}.supervised:Classification"},
+        "optimizer": {
+            "partial": "polyview.training.optimizer:sgd",
+            "learning_rate": {
+                "partial": "polyview.training.optimizer:linear",
+                "base": learning_rate,
+                "per": 256,
+            },
+            "weight_decay": 0.0,
+            "warm_up": 0.0,
+            "nesterov": True,
+        },
+        "evaluation": {
+            "target": "polyview.evaluation.accuracy:Accuracy",
+            "test": test,
+            "modality": "image",
+            "label": "label",
+            "batch_size": trained["evaluation"]["batch_size"],
+            "views": {**whole_views, "targets": ("label",)},
+        },
+    }
+    # The run may be a stranger's, and a config is built without limits.
+    check_trusted(config, where=run)
+    check_config(ml_collections.ConfigDict(config))
+    return config
+
+
+def _trained(run: str) -> dict:
+    """The config of a run of one tower of images, as a dict."""
+    if not run:
+        raise InputError("name the run whose encoder it is: configs/x.py:run=DIR")
+    config = read_config(Path(run)).to_dict()
+    augmented = "augment" in (config.get("views") or {})
+    towers = (config.get("model") or {}).get("towers") or {}
+    if not augmented or "image" not in towers or not config.get("evaluation"):
+        raise InputError(f"run={run} is no run of views of images with an evaluation")
+    return config

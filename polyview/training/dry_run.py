@@ -1,0 +1,44 @@
+"""What a run would be, without running it: everything built, one step compiled."""
+
+import jax
+
+from polyview import bench, hosts
+from polyview.terminal import say
+from polyview.training import banner, train
+
+
+def dry_run(config) -> None:
+    """Print what training would print first, the memory of a step, and write nothing.
+
+    The step is compiled for the devices that are here, as the run itself would do it.
+    Raises InputError for a config that cannot run.
+    """
+    run = train.Run(config)
+    with jax.set_mesh(run.mesh):
+        shapes = run.trace()
+        if hosts.is_first_process():
+            banner.show(run, shapes, run.template, 0)
+        program, seconds = bench.compiled(run, shapes)
+    if not hosts.is_first_process():
+        return
+    sizes = bench.account(program)
+    state = sum(map(_bytes_on_a_device, jax.tree.leaves(run.template)))
+    batch = sum(
+        x.size * x.dtype.itemsize // run.mesh.size for x in jax.tree.leaves(shapes)
+    )
+    lines = {
+        "memory": f"{_mib(bench.held(sizes))} a device, as compiled in {seconds:.0f} s",
+        "of it": f"state {_mib(state)}, a batch {_mib(batch)} (three wait their turn), "
+        f"temporaries {_mib(sizes['temporaries'])}",
+    }
+    for name, text in lines.items():
+        say(f"{name:>14}  {text}")
+
+
+def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype).size * leaf.dtype.itemsize
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,128 @@
+"""Optimisers: LARS, SGD, AdamW under one warm-up cosine, the scaling rule named.
+
+Each optimiser of this file is called with `steps` and `batch_size` by the trainer; the
+rest is the config's. `learning_rate` is a scaling rule: batch size -> peak rate.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from polyview.errors import check_range
+
+ScalingRule = Callable[[int], float]
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation, and its schedule (step -> learning rate) for the log."""
+
+    transformation: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+def constant(batch_size: int, *, base: float) -> float:
+    """The peak rate is `base` at any batch size."""
+    check_range(0.0, base=base)
+    return base
+
+
+def linear(batch_size: int, *, base: float, per: int = 256) -> float:
+    """The peak rate is `base * batch_size / per` (Goyal et al. 2017).
+
+    batch_size counts unique samples, not views.
+    """
+    check_range(0.0, base=base)
+    check_range(1, per=per)
+    return base * batch_size / per
+
+
+def square_root(batch_size: int, *, base: float, per: int = 256) -> float:
+    """The peak rate is `base * sqrt(batch_size / per)` (Krizhevsky 2014)."""
+    check_range(0.0, base=base)
+    check_range(1, per=per)
+    return base * (batch_size / per) ** 0.5
+
+
+def warm_up_cosine(peak: float, steps: int, warm_up: float) -> optax.Schedule:
+    """Rise linearly to `peak` in `warm_up * steps`, then fall by a half cosine to 0."""
+    check_range(0.0, 1.0, warm_up=warm_up)
+    rise = round(warm_up * steps)
+    return optax.warmup_cosine_decay_schedule(0.0 if rise else peak, peak, rise, steps)
+
+
+def decayed(params):
+    """Mark what weight decay and layer adaptation apply to: all but vectors.
+
+    Biases and the scales of normalisation layers are vectors.
+    """
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def lars(
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: ScalingRule,
+    weight_decay: float,
+    warm_up: float,
+    momentum: float = 0.9,
+    trust_coefficient: float = 0.001,
+) -> Optimizer:
+    """LARS (You et al. 2017), with the exclusions of SimCLR (Chen et al. 2020)."""
+    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
+    check_range(0.0, weight_decay=weight_decay)
+    check_range(0.0, 1.0, momentum=momentum)
+    transformation = optax.lars(
+        schedule,
+        weight_decay=weight_decay,
+        weight_decay_mask=decayed,
+        trust_coefficient=trust_coefficient,
+        trust_ratio_mask=decayed,
+        momentum=momentum,
+    )
+    return Optimizer(transformation, schedule)
+
+
+def sgd(
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: ScalingRule,
+    weight_decay: float,
+    warm_up: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+) -> Optimizer:
+    """Stochastic gradient descent with momentum and decay added to the gradient.
+
+    `nesterov` is its form of momentum (Sutskever et al. 2013).
+    """
+    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
+    check_range(0.0, weight_decay=weight_decay)
+    check_range(0.0, 1.0, momentum=momentum)
+    transformation = optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+    )
+    return Optimizer(transformation, schedule)
+
+
+def adamw(
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: ScalingRule,
+    weight_decay: float,
+    warm_up: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019): decay apart from the adaptive step."""
+    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
+    check_range(0.0, weight_decay=weight_decay)
+    transformation = optax.adamw(
+        schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
+    )
+    return Optimizer(transformation, schedule)

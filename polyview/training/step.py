@@ -1,0 +1,141 @@
+"""One training step as a pure function; the only file that splits and merges modules.
+
+Outside this file a model is two plain dicts of arrays, `params` and `statistics`;
+inside a step it is an NNX module again. Nothing is hidden: the key of step t is
+`fold_in(key(seed), t)`, so a state carries no key, and a resumed run draws the same.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from polyview.devices import gather
+from polyview.model import initialise_module, merge_module, split_module
+from polyview.objectives.base import Module, Objective
+from polyview.training import microbatch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run carries from one step to the next.
+
+    step: int32[], updates done. params, statistics: dicts of arrays. optimizer: optax's
+    state. target: {"params", "statistics"}, an exponential moving average of both, or
+    None.
+    """
+
+    step: jax.Array
+    params: dict
+    statistics: dict
+    optimizer: optax.OptState
+    target: dict | None
+
+
+def create_state(
+    make_module: Callable[..., nnx.Module],
+    optimizer: optax.GradientTransformation,
+    seed: jax.Array,
+    target_decay: float | None = None,
+) -> TrainState:
+    """Return the state before the first step; jit it, or ask `jax.eval_shape`."""
+    _, params, statistics = split_module(initialise_module(make_module, seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        statistics=statistics,
+        optimizer=optimizer.init(params),
+        target=_averaged(params, statistics) if target_decay is not None else None,
+    )
+
+
+def make_step(
+    graph: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    target_decay: float | None = None,
+    inspect: Callable[[dict], dict] = lambda features: {},
+    inspected: Callable[[jax.Array], jax.Array] = lambda done: jnp.bool_(False),
+    slices: int = 1,
+    parts: int = 1,
+) -> Callable:
+    """Return `step(state, batch, number, seed) -> (state, metrics)`, to be jitted.
+
+    number: int32[], the step the batch was drawn for. When anything is not finite, or
+    `number` is not the state's own, the old state is returned and `metrics["healthy"]`
+    is False: every later call then does the same, until the caller has read the flag.
+    inspect: the objective's `features` -> more metrics, computed where
+    `inspected(steps done)` and zero elsewhere. slices, parts: of the batch, one after
+    another, as in `microbatch`.
+    """
+
+    def step(state: TrainState, batch: dict, number: jax.Array, seed: jax.Array):
+        noise = jax.random.fold_in(jax.random.key(seed), 1)
+        key = jax.random.fold_in(noise, state.step)
+
+        def loss_of(params: dict, statistics: dict, batch: dict):
+            module = merge_module(graph, **gather(_averaged(params, statistics)))
+            target = state.target and merge_module(graph, **gather(state.target))
+            modules = sliced(module, slices), sliced(target, slices)
+            loss, metrics = objective(*modules, batch, key)
+            features = metrics.pop("features", {})
+            return loss, (split_module(module)[2], {**metrics, "loss": loss}, features)
+
+        gradient_of = microbatch.mean_of_parts(jax.grad(loss_of, has_aux=True), parts)
+        gradients, (statistics, metrics, features) = gradient_of(
+            state.params, state.statistics, batch
+        )
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        target = state.target
+        if target is not None:
+            target = optax.incremental_update(
+                _averaged(params, statistics), target, 1 - target_decay
+            )
+        new = TrainState(state.step + 1, params, statistics, optimizer_state, target)
+
+        norm = optax.tree.norm(gradients)
+        healthy = _all_finite((metrics["loss"], norm, new)) & (number == state.step)
+        new = jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, state)
+        metrics |= {"gradient_norm": norm, "healthy": healthy}
+        return new, metrics | when(inspected(state.step + 1), inspect, features)
+
+    return step
+
+
+def sliced(module: nnx.Module | None, slices: int) -> Module | None:
+    """Return the module as a function that encodes a batch slice after slice."""
+    if module is None or slices == 1:
+        return module
+    graph, params, statistics = split_module(module)
+
+    def encode(batch: dict, *, key: jax.Array | None, train: bool):
+        copy = merge_module(graph, params, statistics)
+        features = copy(batch, key=key, train=train)
+        microbatch.refuse_written(statistics, split_module(copy)[2])
+        return features
+
+    return microbatch.in_slices(encode, slices)
+
+
+def when(condition: jax.Array, function: Callable, argument):
+    """Return `function(argument)` where the condition holds, else zeros; only the one
+    that is wanted is computed."""
+    shapes = jax.eval_shape(function, argument)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.cond(condition, function, lambda _: zeros, argument)
+
+
+def _averaged(params: dict, statistics: dict) -> dict:
+    return {"params": params, "statistics": statistics}
+
+
+def _all_finite(tree) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

@@ -1,0 +1,33 @@
+"""Parts that SGI's configs share, as specs: nothing here is built or imported."""
+
+from polyview.errors import InputError, nearest
+
+SIZES = {
+    "tiny": {"blocks": 1, "expand": 2, "widths": (8, 16, 16)},  # ours, for a CPU
+    "S": {"widths": (32, 64, 64)},
+    "M": {"blocks": 3, "expand": 2, "widths": (32, 64, 64)},
+    "L": {"blocks": 5, "expand": 4, "widths": (48, 96, 96)},
+}
+
+
+def network(
+    size: str, actions: int, *, sigma: float, dtype: str, param_dtype: str
+) -> dict:
+    """The network of a size for a game of so many actions, its heads' noise `sigma`."""
+    if size not in SIZES:
+        raise InputError(f"size={size}{nearest(size, SIZES)}")
+    encoder = {"partial": "sgi.networks:Residual", "depthwise": "shifts"}  # or "lax"
+    if size == "S":
+        encoder = {"partial": "sgi.networks:Nature"}
+    return {
+        "partial": "sgi.networks:Network",
+        "actions": actions,
+        "encoder": {**encoder, **SIZES[size]},
+        "hidden": 64 if size == "tiny" else 512,
+        "sigma": sigma,
+        "film_value_from": "advantage",  # "value" is the evident intent
+        "history": 4,
+        "image": 84,
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+    }
