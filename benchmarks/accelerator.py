@@ -121,7 +121,8 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
 
     from polyview import bench
     from polyview.config.file import load_config
-    from polyview.training import flops, train
+    from polyview.training import flops
+    from polyview.training.trainer import Trainer
 
     config = load_config(f"configs/polyview_imagenet.py:views={views}")
     each = SMOKE["views"] if flags.smoke else flags.views_a_device
@@ -143,7 +144,7 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
             tower.encoder.partial = "polyview.nn.resnet:resnet_tiny"
             del tower.encoder.zero_scale
             tower.encoder.in_channels = 3
-    run = train.Run(config)
+    run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
         model, dtype = flops.of_step(run, shapes)

@@ -25,8 +25,9 @@ import numpy as np
 from polyview import devices, errors, hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build
-from polyview.runs.load import load, representer
-from polyview.training import train
+from polyview.runs.load import evaluated_model, load
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402 (the backend comes first)
@@ -85,13 +86,13 @@ def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
     began = time.monotonic()
     workdir = flags.workdir / name
     with contextlib.redirect_stdout(io.StringIO()):
-        train.run(config, workdir)
+        train(Trainer(config), workdir)
     seconds = time.monotonic() - began
     mesh = devices.make_mesh()
     whole = devices.replicated(mesh)
     protocol = build(config.evaluation)
     with jax.set_mesh(mesh):
-        result = protocol(representer(load(workdir, None, whole), whole), mesh)
+        result = protocol(evaluated_model(load(workdir, None, whole), whole), mesh)
     values = {
         "validation": result["linear_probe"]["validation_top1"],
         "test_linear_probe": result["linear_probe"]["top1"],

@@ -22,7 +22,8 @@ from polyview.config.file import load_config
 from polyview.data import gaussian, pipeline
 from polyview.objectives.bounds import gaussian_information
 from polyview.runs.checkpoint import Checkpoints
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "configs" / "polyview_gaussian.py"
@@ -34,8 +35,8 @@ def measure(config, workdir: Path, batches: int = 60) -> tuple[float, float]:
 
     Both in nats; the error is the standard error of the mean over the batches.
     """
-    train.run(config, workdir)
-    run = train.Run(config)
+    train(Trainer(config), workdir)
+    run = Trainer(config)
     fresh = pipeline.batches(
         gaussian.Factors(batches * config.batch_size, seed=config.seed + 1),
         run.views,

@@ -25,9 +25,10 @@ from polyview.config.overrides import apply_overrides
 from polyview.config.spec import build
 from polyview.errors import InputError, nearest
 from polyview.runs.checkpoint import saved_steps
-from polyview.runs.load import load, representer
+from polyview.runs.load import evaluated_model, load
 from polyview.runs.workdir import claim_workdir
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -146,7 +147,7 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
     if data.steps in saved_steps(workdir / "checkpoints"):
         claim_workdir(workdir, config)  # refuses a run of another recipe
     else:
-        train.run(config, workdir)
+        train(Trainer(config), workdir)
     by_step = {}
     for step in range(data.every, data.steps + 1, data.every):
         result = json.loads((workdir / "eval" / f"{step}.json").read_text())
@@ -177,7 +178,7 @@ def test(flags, chosen: dict) -> dict:
         apply_overrides(model.config, {"evaluation.test.split": "test"})
         evaluation = build(model.config.evaluation)
         with jax.set_mesh(mesh):
-            result = evaluation(representer(model, whole), mesh)
+            result = evaluation(evaluated_model(model, whole), mesh)
         files.write_whole(path, json.dumps(result).encode())
     data, result = DATA[flags.data], json.loads(path.read_text())
     return {

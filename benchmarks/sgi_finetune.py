@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from polyview import drawing, errors, hosts
 from polyview.config.file import load_config
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 from sgi import prepare, report
 from sgi import run as finetune
 
@@ -64,7 +65,7 @@ def pretrained(workdir: Path, game: str) -> Path:
     """The demo's network of that game, trained unless it is there."""
     if not (workdir / "checkpoints").is_dir():
         prepare.main(["--game", game, "--steps", "30000"])
-        train.run(load_config(f"configs/sgi_demo.py:game={game}"), workdir)
+        train(Trainer(load_config(f"configs/sgi_demo.py:game={game}")), workdir)
     return workdir
 
 

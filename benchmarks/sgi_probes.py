@@ -22,7 +22,8 @@ from benchmarks import spread
 from polyview import errors, hosts
 from polyview.config.file import load_config
 from polyview.evaluate import evaluate
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 from sgi import prepare
 
 matplotlib.use("Agg")
@@ -66,7 +67,7 @@ def run(workdir: Path, game: str, seed: int) -> dict[str, dict]:
         "pixels": workdir / "eval" / "pixels.json",
     }
     if not all(path.exists() for path in paths.values()):
-        train.run(config, workdir)
+        train(Trainer(config), workdir)
         evaluate(workdir, None, references=True)
     found = {name: json.loads(path.read_text()) for name, path in paths.items()}
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

@@ -23,8 +23,9 @@ from polyview import devices, errors, hosts
 from polyview.config.file import load_config
 from polyview.runs import metrics
 from polyview.runs.checkpoint import Checkpoints
-from polyview.training import train
 from polyview.training.prefetch import prefetch
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,7 +39,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = load_config(flags.config, {"steps": str(flags.steps)})
     config.checkpoint_every = 10 * flags.steps
-    run = train.Run(config)
+    run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
         views = sum(s.shape[0] * s.shape[1] for s in shapes["views"].values())

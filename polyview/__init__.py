@@ -8,7 +8,7 @@ trains every objective.
 Axes: b unique samples, m views, d features, p positions of a feature map, t time,
 h w c height, width and channels of an image.
 
-    main        flags -> config -> train.run(config, workdir)
+    main        flags -> config -> train(Trainer(config), workdir)
     config      a dict that names things by string -> objects
     train       a run from top to bottom; the loop
     step        the train state and one pure step; splits and merges modules

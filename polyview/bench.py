@@ -87,9 +87,10 @@ def bench(config, steps: int) -> dict[str, Any]:
     import jax
 
     from polyview import hosts
-    from polyview.training import flops, train
+    from polyview.training import flops
+    from polyview.training.trainer import Trainer
 
-    run = train.Run(config)
+    run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
         model, dtype = flops.of_step(run, shapes)
@@ -182,7 +183,7 @@ def compiled(run, shapes: dict) -> tuple[Any, float]:
 
     number = jax.ShapeDtypeStruct((), np.int32)
     began = time.perf_counter()
-    program = run.step.lower(run.template, shapes, number, run.seed).compile()
+    program = run.step.lower(run.shape, run.fixed, shapes, number, run.seed).compile()
     return program, time.perf_counter() - began
 
 
@@ -202,7 +203,8 @@ def on_one_batch(run, program, steps: int) -> tuple[Any, list[float]]:
     ]
     jax.block_until_ready((batch, numbers))
     again = ((i, number, batch) for i, number in enumerate(numbers))
-    state, seconds, _ = _take(run, program, run.create(run.seed), again)
+    state, run.fixed = run.compiled_create(run.seed)
+    state, seconds, _ = _take(run, program, state, again)
     return state, seconds[WARM_UP:]
 
 
@@ -234,7 +236,7 @@ def _take(run, program, state, batches: Iterator) -> tuple[Any, list, list]:
     while (item := next(batches, None)) is not None:
         waits.append(time.perf_counter() - began)
         _, number, batch = item
-        state, values = program(state, batch, number, run.seed)
+        state, values = program(state, run.fixed, batch, number, run.seed)
         jax.block_until_ready(pending)
         pending = values["healthy"]
         now = time.perf_counter()

@@ -5,8 +5,11 @@ split over `fsdp` and copied over `data`. Axis types are Auto: the compiler inse
 collectives, and a loss that wants them by hand reads the ambient mesh.
 """
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polyview.errors import InputError
@@ -82,19 +85,57 @@ def put_replicated(tree, mesh: Mesh):
     )
 
 
-@jax.custom_vjp
-def gather(arrays: dict) -> dict:
+def whole_on_host(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Copy arrays, however they are sharded, whole to the host of every process."""
+
+    def on_host(array: jax.Array) -> np.ndarray:
+        if not array.is_fully_addressable:
+            everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+            array = jax.jit(lambda x: x, out_shardings=everywhere)(array)
+        return np.asarray(array)
+
+    return {name: on_host(array) for name, array in arrays.items()}
+
+
+def gather(arrays):
     """Return sharded arrays whole on every device of the mesh in scope, if any.
 
-    The step gathers weights before it uses them (fully sharded data parallelism;
+    A step gathers each weight before it uses it (fully sharded data parallelism;
     Rajbhandari et al. 2020): left alone, the compiler gathers activations instead where
     those of a slice are smaller. Gradients are free to stay sharded.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if not _splits_weights():
         return arrays
-    return jax.lax.with_sharding_constraint(arrays, PartitionSpec())
+    return jax.tree.map(lambda x: checkpoint_name(_whole(x), _GATHERED), arrays)
 
 
-gather.defvjp(
-    lambda arrays: (gather(arrays), None), lambda _, cotangents: (cotangents,)
-)
+def gathered_again(function: Callable) -> Callable:
+    """Return a function that is differentiated without keeping what it gathers.
+
+    Its backward pass gathers each weight once more, where it is needed, so that no
+    device holds the whole model at once.
+    """
+
+    def gathering(*arguments):
+        if not _splits_weights():
+            return function(*arguments)
+        policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+        return jax.checkpoint(function, policy=policy)(*arguments)
+
+    return gathering
+
+
+_GATHERED = "gathered weights"
+
+
+def _splits_weights() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
+
+
+@jax.custom_vjp
+def _whole(array: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
+_whole.defvjp(lambda x: (_whole(x), None), lambda _, cotangent: (cotangent,))

@@ -103,7 +103,7 @@ def embed(
 
     from polyview import devices, hosts
     from polyview.evaluation.features import extract
-    from polyview.runs.load import load, representer
+    from polyview.runs.load import evaluated_model, load
 
     check(output, batch_size)
     source = source_of(of)
@@ -125,7 +125,7 @@ def embed(
         "batch_size": batch_size,
     }
     parts = _parts_of(output, about)
-    represent = representer(model, whole)
+    represent = evaluated_model(model, whole)
     numbers = range(-(-len(source) // PART))
     for number in numbers:
         path = parts / f"{number:06d}.npz"

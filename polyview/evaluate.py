@@ -136,7 +136,7 @@ def evaluate(
     import jax
 
     from polyview import devices, hosts
-    from polyview.runs.load import load, representer, untrained_model
+    from polyview.runs.load import evaluated_model, load, untrained_model
     from polyview.terminal import say
 
     mesh = devices.make_mesh()
@@ -159,17 +159,17 @@ def evaluate(
     read = model.config.evaluation
     what = f"{run} and {read.test.name if on else 'what its evaluation reads'}"
     with jax.set_mesh(mesh), fits_together(what):
-        results = {model.step: protocol(representer(model, whole), mesh)}
+        results = {model.step: protocol(evaluated_model(model, whole), mesh)}
         if references:
             untrained = untrained_model(model.config, whole, trust)
-            results["random"] = protocol(representer(untrained, whole), mesh)
+            results["random"] = protocol(evaluated_model(untrained, whole), mesh)
             results["pixels"] = pixels(protocol, mesh)
     if not hosts.is_first_process():
         return
     for key, result in results.items():
         name = named(key, on)
         path = write_result(run, name, result)
-        for what, figure in drawing.figures(result, result.sample).items():
+        for what, figure in drawing.figures(result, result.figure_data).items():
             picture = path.with_name(f"{name}-{what}.png")
             files.write_whole(picture, drawing.png(figure))
         say(f"{path}: {summary(result)}")

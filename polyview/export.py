@@ -158,7 +158,8 @@ def in_float32(model, trust: tuple[str, ...]):
     for tower in config.model.get("towers", {}).values():
         if "dtype" in tower.encoder:
             tower.encoder.dtype = "float32"
-    return model._replace(config=config, graph=shapes_of(config, trust).graph)
+    graph = shapes_of(config, trust).parts.graph
+    return model._replace(config=config, parts=model.parts._replace(graph=graph))
 
 
 def images_of(config, of: str | None, modality: str, trust: tuple[str, ...]):
@@ -225,7 +226,8 @@ def peer_of(layout: str, model, modality: str) -> Peer:
 def _ourselves(model, modality: str) -> Peer:
     """Our own encoder, made from its spec and filled from the file."""
     from polyview.runs import torch_names
-    from polyview.runs.load import encoder_of, with_encoder
+    from polyview.runs.load import encoder_of, with_arrays
+    from polyview.runs.weights import joined
 
     def features(content, x):
         import jax
@@ -237,7 +239,8 @@ def _ourselves(model, modality: str) -> Peer:
         _, arrays = torch_names.to_ours(
             model.module.towers[modality].encoder, shapes, load_arrays(content)
         )
-        filled = with_encoder(model, modality, arrays, "file")
+        path = f"towers.{modality}.encoder"
+        filled = with_arrays(model, {joined(path, n): a for n, a in arrays.items()})
         encoder = filled.module.towers[modality].encoder
         with jax.default_matmul_precision("highest"):
             return np.asarray(encoder(x, train=False)[0])

@@ -18,12 +18,9 @@ from polyview.config.schema import check_config
 from polyview.config.text import to_json
 from polyview.errors import InputError
 
-# How files of torch.save begin: a zip archive, or a bare pickle.
-_PICKLES = (b"PK\x03\x04", b"\x80")
-
 
 def main() -> None:
-    """Read the command line and adopt; see `--help`."""
+    """Read the command line and import; see `--help`."""
     parser = cli.Parser(
         prog="python -m polyview.adopt",
         description=__doc__.splitlines()[0],
@@ -40,7 +37,7 @@ def main() -> None:
     check(flags.weights, flags.workdir)
     config = load_config(flags.config, overrides)
     check_config(config)
-    print(adopt(flags.weights, config, flags.workdir, flags.modality))
+    print(import_weights(flags.weights, config, flags.workdir, flags.modality))
 
 
 def check(weights: Path, workdir: Path) -> None:
@@ -51,7 +48,9 @@ def check(weights: Path, workdir: Path) -> None:
         raise InputError(f"{workdir} is a run already; choose another --workdir")
 
 
-def adopt(weights: Path, config, workdir: Path, modality: str = "image") -> str:
+def import_weights(
+    weights: Path, config, workdir: Path, modality: str = "image"
+) -> str:
     """Write a run whose encoder is the file's, and return a line that says so.
 
     Raises InputError for a file that cannot be read, is no safetensors, or does not
@@ -59,51 +58,24 @@ def adopt(weights: Path, config, workdir: Path, modality: str = "image") -> str:
     """
     import jax
 
-    from polyview.runs import torch_names
     from polyview.runs.checkpoint import Checkpoints
-    from polyview.runs.load import encoder_of, shapes_of, untrained_model, with_encoder
+    from polyview.runs.init import Entry, lay_over
+    from polyview.runs.load import untrained_model
+    from polyview.runs.weights import keep_fixed
     from polyview.runs.workdir import claim_workdir
 
     check(weights, workdir)
-    theirs = read(weights)
-    model = shapes_of(config, trust=None)
-    shapes = {name: array.shape for name, array in encoder_of(model, modality).items()}
-    encoder = model.module.towers[modality].encoder
-    try:
-        layout, arrays = torch_names.to_ours(encoder, shapes, theirs)
-    except InputError as error:
-        raise InputError(f"{weights} does not fit the config: {error}") from error
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     model = untrained_model(config, one, trust=None)
-    model = with_encoder(model, modality, arrays, f"file {weights}")
-    state = {"params": model.params, "statistics": model.statistics}
+    entry = Entry(f"towers.{modality}.encoder", str(weights), "")
+    laid = lay_over([entry], model.module, model.parts[1:])
+    params, statistics, fixed = laid.parts
+    state = {"params": params, "statistics": statistics}
     claim_workdir(workdir, config)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(0, state, to_json(config))
-    return (
-        f"{workdir}: step 0, {len(arrays)} arrays of {weights} ({layout} layout); its "
-        "projector is untrained"
-    )
-
-
-def read(weights: Path) -> dict:
-    """The arrays of a file by name; raises InputError where it is no safetensors."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(weights)
-    except (SafetensorError, OSError, KeyError) as error:
-        with weights.open("rb") as file:
-            pickled = file.read(4).startswith(_PICKLES)
-        advice = (
-            ": it seems a pickle of torch.save, which can run code; where you trust "
-            "it, convert it: safetensors.torch.save_file(torch.load(FILE, "
-            "weights_only=True), 'x.safetensors')"
-        )
-        raise InputError(
-            f"{weights} is no safetensors file{advice if pickled else f' ({error})'}"
-        ) from error
+        record = keep_fixed(workdir, fixed, laid.referenced, f"{weights.name}")
+        checkpoints.save(0, state, to_json(config), record)
+    return f"{workdir}: step 0, {laid}; its projector is untrained"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train what a config describes: flags -> config -> `train.run(config, workdir)`."""
+"""Train what a config describes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from polyview.config.overrides import parse_flags
 from polyview.config.schema import check_config
 from polyview.config.text import to_json
 from polyview.errors import InputError
-from polyview.runs.workdir import check_run, check_workdir, has_checkpoint
+from polyview.runs.workdir import check_workdir
 
 
 def main() -> None:
@@ -50,7 +50,9 @@ def main() -> None:
     if flags.replay and (flags.config is not None or overrides):
         raise InputError("--replay reads the config of --workdir: leave out --config")
     if flags.trust and not flags.replay:
-        raise InputError("--trust is of --replay; your own --config is trusted")
+        raise InputError(
+            "--trust only applies with --replay: your own --config is trusted"
+        )
     if not flags.replay:
         if flags.config is None:
             raise InputError("give --config FILE.py (or --replay); --list names some")
@@ -64,22 +66,21 @@ def main() -> None:
 
     if not (flags.replay or flags.dry_run):
         check_workdir(Path(flags.workdir), config)
-        donor = config.get("init_from")
-        if donor is not None and not has_checkpoint(Path(flags.workdir)):
-            check_run(Path(donor))
     cli.start(flags)
-    from polyview.training import (
-        train,  # and JAX: after the mistakes that need none of it
-    )
-
+    # JAX is imported here, after the mistakes that need none of it.
     if flags.replay:
-        train.replay(flags.workdir, tuple(flags.trust))
+        from polyview.training.trainer import replay_run
+
+        replay_run(Path(flags.workdir), tuple(flags.trust))
     elif flags.dry_run:
         from polyview.training.dry_run import dry_run
 
         dry_run(config)
     else:
-        train.run(config, flags.workdir)
+        from polyview.training.train import train
+        from polyview.training.trainer import Trainer
+
+        train(Trainer(config), flags.workdir)
 
 
 if __name__ == "__main__":

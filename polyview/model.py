@@ -37,11 +37,11 @@ def split_module(module: nnx.Module) -> Parts:
 
 
 def merge_module(
-    graph: nnx.GraphDef, params: dict, statistics: dict, fixed: dict
+    graph: nnx.GraphDef, params: dict, statistics: dict, fixed: dict | None = None
 ) -> nnx.Module:
     """Return the module that `split_module` took apart."""
     # Without the copy, BatchNorm would write into arrays of an outer trace.
-    return nnx.merge(graph, params, fixed, statistics, copy=True)
+    return nnx.merge(graph, params, statistics, fixed or {}, copy=True)
 
 
 def abstract_module(make_module: Callable[..., nnx.Module]) -> Parts:

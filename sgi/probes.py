@@ -22,8 +22,8 @@ from sklearn.metrics import f1_score
 
 from polyview import hosts
 from polyview.errors import InputError, nearest
+from polyview.evaluation.base import Result
 from polyview.evaluation.features import Extracted, extract
-from polyview.evaluation.frozen import Result
 from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
 from sgi import recording

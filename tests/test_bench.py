@@ -15,7 +15,8 @@ from polyview.config.text import text_digest, to_json
 from polyview.errors import InputError
 from polyview.model import abstract_module, merge_module
 from polyview.nn import resnet, vit
-from polyview.training import flops, train
+from polyview.training import flops
+from polyview.training.trainer import Trainer
 
 
 def arrays(*shapes):
@@ -216,7 +217,7 @@ def test_photometry_counts_nothing(digits):
     def of_step(photometry):
         config = digits("views=2")
         config.model.towers.image.photometry = photometry
-        run = train.Run(config)
+        run = Trainer(config)
         with jax.set_mesh(run.mesh):
             return flops.of_step(run, run.trace())
 
@@ -229,7 +230,7 @@ def test_the_parts_of_an_accumulated_batch_have_a_loss_each(digits):
         config = digits("views=2", batch_size=16)
         with config.unlocked():
             config.accumulate = parts
-        run = train.Run(config)
+        run = Trainer(config)
         with jax.set_mesh(run.mesh):
             found.append(flops.of_step(run, run.trace())[0])
     once, twice = found

@@ -11,7 +11,7 @@ from polyview.config.spec import build
 from polyview.config.text import from_json, to_json
 from polyview.config.trust import allow_list
 from polyview.errors import InputError
-from polyview.training import train
+from polyview.training.trainer import Trainer
 
 OPTIMIZER = "polyview.training.optimizer"
 
@@ -131,7 +131,7 @@ def test_a_value_out_of_range_is_named(digits, overrides, words):
     with config.unlocked():  # not every config has every key
         config.update_from_flattened_dict(overrides)
     with pytest.raises(InputError, match=words):
-        train.Run(config).trace()
+        Trainer(config).trace()
 
 
 def test_a_number_keeps_its_kind(digits):

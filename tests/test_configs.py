@@ -15,7 +15,8 @@ from polyview.config.trust import allow_list
 from polyview.data.prepare import brats, emoji, openi
 from polyview.data.sources.memory import InMemory
 from polyview.errors import InputError
-from polyview.training import banner, train
+from polyview.training import banner
+from polyview.training.trainer import Trainer
 from sgi import recording
 from sgi import run as finetune
 
@@ -286,7 +287,7 @@ def test_a_config_builds_and_traces_a_step(name, argument):
                 if hasattr(part.get(split), "target"):
                     part[split] = with_stand_in(part[split])
         build(config.evaluation, where="evaluation")
-    run = train.Run(config)
+    run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
     assert shapes["index"].shape == (8,)
@@ -305,12 +306,12 @@ def test_a_misspelt_field_is_said_to_be_in_no_row(capsys):
     config.source = with_stand_in(config.source)
     config.evaluation = None
     config.batch_size = 8
-    run = train.Run(config)
+    run = Trainer(config)
     with jax.set_mesh(run.mesh):
         run.trace()
         assert not run.absent
         config.views.fields.findings = ("fndings",)
-        run = train.Run(config)
+        run = Trainer(config)
         shapes = run.trace()
     banner.show(run, shapes, SimpleNamespace(params={}), 0)
     assert "findings: a view in no row of the first batch" in capsys.readouterr().out

@@ -14,13 +14,14 @@ from polyview.data.sources.array_record import ArrayRecord
 from polyview.embed import check, embed
 from polyview.errors import InputError
 from polyview.evaluation.features import extract
-from polyview.runs.load import load, representer
-from polyview.training import train
+from polyview.runs.load import evaluated_model, load
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 
 @pytest.fixture
 def run(digits, tmp_path):
-    train.run(digits("views=2"), tmp_path / "run")
+    train(Trainer(digits("views=2")), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -41,7 +42,7 @@ def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
     source = ArrayRecord("digits", "test")
     with jax.set_mesh(mesh):
         expected = extract(
-            representer(model, whole),
+            evaluated_model(model, whole),
             source,
             build(model.config.evaluation.views),
             batch_size=64,
@@ -103,7 +104,7 @@ def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
     }
     config.views.targets = ()
     config.model.towers.image.encoder.in_channels = 3
-    train.run(config, run := tmp_path / "colour")
+    train(Trainer(config), run := tmp_path / "colour")
     said = embed(run, str(folder), tmp_path / "x.npz", batch_size=8)
     assert "9 of 10 rows" in said and "1 cannot be read" in said
     found = content(tmp_path / "x.npz")

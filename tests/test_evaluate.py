@@ -10,7 +10,8 @@ import pytest
 from polyview.data.prepare import records
 from polyview.errors import InputError
 from polyview.evaluate import evaluate, watch
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 FIGURES = {"map", "neighbours", "sweep", "confusion"}
 
@@ -27,7 +28,7 @@ def test_numbers_and_figures_are_written_and_are_the_same_again(
 ):
     config = digits("views=2")
     config.evaluation.probe.update(learning_rates=(0.1, 1.0), steps=50)
-    train.run(config, tmp_path)
+    train(Trainer(config), tmp_path)
     evaluate(tmp_path, None, True, ())
     names = {"4", "pixels", "random"}
     pictures = {file.name for file in (tmp_path / "eval").glob("*.png")}
@@ -46,7 +47,7 @@ def test_another_data_set_is_read_by_the_same_protocol(
 ):
     config = digits("views=2")
     config.evaluation.probe.update(learning_rates=(0.1,), steps=20)
-    train.run(config, tmp_path / "run")
+    train(Trainer(config), tmp_path / "run")
     shutil.copytree(data_dir, tmp_path / "data")
     (tmp_path / "data" / "digits").rename(tmp_path / "data" / "figures")
     shutil.copytree(data_dir / "digits", tmp_path / "data" / "digits")
@@ -89,7 +90,7 @@ def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, 
         "test": config.evaluation.test,
         "views": config.evaluation.views,
     }
-    train.run(config, tmp_path)
+    train(Trainer(config), tmp_path)
     evaluate(tmp_path, None, False, ())
     top1 = numbers(tmp_path)["4"]["classifier"]["top1"]
     assert f"4.json: top-1 {100 * top1:.2f} %\n" in capsys.readouterr().out
@@ -104,7 +105,7 @@ def test_a_watch_evaluates_each_checkpoint_once_and_ends_with_the_last(
 ):
     config = digits("views=2", checkpoint_every=1, keep=9)
     config.evaluation.probe.update(learning_rates=(0.1,), steps=20)
-    train.run(config, tmp_path)
+    train(Trainer(config), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "2")  # as `keep` does
     state = tmp_path / "checkpoints" / "3" / "state"
     shutil.rmtree(state)
@@ -124,7 +125,7 @@ def test_a_watch_evaluates_each_checkpoint_once_and_ends_with_the_last(
 def test_a_watch_survives_what_is_deleted_and_stops_at_what_is_wrong(
     digits, tmp_path, monkeypatch, capsys
 ):
-    train.run(digits("views=2", checkpoint_every=1, keep=9), tmp_path)
+    train(Trainer(digits("views=2", checkpoint_every=1, keep=9)), tmp_path)
     seen = []
 
     def deleted_under_its_hands(run, step, *_):

@@ -151,7 +151,7 @@ def test_retrieval_is_by_h_too_and_needs_features_of_each_look():
 
 def test_the_figures_of_an_evaluation_are_drawn():
     result, _ = evaluate(source(), (3,))
-    figures = drawing.figures(result, result.sample)
+    figures = drawing.figures(result, result.figure_data)
     assert set(figures) == {"subsets-y", "retrieval"}
     for figure in figures.values():
         assert drawing.png(figure).startswith(b"\x89PNG")

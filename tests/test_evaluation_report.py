@@ -18,7 +18,7 @@ import pytest
 
 from polyview import drawing, report
 from polyview.errors import InputError
-from polyview.evaluation.frozen import Result, write_result
+from polyview.evaluation.base import Result, write_result
 
 NAMES = ["<coat>", "boot", "a very long class name"]
 

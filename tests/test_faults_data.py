@@ -19,7 +19,8 @@ from polyview.data.prepare import records
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.data.views import Generated
 from polyview.errors import InputError, NonFiniteError
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer, replay_run
 
 ROWS, BATCH = 600, 24
 VIEWS = Generated(2, RandomResizedCrop(6))
@@ -162,13 +163,13 @@ def test_what_is_not_finite_stops_with_a_dump_that_shows_the_row(
             "gradient_alone": place == "gradient",
             **spec,
         }
-    order = [b["index"] for _, b in train.Run(config).batches(0)]
+    order = [b["index"] for _, b in Trainer(config).batches(0)]
     number = next(n for n, rows in enumerate(order) if 33 in rows)
     with pytest.raises(NonFiniteError, match=f"step {number + 1} is not finite"):
-        train.run(config, tmp_path)
+        train(Trainer(config), tmp_path)
     assert [p.name for p in (tmp_path / "dump").iterdir()] == [str(number)]
     capsys.readouterr()
-    train.replay(tmp_path, trust=("test_faults_data",))
+    replay_run(tmp_path, trust=("test_faults_data",))
     told = capsys.readouterr().out
     assert f"step {number + 1}, rows " in told and " 33" in told.replace("[", " ")
     assert "healthy 0" in told

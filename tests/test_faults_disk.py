@@ -20,7 +20,9 @@ from polyview.data.prepare import records
 from polyview.errors import InputError, NonFiniteError
 from polyview.runs import checkpoint, metrics
 from polyview.runs.checkpoint import Checkpoints, saved_steps
-from polyview.training import nonfinite, train
+from polyview.training import nonfinite
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +56,7 @@ def impatient(monkeypatch):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
-    train.run(config(), workdir)
+    train(Trainer(config()), workdir)
     return workdir
 
 
@@ -71,14 +73,14 @@ def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
             save(self, step, state, text)
 
         monkeypatch.setattr(Checkpoints, "save", fills)
-        train.run(config(), tmp_path)
+        train(Trainer(config()), tmp_path)
     told = str(caught.value)
     assert "File too large" in told and "it goes on from step 3" in told
     assert "\n" not in told and capfd.readouterr().err.count("\n") < 5
     assert saved_steps(tmp_path / "checkpoints") == [1, 2, 3]
 
     monkeypatch.setattr(Checkpoints, "save", save)
-    train.run(config(), tmp_path)
+    train(Trainer(config()), tmp_path)
     assert "from 3 " in capfd.readouterr().out
     assert logged(tmp_path) == logged(straight)
     ends = [saved_arrays(workdir, 6) for workdir in (tmp_path, straight)]
@@ -107,7 +109,7 @@ def test_a_clock_that_goes_back_changes_nothing(straight, tmp_path, monkeypatch)
     """By an hour at every look at it."""
     clock = itertools.count(2_000_000_000, -3600)
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    train.run(config(), tmp_path)
+    train(Trainer(config()), tmp_path)
     assert logged(tmp_path) == logged(straight)
     ends = [saved_arrays(workdir, 6) for workdir in (tmp_path, straight)]
     for name, array in ends[0].items():
@@ -160,7 +162,7 @@ def test_a_workdir_that_cannot_be_written_is_named(straight, tmp_path, name):
     else:
         (tmp_path / name).write_text("in the way")
     with pytest.raises(InputError, match=f"cannot .*{name}|{name} cannot"):
-        train.run(config(), tmp_path)
+        train(Trainer(config()), tmp_path)
 
 
 def test_a_program_that_stops_does_not_wait_for_its_threads():

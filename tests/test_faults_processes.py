@@ -13,7 +13,8 @@ from polyview.config.file import load_config
 from polyview.config.text import to_json
 from polyview.errors import InputError
 from polyview.runs import workdir as runs_workdir
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 HEARTBEAT = 10
@@ -72,9 +73,9 @@ with claimed_workdir(Path({str(tmp_path)!r}), run):
         assert first.stdout.readline() == "claimed\n"
         monkeypatch.setattr(runs_workdir, "PATIENCE", 0)
         with pytest.raises(InputError, match="another process trains in"):
-            train.run(config, tmp_path)
+            train(Trainer(config), tmp_path)
         assert not (tmp_path / "metrics.jsonl").exists()
     finally:
         first.kill()
         first.communicate()
-    train.run(config, tmp_path)
+    train(Trainer(config), tmp_path)

@@ -19,7 +19,7 @@ from benchmarks import scaling
 from benchmarks.collectives import collective_bytes, largest_array
 from polyview import devices
 from polyview.objectives import negatives
-from polyview.training import train
+from polyview.training.trainer import Trainer
 
 DEVICES = 256
 ROWS = 512  # unique samples: two on each device
@@ -57,7 +57,7 @@ def exported(config, monkeypatch, data: int, fsdp: int):
     mesh = AbstractMesh((data, fsdp), devices.AXES, axis_types=(AxisType.Auto,) * 2)
     monkeypatch.setattr(devices, "make_mesh", lambda **_: mesh)
     monkeypatch.setattr(devices, "put_replicated", lambda tree, mesh: tree)
-    run = train.Run(config)
+    run = Trainer(config)
     number, seed = (jax.ShapeDtypeStruct((), t) for t in (np.int32, np.uint32))
     with jax.sharding.use_abstract_mesh(mesh):
         inputs = run.template, run.trace(), number, seed

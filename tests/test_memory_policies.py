@@ -15,8 +15,8 @@ from polyview.model import merge_module, split_module
 from polyview.nn import vit
 from polyview.nn.resnet import Basic, ResNet
 from polyview.nn.vit import ViT, vit_b
-from polyview.training import train
 from polyview.training.step import create_state
+from polyview.training.trainer import Trainer
 
 # XLA for CPU drops the barrier between a computation and its repetition, and merges
 # them; without this pass it keeps to it, as the compilers for GPU and TPU do.
@@ -63,8 +63,8 @@ def test_an_unknown_form_is_an_error():
 def test_bfloat16_computes_in_it_and_keeps_float32(digits):
     """Parameters, statistics, optimiser state and loss stay float32, and the loss is
     that of float32 to a few digits."""
-    run = train.Run(digits("dtype=bfloat16", batch_size=16))
-    exact = train.Run(digits("dtype=float32", batch_size=16))
+    run = Trainer(digits("dtype=bfloat16", batch_size=16))
+    exact = Trainer(digits("dtype=float32", batch_size=16))
     _, batch = next(iter(run.batches(0)))
 
     @jax.jit

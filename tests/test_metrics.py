@@ -7,13 +7,14 @@ import pytest
 from polyview.errors import InputError
 from polyview.runs import metrics
 from polyview.terminal import duration
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 
 def test_a_line_holds_the_step_its_values_and_apart_from_them_the_times(
     digits, tmp_path
 ):
-    train.run(digits(steps=5, log_every=2), tmp_path)
+    train(Trainer(digits(steps=5, log_every=2)), tmp_path)
     lines = metrics.read(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 4, 5]
     for line in lines:
@@ -60,7 +61,7 @@ def test_a_directory_is_no_metrics(tmp_path):
 
 def test_epochs_are_whole_passes_without_the_remainder(digits):
     config = digits(steps=None, epochs=3, batch_size=64)
-    assert train.Run(config).steps == 3 * (1437 // 64)
+    assert Trainer(config).steps == 3 * (1437 // 64)
 
 
 def test_durations_are_read_at_a_glance():

@@ -18,8 +18,9 @@ from polyview.nn.mlp import Mlp
 from polyview.nn.towers import Tower, Towers
 from polyview.nn.vit import ViT
 from polyview.objectives.contrastive import Contrastive, geometric
-from polyview.training import banner, microbatch, optimizer, train
+from polyview.training import banner, microbatch, optimizer
 from polyview.training.step import create_state, make_step
+from polyview.training.trainer import Trainer
 
 ROWS = 16
 OBJECTIVE = Contrastive(partial(geometric, temperature=0.2))
@@ -185,7 +186,7 @@ def test_slices_take_less_memory():
 def test_batch_statistics_of_a_slice_are_refused(digits):
     config = digits(batch_size=16)
     config.microbatch = 8
-    run = train.Run(config)
+    run = Trainer(config)
     with jax.set_mesh(run.mesh):
         with pytest.raises(InputError, match="BatchNorm.*norm='none'"):
             run.trace()
@@ -203,7 +204,7 @@ def test_frozen_statistics_may_be_sliced(digits):
             "out": 10,
         }
         config.objective = {"target": "polyview.objectives.supervised:Classification"}
-        run = train.Run(config)
+        run = Trainer(config)
         with jax.set_mesh(run.mesh):
             _, batch = next(iter(run.batches(0)))
             state = run.create(run.seed)
@@ -268,7 +269,7 @@ def test_parts_are_the_mean_of_their_losses(x64):
 def test_the_banner_counts_the_negatives_of_a_part(digits, capsys):
     config = digits("views=3", batch_size=48)
     config.accumulate = 2
-    run = train.Run(config)
+    run = Trainer(config)
     shapes = {"views": {"image": np.zeros((48, 3, 8, 8, 1))}}
     banner.show(run, shapes, run.template, 0)
     output = capsys.readouterr().out

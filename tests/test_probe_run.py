@@ -13,7 +13,8 @@ from polyview.config.text import dotted, to_json
 from polyview.errors import InputError
 from polyview.runs import checkpoint
 from polyview.runs.load import load
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,10 +40,10 @@ def encoder_of(run, step=None):
 
 
 def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
-    train.run(digits("views=2"), tmp_path / "donor")
+    train(Trainer(digits("views=2")), tmp_path / "donor")
     # What a kill before the first checkpoint leaves: it must not pass for a start.
     (tmp_path / "probe" / "checkpoints").mkdir(parents=True)
-    train.run(classifier("probe", tmp_path / "donor"), tmp_path / "probe")
+    train(Trainer(classifier("probe", tmp_path / "donor")), tmp_path / "probe")
     before, after = encoder_of(tmp_path / "donor"), encoder_of(tmp_path / "probe")
     assert before.keys() == after.keys()
     for name, array in before.items():
@@ -80,10 +81,10 @@ def test_a_probe_has_one_accuracy_on_one_device_and_on_eight(command, tmp_path):
 
 
 def test_fine_tuning_starts_from_the_encoder_and_trains_it(digits, tmp_path):
-    train.run(digits("views=2"), tmp_path / "donor")
+    train(Trainer(digits("views=2")), tmp_path / "donor")
     config = classifier("finetune", tmp_path / "donor")
     config.optimizer.learning_rate.base = 0.8
-    train.run(config, tmp_path / "tuned")
+    train(Trainer(config), tmp_path / "tuned")
     kernel = "towers.image.encoder.conv.kernel"
     start, end = (
         encoder_of(tmp_path / run)[kernel].ravel() for run in ("donor", "tuned")
@@ -138,15 +139,15 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
 
 
 def test_another_encoder_is_refused_by_name(digits, tmp_path):
-    train.run(digits("views=2"), tmp_path / "donor")
+    train(Trainer(digits("views=2")), tmp_path / "donor")
     config = classifier("probe", tmp_path / "donor")
     config.model.towers.image.encoder.width = 8
     with pytest.raises(InputError, match="does not fit this config"):
-        train.run(config, tmp_path / "probe")
+        train(Trainer(config), tmp_path / "probe")
 
 
 def test_three_lines_give_the_encoder(digits, tmp_path):
-    train.run(digits("views=2"), tmp_path / "run")
+    train(Trainer(digits("views=2")), tmp_path / "run")
     run = load(tmp_path / "run")
     images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     h, _ = run.module.towers["image"].encoder(images, train=False)

@@ -21,7 +21,8 @@ import pytest
 
 from polyview.errors import InputError, NonFiniteError
 from polyview.runs import checkpoint
-from polyview.training import train
+from polyview.training.train import train
+from polyview.training.trainer import Trainer, replay_run
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/polyview_digits.py"
@@ -207,20 +208,20 @@ def saved_arrays_x64(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def test_a_workdir_of_another_config_is_refused(digits, tmp_path):
-    train.run(digits(), tmp_path)
+    train(Trainer(digits()), tmp_path)
     before = sorted(p.name for p in tmp_path.rglob("*"))
     with pytest.raises(InputError, match="steps: 4 -> 5"):
-        train.run(digits(steps=5), tmp_path)
+        train(Trainer(digits(steps=5)), tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
-    train.run(digits(log_every=2, **{"mesh.fsdp": 2}), tmp_path)
+    train(Trainer(digits(log_every=2, **{"mesh.fsdp": 2})), tmp_path)
 
 
 def test_lines_past_the_restored_step_are_written_once(digits, tmp_path):
-    train.run(digits(steps=6, checkpoint_every=2), tmp_path)
+    train(Trainer(digits(steps=6, checkpoint_every=2)), tmp_path)
     stop_at(tmp_path, 4)
     whole = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(whole[:-9])  # cut within the last line
-    train.run(digits(steps=6, checkpoint_every=2), tmp_path)
+    train(Trainer(digits(steps=6, checkpoint_every=2)), tmp_path)
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -228,7 +229,7 @@ def test_a_donor_that_does_not_fit_leaves_no_trace(digits, tmp_path):
     config = digits()
     config.init_from = str(tmp_path / "nothing")
     with pytest.raises(InputError, match="no checkpoint to load"):
-        train.run(config, tmp_path / "run")
+        train(Trainer(config), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -238,11 +239,11 @@ def test_what_is_not_finite_stops_the_run_and_can_be_seen_again(
     config = digits(steps=9, checkpoint_every=3)
     config.optimizer.learning_rate.base = 1e38
     with pytest.raises(NonFiniteError, match="--replay"):
-        train.run(config, tmp_path)
+        train(Trainer(config), tmp_path)
     dumped = [int(p.name) for p in (tmp_path / "dump").iterdir()]
     assert len(dumped) == 1
     capsys.readouterr()
-    train.replay(tmp_path)
+    replay_run(tmp_path)
     output = capsys.readouterr().out
     assert f"step {dumped[0] + 1}" in output
     assert "healthy 0" in output

@@ -170,12 +170,14 @@ def test_raw_pixels_are_the_stack_at_half_its_size(result):
 def test_a_result_is_told_and_drawn(result):
     said = result["variables"]
     assert f"player_y {said['player_y']['r2']:.2f}" in summary(result)
-    figures = drawing.figures(result, result.sample)
+    figures = drawing.figures(result, result.figure_data)
     assert figures.keys() == {"variables", "readings"}
-    value, reading = result.sample["value"], result.sample["reading"]
-    assert value.shape == (12, 3) and result.sample["frame"].shape == (12, 84, 84)
+    value, reading = result.figure_data["value"], result.figure_data["reading"]
+    assert value.shape == (12, 3) and result.figure_data["frame"].shape == (12, 84, 84)
     # What is beneath a frame is of that frame.
-    np.testing.assert_array_equal(10 * value[:, 0], result.sample["frame"][:, 0, 0])
+    np.testing.assert_array_equal(
+        10 * value[:, 0], result.figure_data["frame"][:, 0, 0]
+    )
     np.testing.assert_allclose(reading[:, :2], value[:, :2], atol=0.1)
     texts = [text.get_text() for text in figures["readings"].axes[3].texts]
     label = figures["readings"].axes[3].get_xlabel()

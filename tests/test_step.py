@@ -8,15 +8,16 @@ from flax import nnx
 
 from polyview.data import pipeline
 from polyview.model import abstract_module
-from polyview.training import optimizer, train
+from polyview.training import optimizer
 from polyview.training.step import create_state, make_step
+from polyview.training.trainer import Trainer
 
 
 def prepared(config):
     """The run of a config, its first state and its first batch, on the devices."""
     from polyview import devices
 
-    run = train.Run(config)
+    run = Trainer(config)
     _, batch = next(iter(run.batches(0)))
     return run, run.create(run.seed), devices.put(batch, run.mesh)
 
@@ -148,7 +149,7 @@ def test_training_is_the_same_on_any_mesh(digits, monkeypatch, x64):
         grid = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
         mesh = jax.sharding.Mesh(grid, devices.AXES)
         monkeypatch.setattr(devices, "make_mesh", lambda mesh=mesh, **_: mesh)
-        run = train.Run(config)
+        run = Trainer(config)
         batches = batches or list(
             pipeline.batches(run.source, run.views, seed=0, batch_size=8, steps=20)
         )

@@ -6,8 +6,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from polyview.evaluation.base import Result
 from polyview.evaluation.features import extract
-from polyview.evaluation.frozen import Result, check_target, class_labels, top_accuracy
+from polyview.evaluation.frozen import check_target, class_labels, top_accuracy
 
 
 @dataclasses.dataclass(frozen=True)

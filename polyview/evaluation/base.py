@@ -1,8 +1,9 @@
 """What an evaluation is, and where its result is written.
 
-An evaluation is called as `evaluation(model, mesh) -> Result`. The model gives features,
-activations by path and any of its methods (`polyview.model.Model`). Adding one touches
-one file: its class measures, sums up in a line and in columns of a table, and draws.
+An evaluation is called as `evaluation(model, mesh) -> Result`. The model gives
+features, activations by path and any of its methods (`polyview.model.Model`). Adding
+one touches one file: its class measures, sums up in a line and in columns of a table,
+and draws.
 """
 
 import io

@@ -9,11 +9,8 @@ protocol cannot be compared.
 
 import contextlib
 import dataclasses
-import io
-import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -22,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from polyview import files, hosts
+from polyview import hosts
 from polyview.errors import InputError
 from polyview.evaluation import health
+from polyview.evaluation.base import Result
 from polyview.evaluation.features import Extracted, extract
 from polyview.evaluation.knn import WeightedKnn, neighbours
 from polyview.evaluation.probe import LinearProbe, logits
@@ -33,18 +31,6 @@ _HEALTH_ROWS = 10_000  # uniformity compares all pairs
 _SAMPLE_ROWS = 1_000  # of the test split, for the map of the features
 _QUERIES, _NEAREST = 6, 8  # of the grid of nearest neighbours
 _PIXELS = 64  # longest side of an image kept for a figure
-
-
-class Result(dict):
-    """The protocol and the numbers, JSON-able; `sample` holds the figures' arrays.
-
-    sample: h float32[<= 1000, d] of the test split with label, and for some test rows
-    query images, their nearest training rows' images and both their labels.
-    """
-
-    def __init__(self, numbers: dict[str, Any], sample: dict[str, np.ndarray]):
-        super().__init__(numbers)
-        self.sample = sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,24 +271,6 @@ class _Flat(NamedTuple):
 def pixels(protocol: Any, mesh: Mesh) -> Result:
     """The reference by the same protocol, whose features are those of its `raw`."""
     return protocol(jax.jit(lambda batch: protocol.raw(batch)), mesh)
-
-
-def write_result(workdir: str | Path, name: str, result: Result) -> Path:
-    """Write `<workdir>/eval/<name>.json` and, beside it, `<name>.npz` for the figures.
-
-    Each file appears whole or not at all; only the first process writes. Returns the
-    path of the JSON file.
-    """
-    folder = Path(workdir) / "eval"
-    path = folder / f"{name}.json"
-    if not hosts.is_first_process():
-        return path
-    arrays = io.BytesIO()
-    np.savez_compressed(arrays, **result.sample)
-    files.write_whole(path.with_suffix(".npz"), arrays.getvalue())
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    files.write_whole(path, text.encode())
-    return path
 
 
 def check_target(source, split: str, label: str) -> None:

@@ -21,7 +21,8 @@ from sklearn.metrics import r2_score, roc_auc_score
 from polyview import devices, hosts
 from polyview.data import pipeline
 from polyview.errors import InputError
-from polyview.evaluation.frozen import FrozenFeatures, Result, top_accuracy
+from polyview.evaluation.base import Result
+from polyview.evaluation.frozen import FrozenFeatures, top_accuracy
 from polyview.evaluation.knn import neighbours
 
 _MOST = 63  # subsets: of six looks
@@ -75,7 +76,7 @@ class MissingModalities:
         numbers, sample = {}, {}
         if self.frozen is not None:
             frozen = self.frozen(represent, mesh)
-            numbers, sample = dict(frozen), frozen.sample
+            numbers, sample = dict(frozen), frozen.figure_data
         found = self._run(represent, mesh)
         present = np.concatenate([found.present[n] for n in self._modalities()], 1)
         subsets = {

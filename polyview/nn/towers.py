@@ -19,6 +19,7 @@ from einops import rearrange
 from flax import nnx
 
 from polyview.errors import TINY, check_range
+from polyview.nn.fixed import freeze
 
 
 class Features(NamedTuple):
@@ -28,10 +29,6 @@ class Features(NamedTuple):
     h: jax.Array  # [b, m, d'], the representation: what probes read
     local: jax.Array | None  # [b, m, p, c], the feature map, where asked for
     real: jax.Array | None = None  # bool[b, m, p]: not padding; None where all are
-
-
-class Frozen(nnx.Variable):
-    """A parameter that is not trained: no gradient, no decay, no momentum."""
 
 
 class Tower(nnx.Module):
@@ -66,7 +63,7 @@ class Tower(nnx.Module):
         check_range(TINY, std=std)
         self.encoder = encoder(rngs=rngs)
         if frozen:
-            _freeze(self.encoder)
+            freeze(self.encoder)
         self.projector = projector(self.encoder.features, rngs=rngs)
         self.photometry = photometry
         self.mean, self.std = _numbers(mean), _numbers(std)
@@ -132,14 +129,6 @@ class Towers(nnx.Module):
                 batch["views"][name], index=batch["index"], key=noise, train=train
             )
         return features
-
-
-def _freeze(module: nnx.Module) -> None:
-    """Turn the parameters of a module, and of all inside it, into `Frozen`."""
-    for _, part in nnx.iter_modules(module):
-        for name, value in list(vars(part).items()):
-            if isinstance(value, nnx.Param):
-                setattr(part, name, Frozen(value[...]))
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
 """The one checkpoint format: `<folder>/<step>/{state, config, digest}`.
 
 `state` is a flat dict of arrays, written by Orbax, named by their path in the state
-("params.towers.image.encoder..."). `config` is the run's config, so that a checkpoint
-needs nothing beside it. `digest` holds a checksum of every array: Orbax alone restores
-a flipped bit without a word. Nothing is ever unpickled.
+("params.towers.image.encoder..."). `config` is the run's config. `digest` holds a
+checksum of every array, since Orbax alone restores a flipped bit without a word, and
+names the files of the fixed weights. Nothing is ever unpickled.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from polyview.config.text import from_json, text_digest
 from polyview.errors import InputError
 from polyview.files import LONGEST_JSON
+from polyview.runs.checksum import checksums, flatten
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,20 @@ class Checkpoints:
                 f"mend that and run the same command again: it goes on from {again}"
             ) from error
 
-    def save(self, step: int, state, config_text: str) -> None:
-        """Save a state under its step; returns once the arrays are copied."""
+    def save(
+        self, step: int, state, config_text: str, fixed: Sequence[dict] = ()
+    ) -> None:
+        """Save a state under its step; returns once the arrays are copied.
+
+        fixed: where the weights are that are no part of the state; see
+        `polyview.runs.weights`.
+        """
         arrays = flatten(state)
-        digest = {"config": text_digest(config_text), "state": checksums(arrays)}
+        digest = {
+            "config": text_digest(config_text),
+            "state": checksums(arrays),
+            "fixed": list(fixed),
+        }
         with self._writing():
             self._manager.save(
                 step,
@@ -149,14 +160,6 @@ def saved_steps(folder: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def flatten(tree) -> dict[str, jax.Array]:
-    """Name each leaf of a state by its path, joined with dots."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 def read_config(folder: str | Path):
     """Return the config inside a checkpoint `<folder>`, as data: nothing is built.
 
@@ -171,6 +174,23 @@ def read_config(folder: str | Path):
         return from_json(text)
     except InputError as error:
         raise Damaged(str(error)) from error
+
+
+def fixed_record(folder: str | Path) -> list[dict] | None:
+    """Return where the fixed weights of a checkpoint are; None in one of version 0.1,
+    whose state holds them. Raises Damaged for a record of another form."""
+    record = _read_item(folder, "digest").get("fixed")
+    fields = ("sha256", "at", "from", "source")
+    if record is not None and not (
+        isinstance(record, list)
+        and all(
+            isinstance(entry, dict)
+            and all(isinstance(entry.get(field), str) for field in fields)
+            for entry in record
+        )
+    ):
+        raise Damaged("its record of fixed weights is none")
+    return record
 
 
 def read_state(folder: str | Path, template):
@@ -325,47 +345,6 @@ def _read_item(folder: str | Path, name: str) -> dict:
     if not isinstance(found, dict):
         raise Damaged(f"its {name} is not an object of keys")
     return found
-
-
-def checksums(arrays: dict[str, jax.Array]) -> dict[str, list]:
-    """Return [shape, dtype, checksum] of each array, the same on any sharding.
-
-    The checksum is two sums modulo 2^32 of the array's 32-bit words, each times an odd
-    number that depends on its position: sums of integers do not depend on their order,
-    and an odd factor loses no bit, so that any one flipped bit changes both.
-    """
-    sums = jax.device_get(_sums(arrays))
-    return {
-        name: [
-            list(a.shape),
-            str(a.dtype),
-            "".join(f"{int(s):08x}" for s in sums[name]),
-        ]
-        for name, a in arrays.items()
-    }
-
-
-@jax.jit
-def _sums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(_sum_of_words, arrays)
-
-
-def _sum_of_words(array: jax.Array) -> jax.Array:
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint8)
-    bits = 8 * array.dtype.itemsize
-    unsigned = jnp.dtype(f"uint{min(bits, 32)}")
-    words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    # Positions are built from one iota an axis, so that a sharded array stays sharded.
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        position = position * np.uint32(size) + iota
-    factors = (
-        2 * position + 1,
-        position * np.uint32(0x9E3779B8) + np.uint32(0x85EBCA6B),
-    )
-    return jnp.stack([jnp.sum(words * f, dtype=jnp.uint32) for f in factors])
 
 
 def _reason(error: Exception) -> str:

@@ -1,16 +1,14 @@
 """From the path of a run to its model: what probes, exports, fine-tunes begin with.
 
-    from polyview.restore import load
+    from polyview.runs.load import load
     run = load("runs/a")
     h, _ = run.module.towers["image"].encoder(images, train=False)
 
 Only the model is read; nothing of the optimiser.
 """
 
-import dataclasses
-import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +20,16 @@ from polyview.config.spec import build
 from polyview.config.trust import allow_list
 from polyview.errors import InputError, fits_together
 from polyview.model import (
+    Model,
+    Parts,
     abstract_module,
     initialise_module,
-    make_represent,
     merge_module,
     split_module,
 )
 from polyview.runs import checkpoint
-from polyview.training.step import TrainState
+from polyview.runs.checksum import flatten
+from polyview.runs.weights import read_fixed, under
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +39,17 @@ class Loaded(NamedTuple):
 
     config: ConfigDict
     step: int
-    graph: nnx.GraphDef
-    params: dict
-    statistics: dict
+    parts: Parts
 
     @property
     def module(self) -> nnx.Module:
         """The model as an NNX module."""
-        return merge_module(self.graph, self.params, self.statistics)
+        return merge_module(*self.parts)
+
+    @property
+    def arrays(self) -> dict[str, jax.Array]:
+        """All arrays by their path in the module: trained, statistics and fixed."""
+        return {n: a for part in self.parts[1:] for n, a in flatten(part).items()}
 
 
 def load(
@@ -54,12 +57,14 @@ def load(
     at: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
     trust: tuple[str, ...] = (),
+    weights: Sequence[Path] = (),
 ) -> Loaded:
     """Return the model of a run's newest undamaged checkpoint, or of step `at`.
 
-    Only parameters and statistics are read, onto `sharding` (one device by default).
-    The checkpoint's config may call what each `trusted.txt` lists and the packages of
-    `trust`, nothing else. Raises InputError when there is no such checkpoint.
+    Only the model is read, onto `sharding` (one device by default). The checkpoint's
+    config may call what each `trusted.txt` lists and the packages of `trust`, nothing
+    else. weights: files of fixed weights, where the run names them by digest alone.
+    Raises InputError when there is no such checkpoint.
     """
 
     def read_run(folder: Path, number: int) -> Loaded:
@@ -68,7 +73,7 @@ def load(
                 f"{run} is no run of polyview.main, but of a command that plays and "
                 "evaluates by itself; for fine-tuned agents see sgi.report"
             )
-        return read_model(folder, number, sharding, trust)
+        return read_model(folder, number, sharding, trust, weights)
 
     return newest_checkpoint(run, at, read_run)
 
@@ -98,59 +103,77 @@ def read_model(
     number: int,
     sharding: jax.sharding.Sharding | None = None,
     trust: tuple[str, ...] = (),
+    weights: Sequence[Path] = (),
 ) -> Loaded:
     """Return the model in one checkpoint's folder, as `load` does."""
     config = checkpoint.read_config(folder)
-    graph, params, statistics = abstract_module(model_of(config, trust))
+    parts = abstract_module(model_of(config, trust))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        {"params": params, "statistics": statistics},
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), parts[1:]
     )
-    state = checkpoint.read_state(folder, template)
-    return Loaded(config, number, graph, state["params"], state["statistics"])
+    return Loaded(
+        config, number, Parts(parts.graph, *read_parts(folder, *template, weights))
+    )
 
 
-def donate(run: str | Path, template: TrainState, sharding) -> TrainState:
-    """Return the template with a run's encoders in the place of their shapes.
+def read_parts(
+    folder: Path,
+    params: dict,
+    statistics: dict,
+    fixed: dict,
+    weights: Sequence[Path] = (),
+    wrap: Callable[[dict], dict] = lambda tree: tree,
+) -> tuple[dict, dict, dict]:
+    """The arrays of a model in a checkpoint's folder, given their shapes.
 
-    Arrays go by their names, whether they are trained here or frozen; they are read
-    onto `sharding`, then laid out as the template says. Raises InputError when the run
-    has no checkpoint or another encoder.
+    wrap: where in the state they lie. In checkpoints of version 0.1 fixed weights lie
+    among the statistics.
     """
-    found = load(run, sharding=sharding)
-    parts = {"params": found.params, "statistics": found.statistics}
-    donor = {
-        name.partition(".")[2]: array
-        for name, array in checkpoint.flatten(parts).items()
-    }
+    record = checkpoint.fixed_record(folder)
+    template = {"params": params, "statistics": statistics}
+    old = record is None and bool(jax.tree.leaves(fixed))
+    if old:
+        template["statistics"] = _united(statistics, fixed)
+    state = checkpoint.read_state(folder, wrap(template))
+    while "params" not in state:
+        (state,) = state.values()
+    if old:
+        return state["params"], *_parted(state["statistics"], statistics, fixed)
+    fixed = read_fixed(folder.parents[1], record, fixed, weights)
+    return state["params"], state["statistics"], fixed
 
-    def overlay(tree):
-        whole = taken(
-            tree, donor, lambda name: ".encoder." in name, f"encoder of {run}"
-        )
-        return jax.tree.map(
-            lambda x, leaf: x if x is leaf else jax.device_put(x, leaf.sharding),
-            whole,
-            tree,
-        )
 
-    return dataclasses.replace(
-        template,
-        params=overlay(template.params),
-        statistics=overlay(template.statistics),
-    )
+def _united(one: dict, other: dict) -> dict:
+    """Two nested dicts, that share no leaf, as one."""
+    both = dict(one)
+    for key, value in other.items():
+        both[key] = _united(one[key], value) if key in one else value
+    return both
+
+
+def _parted(both: dict, *like: dict) -> list[dict]:
+    """The inverse of `_united`."""
+
+    def part(tree: Any, shape: Any) -> Any:
+        if not isinstance(shape, dict):
+            return tree
+        return {key: part(tree[key], value) for key, value in shape.items()}
+
+    return [part(both, shape) for shape in like]
 
 
 def encoder_of(model: Loaded, modality: str) -> dict[str, jax.Array]:
-    """The arrays of one encoder, trained, frozen or statistics, by name.
+    """The arrays of one encoder, trained, fixed or statistics, by name.
 
     Raises InputError for a modality that the model does not have.
     """
-    parts = {"params": model.params, "statistics": model.statistics}
-    prefix = f"towers.{modality}.encoder."
-    names = {n.partition(".")[2]: a for n, a in checkpoint.flatten(parts).items()}
-    found = {n.removeprefix(prefix): a for n, a in names.items() if prefix in n}
+    path = f"towers.{modality}.encoder"
+    found = {
+        name.removeprefix(f"{path}."): array
+        for name, array in model.arrays.items()
+        if under(name, path)
+    }
     if not found:
         there = sorted(model.config.model.get("towers", {}))
         raise InputError(
@@ -160,50 +183,24 @@ def encoder_of(model: Loaded, modality: str) -> dict[str, jax.Array]:
     return found
 
 
-def with_encoder(model: Loaded, modality: str, arrays: dict, what: str) -> Loaded:
-    """The model with these arrays, by name, as one of its encoders.
+def with_arrays(model: Loaded, arrays: Mapping[str, Any]) -> Loaded:
+    """The model with other arrays at some paths, in the types of its own."""
 
-    Raises InputError where one is absent or has another shape; `what` as in `taken`.
-    """
-    prefix = f"towers.{modality}.encoder."
-    donor = {prefix + name: array for name, array in arrays.items()}
+    def filled(part: dict) -> dict:
+        leaves = [
+            jax.numpy.asarray(arrays.get(name, leaf), leaf.dtype)
+            for name, leaf in flatten(part).items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(part), leaves)
 
-    def fill(tree):
-        return taken(tree, donor, lambda name: name.startswith(prefix), what)
-
-    return model._replace(params=fill(model.params), statistics=fill(model.statistics))
-
-
-def taken(
-    tree: dict, donor: dict[str, Any], wanted: Callable[[str], bool], what: str
-) -> dict:
-    """Return the tree with a donor's arrays in the place of the leaves that are wanted.
-
-    donor: by name, as of `checkpoint.flatten`. Types are the tree's. Raises InputError
-    for an array that is absent in the donor or has another shape; `what` says in the
-    message whose arrays these are.
-    """
-
-    def replaced(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if not wanted(name):
-            return leaf
-        other = donor.get(name)
-        if other is None or other.shape != leaf.shape:
-            there = "absent" if other is None else other.shape
-            raise InputError(
-                f"the {what} does not fit this config: {name} is {there} there, "
-                f"{leaf.shape} here"
-            )
-        return other.astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(replaced, tree)
+    parts = map(filled, model.parts[1:])
+    return model._replace(parts=Parts(model.parts.graph, *parts))
 
 
 def model_of(config, trust: tuple[str, ...] | None = ()) -> Callable[..., nnx.Module]:
     """Return `make_module(rngs=...)` of a checkpoint's config; trust=None trusts any.
 
-    Raises InputError for a model that is not trusted, or out of range.
+    Raises InputError for a model that is not trusted.
     """
     if config.get("model") is None:
         raise InputError("the checkpoint's config has no model")
@@ -216,28 +213,20 @@ def untrained_model(
 ) -> Loaded:
     """Return the same model before its first step: the random reference."""
     make_module = model_of(config, trust)
-    graph, *_ = abstract_module(make_module)
+    parts = abstract_module(make_module)
 
     def create():
         return split_module(initialise_module(make_module, config.seed))[1:]
 
-    params, statistics = jax.jit(create, out_shardings=sharding)()
-    return Loaded(config, 0, graph, params, statistics)
+    arrays = jax.jit(create, out_shardings=sharding)()
+    return Loaded(config, 0, Parts(parts.graph, *arrays))
 
 
 def shapes_of(config, trust: tuple[str, ...] | None = ()) -> Loaded:
     """Return the same model with `jax.ShapeDtypeStruct`s in the place of arrays."""
-    return Loaded(config, 0, *abstract_module(model_of(config, trust)))
+    return Loaded(config, 0, abstract_module(model_of(config, trust)))
 
 
-def representer(model: Loaded, sharding: Any) -> Callable[[dict], dict]:
-    """Return `represent(batch) -> {modality: Features}`, with outputs on `sharding`."""
-    return functools.partial(
-        _compiled(model.graph, sharding), model.params, model.statistics
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(graph: nnx.GraphDef, sharding: Any) -> Callable:
-    """One program for all checkpoints of a model."""
-    return jax.jit(make_represent(graph), out_shardings=sharding)
+def evaluated_model(model: Loaded, sharding: Any) -> Model:
+    """Return what evaluations are given; what it returns lies on `sharding`."""
+    return Model(model.parts, sharding)

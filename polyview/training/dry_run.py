@@ -4,7 +4,7 @@ import jax
 
 from polyview import bench, hosts
 from polyview.terminal import say
-from polyview.training import banner, train
+from polyview.training.trainer import Trainer
 
 
 def dry_run(config) -> None:
@@ -13,23 +13,27 @@ def dry_run(config) -> None:
     The step is compiled for the devices that are here, as the run itself would do it.
     Raises InputError for a config that cannot run.
     """
-    run = train.Run(config)
+    run = Trainer(config)
     with jax.set_mesh(run.mesh):
-        shapes = run.trace()
+        shapes = run.shapes = run.trace()
         if hosts.is_first_process():
-            banner.show(run, shapes, run.template, 0)
+            for name, text in run.banner(run.shape, 0).items():
+                say(f"{name:>14}  {text}")
         program, seconds = bench.compiled(run, shapes)
     if not hosts.is_first_process():
         return
     sizes = bench.account(program)
-    state = sum(map(_bytes_on_a_device, jax.tree.leaves(run.template)))
+    state, fixed = (
+        sum(map(_bytes_on_a_device, jax.tree.leaves(tree)))
+        for tree in (run.shape, run.fixed)
+    )
     batch = sum(
         x.size * x.dtype.itemsize // run.mesh.size for x in jax.tree.leaves(shapes)
     )
     lines = {
         "memory": f"{_mib(bench.held(sizes))} a device, as compiled in {seconds:.0f} s",
-        "of it": f"state {_mib(state)}, a batch {_mib(batch)} (three wait their turn), "
-        f"temporaries {_mib(sizes['temporaries'])}",
+        "of it": f"state {_mib(state)}, fixed {_mib(fixed)}, a batch {_mib(batch)} "
+        f"(three wait their turn), temporaries {_mib(sizes['temporaries'])}",
     }
     for name, text in lines.items():
         say(f"{name:>14}  {text}")

@@ -30,11 +30,10 @@ CONVENTION = " ".join(__doc__.split("\n\n")[1].split())
 def of_step(run, shapes: dict) -> tuple[dict[str, int], str]:
     """FLOPs of a step by the convention, and the type most of them are in.
 
-    shapes: of the global batch, as `Run.trace` returns them.
+    shapes: of the global batch, as `Trainer.trace` returns them.
     """
-    found, z = module_products(
-        run.graph, run.template.params, run.template.statistics, shapes
-    )
+    parts = run.abstract.graph, run.shape.params, run.shape.statistics, run.fixed
+    found, z = module_products(parts, shapes)
     forward = sum(product.flops for product in found)
     backward = sum(product.flops * product.gradients for product in found)
     target = 0 if run.config.get("target_decay") is None else forward
@@ -49,23 +48,23 @@ def of_step(run, shapes: dict) -> tuple[dict[str, int], str]:
     return flops | {"total": sum(flops.values())}, dtypes.most_common(1)[0][0]
 
 
-def module_products(
-    graph, params, statistics, shapes: dict
-) -> tuple[list["Product"], dict]:
+def module_products(parts: Sequence, shapes: dict) -> tuple[list["Product"], dict]:
     """Products of a module's forward pass in training, and the shapes of its z.
 
-    The module is what `step.split` gives; photometry is left out.
+    parts: of the module, as `polyview.model.split_module` gives them. Photometry is
+    left out.
     """
+    graph, params, statistics, fixed = parts
 
-    def features(params, statistics, batch):
-        module = merge_module(graph, params, statistics)
+    def features(params, statistics, fixed, batch):
+        module = merge_module(graph, params, statistics, fixed)
         for _, part in nnx.iter_modules(module):
             if hasattr(part, "photometry"):
                 part.photometry = None
         found = module(batch, key=jax.random.key(0), train=True)
         return {name: of.z for name, of in found.items()}
 
-    inputs = params, statistics, shapes
+    inputs = params, statistics, fixed, shapes
     program, z = jax.make_jaxpr(features, return_shape=True)(*inputs)
     trained = len(jax.tree.leaves(params))
     depends = [place < trained for place in range(len(program.jaxpr.invars))]

@@ -1,24 +1,24 @@
-"""The state before a step that was not finite: kept, and taken through it once more."""
+"""A step that gives NaN or infinity: the last finite state is kept, and replayed."""
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from polyview import hosts
 from polyview.errors import InputError, NonFiniteError
 from polyview.runs.checkpoint import Checkpoints, Damaged, read_state, saved_steps
 from polyview.terminal import say
-from polyview.training.prefetch import prefetch
+from polyview.training.learner import Learner
 
 
-def stop(number: int, state, config_text: str, workdir: Path) -> None:
+def stop(number: int, save: Callable[[int, Checkpoints], None], workdir: Path) -> None:
     """Save the last finite state under `<workdir>/dump/`, and stop.
 
-    An older dump, of a step that was taken since, goes once the new one is whole.
-    Raises NonFiniteError always.
+    save(step, checkpoints): saves that state. An older dump, of a step that was taken
+    since, goes once the new one is whole. Raises NonFiniteError always.
     """
     fresh = workdir / "dump.new"
     try:
@@ -26,7 +26,7 @@ def stop(number: int, state, config_text: str, workdir: Path) -> None:
             shutil.rmtree(fresh, ignore_errors=True)
         hosts.wait_for_all("dump")
         with Checkpoints(fresh, keep=2) as dumps:
-            dumps.save(number, state, config_text)
+            save(number, dumps)
         if hosts.is_first_process():
             shutil.rmtree(workdir / "dump", ignore_errors=True)
             fresh.rename(workdir / "dump")
@@ -40,8 +40,8 @@ def stop(number: int, state, config_text: str, workdir: Path) -> None:
     raise NonFiniteError(f"step {number + 1} is not finite; {kept}")
 
 
-def replay(this, workdir: Path) -> None:
-    """Take the dumped step of a `train.Run` again and print what it returns.
+def replay(learner: Learner, workdir: Path) -> None:
+    """Take the dumped step of a learner again, and print what it returns.
 
     Nothing is written. Raises InputError where there is no dump that can be read.
     """
@@ -49,15 +49,16 @@ def replay(this, workdir: Path) -> None:
     if not steps:
         raise InputError(f"{workdir} has no dump to replay")
     number = steps[-1]
-    with jax.set_mesh(this.mesh):
+    folder = workdir / "dump" / str(number)
+    with jax.set_mesh(learner.mesh), contextlib.closing(learner):
         try:
-            state = read_state(workdir / "dump" / str(number), this.template)
+            saved = read_state(folder, learner.template())
         except Damaged as error:
-            raise InputError(f"{workdir}/dump/{number} is damaged: {error}") from error
-        batches = this.batches(number, steps=number + 1)
-        with contextlib.closing(prefetch(batches, this.mesh)) as ready:
-            _, on_devices, batch = next(ready)
-        say(f"step {number + 1}, rows {np.asarray(batch['index']).tolist()}")
-        _, values = this.step(state, batch, on_devices, this.seed)
+            raise InputError(f"{folder} is damaged: {error}") from error
+        state = learner.restored(workdir, saved, folder, number)
+        with contextlib.closing(learner.inputs(number)) as inputs:
+            given = next(inputs)
+        say(f"step {number + 1}, {learner.told(given)}")
+        _, values = learner.take(state, given)
         for name, value in jax.device_get(values).items():
             say(f"{name:>24} {float(value):.6g}")

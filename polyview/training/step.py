@@ -1,8 +1,7 @@
-"""One training step as a pure function; the only file that splits and merges modules.
+"""One training step as a pure function of the state, fixed weights and a batch.
 
-Outside this file a model is two plain dicts of arrays, `params` and `statistics`;
-inside a step it is an NNX module again. Nothing is hidden: the key of step t is
-`fold_in(key(seed), t)`, so a state carries no key, and a resumed run draws the same.
+Nothing is hidden: the key of step t is `fold_in(key(seed), t)`, so a state carries no
+key, and a resumed run draws the same.
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from polyview.devices import gather
+from polyview.devices import gather, gathered_again
 from polyview.model import initialise_module, merge_module, split_module
 from polyview.objectives.base import Module, Objective
 from polyview.training import microbatch
@@ -26,7 +25,7 @@ class TrainState:
 
     step: int32[], updates done. params, statistics: dicts of arrays. optimizer: optax's
     state. target: {"params", "statistics"}, an exponential moving average of both, or
-    None.
+    None. Fixed weights are no part of it: a step takes them beside it.
     """
 
     step: jax.Array
@@ -41,16 +40,20 @@ def create_state(
     optimizer: optax.GradientTransformation,
     seed: jax.Array,
     target_decay: float | None = None,
-) -> TrainState:
-    """Return the state before the first step; jit it, or ask `jax.eval_shape`."""
-    _, params, statistics = split_module(initialise_module(make_module, seed))
-    return TrainState(
+) -> tuple[TrainState, dict]:
+    """Return the state before the first step, and the fixed weights.
+
+    To be jitted, or asked of `jax.eval_shape`.
+    """
+    _, params, statistics, fixed = split_module(initialise_module(make_module, seed))
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         statistics=statistics,
         optimizer=optimizer.init(params),
         target=_averaged(params, statistics) if target_decay is not None else None,
     )
+    return state, fixed
 
 
 def make_step(
@@ -63,29 +66,41 @@ def make_step(
     slices: int = 1,
     parts: int = 1,
 ) -> Callable:
-    """Return `step(state, batch, number, seed) -> (state, metrics)`, to be jitted.
+    """Return `step(state, fixed, batch, number, seed) -> (state, metrics)`, for `jit`.
 
-    number: int32[], the step the batch was drawn for. When anything is not finite, or
-    `number` is not the state's own, the old state is returned and `metrics["healthy"]`
-    is False: every later call then does the same, until the caller has read the flag.
+    fixed: the weights that no step changes; do not donate them. number: int32[], the
+    step the batch was drawn for. When anything is not finite, or `number` is not the
+    state's own, the old state is returned and `metrics["healthy"]` is False: every
+    later call then does the same, until the caller has read the flag.
     inspect: the objective's `features` -> more metrics, computed where
     `inspected(steps done)` and zero elsewhere. slices, parts: of the batch, one after
     another, as in `microbatch`.
     """
 
-    def step(state: TrainState, batch: dict, number: jax.Array, seed: jax.Array):
+    def step(
+        state: TrainState,
+        fixed: dict,
+        batch: dict,
+        number: jax.Array,
+        seed: jax.Array,
+    ):
         noise = jax.random.fold_in(jax.random.key(seed), 1)
         key = jax.random.fold_in(noise, state.step)
 
         def loss_of(params: dict, statistics: dict, batch: dict):
-            module = merge_module(graph, **gather(_averaged(params, statistics)))
-            target = state.target and merge_module(graph, **gather(state.target))
+            whole = gather(fixed)
+            module = merge_module(graph, gather(params), gather(statistics), whole)
+            target = None
+            if state.target is not None:
+                target = merge_module(graph, **gather(state.target), fixed=whole)
             modules = sliced(module, slices), sliced(target, slices)
             loss, metrics = objective(*modules, batch, key)
             features = metrics.pop("features", {})
-            return loss, (split_module(module)[2], {**metrics, "loss": loss}, features)
+            statistics = split_module(module).statistics
+            return loss, (statistics, {**metrics, "loss": loss}, features)
 
-        gradient_of = microbatch.mean_of_parts(jax.grad(loss_of, has_aux=True), parts)
+        gradient_of = jax.grad(gathered_again(loss_of), has_aux=True)
+        gradient_of = microbatch.mean_of_parts(gradient_of, parts)
         gradients, (statistics, metrics, features) = gradient_of(
             state.params, state.statistics, batch
         )
@@ -113,12 +128,13 @@ def sliced(module: nnx.Module | None, slices: int) -> Module | None:
     """Return the module as a function that encodes a batch slice after slice."""
     if module is None or slices == 1:
         return module
-    graph, params, statistics = split_module(module)
+    separate = split_module(module)
 
     def encode(batch: dict, *, key: jax.Array | None, train: bool):
-        copy = merge_module(graph, params, statistics)
+        copy = merge_module(*separate)
         features = copy(batch, key=key, train=train)
-        microbatch.refuse_written(statistics, split_module(copy)[2])
+        after = split_module(copy).statistics
+        microbatch.refuse_written(separate.statistics, after)
         return features
 
     return microbatch.in_slices(encode, slices)

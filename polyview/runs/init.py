@@ -1,0 +1,223 @@
+"""Where a new state begins: `{path in the new state: (donor, path there)}`.
+
+A donor is the folder of a run, a safetensors file (in our names, or in those of
+torchvision and timm where the path is that of an encoder), or "sha256:DIGEST", a file
+of the data folder. A path is that of a module or an array, as "towers.image.encoder";
+"" is the whole model. An entry may also be a dict of
+
+    from     the donor
+    path     the path there; by default the same
+    fresh    patterns of paths below that keep their initial values
+    leave    patterns of the donor's paths that may stay unused
+
+What exists is laid over, in the types and shardings of the new state; what the donor
+lacks starts fresh, and is said; what is left over of it is an error.
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from polyview.data.sources.protocol import default_data_dir
+from polyview.errors import InputError
+from polyview.runs import torch_names
+from polyview.runs.checksum import flatten
+from polyview.runs.load import load
+from polyview.runs.weights import file_digest, joined, read_file, under
+
+
+class Entry(NamedTuple):
+    """One line of an `init`, read."""
+
+    at: str
+    donor: str
+    path: str
+    fresh: tuple[str, ...] = ()
+    leave: tuple[str, ...] = ()
+
+
+class LaidOver(NamedTuple):
+    """What `lay_over` made of the parts of a state.
+
+    parts: as given, arrays in the place of what was taken; taken: number of arrays of
+    each donor; fresh: paths that no donor has; referenced: entries, for the record of a
+    checkpoint, of fixed weights that lie in files of their own.
+    """
+
+    parts: tuple[dict, ...]
+    taken: dict[str, int]
+    fresh: list[str]
+    referenced: list[dict]
+
+    def __str__(self) -> str:
+        taken = ", ".join(f"{n} arrays of {donor}" for donor, n in self.taken.items())
+        roots = sorted({".".join(name.split(".")[:3]) for name in self.fresh})
+        more = f" and {len(roots) - 3} more" if len(roots) > 3 else ""
+        fresh = f"; fresh: {', '.join(roots[:3])}{more}" if roots else ""
+        return f"{taken}{fresh}"
+
+
+def entries_of(config: Mapping) -> list[Entry]:
+    """The `init` of a config; `init_from: RUN` takes the encoder of each tower.
+
+    Raises InputError for what is no such map.
+    """
+    init = config.get("init")
+    init = init.to_dict() if hasattr(init, "to_dict") else init
+    if config.get("init_from") is not None:
+        if init:
+            raise InputError("init and init_from are both set; keep one")
+        towers = (config.get("model") or {}).get("towers") or {}
+        init = {f"towers.{name}.encoder": config["init_from"] for name in towers}
+    if init is None:
+        return []
+    if isinstance(init, str):
+        init = {"": init}
+    if not isinstance(init, Mapping):
+        raise InputError(f"init={init!r} is no map of paths to (run, path there)")
+    return [_entry(at, value) for at, value in init.items()]
+
+
+def _entry(at: str, value: Any) -> Entry:
+    if isinstance(value, str):
+        return Entry(at, value, at)
+    if isinstance(value, Mapping) and isinstance(value.get("from"), str):
+        known = {"from", "path", "fresh", "leave"}
+        if not set(value) - known:
+            patterns = tuple(value.get("fresh", ())), tuple(value.get("leave", ()))
+            return Entry(at, value["from"], value.get("path", at), *patterns)
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        if all(isinstance(word, str) for word in value):
+            return Entry(at, *value)
+    raise InputError(
+        f"init at {at!r} is {value!r}; give a run or (run, path there), or a dict of "
+        "from, path, fresh and leave"
+    )
+
+
+def lay_over(
+    entries: Iterable[Entry], module: nnx.Module, parts: tuple[dict, ...]
+) -> LaidOver:
+    """Lay donors over the parts of a state: nested dicts of shapes, or of arrays.
+
+    module: the model, for the names of other libraries; the last part are the fixed
+    weights. Leaves that are shapes have a sharding. Raises InputError for a donor that
+    cannot be read, has nothing at the path, has an array of another shape, or has
+    arrays left over.
+    """
+    named = [flatten(part) for part in parts]
+    wanted = {name: leaf for part in named for name, leaf in part.items()}
+    found: dict[str, jax.Array] = {}
+    taken: dict[str, int] = {}
+    referenced = []
+    for entry in entries:
+        mine = {
+            name: leaf
+            for name, leaf in wanted.items()
+            if under(name, entry.at) and not _matches(name, entry.fresh)
+        }
+        if not mine:
+            raise InputError(f"init: this model has nothing at {entry.at!r}")
+        arrays, digest = _donated(entry, module, mine)
+        left = dict(arrays)
+        for name, leaf in mine.items():
+            rest = name[len(entry.at) :].lstrip(".")
+            there = joined(entry.path, rest)
+            if there in arrays:
+                found[name] = _fitted(arrays[there], leaf, name, there, entry)
+                left.pop(there, None)
+        over = [n for n in left if under(n, entry.path) and not _allowed(n, entry)]
+        if over:
+            raise InputError(
+                f"init: {len(over)} arrays of {entry.donor} have no place at "
+                f"{entry.at or 'the model'!r}, as {over[0]!r}: another model? What may "
+                "be left over is named by `leave`"
+            )
+        count = sum(under(name, entry.at) for name in found)
+        if not count:
+            raise InputError(f"init: {entry.donor} has nothing at {entry.path!r}")
+        taken[entry.donor] = taken.get(entry.donor, 0) + count
+        still = [name for name in named[-1] if under(name, entry.at)]
+        if digest is not None and still and set(still) <= found.keys():
+            source = f"the file {Path(entry.donor).name}"
+            about = {"sha256": digest, "at": entry.at, "from": entry.path}
+            referenced.append({**about, "source": source, "kept": False})
+    fresh = sorted(wanted.keys() - found.keys())
+    laid = tuple(
+        jax.tree.unflatten(
+            jax.tree.structure(part),
+            [found.get(name, leaf) for name, leaf in of.items()],
+        )
+        for part, of in zip(parts, named, strict=True)
+    )
+    return LaidOver(laid, taken, fresh, referenced)
+
+
+def _donated(
+    entry: Entry, module: nnx.Module, mine: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], str | None]:
+    """The donor's arrays by their path there; the digest of a file in our own names."""
+    if entry.donor.startswith("sha256:"):
+        digest = entry.donor.removeprefix("sha256:")
+        path = default_data_dir() / "weights" / f"{digest}.safetensors"
+        if not path.is_file() or file_digest(path) != digest:
+            raise InputError(f"init: {path} is absent or has another sha256")
+        return read_file(path), digest
+    path = Path(entry.donor)
+    if path.is_file():
+        theirs = read_file(path)
+        layout = torch_names.layout_of(theirs)
+        if layout == "safetensors":
+            return theirs, file_digest(path)
+        rests = {name[len(entry.at) :].lstrip("."): leaf for name, leaf in mine.items()}
+        shapes = {name: leaf.shape for name, leaf in rests.items()}
+        encoder = module
+        for name in filter(None, entry.at.split(".")):
+            encoder = (
+                encoder[name] if name in _keys(encoder) else getattr(encoder, name)
+            )
+        try:
+            _, arrays = torch_names.to_ours(encoder, shapes, theirs)
+        except InputError as error:
+            raise InputError(f"{path} does not fit the config: {error}") from error
+        return {joined(entry.path, name): a for name, a in arrays.items()}, None
+    sharding = next(iter(mine.values())).sharding
+    whole = (
+        jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        if isinstance(sharding, jax.sharding.NamedSharding)
+        else sharding
+    )
+    return load(entry.donor, sharding=whole).arrays, None
+
+
+def _keys(module: Any) -> Iterable[str]:
+    return module.keys() if isinstance(module, nnx.Dict) else ()
+
+
+def _fitted(array: Any, leaf: Any, name: str, there: str, entry: Entry) -> jax.Array:
+    if tuple(array.shape) != tuple(leaf.shape):
+        raise InputError(
+            f"init: {there} of {entry.donor} is {tuple(array.shape)}, {name} here is "
+            f"{tuple(leaf.shape)}"
+        )
+    if (
+        isinstance(array, np.ndarray)
+        and not np.isfinite(array.astype(np.float32)).all()
+    ):
+        raise InputError(f"init: {there} of {entry.donor} is not finite")
+    return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+
+
+def _allowed(name: str, entry: Entry) -> bool:
+    rest = name[len(entry.path) :].lstrip(".")
+    here = joined(entry.at, rest)
+    return _matches(name, entry.leave) or _matches(here, entry.fresh)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

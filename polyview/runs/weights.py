@@ -1,0 +1,143 @@
+"""Weights in files, and where fixed ones are kept: by sha256, once for a whole run.
+
+A checkpoint records, for each file that its fixed weights come from,
+
+    {"sha256", "at": path in the model, "from": path in the file, "source", "kept"}
+
+Weights of a user's file or of a pinned package are named and stay where they are. All
+others, as the encoder of a run or random ones, are written once into
+`RUN/fixed/<sha256>.safetensors`, so that a run stands alone when its donor is gone.
+Nothing is searched at a path that a checkpoint names: a file is found by its digest.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from polyview import files, hosts
+from polyview.data.sources.protocol import default_data_dir
+from polyview.devices import whole_on_host
+from polyview.errors import InputError
+from polyview.runs.checksum import flatten
+
+# How files of torch.save begin: a zip archive, or a bare pickle.
+_PICKLES = (b"PK\x03\x04", b"\x80")
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, by name. Raises InputError for another file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        with path.open("rb") as file:
+            pickled = file.read(4).startswith(_PICKLES)
+        advice = (
+            ": it seems a pickle of torch.save, which can run code; where you trust "
+            "it, convert it: safetensors.torch.save_file(torch.load(FILE, "
+            "weights_only=True), 'x.safetensors')"
+        )
+        raise InputError(
+            f"{path} is no safetensors file{advice if pickled else f' ({error})'}"
+        ) from error
+
+
+def keep_fixed(
+    workdir: Path, fixed: dict, referenced: Iterable[dict], source: str
+) -> list:
+    """Write the fixed weights that no file of their own holds; return the record.
+
+    fixed: nested dict of arrays; referenced: entries of those that stay where they are;
+    source: a line that says where the others are from.
+    """
+    record = sorted(referenced, key=lambda entry: entry["at"])
+    ours = {
+        name: array
+        for name, array in flatten(fixed).items()
+        if not any(under(name, entry["at"]) for entry in record)
+    }
+    if ours:
+        content = save(whole_on_host(ours))
+        digest = hashlib.sha256(content).hexdigest()
+        path = workdir / "fixed" / f"{digest}.safetensors"
+        if hosts.is_first_process() and not path.exists():
+            files.write_whole(path, content)
+        hosts.wait_for_all("fixed weights")
+        entry = {"sha256": digest, "at": "", "from": "", "source": source, "kept": True}
+        record.append(entry)
+    return record
+
+
+def read_fixed(
+    run: Path, record: Any, template: dict, weights: Iterable[Path] = ()
+) -> dict[str, Any]:
+    """The fixed weights that a checkpoint records, as `template` wants them.
+
+    template: nested dict of shapes with shardings; weights: files that the user names.
+    Raises InputError for a file that is absent, or is another than was recorded.
+    """
+    wanted, found = flatten(template), {}
+    if not wanted:
+        return template
+    if not isinstance(record, list):
+        raise InputError(f"{run}: its checkpoint does not say where fixed weights are")
+    for entry in record:
+        arrays = read_file(_located(run, entry, list(weights)))
+        for name, leaf in wanted.items():
+            if name not in found and under(name, entry["at"]):
+                there = joined(entry["from"], name[len(entry["at"]) :].lstrip("."))
+                if there in arrays:
+                    found[name] = placed(arrays[there], leaf, name)
+    if absent := sorted(wanted.keys() - found.keys()):
+        raise InputError(f"{run}: its fixed weights lack {absent[0]!r}: another model?")
+    structure = jax.tree.structure(template)
+    return jax.tree.unflatten(structure, [found[name] for name in wanted])
+
+
+def placed(array: np.ndarray, leaf: jax.ShapeDtypeStruct, name: str) -> jax.Array:
+    """An array of a file in the type and on the devices of a template's leaf."""
+    if array.shape != leaf.shape:
+        raise InputError(f"{name} is {array.shape} in the file, {leaf.shape} here")
+    content = np.asarray(array, leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, content.__getitem__)
+
+
+def _located(run: Path, entry: Mapping, weights: list[Path]) -> Path:
+    digest = str(entry.get("sha256"))
+    if not (len(digest) == 64 and all(c in "0123456789abcdef" for c in digest)):
+        raise InputError(f"{run}: {digest!r:.80} is no sha256 of fixed weights")
+    own = run / "fixed" / f"{digest}.safetensors"
+    shelf = default_data_dir() / "weights" / f"{digest}.safetensors"
+    for path in filter(Path.is_file, [own, *weights, shelf]):
+        actual = file_digest(path)
+        if actual == digest:
+            return path
+        if path in (own, shelf):
+            raise InputError(f"{path} is damaged: its sha256 is {actual}")
+    source = f"{entry.get('source')}"
+    others = "".join(f"; {path} is {file_digest(path)}" for path in weights)
+    raise InputError(
+        f"{run} needs fixed weights of sha256 {digest} ({source}), which are not here"
+        f"{others}; give the file: --weights FILE"
+    )
+
+
+def under(name: str, path: str) -> bool:
+    """Whether a dotted name is at a path, or below it; "" is above all."""
+    return not path or name == path or name.startswith(f"{path}.")
+
+
+def joined(*parts: str) -> str:
+    """Dotted names as one, the empty ones left out."""
+    return ".".join(filter(None, parts))
