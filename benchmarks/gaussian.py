@@ -46,10 +46,10 @@ def measure(config, workdir: Path, batches: int = 60) -> tuple[float, float]:
     )
     with jax.set_mesh(run.mesh):
         with contextlib.closing(Checkpoints(workdir / "checkpoints", 3)) as checkpoints:
-            _, state = checkpoints.restore_newest(run.template)
+            _, state = checkpoints.restore_newest(run.shape)
         loss = jax.jit(lambda features: run.objective.loss(features["x"].z).mean())
-        represent = train.represent(run, state)
-        losses = [loss(represent(devices.put(batch, run.mesh))) for _, batch in fresh]
+        model = run.model(state, run.steps)
+        losses = [loss(model(devices.put(batch, run.mesh))) for _, batch in fresh]
     values = run.objective.bound(np.array(losses), config.batch_size, config.views.m)
     return float(values.mean()), float(values.std() / batches**0.5)
 

@@ -21,8 +21,6 @@ import numpy as np
 
 from polyview import devices, errors, hosts
 from polyview.config.file import load_config
-from polyview.runs import metrics
-from polyview.runs.checkpoint import Checkpoints
 from polyview.training.prefetch import prefetch
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -65,9 +63,9 @@ def main() -> None:
     (RESULTS / "step.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def bare_step(run: train.Run, steps: int) -> float:
+def bare_step(run: Trainer, steps: int) -> float:
     """Seconds of `steps` steps on one batch that stays on the device."""
-    state = run.create(run.seed)
+    state, fixed = run.initial(run.seed)
     with contextlib.closing(prefetch(run.batches(0, 1), run.mesh)) as batches:
         _, _, batch = next(batches)
     # Each step must be given its own number, or it would refuse to be taken.
@@ -75,23 +73,18 @@ def bare_step(run: train.Run, steps: int) -> float:
     jax.block_until_ready((batch, numbers))
     began = time.perf_counter()
     for number in numbers:
-        state, _ = run.step(state, batch, number, run.seed)
+        state, _ = run.step(state, fixed, batch, number, run.seed)
     jax.block_until_ready(state)
     return time.perf_counter() - began
 
 
-def trainer(run: train.Run, views: int) -> float:
+def trainer(run: Trainer, views: int) -> float:
     """Seconds of a run by the trainer's own loop, with its logs and its last save."""
     with tempfile.TemporaryDirectory() as folder:
-        state = jax.block_until_ready(run.create(run.seed))
-        writer = metrics.Writer(Path(folder), 0, run.steps, views, True)
-        checkpoints = Checkpoints(Path(folder) / "checkpoints")
         began = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            train.loop(run, state, 0, checkpoints, writer, Path(folder))
+            train(run, Path(folder))
         seconds = time.perf_counter() - began
-        checkpoints.close()
-        writer.close()
     return seconds
 
 

@@ -203,7 +203,7 @@ def on_one_batch(run, program, steps: int) -> tuple[Any, list[float]]:
     ]
     jax.block_until_ready((batch, numbers))
     again = ((i, number, batch) for i, number in enumerate(numbers))
-    state, run.fixed = run.compiled_create(run.seed)
+    state, run.fixed = run.initial(run.seed)
     state, seconds, _ = _take(run, program, state, again)
     return state, seconds[WARM_UP:]
 

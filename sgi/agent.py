@@ -20,7 +20,7 @@ under the noise of the prediction. The update is `polyview.training.step.make_st
 a `target_decay` of 0.99.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +30,16 @@ import numpy as np
 import optax
 
 from polyview.errors import InputError, check_range
-from polyview.model import abstract_module, merge_module
+from polyview.model import Parts, abstract_module, merge_module
 from polyview.runs import checkpoint
-from polyview.runs.load import Loaded, model_of, newest_checkpoint, read_model, taken
+from polyview.runs.load import (
+    Loaded,
+    model_of,
+    newest_checkpoint,
+    read_model,
+    read_parts,
+)
 from polyview.training.optimizer import Optimizer
-from polyview.training.step import TrainState
 from sgi import losses, pretrain
 from sgi.networks import Head, Network, support
 from sgi.record import Policy
@@ -151,15 +156,17 @@ def act(
 def greedy(model: Loaded) -> Policy:
     """The policy that takes the best action, without noise, one stack at a time."""
 
+    graph, *arrays = model.parts
+
     @jax.jit
-    def best(params, statistics, stack):
-        module = merge_module(model.graph, params, statistics)
+    def best(arrays, stack):
+        module = merge_module(graph, *arrays)
         key = jax.random.key(0)  # of no use where epsilon is 0
         return act(module, stack[None], noise=None, epsilon=0.0, key=key)[0]
 
     def policy(stack: np.ndarray, rng: np.random.Generator) -> int:
         del rng
-        return int(best(model.params, model.statistics, np.moveaxis(stack, 0, -1)))
+        return int(best(arrays, np.moveaxis(stack, 0, -1)))
 
     return policy
 
@@ -192,25 +199,20 @@ def grouped_adam(
     return Optimizer(transformation, optax.constant_schedule(rest))
 
 
-def transfer(template: TrainState, params: dict, statistics: dict) -> TrainState:
-    """The state before the first step, of a network that was pre-trained.
+def transfer_map(run: str) -> dict:
+    """The `init` of an agent that begins with a pre-trained network.
 
     All is the donor's, statistics included, but for the agent's head: its first linear
-    layers are those of the donor's goal head, its second ones stay as they are in the
-    template, as do all sigmas of noise. The moving average starts there too; the
-    optimiser is the template's. Raises InputError where the donor does not fit.
+    layers are those of the donor's goal head, its second ones start fresh, as do all
+    sigmas of noise.
     """
-    goal = params["goal_head"]["head"]
-    head = params["head"] | {name: goal[name] for name in FIRST}
-    head |= {name: template.params["head"][name] for name in SECOND}
-    donor = checkpoint.flatten(
-        {"params": params | {"head": head}, "statistics": statistics}
+    quiet = {"from": run, "fresh": [f"*.{name}" for name in SIGMAS]}
+    same = ("encoder", "transition", "predictor", "inverse")
+    return (
+        dict.fromkeys(same, run)
+        | {"goal_head": {**quiet, "path": "goal_head"}}
+        | {f"head.{n}": {**quiet, "path": f"goal_head.head.{n}"} for n in FIRST}
     )
-    both = {"params": template.params, "statistics": template.statistics}
-    both = taken(
-        both, donor, lambda name: not name.endswith(SIGMAS), "pre-trained network"
-    )
-    return replace(template, **both, target=None if template.target is None else both)
 
 
 def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
@@ -228,17 +230,17 @@ def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
         check_range(1, 1000, seeds=seeds)
         if not 0 <= seed < seeds:
             raise InputError(f"{run} has no seed {seed}; it has 0 to {seeds - 1}")
-        graph, *parts = abstract_module(model_of(config))
+        parts = abstract_module(model_of(config))
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
                 (seeds, *x.shape), x.dtype, sharding=sharding
             ),
-            dict(zip(("params", "statistics"), parts, strict=True)),
+            parts[1:],
         )
-        state = checkpoint.read_state(folder, {"train": template})["train"]
-        state = jax.tree.map(lambda x: x[seed], state)
-        return Loaded(config, number, graph, **state)
+        found = read_parts(folder, *template, wrap=lambda tree: {"train": tree})
+        arrays = jax.tree.map(lambda x: x[seed], found)
+        return Loaded(config, number, Parts(parts.graph, *arrays))
 
     return newest_checkpoint(run, at, read)
 

@@ -41,6 +41,7 @@ class Environment:
 
     Attributes:
       frame: uint8[84, 84], what is seen now.
+      steps: actions taken since the first game began.
       last: the last game that has ended, or None.
 
     Raises:
@@ -51,6 +52,7 @@ class Environment:
         self._game = Game(game, seed=seed)
         self._rng = np.random.default_rng(seed)
         self.last: Finished | None = None
+        self.steps = 0
         self._begin()
 
     def step(self, action: int) -> Outcome:
@@ -59,6 +61,7 @@ class Environment:
         self.frame = step.frame
         self._score += step.reward
         self._steps += 1
+        self.steps += 1
         over = step.game_over or step.truncated
         if over:
             self.last = Finished(self._score, self._steps)

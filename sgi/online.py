@@ -42,40 +42,40 @@ class Programs:
     """What the agents of a config do, compiled when they are first used.
 
     create(seeds) -> the networks of seeds, before any step
-    transfer(networks, params, statistics) -> the same with a pre-trained one's weights
     begin(networks, frames, actions) -> agents that see and have chosen these
     store(agents, frames, rewards, dones, actions) -> what came of their actions is kept
     learn(agents, frames, rewards, dones, seeds) -> the same, with updates and actions
-        of their own; and metrics, "healthy" among them
+        of their own; and metrics, "healthy" among them: where it is False, the agents
+        are those from before
 
     The first argument of all but `create` is donated. Raises InputError where the parts
     of the config do not fit together.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, trusted: frozenset[str] | None = None):
         self._config = config
         with fits_together("optimizer"):
-            optimizer = build(config.optimizer, where="optimizer")(
+            optimizer = build(config.optimizer, trusted, where="optimizer")(
                 steps=config.steps, batch_size=config.batch_size
             )
-        self._objective = build(config.objective, where="objective")
-        make_module = build(config.model, where="model")
+        self._objective = build(config.objective, trusted, where="objective")
+        make_module = build(config.model, trusted, where="model")
         with fits_together("model"):
             self.graph, *_ = abstract_module(make_module)
         parts = optimizer.transformation, config.target_decay
         self._take = make_step(self.graph, self._objective, *parts)
-        create = functools.partial(create_state, make_module, parts[0])
-        create = functools.partial(create, target_decay=parts[1])
+
+        def create(seed):
+            return create_state(make_module, parts[0], seed, parts[1])[0]
 
         def compiled(function, in_axes=0):
             return jax.jit(jax.vmap(function, in_axes), donate_argnums=0)
 
         # Runs once: to compile it well takes minutes on a CPU.
         self.create = jax.jit(jax.vmap(create), compiler_options=_HURRY)
-        self.transfer = compiled(agent.transfer, (0, None, None))
         self.begin = compiled(self._begin)
         self.store = compiled(_store)
-        self.learn = compiled(self._learn)
+        self.learn = jax.jit(self._learn_all, donate_argnums=0)
         with fits_together("model, objective and replay"):
             self._trace()
 
@@ -94,6 +94,26 @@ class Programs:
         empty = replay.create(self._config.steps, SIZE)
         return State(network, empty, frame, action.astype(jnp.int32))
 
+    def _learn_all(self, state: State, frame, reward, done, seed) -> tuple[State, dict]:
+        new, values = jax.vmap(self._learn)(state, frame, reward, done, seed)
+        healthy = values.pop("healthy").all()
+
+        def kept(after, before):
+            return jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, before)
+
+        # What lies behind the end of a buffer is written again: frames may stay.
+        seen = replace(
+            new.buffer,
+            size=kept(new.buffer.size, state.buffer.size),
+            priority=kept(new.buffer.priority, state.buffer.priority),
+        )
+        return State(
+            train=kept(new.train, state.train),
+            buffer=seen,
+            frame=kept(new.frame, state.frame),
+            action=kept(new.action, state.action),
+        ), values | {"healthy": healthy}
+
     def _learn(self, state: State, frame, reward, done, seed) -> tuple[State, dict]:
         state = _store(state, frame, reward, done, state.action)
         draws, noise, chance = jax.random.split(_key(seed, state.buffer.size), 3)
@@ -102,7 +122,7 @@ class Programs:
         def update(carry, key):
             network, seen = carry
             batch = sample(seen, key)
-            network, values = self._take(network, batch, network.step, seed)
+            network, values = self._take(network, {}, batch, network.step, seed)
             priority = values.pop("priority")
             seen = replay.update_priorities(seen, batch["index"], priority)
             return (network, seen), values

@@ -6,7 +6,7 @@ the agent with a random action now and then, its noise off, to the end of the ga
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from polyview.errors import InputError, check_range
+from polyview.evaluation.base import Result
 from polyview.model import merge_module
 from sgi import agent
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE
@@ -45,30 +46,24 @@ class Evaluation:
         check_range(0.0, 1.0, epsilon=self.epsilon)
         check_range(1, 27_000, cap=self.cap)
 
-    def __call__(
-        self,
-        game: str,
-        graph: nnx.GraphDef,
-        params: dict,
-        statistics: dict,
-        seeds: Sequence[int],
-        *,
-        random: bool = False,
-    ) -> dict[str, Any]:
-        """Play with the agents of `seeds`, in order on the arrays' leading axis.
+    def __call__(self, model: Any, mesh: Mesh) -> Result:
+        """Play with the agents of several seeds (`sgi.learner.Agents`).
 
-        random: every action is, whatever the agents would do. Returns what is written
-        as eval/<step>.json, less the step. Raises InputError without gymnasium.
+        Raises InputError without gymnasium.
         """
-        epsilon = 1.0 if random else self.epsilon
+        del mesh  # agents are few and small: one device plays
+        game, seeds = model.game, model.seeds
+        epsilon = 1.0 if model.random else self.epsilon
         environment = _games(game, self.episodes, self.cap)
+        arrays = model.params, model.statistics
         scores = []
         for number, seed in enumerate(tqdm(seeds, "evaluating", delay=3)):
-            of_seed = jax.tree.map(lambda x, n=number: x[n], (params, statistics))
-            policy = _Remembering(graph, of_seed, seed, epsilon, self.episodes)
+            of_seed = jax.tree.map(lambda x, n=number: x[n], arrays)
+            policy = _Remembering(model.graph, of_seed, seed, epsilon, self.episodes)
             starts = np.random.default_rng(seed).integers(2**31, size=self.episodes)
             scores.append(play(environment, starts, policy, self.cap).tolist())
-        return {
+        numbers = {
+            "step": model.step,
             "game": game,
             "seeds": list(seeds),
             "scores": scores,
@@ -83,6 +78,8 @@ class Evaluation:
                 **PREPROCESSING,
             },
         }
+        score = float(np.mean(numbers["mean"]))
+        return Result(numbers, summary=f"score {score:.1f}", columns={"score": score})
 
 
 def play(environment, seeds: np.ndarray, policy: Policy, cap: int) -> np.ndarray:

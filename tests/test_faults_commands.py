@@ -21,7 +21,6 @@ from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
 from polyview.runs.checkpoint import Checkpoints
 from polyview.runs.workdir import claim_workdir
-from polyview.training.train import Run
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config configs/polyview_digits.py"
@@ -119,7 +118,7 @@ def files(folder: Path) -> None:
 
 def untrained(config, workdir: Path) -> None:
     """Make what looks like a finished run; nothing is compiled for it."""
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Run(config).template)
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Trainer(config).shape)
     claim_workdir(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(config.steps, state, to_json(config))

@@ -60,7 +60,7 @@ def exported(config, monkeypatch, data: int, fsdp: int):
     run = Trainer(config)
     number, seed = (jax.ShapeDtypeStruct((), t) for t in (np.int32, np.uint32))
     with jax.sharding.use_abstract_mesh(mesh):
-        inputs = run.template, run.trace(), number, seed
+        inputs = run.shape, run.fixed, run.trace(), number, seed
         return jax.export.export(run.step, platforms=("tpu", "cuda"))(*inputs)
 
 

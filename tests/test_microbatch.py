@@ -18,7 +18,7 @@ from polyview.nn.mlp import Mlp
 from polyview.nn.towers import Tower, Towers
 from polyview.nn.vit import ViT
 from polyview.objectives.contrastive import Contrastive, geometric
-from polyview.training import banner, microbatch, optimizer
+from polyview.training import microbatch, optimizer
 from polyview.training.step import create_state, make_step
 from polyview.training.trainer import Trainer
 
@@ -90,19 +90,19 @@ def compiled(make_module, batch, mesh, objective=OBJECTIVE, decay=None, **divisi
     graph, *_ = abstract_module(make_module)
     take = jax.jit(
         make_step(graph, objective, sgd(), decay, **division),
-        in_shardings=(shardings, rows, whole, whole),
-        out_shardings=(shardings, whole),
+        in_shardings=(*shardings, rows, whole, whole),
+        out_shardings=(shardings[0], whole),
     )
     batch = devices.put(batch, mesh)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(create, seed)
-        program = take.lower(state, batch, jnp.int32(0), seed).compile()
+        state, fixed = jax.eval_shape(create, seed)
+        program = take.lower(state, fixed, batch, jnp.int32(0), seed).compile()
 
     def run(steps: int):
-        state, found = jax.jit(create, out_shardings=shardings)(seed), []
+        (state, fixed), found = jax.jit(create, out_shardings=shardings)(seed), []
         for number in range(steps):
             number = devices.put_replicated(np.int32(number), mesh)
-            state, values = program(state, batch, number, seed)
+            state, values = program(state, fixed, batch, number, seed)
             assert values["healthy"]
             found.append(jax.device_get((values["loss"], state)))
         return found
@@ -207,9 +207,9 @@ def test_frozen_statistics_may_be_sliced(digits):
         run = Trainer(config)
         with jax.set_mesh(run.mesh):
             _, batch = next(iter(run.batches(0)))
-            state = run.create(run.seed)
+            state, fixed = run.initial(run.seed)
             batch = devices.put(batch, run.mesh)
-            states.append(run.step(state, batch, jnp.int32(0), run.seed)[0])
+            states.append(run.step(state, fixed, batch, jnp.int32(0), run.seed)[0])
     assert run.slices == 2
     assert_equal(jax.device_get(states[1]), jax.device_get(states[0]), 1e-5)
 
@@ -241,7 +241,7 @@ def test_parts_are_the_mean_of_their_losses(x64):
     loss, state = found[0]
 
     graph, *_ = abstract_module(make_module)
-    start = create_state(make_module, sgd(), jnp.uint32(0))
+    start, _ = create_state(make_module, sgd(), jnp.uint32(0))
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(jnp.uint32(0)), 1), 0)
     statistics, losses, gradients = start.statistics, [], []
 
@@ -250,7 +250,7 @@ def test_parts_are_the_mean_of_their_losses(x64):
     def gradient_of(params, statistics, part):
         module = merge_module(graph, params, statistics)
         value, _ = OBJECTIVE(module, None, part, key)
-        return value, split_module(module)[2]
+        return value, split_module(module).statistics
 
     for number in range(parts):
         part = jax.tree.map(lambda x: x[number::parts], batch)  # noqa: B023
@@ -266,12 +266,11 @@ def test_parts_are_the_mean_of_their_losses(x64):
     assert_equal(momentum, jax.device_get(jax.tree.leaves(mean)), 1e-9)
 
 
-def test_the_banner_counts_the_negatives_of_a_part(digits, capsys):
+def test_the_banner_counts_the_negatives_of_a_part(digits):
     config = digits("views=3", batch_size=48)
     config.accumulate = 2
     run = Trainer(config)
-    shapes = {"views": {"image": np.zeros((48, 3, 8, 8, 1))}}
-    banner.show(run, shapes, run.template, 0)
-    output = capsys.readouterr().out
+    run.shapes = {"views": {"image": np.zeros((48, 3, 8, 8, 1))}}
+    output = "\n".join(run.banner(run.shape, 0).values())
     assert f"up to {(24 - 1) * 3} views of other samples" in output
     assert "2 parts of 24 samples" in output

@@ -1,4 +1,4 @@
-"""A step is a pure function of (state, batch, number, seed) and keeps no NaN."""
+"""A step is a pure function of its arguments, and keeps no NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ def prepared(config):
 
     run = Trainer(config)
     _, batch = next(iter(run.batches(0)))
-    return run, run.create(run.seed), devices.put(batch, run.mesh)
+    state, run.fixed = run.initial(run.seed)
+    return run, state, devices.put(batch, run.mesh)
 
 
 def leaves(tree):
@@ -34,7 +35,9 @@ def test_one_batch_is_overfitted_from_the_loss_of_chance(digits):
     losses = []
     with jax.set_mesh(run.mesh):
         for number in range(150):
-            state, values = run.step(state, batch, jnp.int32(number), run.seed)
+            state, values = run.step(
+                state, run.fixed, batch, jnp.int32(number), run.seed
+            )
             losses.append(float(values["loss"]))
     # Scores of a fresh model are not equal, so its loss is near chance, not at it.
     assert losses[0] == pytest.approx(np.log(8 * 2 - 2 + 1), abs=0.5)
@@ -44,11 +47,13 @@ def test_one_batch_is_overfitted_from_the_loss_of_chance(digits):
 def test_a_step_is_the_same_twice_and_another_with_another_seed(digits):
     config = digits()
     run, state, batch = prepared(config)
-    plain = jax.jit(make_step(run.graph, run.objective, run.optimizer.transformation))
+    plain = jax.jit(
+        make_step(run.abstract.graph, run.objective, run.optimizer.transformation)
+    )
     with jax.set_mesh(run.mesh):
-        one, _ = plain(state, batch, jnp.int32(0), run.seed)
-        two, _ = plain(state, batch, jnp.int32(0), run.seed)
-        other = run.create(jnp.uint32(1))
+        one, _ = plain(state, run.fixed, batch, jnp.int32(0), run.seed)
+        two, _ = plain(state, run.fixed, batch, jnp.int32(0), run.seed)
+        other, _ = run.initial(jnp.uint32(1))
     for a, b in zip(leaves(one), leaves(two), strict=True):
         np.testing.assert_array_equal(a, b)
     kernels = zip(leaves(state.params), leaves(other.params), strict=True)
@@ -81,10 +86,10 @@ def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
     batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
     found = []
     for seed in (0, 1):
-        state = create_state(Line, made, jnp.uint32(seed))
+        state, _ = create_state(Line, made, jnp.uint32(seed))
         found.append(float(state.params["w"]))
         for number in range(3):
-            state, values = take(state, batch, jnp.int32(number), jnp.uint32(seed))
+            state, values = take(state, {}, batch, jnp.int32(number), jnp.uint32(seed))
             found.append(float(values["noise"]))
     assert len(set(found)) == 8
 
@@ -109,15 +114,15 @@ def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad)
     graph, *_ = abstract_module(Line)
     take = jax.jit(make_step(graph, square, made))
     seed = jnp.uint32(0)
-    start = create_state(Line, made, seed)
+    start, _ = create_state(Line, made, seed)
     good = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
     poisoned = {"views": {"x": jnp.full((2, 1), bad)}, "index": jnp.arange(2)}
 
-    state, values = take(start, good, jnp.int32(0), seed)
+    state, values = take(start, {}, good, jnp.int32(0), seed)
     assert values["healthy"] and int(state.step) == 1
-    kept, values = take(state, poisoned, jnp.int32(1), seed)
+    kept, values = take(state, {}, poisoned, jnp.int32(1), seed)
     assert not values["healthy"]
-    after, values = take(kept, good, jnp.int32(2), seed)
+    after, values = take(kept, {}, good, jnp.int32(2), seed)
     assert not values["healthy"], "a step must not follow one that was refused"
     for a, b in zip(leaves(state), leaves(after), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -128,11 +133,11 @@ def test_the_target_is_the_moving_average_of_the_parameters():
     graph, *_ = abstract_module(Line)
     take = jax.jit(make_step(graph, square, made, target_decay=0.9))
     seed = jnp.uint32(3)
-    state = create_state(Line, made, seed, target_decay=0.9)
+    state, _ = create_state(Line, made, seed, target_decay=0.9)
     batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
     expected = float(state.params["w"])
     for number in range(3):
-        state, _ = take(state, batch, jnp.int32(number), seed)
+        state, _ = take(state, {}, batch, jnp.int32(number), seed)
         expected = 0.9 * expected + 0.1 * float(state.params["w"])
     assert float(state.target["params"]["w"]) == pytest.approx(expected, rel=1e-6)
 
@@ -154,11 +159,11 @@ def test_training_is_the_same_on_any_mesh(digits, monkeypatch, x64):
             pipeline.batches(run.source, run.views, seed=0, batch_size=8, steps=20)
         )
         with jax.set_mesh(mesh):
-            state = run.create(run.seed)
+            state, fixed = run.initial(run.seed)
             losses = []
             for number, batch in batches:
                 state, values = run.step(
-                    state, devices.put(batch, mesh), jnp.int32(number), run.seed
+                    state, fixed, devices.put(batch, mesh), jnp.int32(number), run.seed
                 )
                 losses.append(float(values["loss"]))
         found.append((losses, leaves(state.params)))

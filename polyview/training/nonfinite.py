@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from polyview import hosts
 from polyview.errors import InputError, NonFiniteError
@@ -61,4 +62,4 @@ def replay(learner: Learner, workdir: Path) -> None:
         say(f"step {number + 1}, {learner.told(given)}")
         _, values = learner.take(state, given)
         for name, value in jax.device_get(values).items():
-            say(f"{name:>24} {float(value):.6g}")
+            say(f"{name:>24} {float(np.mean(value)):.6g}")

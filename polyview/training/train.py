@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from polyview import hosts
@@ -71,7 +72,7 @@ def _loop(
         if not bool(jax.device_get(values.pop("healthy"))):
             nonfinite.stop(step - 1, save, workdir)
         if learner.logged(step):
-            values = {k: float(v) for k, v in jax.device_get(values).items()}
+            values = {k: float(np.mean(v)) for k, v in jax.device_get(values).items()}
             writer.write(step, learner.values(step, values))
         writer.advance(step)
 

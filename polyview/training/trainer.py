@@ -76,7 +76,7 @@ class Trainer(Learner):
             shapes,
             shardings,
         )
-        self.compiled_create = jax.jit(create, out_shardings=shardings)
+        self.initial = jax.jit(create, out_shardings=shardings)
         self.step = jax.jit(
             make_step(
                 self.abstract.graph,
@@ -152,7 +152,7 @@ class Trainer(Learner):
 
     def create(self, workdir: Path) -> TrainState:
         """The state before the first step, donors laid over; keep the fixed weights."""
-        state, fixed = self.compiled_create(self.seed)
+        state, fixed = self.initial(self.seed)
         source, referenced = f"seed {self.config.seed}", []
         if (laid := self.laid_over) is not None:
             params, statistics, fixed = jax.tree.map(

@@ -1,0 +1,422 @@
+"""Agents that fine-tune by playing: several side by side, each in its game.
+
+Writes, beside what every run has, a line of `episodes.jsonl` for each game that ends;
+its evaluation of step 0 is play at random.
+
+A run is a function of its config and seed. A checkpoint holds the networks, the
+priorities and the actions, but no frame: play is repeated when a run resumes.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+from tqdm import tqdm
+
+from polyview.config.schema import RANGES, check_config
+from polyview.config.spec import build
+from polyview.config.text import dotted, to_json
+from polyview.config.trust import allow_list, check_trusted, current_name
+from polyview.devices import AXES
+from polyview.errors import HUGE, InputError, fits_together
+from polyview.evaluation.base import specs_of
+from polyview.model import abstract_module, merge_module
+from polyview.runs import checkpoint, metrics
+from polyview.runs.init import LaidOver, entries_of, lay_over
+from polyview.runs.load import newest_checkpoint
+from polyview.runs.workdir import read_config
+from polyview.training import nonfinite
+from polyview.training.learner import Learner
+from sgi.agent import transfer_map
+from sgi.atari import Game
+from sgi.environment import Environment, Outcome
+from sgi.online import Programs, State
+
+REQUIRED = (
+    "game",
+    "start",
+    "seed",
+    "seeds",
+    "steps",
+    "random_steps",
+    "updates_per_step",
+    "batch_size",
+    "n_step",
+    "discount",
+    "priority",
+    "log_every",
+    "model",
+    "target_decay",
+    "objective",
+    "optimizer",
+)
+LIMITS = RANGES | {
+    "seeds": (1, 1000),
+    "random_steps": (1, HUGE),
+    "updates_per_step": (1, 1000),
+    "n_step": (1, 1000),
+    "discount": (0.0, 1.0),
+    "priority.alpha": (0.0, 1.0),
+    "priority.beta": (0.0, 1.0),
+}
+# What a network may have otherwise than the one whose weights it begins with.
+OWN = {"sigma", "dtype", "param_dtype", "depthwise"}
+
+
+class Played(NamedTuple):
+    """What goes into a step: its number, and what came of the actions before it."""
+
+    time: int
+    outcomes: list[Outcome]
+    arrays: tuple[jax.Array, jax.Array, jax.Array]
+
+
+@dataclass(frozen=True)
+class Agents:
+    """What an evaluation is given: agents of several seeds, on a leading axis.
+
+    step: of training. random: every action is to be drawn, whatever they would do.
+    """
+
+    game: str
+    step: int
+    graph: nnx.GraphDef
+    params: dict
+    statistics: dict
+    seeds: list[int]
+    random: bool
+
+
+class Player(Learner):
+    """A config's agents, on the device, and their games, on the host.
+
+    Attributes:
+      programs: of the device.
+      seeds: of the agents, in the order of the arrays' leading axis.
+      actions: uint8[seeds, steps + 1]; at step t those up to t are known.
+      environments: one a seed.
+    """
+
+    acts = True
+
+    def __init__(self, config, trusted: frozenset[str] | None = None):
+        check(config)
+        self.config, self.steps = config, config.steps
+        self.samples = config.seeds * config.updates_per_step * config.batch_size
+        self.seeds = list(range(config.seed, config.seed + config.seeds))
+        # Named a device, all that comes of them is bound to it, as what a checkpoint
+        # holds is: a run that resumes takes the programs that were compiled before.
+        device = jax.local_devices()[0]
+        self.mesh = Mesh(np.array([[device]]), AXES)
+        self.sharding = SingleDeviceSharding(device)
+        self.keys = jax.device_put(np.array(self.seeds, np.uint32), device)
+        self.programs = Programs(config, trusted)
+        self.evaluations = {
+            name: build(spec, trusted, where=f"evaluations.{name}")
+            for name, spec in specs_of(config).items()
+        }
+        self.laid_over: LaidOver | None = None
+        self.games: metrics.Lines | None = None
+
+    def check(self, workdir: Path) -> None:
+        """Read the network to begin with, for a run that is yet to begin."""
+        begun = checkpoint.saved_steps(workdir / "checkpoints")
+        if self.config.start == "pretrained" and not begun:
+            self.laid_over = donated(self.config, self.sharding)
+
+    def create(self, workdir: Path) -> State:
+        """Start the games, and return the agents before their first step."""
+        self._open(workdir, 0)
+        return self.begin()
+
+    def begin(self) -> State:
+        """The agents before their first step; writes no file."""
+        self.environments = [Environment(self.config.game, s) for s in self.seeds]
+        drawn = self.programs.random_actions(self.keys)
+        rest = self.steps + 1 - drawn.shape[1]
+        self.actions = np.pad(drawn, ((0, 0), (0, rest)))
+        network = self.programs.create(self.keys)
+        if self.laid_over is not None:
+            network = laid_over_all(network, self.laid_over)
+        frames = np.stack([e.frame for e in self.environments])
+        return self.programs.begin(network, frames, self.actions[:, 0])
+
+    def template(self) -> dict:
+        """The shapes of `saved`."""
+        count = len(self.seeds)
+        shapes = {
+            "train": jax.eval_shape(self.programs.create, self.keys),
+            "actions": jax.ShapeDtypeStruct((count, self.steps + 1), np.uint8),
+            "priority": jax.ShapeDtypeStruct((count, self.steps), np.float32),
+            "emulator": jax.ShapeDtypeStruct((count, 32), np.uint8),
+        }
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding),
+            shapes,
+        )
+
+    def saved(self, state: State) -> dict:
+        """What a checkpoint holds of the run."""
+        return {
+            "train": state.train,
+            # A copy: an array on a CPU can be the host's own memory, and it is written
+            # while the next actions are.
+            "actions": jax.device_put(self.actions.copy()),
+            "priority": state.buffer.priority,
+            "emulator": jax.device_put(self._fingerprints(int(state.buffer.size[0]))),
+        }
+
+    def restored(self, workdir: Path, saved: dict, folder: Path, step: int) -> State:
+        """The agents of a checkpoint after `step` steps.
+
+        Frames, rewards and ends come from playing the same actions again. Raises
+        InputError where that does not end as it did.
+        """
+        state = self.begin()
+        self.actions = np.array(saved["actions"])
+        for time in tqdm(range(step), "playing again", delay=3):
+            taken = arrays(self.play(time))
+            state = self.programs.store(
+                state, *taken, jax.device_put(self.actions[:, time + 1])
+            )
+        prints = np.asarray(saved["emulator"])
+        for seed, environment, expected in zip(
+            self.seeds, self.environments, prints, strict=True
+        ):
+            if (environment.fingerprint() != expected).any():
+                raise InputError(
+                    f"playing the actions of seed {seed} again does not lead where it "
+                    "did: another ale-py began this run; resume it with that, or "
+                    "choose another --workdir"
+                )
+        if folder.parent.name == "checkpoints":  # a replay writes nothing
+            self._open(workdir, step)
+        seen = replace(state.buffer, priority=saved["priority"])
+        return replace(state, train=saved["train"], buffer=seen)
+
+    def inputs(self, start: int) -> Iterator[Played]:
+        """Let the emulators take the actions that are known, a step at a time."""
+        for time in range(start + 1, self.steps + 1):
+            outcomes = self.play(time - 1)
+            if self.games is not None:
+                self._record(outcomes, time)
+            yield Played(time, outcomes, arrays(outcomes))
+
+    def play(self, time: int) -> list[Outcome]:
+        """Let each emulator take action `time`."""
+        taken = self.actions[:, time]
+        return [e.step(int(a)) for e, a in zip(self.environments, taken, strict=True)]
+
+    def take(self, state: State, inputs: Played) -> tuple[State, dict]:
+        """Keep what came of the actions; past the random ones, update and choose."""
+        time = inputs.time
+        if time <= self.config.random_steps:
+            known = jax.device_put(self.actions[:, time])
+            state = self.programs.store(state, *inputs.arrays, known)
+            return state, {"healthy": np.True_}
+        state, values = self.programs.learn(state, *inputs.arrays, self.keys)
+        self.actions[:, time] = jax.device_get(state.action)
+        return state, values
+
+    def logged(self, step: int) -> bool:
+        """Whether a step is written: those without an update have nothing to say."""
+        first = self.config.random_steps + 1
+        every = step % self.config.log_every == 0
+        return step >= first and (every or step in (first, self.steps))
+
+    def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics, and the mean score of the seeds' last games."""
+        last = [environment.last for environment in self.environments]
+        if None in last:
+            return metrics
+        return metrics | {"score": float(np.mean([game.score for game in last]))}
+
+    def evaluated(self, step: int) -> bool:
+        """Before the first step, after the last, and as often as the config says."""
+        every = self.config.get("evaluate_every", 0)
+        due = step in (0, self.steps) or (bool(every) and step % every == 0)
+        return bool(self.evaluations) and due
+
+    def model(self, state: State, step: int) -> Agents:
+        """The agents as they stand."""
+        return Agents(
+            game=self.config.game,
+            step=step,
+            graph=self.programs.graph,
+            params=state.train.params,
+            statistics=state.train.statistics,
+            seeds=self.seeds,
+            random=step == 0,
+        )
+
+    def banner(self, state: State, start: int) -> dict[str, str]:
+        """What is about to run."""
+        config, seeds = self.config, self.config.seeds
+        begun = f"{self.laid_over}" if self.laid_over else "random weights"
+        size = sum(x.size for x in jax.tree.leaves(state.train.params)) // seeds
+        updates = config.updates_per_step * (config.steps - config.random_steps)
+        return {
+            "game": f"{config.game}, {config.model.actions} actions",
+            "seeds": f"{seeds}, from {config.seed}",
+            "begins with": begun if start == 0 else f"checkpoint {start:,}",
+            "parameters": f"{size:,} a seed",
+            "replay": f"{state.buffer.frames.nbytes / 1e9:.1f} GB of frames",
+            "updates": f"{updates:,} of {config.batch_size} samples",
+            "steps": f"{config.steps:,}, from {start:,}",
+            "device": jax.devices()[0].device_kind,
+        }
+
+    def told(self, inputs: Played) -> str:
+        """The actions that led to a step."""
+        return f"actions {self.actions[:, inputs.time - 1].tolist()}"
+
+    def close(self) -> None:
+        """Close the file of finished games."""
+        if self.games is not None:
+            self.games.close()
+
+    def _open(self, workdir: Path, step: int) -> None:
+        path = workdir / "episodes.jsonl"
+        metrics.keep_until(path, step)
+        self.games = metrics.Lines(path)
+
+    def _record(self, outcomes: Sequence[Outcome], time: int) -> None:
+        """Write a line for each game that ended at a step."""
+        for seed, outcome in zip(self.seeds, outcomes, strict=True):
+            if outcome.finished is not None:
+                line = {"step": time, "seed": seed, **outcome.finished._asdict()}
+                self.games.write(line)
+
+    def _fingerprints(self, time: int) -> np.ndarray:
+        """Of the emulators after `time` actions: uint8[seeds, 32].
+
+        A state from before a step that was refused lies one action back: its emulators
+        are played there anew.
+        """
+        environments = self.environments
+        if any(e.steps != time for e in environments):
+            environments = [Environment(self.config.game, s) for s in self.seeds]
+            for environment, taken in zip(environments, self.actions, strict=True):
+                for action in taken[:time]:
+                    environment.step(int(action))
+        return np.stack([environment.fingerprint() for environment in environments])
+
+
+def replay_run(workdir: Path, trust: tuple[str, ...] = ()) -> None:
+    """Take the dumped step of a run once more, and print where it is not finite."""
+    config = read_config(workdir)
+    trusted = allow_list(trust)
+    check_trusted(config, trusted)
+    with fits_together(f"what {workdir} holds"):
+        nonfinite.replay(Player(config, trusted), workdir)
+
+
+def arrays(outcomes: Sequence[Outcome]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Frames uint8[seeds, h, w], rewards float32[seeds] and dones bool[seeds]."""
+    columns = (
+        np.stack([outcome.frame for outcome in outcomes]),
+        np.array([outcome.reward for outcome in outcomes], np.float32),
+        np.array([outcome.done for outcome in outcomes]),
+    )
+    return jax.device_put(columns)
+
+
+def check(config) -> None:
+    """Hold a config to what it must contain. Raises InputError for what is amiss."""
+    check_config(config, REQUIRED, LIMITS)
+    if config.random_steps >= config.steps:
+        raise InputError(
+            f"random_steps={config.random_steps}, but there are only {config.steps} "
+            "steps: nothing would be learned"
+        )
+    if config.seed + config.seeds > 2**32:
+        raise InputError(f"seed={config.seed}: there are no {config.seeds} from it on")
+    actions = len(Game(config.game).actions)
+    if config.model.actions != actions:
+        raise InputError(
+            f"{config.game} has {actions} actions, but model.actions is "
+            f"{config.model.actions}; name the game in the config's argument, "
+            f"game={config.game}"
+        )
+    donor = config.get("init_from")
+    if config.start == "pretrained" and donor is None:
+        raise InputError(
+            "start=pretrained begins with the weights of a run: give "
+            "--config.init_from=RUN, or start=scratch in the config's argument"
+        )
+    if config.start == "scratch" and donor is not None:
+        raise InputError(
+            f"start=scratch makes no use of init_from={donor}; leave one of them out"
+        )
+
+
+def donated(config, sharding: SingleDeviceSharding) -> LaidOver:
+    """The network to begin with, laid over the shapes of one agent's.
+
+    Raises InputError unless it is of the same kind.
+    """
+    theirs, ours = (_network(c) for c in (_donor_config(config.init_from), config))
+    for key in sorted(theirs | ours):
+        there, here = theirs.get(key, "absent"), ours.get(key, "absent")
+        if there != here and key.rpartition(".")[2] not in OWN:
+            raise InputError(
+                f"the network of {config.init_from} is another one: model.{key} is "
+                f"{there!r} there, {here!r} here"
+            )
+    module = abstract_module(build(config.model, where="model"))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), module[1:]
+    )
+    entries = entries_of({"init": transfer_map(config.init_from)})
+    return lay_over(entries, merge_module(*module), shapes)
+
+
+def _donor_config(run: str):
+    """The config of a pre-trained run. Raises InputError for one of agents."""
+
+    def read(folder: Path, number: int) -> Any:
+        found = checkpoint.read_config(folder)
+        if "seeds" in found:
+            raise InputError(
+                f"{run} holds fine-tuned agents; begin with the run of polyview.main "
+                "that pre-trained them"
+            )
+        return found
+
+    return newest_checkpoint(run, None, read)
+
+
+def _network(config) -> Mapping[str, Any]:
+    """What a config says of its network, by names that hold today."""
+    keys = dotted(json.loads(to_json(config.get("model"))))
+    return {
+        key: current_name(value) if key.endswith(("partial", "target")) else value
+        for key, value in keys.items()
+    }
+
+
+def laid_over_all(network, laid: LaidOver):
+    """The states of several seeds, each with the same donor's arrays laid over.
+
+    The moving average begins where the network does.
+    """
+    params, statistics, _ = laid.parts
+
+    def over(made: jax.Array, other: Any) -> jax.Array:
+        if not isinstance(other, jax.Array):
+            return made
+        return jnp.broadcast_to(other, made.shape)
+
+    both = {
+        "params": jax.tree.map(over, network.params, params),
+        "statistics": jax.tree.map(over, network.statistics, statistics),
+    }
+    target = None if network.target is None else jax.tree.map(jnp.copy, both)
+    return replace(network, **both, target=target)
