@@ -193,15 +193,15 @@ def projection(measured: list[dict]) -> list[dict]:
 def resnet50() -> tuple[int, int, int]:
     """FLOPs of a view, forward and backward, and the parameters of the recipe."""
     config = load_config("configs/polyview_imagenet.py")
-    graph, params, statistics = abstract_module(build(config.model))
+    parts = abstract_module(build(config.model))
     view = {
         "views": {"image": jax.ShapeDtypeStruct((1, 1, 224, 224, 3), jnp.uint8)},
         "index": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
-    found, _ = flops.module_products(graph, params, statistics, view)
+    found, _ = flops.module_products(parts, view)
     forward = sum(product.flops for product in found)
     backward = sum(product.flops * product.gradients for product in found)
-    return forward, backward, sum(leaf.size for leaf in jax.tree.leaves(params))
+    return forward, backward, sum(leaf.size for leaf in jax.tree.leaves(parts.params))
 
 
 def measured_table(measured: list[dict]) -> str:

@@ -173,8 +173,12 @@ def program(kind: str, size: str, depthwise: str):
         rule = partial(optimizer.constant, base=1e-4)
         made = pretrain.adam(**sizes, learning_rate=rule)
     graph, *_ = abstract_module(network)
-    create = partial(create_state, network, made.transformation, target_decay=0.99)
-    return create, make_step(graph, objective, made.transformation, 0.99)
+    take = make_step(graph, objective, made.transformation, 0.99)
+
+    def create(seed):
+        return create_state(network, made.transformation, seed, 0.99)[0]
+
+    return create, lambda state, *inputs: take(state, {}, *inputs)
 
 
 def replayed(b: int) -> dict:

@@ -23,7 +23,7 @@ from polyview.config.file import load_config
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 from sgi import prepare, report
-from sgi import run as finetune
+from sgi.learner import Player
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = ("pretrained", "scratch")
@@ -57,7 +57,7 @@ def main() -> None:
     for seed in flags.seeds:
         for start in flags.starts:
             workdirs.append(flags.workdir / f"{start}-{seed}")
-            finetune.run(config(start, seed, flags.game, donor), workdirs[-1])
+            train(Player(config(start, seed, flags.game, donor)), workdirs[-1])
     write(flags, report.read(workdirs))
 
 

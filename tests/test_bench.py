@@ -126,7 +126,7 @@ def test_what_scatters_holds_no_product_but_those_around_it_count():
 
 
 def encoder(make, shape):
-    graph, params, statistics = abstract_module(make)
+    graph, params, statistics, _ = abstract_module(make)
 
     def function(params, statistics, x):
         return merge_module(graph, params, statistics)(x, train=True)[0]

@@ -21,6 +21,7 @@ from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
 from polyview.runs.checkpoint import Checkpoints
 from polyview.runs.workdir import claim_workdir
+from polyview.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config configs/polyview_digits.py"

@@ -21,6 +21,7 @@ from polyview.model import (
 )
 from sgi import agent, networks, score_episodes
 from sgi.atari import Game
+from sgi.learner import Agents
 from sgi.score_episodes import Evaluation, play
 
 SEEDS = np.array([5, 6, 2**31 - 1])
@@ -82,7 +83,7 @@ def agents():
         sigma=0.5,
     )
     graph, *_ = abstract_module(make)
-    create = jax.vmap(lambda seed: split_module(initialise_module(make, seed))[1:])
+    create = jax.vmap(lambda seed: split_module(initialise_module(make, seed))[1:3])
     hurry = {"xla_backend_optimization_level": 0}
     params, statistics = jax.jit(create, compiler_options=hurry)(
         jnp.arange(2, dtype=jnp.uint32)
@@ -116,9 +117,11 @@ def test_an_agent_sees_the_last_four_frames_without_noise(agents):
 def test_a_seed_scores_alone_as_among_others(agents):
     graph, params, statistics = agents
     evaluation = Evaluation(episodes=3, epsilon=0.3, cap=60)
-    both = evaluation("breakout", graph, params, statistics, [7, 8])
+    both = evaluation(
+        Agents("breakout", 9, graph, params, statistics, [7, 8], False), None
+    )
     second = jax.tree.map(lambda x: x[1:], (params, statistics))
-    alone = evaluation("breakout", graph, *second, [8])
+    alone = evaluation(Agents("breakout", 9, graph, *second, [8], False), None)
     assert both["scores"][1] == alone["scores"][0]
     assert both["mean"] == [np.mean(scores) for scores in both["scores"]]
     assert (both["game"], both["seeds"], both["cap"]) == ("breakout", [7, 8], 60)
@@ -130,7 +133,7 @@ def test_play_at_random_asks_nobody(agents):
     evaluation = Evaluation(episodes=3, cap=60)
     other = jax.tree.map(lambda x: x[::-1], (params, statistics))
     first, second = (
-        evaluation("breakout", graph, *of, [7], random=True)
+        evaluation(Agents("breakout", 0, graph, *of, [7], True), None)
         for of in ((params, statistics), other)
     )
     assert first == second and first["epsilon"] == 1

@@ -1,5 +1,6 @@
 """Fine-tuning plays by the rules, is a function of its seed, and goes on exactly."""
 
+import itertools
 import json
 import re
 import signal
@@ -22,10 +23,12 @@ from polyview.config.spec import build
 from polyview.config.text import to_json
 from polyview.errors import InputError, NonFiniteError
 from polyview.model import split_module
-from polyview.runs.checkpoint import Checkpoints
-from sgi import run as finetune
+from polyview.runs.checkpoint import Checkpoints, saved_steps
+from polyview.training.train import train
+from sgi import learner
 from sgi.atari import Game
 from sgi.environment import Environment, Finished, Outcome
+from sgi.learner import Player, donated, replay_run
 
 slow = pytest.mark.slow  # compiles the whole agent
 
@@ -53,22 +56,18 @@ def config(start="scratch", **overrides):
     return load_config(f"{ROOT}/{CONFIG}{start}", text)
 
 
-def went(this, donor=None, until=LENGTH):
+def went(this, until=LENGTH):
     """The agents of a run after `until` steps, without its files."""
-    state = this.begin(donor)
-    for time in range(1, until + 1):
-        outcomes = this.play(time - 1)
-        if time <= this.config.random_steps:
-            state = this.store(state, outcomes, time)
-        else:
-            state, _ = this.learn(state, outcomes, time)
+    state = this.begin()
+    for inputs in itertools.islice(this.inputs(0), until):
+        state, _ = this.take(state, inputs)
     return state
 
 
 @pytest.fixture(scope="module")
 def two():
     """A run of two seeds, after `LENGTH` steps: the run, its state, what it saved."""
-    this = finetune.Run(config())
+    this = Player(config())
     state = went(this)
     saved = jax.device_get(this.saved(state))
     return this, jax.device_get(state), saved
@@ -137,33 +136,26 @@ def test_every_step_has_its_updates_and_its_beta(two):
     assert betas == pytest.approx([0.4, 0.7, 1.0])
 
 
-def test_the_first_evaluation_is_of_play_at_random(tmp_path, monkeypatch):
-    asked = []
-
-    def evaluation(game, graph, params, statistics, seeds, *, random):
-        asked.append(random)
-        return {"mean": [1.0]}
-
+def test_the_first_evaluation_is_of_play_at_random():
     this = SimpleNamespace(
         config=ConfigDict({"game": "pong", "evaluate_every": 200}),
         steps=500,
-        evaluation=evaluation,
+        evaluations={"": None},
         programs=SimpleNamespace(graph=None),
         seeds=[0],
     )
+    due = [time for time in range(501) if Player.evaluated(this, time)]
+    assert due == [0, 200, 400, 500]
     state = SimpleNamespace(train=SimpleNamespace(params=None, statistics=None))
-    for time in (0, 1, 200, 400, 400, 500):
-        finetune.evaluate(this, state, time, tmp_path)
-    assert asked == [True, False, False, False]
-    found = sorted(int(path.stem) for path in (tmp_path / "eval").iterdir())
-    assert found == [0, 200, 400, 500]
+    random = [Player.model(this, state, time).random for time in due]
+    assert random == [True, False, False, False]
 
 
 @slow
 def test_play_again_gives_the_same_agents(two):
     this, state, saved = two
     assert sum(x.nbytes for x in jax.tree.leaves(saved["actions"])) < 1000
-    again = this.restored(this.begin(None), jax.device_put(saved), LENGTH)
+    again = this.restored(None, jax.device_put(saved), Path("dump/1"), LENGTH)
     found, expected = (jax.tree_util.tree_leaves_with_path(s) for s in (again, state))
     assert len(found) == len(expected)
     for (path, a), (_, b) in zip(found, expected, strict=True):
@@ -173,13 +165,13 @@ def test_play_again_gives_the_same_agents(two):
     wrong[1, :LENGTH] = wrong[1, :LENGTH][::-1]
     with pytest.raises(InputError, match="seed 1 .* another ale-py"):
         other = jax.device_put(saved | {"actions": wrong})
-        this.restored(this.begin(None), other, LENGTH)
+        this.restored(None, other, Path("dump/1"), LENGTH)
 
 
 @slow
 def test_one_seed_alone_plays_as_among_others(two):
     _, state, saved = two
-    this = finetune.Run(config(seeds=1, seed=1))
+    this = Player(config(seeds=1, seed=1))
     alone = went(this)
     np.testing.assert_array_equal(this.actions[0], saved["actions"][1])
     assert (saved["actions"][0, :200] != saved["actions"][1, :200]).any()
@@ -239,11 +231,11 @@ class Signpost:
 @slow
 def test_the_agents_learn_a_game_that_can_be_learned(monkeypatch):
     """Of a reward in four at random, more than three in four."""
-    monkeypatch.setattr(finetune, "Environment", Signpost)
+    monkeypatch.setattr(learner, "Environment", Signpost)
     rates = {f"optimizer.{name}": 1e-3 for name in ("encoder", "first", "rest")}
     small = {"steps": 800, "n_step": 1, "batch_size": 16, "model.hidden": 32}
     widths = {"model.encoder.widths": (8, 8, 8)}
-    this = finetune.Run(config(**small, **rates, **widths))
+    this = Player(config(**small, **rates, **widths))
     state = went(this, until=this.steps)
     earned = np.asarray(state.buffer.reward)
     assert (abs(earned[:, :200].mean(1) - 0.25) < 0.1).all()
@@ -254,9 +246,9 @@ def donor_at(folder, **overrides):
     """A pre-trained run as far as it is read: a network and its config."""
     model = config().model.to_dict() | {"sigma": 0.0} | overrides
     make = build(model)
-    _, params, statistics = split_module(make(rngs=nnx.Rngs(5)))
+    _, params, statistics, _ = split_module(make(rngs=nnx.Rngs(5)))
     checkpoints = Checkpoints(folder / "checkpoints")
-    text = to_json({"model": model})
+    text = to_json({"model": model, "views": {}})
     checkpoints.save(7, {"params": params, "statistics": statistics}, text)
     checkpoints.close()
     return params
@@ -265,8 +257,9 @@ def donor_at(folder, **overrides):
 @slow
 def test_agents_begin_with_the_pre_trained_weights(tmp_path):
     params = donor_at(tmp_path)
-    this = finetune.Run(config("pretrained", init_from=str(tmp_path)))
-    network = this.begin(finetune.read_donor(this.config)).train
+    this = Player(config("pretrained", init_from=str(tmp_path)))
+    this.check(tmp_path / "run")
+    network = this.begin().train
     for number in (0, 1):
         head = jax.tree.map(lambda x, n=number: x[n], network.params["head"])
         goal = params["goal_head"]["head"]
@@ -302,7 +295,7 @@ def test_agents_begin_with_the_pre_trained_weights(tmp_path):
 )
 def test_what_cannot_run_is_answered_in_a_line(tmp_path, start, overrides, words):
     with pytest.raises(InputError, match=words) as caught:
-        finetune.run(config(start, **overrides), tmp_path / "run")
+        train(Player(config(start, **overrides)), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -318,7 +311,7 @@ def test_what_cannot_run_is_answered_in_a_line(tmp_path, start, overrides, words
 def test_another_network_is_no_donor(tmp_path, other, words):
     donor_at(tmp_path / "donor", **other)
     with pytest.raises(InputError, match=words):
-        finetune.read_donor(config("pretrained", init_from=str(tmp_path / "donor")))
+        donated(config("pretrained", init_from=str(tmp_path / "donor")), None)
 
 
 def test_what_is_being_saved_does_not_change_with_the_next_actions():
@@ -329,10 +322,10 @@ def test_what_is_being_saved_does_not_change_with_the_next_actions():
     assert actions.ctypes.data % 64 == 0
     played = SimpleNamespace(
         actions=actions,
-        environments=[SimpleNamespace(fingerprint=lambda: np.zeros(4, np.uint8))] * 2,
+        _fingerprints=lambda time: np.zeros((2, 32), np.uint8),
     )
-    state = SimpleNamespace(train=None, buffer=SimpleNamespace(priority=None))
-    saved = finetune.Run.saved(played, state)
+    buffer = SimpleNamespace(priority=None, size=np.zeros(2, np.int32))
+    saved = Player.saved(played, SimpleNamespace(train=None, buffer=buffer))
     actions[:, 7] = 3
     assert not np.asarray(saved["actions"]).any()
 
@@ -348,10 +341,18 @@ def test_an_unknown_word_is_answered_with_the_nearest():
 
 
 @slow
-def test_what_is_not_finite_stops_the_run(two):
-    this, *_ = two
-    with pytest.raises(NonFiniteError, match="step 210 .* seed 1"):
-        finetune.log(this, {"healthy": np.array([True, False])}, 210, None)
+def test_a_step_that_is_not_finite_is_dumped_and_replayed(tmp_path, capsys):
+    """All seeds stay where they were before the step, whichever of them failed."""
+    rates = {f"optimizer.{name}": 1e30 for name in ("encoder", "first", "rest")}
+    broken = config(steps=260, checkpoint_every=0, **rates)
+    with pytest.raises(NonFiniteError, match="step 20[12] is not finite; .* --replay"):
+        train(Player(broken), tmp_path)
+    (dumped,) = saved_steps(tmp_path / "dump")
+    assert dumped in (200, 201)
+    replay_run(tmp_path)
+    said = capsys.readouterr().out
+    assert f"step {dumped + 1}, actions [" in said
+    assert re.search(r"healthy 0\n", said)
 
 
 @slow

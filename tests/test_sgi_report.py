@@ -352,7 +352,7 @@ def drawn_agent():
     encoder = functools.partial(Nature, widths=(4, 4, 4))
     network = functools.partial(Network, actions=4, encoder=encoder, hidden=8)
     rng = np.random.default_rng(0)
-    graph, *parts = abstract_module(network)
+    graph, *parts, _ = abstract_module(network)
     params, statistics = jax.tree.map(lambda x: rng.normal(size=x.shape), parts)
     statistics = jax.tree.map(abs, statistics)  # variances are among them
     config = ml_collections.ConfigDict({"game": "breakout"})
