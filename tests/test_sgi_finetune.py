@@ -344,7 +344,7 @@ def test_an_unknown_word_is_answered_with_the_nearest():
 def test_a_step_that_is_not_finite_is_dumped_and_replayed(tmp_path, capsys):
     """All seeds stay where they were before the step, whichever of them failed."""
     rates = {f"optimizer.{name}": 1e30 for name in ("encoder", "first", "rest")}
-    broken = config(steps=260, checkpoint_every=0, **rates)
+    broken = config(steps=260, checkpoint_every=1000, **rates)
     with pytest.raises(NonFiniteError, match="step 20[12] is not finite; .* --replay"):
         train(Player(broken), tmp_path)
     (dumped,) = saved_steps(tmp_path / "dump")

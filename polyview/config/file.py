@@ -39,7 +39,9 @@ def load_config(path_and_argument: str, overrides: Mapping[str, str] | None = No
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise InputError(f"config file {path} has no get_config(argument)")
-        config = ml_collections.ConfigDict(_apart(module.get_config(argument)))
+        config = ml_collections.ConfigDict(
+            _apart(module.get_config(argument)), allow_dotted_keys=True
+        )
     except InputError:
         raise
     except Exception as error:  # a user's file: whatever it raises is theirs to read

@@ -30,7 +30,7 @@ def from_json(text: str):
     if _depth(plain) > DEEPEST:
         raise InputError(f"the config is nested deeper than {DEEPEST} keys")
     try:
-        return ml_collections.ConfigDict(plain, convert_dict=True)
+        return ml_collections.ConfigDict(plain, allow_dotted_keys=True)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"the config has a key that cannot be: {error}") from error
 

@@ -14,6 +14,7 @@ from polyview import files
 from polyview.config.overrides import apply_overrides
 from polyview.config.schema import changed_keys
 from polyview.config.text import from_json, to_json
+from polyview.config.trust import current_name, targets
 from polyview.errors import InputError
 
 PATIENCE = 120  # seconds: a lock on NFS outlives a host that died by about 90
@@ -80,7 +81,13 @@ def check_workdir(workdir: Path, config) -> None:
         raise InputError(f"--workdir {workdir} is a file; name a folder, or a new one")
     if not (workdir / "config.json").exists():
         return
-    if changes := changed_keys(read_config(workdir), config):
+    old = read_config(workdir)
+    if any(current_name(str(name)) != name for _, name in targets(old)):
+        raise InputError(
+            f"{workdir} is a run of version 0.1: it can be evaluated, embedded, "
+            "exported and begun with (init), but not resumed; choose another --workdir"
+        )
+    if changes := changed_keys(old, config):
         raise InputError(
             f"{workdir} is a run of another config ({'; '.join(changes[:3])}); "
             "choose another --workdir, or go back to that config"

@@ -1,0 +1,233 @@
+"""Fixed weights: no part of the state, kept once by their digest, never another's."""
+
+import hashlib
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+from test_resume import logged, saved_arrays, wait_for_step
+
+from polyview import devices
+from polyview.config.text import from_json, to_json
+from polyview.errors import InputError
+from polyview.nn.fixed import Fixed
+from polyview.nn.towers import Features
+from polyview.runs.checksum import flatten
+from polyview.runs.load import load
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
+
+PROBE = {
+    "model.towers.image.frozen": "True",
+    "target_decay": "0.9",
+    "checkpoint_every": "2",
+}
+
+
+class Body(nnx.Module):
+    """A fixed matrix of `size` numbers, and a trained row behind it."""
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        draw = jax.random.normal(rngs.params(), (size // 64, 64)) / 8
+        self.body, self.row = Fixed(draw), nnx.Param(jnp.ones(64))
+
+    def __call__(self, batch, *, key, train):
+        x = batch["views"]["image"].reshape(*batch["views"]["image"].shape[:2], 64)
+        z = x / 255 * self.body[...][0][None, None] * self.row[...][None, None]
+        return {"image": Features(z, z, None)}
+
+
+def bodied(digits, size: int) -> ConfigDict:
+    """The digits config with such a model."""
+    config = digits("views=2", **{"target_decay": 0.9})
+    with config.unlocked():
+        config.model = {"partial": "test_fixed_weights:Body", "size": size}
+    return config
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_checkpoint_is_as_large_as_the_trained_state_whatever_the_body(
+    digits, tmp_path
+):
+    sizes = []
+    for size in (2**16, 2**23):
+        trainer, workdir = Trainer(bodied(digits, size)), tmp_path / str(size)
+        state = train(trainer, workdir)
+        kept = sum(x.nbytes for x in jax.tree.leaves(state))
+        assert set(flatten(state.params)) == {"row"} and not state.statistics
+        sizes.append(bytes_of(workdir / "checkpoints" / "4"))
+        assert sizes[-1] <= 1.1 * kept + 200_000
+        (file,) = (workdir / "fixed").iterdir()
+        assert file.stat().st_size >= 4 * size
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == file.stem
+    # The little that differs is how well other numbers compress.
+    assert abs(sizes[0] - sizes[1]) < 5000
+
+
+def test_a_step_changes_nothing_fixed(digits, tmp_path):
+    trainer = Trainer(digits("views=2", **PROBE))
+    with jax.set_mesh(trainer.mesh):
+        trainer.check(tmp_path)
+        state = trainer.create(tmp_path)
+        before = jax.device_get((trainer.fixed, state))
+        _, batch = next(iter(trainer.batches(0)))
+        inputs = 0, jnp.int32(0), devices.put(batch, trainer.mesh)
+        state, values = trainer.take(state, inputs)
+    assert values["healthy"]
+    names = set(flatten(trainer.fixed))
+    assert all(name.startswith("towers.image.encoder.") for name in names)
+    assert any(name.endswith("mean") for name in names), "statistics are fixed, too"
+    assert not any("encoder" in name for name in flatten(state))
+    jax.tree.map(np.testing.assert_array_equal, before[0], trainer.fixed)
+    changed = jax.tree.map(lambda a, b: (a != b).any(), before[1].params, state.params)
+    assert any(jax.tree.leaves(changed))
+
+
+@pytest.fixture(scope="module")
+def donor(data_dir, tmp_path_factory):
+    """A trained run of digits."""
+    from polyview.config.file import load_config
+
+    workdir = tmp_path_factory.mktemp("donor") / "run"
+    small = {"steps": "2", "batch_size": "8", "log_every": "1"}
+    small |= {"model.towers.image.encoder.width": "4"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYVIEW_DATA", str(data_dir))
+        train(
+            Trainer(load_config("configs/polyview_digits.py:views=2", small)), workdir
+        )
+    return workdir
+
+
+@pytest.fixture
+def probe(digits, donor, tmp_path):
+    """A frozen encoder, laid over from a run that is then deleted."""
+    shutil.copytree(donor, tmp_path / "donor")
+    config = digits("views=2", **PROBE, init_from=tmp_path / "donor")
+    train(Trainer(config), tmp_path / "probe")
+    shutil.rmtree(tmp_path / "donor")
+    return tmp_path / "probe"
+
+
+def test_a_probe_stands_alone_when_its_donor_is_gone(probe, donor):
+    ours, theirs = load(probe).arrays, load(donor).arrays
+    encoder = [name for name in theirs if ".encoder." in name]
+    assert len(encoder) > 10
+    for name in encoder:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_a_wrong_or_absent_file_is_refused(probe):
+    (file,) = (probe / "fixed").iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"{file.name} is damaged: its sha256 is"):
+        load(probe)
+    file.unlink()
+    with pytest.raises(InputError, match=f"{file.stem} .*: --weights FILE"):
+        load(probe)
+
+
+def test_a_resumed_run_takes_the_weights_that_its_checkpoint_names(probe, digits):
+    """Where the file is gone it is not begun anew."""
+    config = digits("views=2", **PROBE, init_from=probe.parent / "donor")
+    (file,) = (probe / "fixed").iterdir()
+    moved = probe.parent / "moved.safetensors"
+    file.rename(moved)
+    shutil.rmtree(probe / "checkpoints" / "4")
+    with pytest.raises(InputError, match="--weights FILE"):
+        train(Trainer(config), probe)
+    moved.rename(file)
+    train(Trainer(config), probe)
+
+
+def test_weights_of_a_file_stay_where_they_are(donor, digits, tmp_path, monkeypatch):
+    """The run names the file's digest; it is found there, by hand, or in the data."""
+    arrays = {
+        name.removeprefix("towers.image.encoder."): np.asarray(array)
+        for name, array in load(donor).arrays.items()
+        if ".encoder." in name
+    }
+    file, run = tmp_path / "theirs.safetensors", tmp_path / "run"
+    save_file({f"backbone.{name}": a for name, a in arrays.items()}, file)
+    plain = digits("views=2", **PROBE).to_dict()
+    init = {"towers.image.encoder": (str(file), "backbone")}
+    config = from_json(to_json(plain | {"init": init}))
+    train(Trainer(config), run)
+    assert not (run / "fixed").exists()
+    digest = json.loads((run / "checkpoints/4/digest/metadata").read_text())
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert [entry["sha256"] for entry in digest["fixed"]] == [sha]
+    assert str(tmp_path) not in json.dumps(digest["fixed"]), "it names no path"
+
+    with pytest.raises(InputError, match=f"{sha} .*--weights FILE"):
+        load(run)
+    found = load(run, weights=[file]).arrays
+    name = next(iter(arrays))
+    np.testing.assert_array_equal(found[f"towers.image.encoder.{name}"], arrays[name])
+    other = tmp_path / "other.safetensors"
+    save_file({"x": np.zeros(1)}, other)
+    with pytest.raises(InputError, match=f"{sha}.* {other} is [0-9a-f]+"):
+        load(run, weights=[other])
+    monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    shutil.copy(file, tmp_path / "weights" / f"{sha}.safetensors")
+    assert load(run).arrays.keys() == found.keys()
+
+
+def test_a_digest_that_is_none_is_never_a_path(probe):
+    path = probe / "checkpoints/4/digest/metadata"
+    digest = json.loads(path.read_text())
+    digest["fixed"][0]["sha256"] = "../../../../etc/passwd"
+    path.write_text(json.dumps(digest))
+    with pytest.raises(InputError, match="no sha256"):
+        load(probe)
+
+
+def test_weights_that_are_not_finite_are_refused(donor, digits, tmp_path):
+    file = tmp_path / "nan.safetensors"
+    arrays = {n: np.asarray(a) for n, a in load(donor).arrays.items()}
+    name = next(n for n in arrays if n.endswith("kernel") and ".encoder." in n)
+    save_file(arrays | {name: np.full_like(arrays[name], np.nan)}, file)
+    plain = digits("views=2", **PROBE).to_dict()
+    init = {"towers.image.encoder": str(file)}
+    config = from_json(to_json(plain | {"init": init}))
+    with pytest.raises(InputError, match=f"{name} of {file} is not finite"):
+        train(Trainer(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert load_file(file).keys() == arrays.keys()
+
+
+def test_a_killed_run_with_fixed_weights_ends_as_a_straight_one(
+    command, donor, tmp_path
+):
+    arguments = ["main", "--config", "configs/polyview_digits.py:views=2"]
+    small = {"steps": 60, "batch_size": 8, "log_every": 5, "checkpoint_every": 10}
+    small |= {"model.towers.image.encoder.width": 4, "init_from": donor}
+    small |= {"model.towers.image.frozen": True, "target_decay": 0.9}
+    arguments += [f"--config.{key}={value}" for key, value in small.items()]
+    straight = command(*arguments, "--workdir", tmp_path / "straight")
+    assert straight.returncode == 0, straight.output
+    arguments += ["--workdir", tmp_path / "broken"]
+    broken = command(*arguments, wait=False)
+    wait_for_step(broken, tmp_path / "broken", 20)
+    broken.send_signal(signal.SIGKILL)
+    broken.communicate()
+    again = command(*arguments)
+    assert again.returncode == 0, again.output
+    assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
+    ends = [saved_arrays(tmp_path / name, 60) for name in ("broken", "straight")]
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name], err_msg=name)

@@ -1,0 +1,62 @@
+"""The one loop drives learners that act, too: killed anywhere, they end the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_resume import logged, saved_arrays, wait_for_step
+
+ROOT = Path(__file__).parent.parent
+STEPS = 400
+
+
+def bandit(workdir, wait=True):
+    """Train the two-armed bandit of tests/bandit.py in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bandit", str(workdir), str(STEPS)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if wait:
+        process.output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, process.output
+    return process
+
+
+@pytest.mark.parametrize("how, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_a_learner_that_acts_is_killed_and_ends_as_a_straight_one(
+    tmp_path, how, status
+):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    said = bandit(straight).output
+    assert "gap" in said and f"step {STEPS}/{STEPS}" in said
+    process = bandit(broken, wait=False)
+    wait_for_step(process, broken, 60)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    bandit(broken)
+    assert logged(broken) == logged(straight)
+    ends = [saved_arrays(workdir, STEPS) for workdir in (broken, straight)]
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
+    results = [
+        json.loads((workdir / "eval" / f"{STEPS}-better.json").read_text())
+        for workdir in (broken, straight)
+    ]
+    assert results[0] == results[1]
+    assert results[0]["gap"] > 0.4, "it has learned which arm pays"
+
+
+def test_a_new_acting_learner_is_one_file_of_under_80_lines():
+    lines = (ROOT / "tests" / "bandit.py").read_text().splitlines()
+    code = [line for line in lines if line.strip()]
+    assert len(code) < 80
