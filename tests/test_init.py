@@ -1,0 +1,152 @@
+"""What a new state begins with: laid over by paths; what is left is said."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from polyview.config.file import load_config
+from polyview.config.text import from_json, to_json
+from polyview.errors import InputError
+from polyview.runs.init import Entry, entries_of, lay_over
+from polyview.runs.load import load
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def donor(data_dir, tmp_path_factory):
+    """A trained run of digits, with an average."""
+    workdir = tmp_path_factory.mktemp("donor") / "run"
+    small = {"steps": "2", "batch_size": "8", "log_every": "1", "target_decay": "0.5"}
+    small |= {"model.towers.image.encoder.width": "4"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYVIEW_DATA", str(data_dir))
+        train(
+            Trainer(load_config("configs/polyview_digits.py:views=2", small)), workdir
+        )
+    return workdir
+
+
+def with_init(config, init):
+    """The config with an init, as a file would have it."""
+    return from_json(to_json(config.to_dict() | {"init": init}))
+
+
+def begun(config, tmp_path):
+    """The trainer of a config, and its state before the first step."""
+    trainer = Trainer(config)
+    with jax.set_mesh(trainer.mesh):
+        trainer.check(tmp_path)
+        return trainer, trainer.create(tmp_path)
+
+
+def test_the_whole_of_a_run_is_laid_over_and_the_average_begins_there(
+    donor, digits, tmp_path
+):
+    config = with_init(digits("views=2", target_decay=0.9, seed=5), str(donor))
+    trainer, state = begun(config, tmp_path)
+    theirs = load(donor).parts
+    jax.tree.map(np.testing.assert_array_equal, state.params, theirs.params)
+    jax.tree.map(np.testing.assert_array_equal, state.statistics, theirs.statistics)
+    jax.tree.map(np.testing.assert_array_equal, state.target["params"], theirs.params)
+    assert trainer.laid_over.fresh == []
+    assert "begins with" in trainer.banner(state, 0)
+
+
+def test_a_path_takes_from_another_path_and_the_rest_starts_fresh(
+    donor, digits, tmp_path
+):
+    """Two towers of one config begin with one encoder; their projectors do not."""
+    plain = digits("views=2").to_dict()
+    tower = plain["model"]["towers"]["image"]
+    plain["model"]["towers"] = {"image": tower, "twin": tower}
+    plain["views"]["target"] = "test_init:Twins"
+    paths = "towers.image.encoder", "towers.twin.encoder"
+    config = with_init(
+        from_json(to_json(plain)), {p: (str(donor), paths[0]) for p in paths}
+    )
+    trainer, state = begun(config, tmp_path)
+    theirs = load(donor).parts.params["towers"]["image"]
+    for name in ("image", "twin"):
+        ours = state.params["towers"][name]
+        jax.tree.map(np.testing.assert_array_equal, ours["encoder"], theirs["encoder"])
+        kernels = zip(
+            jax.tree.leaves(ours["projector"]),
+            jax.tree.leaves(theirs["projector"]),
+            strict=True,
+        )
+        assert any((np.asarray(a) != np.asarray(b)).any() for a, b in kernels)
+    said = trainer.banner(state, 0)["begins with"]
+    assert "fresh: towers.image.projector, towers.twin.projector" in said
+
+
+def Twins(**options):
+    """The views of an image, under two names."""
+    from polyview.data.views import Generated
+
+    views = Generated(**options)
+
+    def both(example, rng):
+        found = views(example, rng)
+        for part in ("views", "present"):
+            found[part]["twin"] = found[part]["image"]
+        return found
+
+    return both
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ({"towers.image.encodr": "RUN"}, "this model has nothing at 'towers.image.enc"),
+        ({"towers.image.encoder": ("RUN", "nowhere")}, "has nothing at 'nowhere'"),
+        ({"": ("RUN", "towers")}, "have no place at 'the model'"),
+        ({"towers.image.encoder": "nowhere"}, "nowhere has no checkpoint to load"),
+        ({"towers.image.encoder": 3}, r"is 3; give a run or \(run, path there\)"),
+        ({"towers.image.encoder": {"from": "RUN", "als": "x"}}, "give a run or"),
+        ({"towers.image.encoder": "sha256:00"}, "is absent or has another sha256"),
+    ],
+)
+def test_what_cannot_be_laid_over_is_answered_in_a_line(
+    donor, digits, tmp_path, init, words
+):
+    def named(value):
+        if isinstance(value, str):
+            return value.replace("RUN", str(donor))
+        if isinstance(value, dict):
+            return {key: named(part) for key, part in value.items()}
+        return tuple(map(named, value)) if isinstance(value, tuple) else value
+
+    config = with_init(digits("views=2"), named(init))
+    with pytest.raises(InputError, match=words) as caught:
+        begun(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_over_is_an_error_unless_allowed(tmp_path):
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaf = jax.ShapeDtypeStruct((2,), np.float32, sharding=one)
+    parts = {"a": {"w": leaf, "sigma": leaf}}, {}, {}
+    file, ones = tmp_path / "x.safetensors", np.ones(2, np.float32)
+    save_file({"b.w": ones, "b.sigma": 2 * ones, "b.more": ones, "c": ones}, file)
+
+    def laid(**options):
+        return lay_over([Entry("a", str(file), "b", **options)], None, parts)
+
+    with pytest.raises(InputError, match="1 arrays of .* as 'b.more'.*`leave`"):
+        laid()
+    found = laid(leave=("b.more",), fresh=("*.sigma",))
+    np.testing.assert_array_equal(found.parts[0]["a"]["w"], ones)
+    assert found.parts[0]["a"]["sigma"] is leaf
+    assert found.fresh == ["a.sigma"]
+
+
+def test_init_from_is_the_encoder_of_each_tower(digits):
+    config = digits("views=2", init_from="runs/a")
+    path = "towers.image.encoder"
+    assert entries_of(config) == [Entry(path, "runs/a", path)]
+    both = with_init(config, {"": "runs/b"})
+    with pytest.raises(InputError, match="both set"):
+        entries_of(both)
