@@ -136,7 +136,7 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
         }
         config.views.augment.size = side
         config.views.targets = ()
-        config.evaluation, config.workers = None, 0
+        config.evaluations, config.workers = None, 0
         tower = config.model.towers.image
         if not photometry:
             tower.photometry = None

@@ -82,7 +82,7 @@ def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
     config.batch_size = budget // m
     config.log_every = config.checkpoint_every = flags.steps
     config.optimizer.learning_rate.base = rate
-    config.evaluation.train.split = f"train[:{flags.labels}]"
+    config.evaluations.frozen.train.split = f"train[:{flags.labels}]"
     began = time.monotonic()
     workdir = flags.workdir / name
     with contextlib.redirect_stdout(io.StringIO()):
@@ -90,7 +90,7 @@ def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
     seconds = time.monotonic() - began
     mesh = devices.make_mesh()
     whole = devices.replicated(mesh)
-    protocol = build(config.evaluation)
+    protocol = build(config.evaluations.frozen)
     with jax.set_mesh(mesh):
         result = protocol(evaluated_model(load(workdir, None, whole), whole), mesh)
     values = {

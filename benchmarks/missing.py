@@ -143,7 +143,7 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
             "keep": str(data.steps // data.every),
         },
     )
-    config.evaluation.frozen = None
+    config.evaluations.pop("frozen", None)
     if data.steps in saved_steps(workdir / "checkpoints"):
         claim_workdir(workdir, config)  # refuses a run of another recipe
     else:
@@ -175,8 +175,8 @@ def test(flags, chosen: dict) -> dict:
         mesh = devices.make_mesh()
         whole = devices.replicated(mesh)
         model = load(chosen["workdir"], chosen["step"], whole)
-        apply_overrides(model.config, {"evaluation.test.split": "test"})
-        evaluation = build(model.config.evaluation)
+        apply_overrides(model.config, {"evaluations.missing.test.split": "test"})
+        evaluation = build(model.config.evaluations.missing)
         with jax.set_mesh(mesh):
             result = evaluation(evaluated_model(model, whole), mesh)
         files.write_whole(path, json.dumps(result).encode())

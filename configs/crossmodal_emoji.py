@@ -29,7 +29,7 @@ def get_config(argument: str = "") -> dict:
     )
     train, test = (parts.source("emoji", split) for split in ("train", args["split"]))
     whole = views("ResizeCenterCrop", fraction=1.0)
-    frozen = parts.evaluation(train, test, size=SIZE, fraction=1.0)
+    frozen = parts.frozen(train, test, size=SIZE, fraction=1.0)
     return {
         "seed": 0,
         "steps": args["steps"],
@@ -95,13 +95,15 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 1e-2,
             "warm_up": 0.1,
         },
-        "evaluation": {
-            "target": "polyview.evaluation.missing:MissingModalities",
-            "test": test,
-            "views": whole,
-            "targets": ("group", "subgroup"),
-            "retrieval": True,
-            "batch_size": 500,
+        "evaluations": {
+            "missing": {
+                "target": "polyview.evaluation.missing:MissingModalities",
+                "test": test,
+                "views": whole,
+                "targets": ("group", "subgroup"),
+                "retrieval": True,
+                "batch_size": 500,
+            },
             # kNN and probe on the mean of the four drawings' representations.
             "frozen": frozen | {"views": whole, "label": "group"},
         },

@@ -95,13 +95,14 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },
-        "evaluation": {
-            "target": "polyview.evaluation.missing:MissingModalities",
-            "test": parts.source(args["data"], args["split"]),
-            "views": views,
-            "targets": ("mask",),
-            "retrieval": False,
-            "batch_size": 50,
-            "frozen": None,
+        "evaluations": {
+            "missing": {
+                "target": "polyview.evaluation.missing:MissingModalities",
+                "test": parts.source(args["data"], args["split"]),
+                "views": views,
+                "targets": ("mask",),
+                "retrieval": False,
+                "batch_size": 50,
+            }
         },
     }

@@ -102,14 +102,15 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 1e-2,
             "warm_up": 0.1,
         },
-        "evaluation": {
-            "target": "polyview.evaluation.missing:MissingModalities",
-            "test": parts.source("openi", args["split"]),
-            "views": whole,
-            "targets": ("labels",),
-            "retrieval": len(names) > 1,
-            "batch_size": 500,
-            "frozen": None,
+        "evaluations": {
+            "missing": {
+                "target": "polyview.evaluation.missing:MissingModalities",
+                "test": parts.source("openi", args["split"]),
+                "views": whole,
+                "targets": ("labels",),
+                "retrieval": len(names) > 1,
+                "batch_size": 500,
+            }
         },
     }
 

@@ -76,5 +76,5 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 1e-6,
             "warm_up": 0.01,
         },
-        "evaluation": parts.evaluation(train, test, size=32, fraction=1.0),
+        "evaluations": {"frozen": parts.frozen(train, test, size=32, fraction=1.0)},
     }

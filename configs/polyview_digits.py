@@ -68,10 +68,12 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },
-        "evaluation": parts.evaluation(
-            parts.source("digits", "train"),
-            parts.source("digits", "test"),
-            size=8,
-            fraction=1.0,
-        ),
+        "evaluations": {
+            "frozen": parts.frozen(
+                parts.source("digits", "train"),
+                parts.source("digits", "test"),
+                size=8,
+                fraction=1.0,
+            )
+        },
     }

@@ -75,5 +75,5 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },
-        "evaluation": parts.evaluation(train, test, size=28, fraction=1.0),
+        "evaluations": {"frozen": parts.frozen(train, test, size=28, fraction=1.0)},
     }

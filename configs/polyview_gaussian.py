@@ -86,6 +86,6 @@ def get_config(argument=""):
                 "weight_decay": 0.0,
                 "warm_up": 0.0,
             },
-            "evaluation": None,
+            "evaluations": None,
         }
     )

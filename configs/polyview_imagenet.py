@@ -86,7 +86,7 @@ def get_config(argument: str = "") -> dict:
         ),
         "objective": parts.contrastive(args["objective"], temperature=0.1),
         "optimizer": optimizer(args["encoder"], epochs),
-        "evaluation": parts.evaluation(train, test, size=224, fraction=0.875),
+        "evaluations": {"frozen": parts.frozen(train, test, size=224, fraction=0.875)},
     }
 
 

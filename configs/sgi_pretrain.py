@@ -54,6 +54,16 @@ def get_config(argument: str = "") -> dict:
     play = recording.describe(name)
     if args["mix"] != "R" and play.get("policy") == "random":
         raise InputError(f"{name} is play at random; for mix={args['mix']} it is not")
+    variables = {
+        "target": "sgi.probes:Variables",
+        "recording": f"{args['game']}_probe",
+        "every": 2,
+        "validation": 0.2,
+        "test": 0.2,
+        "strengths": tuple(10.0**power for power in range(-8, -1)),
+        "entropy": 0.6,  # Anand et al. 2019
+        "batch_size": 100,
+    }
     return {
         "seed": 0,
         "steps": None,
@@ -107,16 +117,5 @@ def get_config(argument: str = "") -> dict:
             "epsilon": 1.5e-4,
             "clip": 10.0,
         },
-        "evaluation": {
-            "target": "sgi.probes:Variables",
-            "recording": f"{args['game']}_probe",
-            "every": 2,
-            "validation": 0.2,
-            "test": 0.2,
-            "strengths": tuple(10.0**power for power in range(-8, -1)),
-            "entropy": 0.6,  # Anand et al. 2019
-            "batch_size": 100,
-        }
-        if args["game"] in ADDRESSES
-        else None,
+        "evaluations": {"variables": variables} if args["game"] in ADDRESSES else None,
     }

@@ -61,6 +61,14 @@ def _choose(package: str, names: tuple[str, ...]) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which checkpoint is read, and what it may name."""
     parser.add_argument("--step", type=int, help="a checkpoint other than the newest")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        nargs="*",
+        default=[],
+        type=Path,
+        help="files of fixed weights that a run names by their sha256 alone",
+    )
     add_trust(parser)
 
 

@@ -12,7 +12,7 @@ training; other, later episodes are for the test alone.
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -125,7 +125,48 @@ class Variables:
             "value": np.stack([v[rows[shown]] for v in kept.values()], 1),
             "reading": readings[shown],
         }
-        return Result(numbers, sample)
+        return Result(
+            numbers,
+            sample,
+            summary=self.summary(numbers),
+            columns=self.columns(numbers),
+        )
+
+    @staticmethod
+    def summary(numbers: Mapping) -> str:
+        """R^2 of each variable, and the means of the other measures."""
+        each = [f"{n} {of['r2']:.2f}" for n, of in numbers["variables"].items()]
+        columns = Variables.columns(numbers)
+        accuracy, f1 = columns["accuracy %"], columns["F1 %"]
+        return f"R^2 {', '.join(each)}; accuracy {accuracy:.1f} %, F1 {f1:.1f} %"
+
+    @staticmethod
+    def columns(numbers: Mapping) -> dict[str, float]:
+        """Means over the variables."""
+        found = [*numbers["variables"].values()]
+        measures = {
+            "R^2": ("r2", 1),
+            "accuracy %": ("accuracy", 100),
+            "F1 %": ("f1", 100),
+        }
+        return {
+            column: scale * sum(one[measure] for one in found) / max(len(found), 1)
+            for column, (measure, scale) in measures.items()
+        }
+
+    @staticmethod
+    def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
+        """Bars of the variables, and readings beside frames."""
+        from sgi import probes_figures
+
+        return probes_figures.figures(numbers, figure_data)
+
+    @staticmethod
+    def comparison(results: Mapping[str, Mapping]) -> dict[str, Any]:
+        """The same bars for a run and its references, by their names."""
+        from sgi import probes_figures
+
+        return {"variables": probes_figures.variables(results)}
 
     def raw(self, batch):
         """The features of the reference: the stack at half its size, mean of 2 x 2."""

@@ -60,7 +60,11 @@ VARIANTS = {
 
 def test_imagenets_recipe_takes_other_images():
     config = load_config("configs/polyview_imagenet.py:data=mine")
-    mine = [config.source, config.evaluation.train, config.evaluation.test]
+    mine = [
+        config.source,
+        config.evaluations.frozen.train,
+        config.evaluations.frozen.test,
+    ]
     assert [(s.name, s.split) for s in mine] == [
         ("mine", "train"),
         ("mine", "train"),
@@ -282,7 +286,9 @@ def test_a_config_builds_and_traces_a_step(name, argument):
         tower = config.model.towers.image
         tower.encoder.in_channels = 3
     if config.get("evaluation"):
-        for part in filter(None, (config.evaluation, config.evaluation.get("frozen"))):
+        for part in filter(
+            None, (config.evaluation, config.evaluations.frozen.get("frozen"))
+        ):
             for split in ("train", "test"):
                 if hasattr(part.get(split), "target"):
                     part[split] = with_stand_in(part[split])

@@ -44,7 +44,7 @@ def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
         expected = extract(
             evaluated_model(model, whole),
             source,
-            build(model.config.evaluation.views),
+            build(model.config.evaluations.frozen.views),
             batch_size=64,
             mesh=mesh,
         )

@@ -9,7 +9,7 @@ import pytest
 
 from polyview.data.prepare import records
 from polyview.errors import InputError
-from polyview.evaluate import evaluate, watch
+from polyview.runs.evaluating import Asked, evaluate, watch
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
@@ -27,42 +27,42 @@ def test_numbers_and_figures_are_written_and_are_the_same_again(
     digits, tmp_path, capsys
 ):
     config = digits("views=2")
-    config.evaluation.probe.update(learning_rates=(0.1, 1.0), steps=50)
+    config.evaluations.frozen.probe.update(learning_rates=(0.1, 1.0), steps=50)
     train(Trainer(config), tmp_path)
-    evaluate(tmp_path, None, True, ())
-    names = {"4", "pixels", "random"}
+    evaluate(tmp_path, None, Asked(references=True))
+    names = {"4-frozen", "pixels-frozen", "random-frozen"}
     pictures = {file.name for file in (tmp_path / "eval").glob("*.png")}
     assert pictures == {f"{name}-{what}.png" for name in names for what in FIGURES}
     assert not list((tmp_path / "eval").glob(".*")), "nothing is left unfinished"
     first = numbers(tmp_path)
     assert first.keys() == names
-    assert first["pixels"]["knn"]["top1"] > 0.9
-    evaluate(tmp_path, 4, False, ())
+    assert first["pixels-frozen"]["knn"]["top1"] > 0.9
+    evaluate(tmp_path, 4, Asked())
     assert numbers(tmp_path) == first
-    assert capsys.readouterr().out.count("4.json: linear probe ") == 2
+    assert capsys.readouterr().out.count("4-frozen.json: linear probe ") == 2
 
 
 def test_another_data_set_is_read_by_the_same_protocol(
     digits, data_dir, tmp_path, capsys, monkeypatch
 ):
     config = digits("views=2")
-    config.evaluation.probe.update(learning_rates=(0.1,), steps=20)
+    config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
     train(Trainer(config), tmp_path / "run")
     shutil.copytree(data_dir, tmp_path / "data")
     (tmp_path / "data" / "digits").rename(tmp_path / "data" / "figures")
     shutil.copytree(data_dir / "digits", tmp_path / "data" / "digits")
     monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path / "data"))
-    evaluate(tmp_path / "run", None, True)
-    evaluate(tmp_path / "run", None, True, on="figures")
+    evaluate(tmp_path / "run", None, Asked(references=True))
+    evaluate(tmp_path / "run", None, Asked(references=True, on="figures"))
     found = numbers(tmp_path / "run")
     own = {name for name in found if "-on-" not in name}
     assert found.keys() == own | {f"{name}-on-figures" for name in own}
-    there = found["4-on-figures"]
+    there = found["4-frozen-on-figures"]
     assert there["protocol"]["train"]["source"] == "ArrayRecord('figures', 'train')"
     for measure in ("knn", "linear_probe", "health"):
-        assert there[measure] == found["4"][measure]
+        assert there[measure] == found["4-frozen"][measure]
     with pytest.raises(InputError, match="no data set 'absent'"):
-        evaluate(tmp_path / "run", None, False, on="absent")
+        evaluate(tmp_path / "run", None, Asked(on="absent"))
     colour = {"image": np.zeros((9, 9, 3), np.uint8), "label": 1}
     records.write(
         tmp_path / "data" / "colour",
@@ -73,9 +73,9 @@ def test_another_data_set_is_read_by_the_same_protocol(
         licence="none",
     )
     with pytest.raises(InputError, match=r"run and colour\): images have 3 channels"):
-        evaluate(tmp_path / "run", None, False, on="colour")
-    watch(tmp_path / "run", on="figures", pause=0.01)  # has nothing to do
-    assert capsys.readouterr().out.count("4-on-figures.json: ") == 1
+        evaluate(tmp_path / "run", None, Asked(on="colour"))
+    watch(tmp_path / "run", Asked(on="figures"), pause=0.01)  # has nothing to do
+    assert capsys.readouterr().out.count("4-frozen-on-figures.json: ") == 1
 
 
 def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, capsys):
@@ -85,40 +85,40 @@ def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, 
         "out": 10,
     }
     config.objective = {"target": "polyview.objectives.supervised:Classification"}
-    config.evaluation = {
-        "target": "polyview.evaluation.accuracy:Accuracy",
-        "test": config.evaluation.test,
-        "views": config.evaluation.views,
+    seen = config.evaluations.frozen.to_dict()
+    accuracy = {"target": "polyview.evaluation.accuracy:Accuracy"}
+    config.evaluations = {
+        "accuracy": accuracy | {name: seen[name] for name in ("test", "views")}
     }
     train(Trainer(config), tmp_path)
-    evaluate(tmp_path, None, False, ())
-    top1 = numbers(tmp_path)["4"]["classifier"]["top1"]
-    assert f"4.json: top-1 {100 * top1:.2f} %\n" in capsys.readouterr().out
+    evaluate(tmp_path, None, Asked())
+    top1 = numbers(tmp_path)["4-accuracy"]["classifier"]["top1"]
+    assert f"4-accuracy.json: top-1 {100 * top1:.2f} %\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="leave out --references"):
-        evaluate(tmp_path, None, True, ())
+        evaluate(tmp_path, None, Asked(references=True))
     with pytest.raises(InputError, match="--on needs an evaluation by kNN and probe"):
-        evaluate(tmp_path, None, False, on="digits")
+        evaluate(tmp_path, None, Asked(on="digits"))
 
 
 def test_a_watch_evaluates_each_checkpoint_once_and_ends_with_the_last(
     digits, tmp_path, capsys
 ):
     config = digits("views=2", checkpoint_every=1, keep=9)
-    config.evaluation.probe.update(learning_rates=(0.1,), steps=20)
+    config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
     train(Trainer(config), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "2")  # as `keep` does
     state = tmp_path / "checkpoints" / "3" / "state"
     shutil.rmtree(state)
-    evaluate(tmp_path, 4, False)  # as training itself may do with the last
-    watch(tmp_path, pause=0.01)
+    evaluate(tmp_path, 4, Asked())  # as training itself may do with the last
+    watch(tmp_path, Asked(), pause=0.01)
     found = numbers(tmp_path)
-    assert found.keys() == {"1", "4"}
+    assert found.keys() == {"1-frozen", "4-frozen"}
     said = capsys.readouterr().out
-    assert "checkpoint 3 is damaged; going on" in said
-    assert said.count("1.json: ") == said.count("4.json: ") == 1
-    watch(tmp_path, pause=0.01)
+    assert "checkpoint 3 is damaged; passed over" in said
+    assert said.count("1-frozen.json: ") == said.count("4-frozen.json: ") == 1
+    watch(tmp_path, Asked(), pause=0.01)
     assert ".json: " not in capsys.readouterr().out, "nothing is evaluated twice"
-    evaluate(tmp_path, 1, False)
+    evaluate(tmp_path, 1, Asked())
     assert numbers(tmp_path) == found
 
 
@@ -136,9 +136,9 @@ def test_a_watch_survives_what_is_deleted_and_stops_at_what_is_wrong(
         if step == 4:
             raise InputError("no 'evaluation'")
 
-    monkeypatch.setattr("polyview.evaluate.evaluate", deleted_under_its_hands)
+    monkeypatch.setattr("polyview.runs.evaluating.evaluate", deleted_under_its_hands)
     with pytest.raises(InputError, match="no 'evaluation'"):
-        watch(tmp_path, pause=0.01)
+        watch(tmp_path, Asked(), pause=0.01)
     assert seen == [1, 2, 3, 4]
     assert "checkpoint 2 was deleted before it was read" in capsys.readouterr().out
 
@@ -157,9 +157,9 @@ def test_a_watch_beside_a_training_says_what_one_evaluation_says(command, tmp_pa
     output, _ = training.communicate(timeout=60)
     assert training.returncode == 0, output
     found = numbers(tmp_path)
-    assert found.keys() == {"20", "40", "60"}
+    assert found.keys() == {f"{step}-frozen" for step in (20, 40, 60)}
     assert watching.output.count(".json: ") == 3
-    for step in found:
+    for step in (20, 40, 60):
         again = command("evaluate", "--run", tmp_path, "--step", step)
         assert again.returncode == 0, again.output
     assert numbers(tmp_path) == found
@@ -167,4 +167,4 @@ def test_a_watch_beside_a_training_says_what_one_evaluation_says(command, tmp_pa
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint"):
-        evaluate(tmp_path, None, False, ())
+        evaluate(tmp_path, None, Asked())

@@ -19,8 +19,9 @@ from polyview.config.text import dotted
 from polyview.data.sources.memory import InMemory
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
+from polyview.evaluation.base import pixels, write_result
 from polyview.evaluation.features import extract
-from polyview.evaluation.frozen import FrozenFeatures, pixels, write_result
+from polyview.evaluation.frozen import FrozenFeatures
 from polyview.evaluation.probe import LinearProbe
 
 ROOT = Path(__file__).parent.parent

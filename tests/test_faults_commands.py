@@ -53,7 +53,10 @@ WRONG = [
     ("polyview.main --config configs/polyview_digits.py:view=4", "'views'?"),
     (f"{FOLDER} --inptu images --name x", "did you mean '--input'?"),
     ("polyview.prepare fashion_mnits --data_dir new", "did you mean 'fashion_mnist'?"),
-    ("polyview.evaluate --run run --config.evaluation.knn.kk=5", "did you mean 'k'?"),
+    (
+        "polyview.evaluate --run run --config.evaluations.frozen.knn.kk=5",
+        "did you mean 'k'?",
+    ),
     ("polyview.report --run run --outptu x.html", "did you mean '--output'?"),
     ("sgi.prepare --game pongg --data_dir new", "the nearest: pong"),
     # Words of the wrong type, or out of range.

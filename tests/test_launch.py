@@ -257,7 +257,7 @@ def test_checkpoints_without_a_result_are_evaluated_each_by_a_job(launch, tmp_pa
     (run / "eval" / "20.json").write_text("{}")
     (run / "checkpoints" / "3").mkdir()
     launcher = ["--", "bash", "launch/slurm.sh", "--batch"]
-    option = ["--option", "--config.evaluation.knn.k=5"]
+    option = ["--option", "--config.evaluations.frozen.knn.k=5"]
     done = launch("evaluate", str(run), *option, "--dry-run", *launcher)
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert lines == [

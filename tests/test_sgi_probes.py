@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score, r2_score
 from polyview import devices, drawing
 from polyview.errors import InputError
 from polyview.evaluate import summary
-from polyview.evaluation.frozen import pixels
+from polyview.evaluation.base import pixels
 from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
 from sgi import probes, recording

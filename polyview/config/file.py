@@ -18,12 +18,34 @@ def load_config(path_and_argument: str, overrides: Mapping[str, str] | None = No
 
     Raises InputError for a missing or broken file, an unknown key or a wrong type.
     """
+    plain = _called(path_and_argument, "--config", "get_config")
+    config = ml_collections.ConfigDict(plain, allow_dotted_keys=True)
+    apply_overrides(config, overrides or {})
+    return config
+
+
+def evaluations_of(path_and_argument: str, run: dict) -> dict:
+    """Return `{name: spec}` of an evaluation file, `file.py:argument`.
+
+    run: the config of the run to be evaluated. Raises InputError as `load_config` does.
+    """
+    found = _called(path_and_argument, "--evaluation", "get_evaluations", run)
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{path_and_argument}: get_evaluations returns no dict of any")
+    return found
+
+
+def _called(path_and_argument: str, flag: str, function: str, *more):
+    """What `function(argument, *more)` of a file returns, no two keys sharing a part.
+
+    Raises InputError for a missing or broken file.
+    """
     path, _, argument = path_and_argument.partition(":")
     if not path:
-        raise InputError("--config is empty: give --config FILE.py")
+        raise InputError(f"{flag} is empty: give {flag} FILE.py")
     path = str(installed_path(Path(path)))
     if Path(path).is_dir():
-        raise InputError(f"--config {path} is a folder; name a file of it")
+        raise InputError(f"{flag} {path} is a folder; name a file of it")
     if not Path(path).is_file():
         folder = Path(path).parent
         files = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
@@ -37,18 +59,14 @@ def load_config(path_and_argument: str, overrides: Mapping[str, str] | None = No
         sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise InputError(f"config file {path} has no get_config(argument)")
-        config = ml_collections.ConfigDict(
-            _apart(module.get_config(argument)), allow_dotted_keys=True
-        )
+        if not hasattr(module, function):
+            raise InputError(f"config file {path} has no {function}(argument)")
+        return _apart(getattr(module, function)(argument, *more))
     except InputError:
         raise
     except Exception as error:  # a user's file: whatever it raises is theirs to read
         why = f"{_describe(error)} ({place(error)})"
         raise InputError(f"config file {path} fails: {why}{_moved(error)}") from error
-    apply_overrides(config, overrides or {})
-    return config
 
 
 def _apart(tree):

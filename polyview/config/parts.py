@@ -115,8 +115,8 @@ def image_model(
     return {"partial": "polyview.nn.towers:Towers", "towers": {"image": tower}}
 
 
-def evaluation(train: dict, test: dict, size: int, fraction: float) -> dict:
-    """kNN and the linear-probe sweep on whole, central views."""
+def frozen(train: dict, test: dict, size: int, fraction: float) -> dict:
+    """Frozen features on whole, central views: kNN and the linear-probe sweep."""
     return {
         "target": "polyview.evaluation.frozen:FrozenFeatures",
         "train": train,

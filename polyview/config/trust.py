@@ -71,6 +71,18 @@ def current_name(name: str) -> str:
     return f"{moved[module]}:{attribute}" if module in moved else name
 
 
+def renewed(spec):
+    """A spec, or a whole config of dicts, with every old name as it is today."""
+    if isinstance(spec, Mapping):
+        return {
+            key: current_name(part)
+            if key in ("target", "partial") and isinstance(part, str)
+            else renewed(part)
+            for key, part in spec.items()
+        }
+    return type(spec)(map(renewed, spec)) if isinstance(spec, list | tuple) else spec
+
+
 def targets(spec, where: str = "config") -> Iterator[tuple[str, Any]]:
     """Yield (path, name) for everything that a spec would call."""
     if hasattr(spec, "to_dict"):

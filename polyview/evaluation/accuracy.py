@@ -1,7 +1,7 @@
 """Accuracy on one split of a trained classifier: a tower whose z are logits."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -41,6 +41,17 @@ class Accuracy:
             "chosen": "nothing: the classifier as this step left it",
         }
         labels = class_labels(found, self.label)
+        numbers = {"protocol": protocol, "classifier": top_accuracy(found.z, labels)}
         return Result(
-            {"protocol": protocol, "classifier": top_accuracy(found.z, labels)}, {}
+            numbers, summary=self.summary(numbers), columns=self.columns(numbers)
         )
+
+    @staticmethod
+    def summary(numbers: Mapping) -> str:
+        """Top-1."""
+        return f"top-1 {100 * numbers['classifier']['top1']:.2f} %"
+
+    @staticmethod
+    def columns(numbers: Mapping) -> dict[str, float]:
+        """What compares runs."""
+        return {"classifier %": 100 * numbers["classifier"]["top1"]}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jax.sharding import Mesh
 
 from polyview import files, hosts
 
@@ -41,14 +40,26 @@ class Result(dict):
 
 
 class Evaluation(Protocol):
-    """Measures a model.
+    """Measures a model. Beside the call, which is all that it must have, it may have
 
-    May have `figures(numbers, figure_data) -> {name: Figure}`, a static method that
-    draws what was written; and `pixels(mesh) -> Result`, the same measure of the input
-    itself: then it also has references (`--references`).
+    figures(numbers, figure_data) -> {name: Figure}: draws what was written; static, as
+        are the next three, so that a report needs no model.
+    summary(numbers) -> str, columns(numbers) -> {column: number}: of results written
+        before a Result carried them.
+    comparison({name: numbers}) -> {name: Figure}: of a run beside its references.
+    raw(batch) -> {name: Features}: the input itself as features; then it has references
+        (`--references`): raw pixels and the untrained model.
+    train, test: the sources it reads, as fields; then it can read others (`--on`).
     """
 
-    def __call__(self, model: Callable, mesh: Mesh) -> Result: ...
+    def __call__(self, model: Callable, mesh: Any) -> Result: ...
+
+
+def pixels(evaluation: Any, mesh: Any) -> Result:
+    """The reference whose features are the input itself. mesh: a `Mesh` of JAX."""
+    import jax  # the rest is read by configs, which do not wait for it
+
+    return evaluation(jax.jit(lambda batch: evaluation.raw(batch)), mesh)
 
 
 def specs_of(config: Mapping) -> dict[str, Any]:
@@ -60,6 +71,11 @@ def specs_of(config: Mapping) -> dict[str, Any]:
         return {n: s for n, s in config["evaluations"].items() if s is not None}
     one = config.get("evaluation")
     return {} if one is None else {"": one}
+
+
+def viewing_spec(config: Mapping) -> Any:
+    """The first evaluation of a config that says how it sees examples, or None."""
+    return next((spec for spec in specs_of(config).values() if "views" in spec), None)
 
 
 def result_name(step: int | str, name: str) -> str:

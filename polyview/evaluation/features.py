@@ -77,7 +77,7 @@ def extract(
             if modality not in batch["views"]:
                 raise InputError(
                     f"modality '{modality}' is not among the views "
-                    f"{sorted(batch['views'])}; set --config.evaluation.modality"
+                    f"{sorted(batch['views'])}; correct `modality` of the evaluation"
                 )
             batch = devices.put(batch, mesh)
             running = gather(

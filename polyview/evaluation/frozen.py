@@ -10,7 +10,7 @@ protocol cannot be compared.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -63,12 +63,12 @@ class FrozenFeatures:
         if self.batch_size < 1:
             raise InputError(
                 f"evaluation: batch_size is {self.batch_size}, not 1 or more; "
-                "set --config.evaluation.batch_size"
+                "correct its batch_size"
             )
         if not 0 < self.validation < 1:
             raise InputError(
                 f"evaluation: validation is {self.validation}, not between 0 and 1; "
-                "set --config.evaluation.validation"
+                "correct its validation"
             )
         for split, source in (("train", self.train), ("test", self.test)):
             if source.targets:
@@ -103,7 +103,40 @@ class FrozenFeatures:
                 numbers["health"] = _health(test)
             with _timed(seconds, "sample"):
                 sample = self._sample(train, test)
-        return Result({**numbers, "machine": hosts.machine(), "time": seconds}, sample)
+        return Result(
+            {**numbers, "machine": hosts.machine(), "time": seconds},
+            sample,
+            summary=self.summary(numbers),
+            columns=self.columns(numbers),
+        )
+
+    @staticmethod
+    def summary(numbers: Mapping) -> str:
+        """Accuracies and the dimensions in use."""
+        columns = FrozenFeatures.columns(numbers)
+        names = {"linear probe %": "linear probe", "kNN %": "kNN"}
+        parts = [f"{n} {columns[c]:.2f} %" for c, n in names.items() if c in columns]
+        if "RankMe" in columns:
+            parts.append(f"RankMe {columns['RankMe']:.1f}")
+        return ", ".join(parts)
+
+    @staticmethod
+    def columns(numbers: Mapping) -> dict[str, float]:
+        """What compares runs."""
+        measures = {"linear probe %": "linear_probe", "kNN %": "knn"}
+        found = {
+            c: 100 * numbers[m]["top1"] for c, m in measures.items() if m in numbers
+        }
+        if "health" in numbers:
+            found["RankMe"] = numbers["health"]["h"]["rankme"]
+        return found
+
+    @staticmethod
+    def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
+        """Map, neighbours, sweep and confusion."""
+        from polyview.evaluation import frozen_figures
+
+        return frozen_figures.figures(numbers, figure_data)
 
     def raw(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The features of the reference: the views themselves, flattened.
@@ -174,7 +207,7 @@ class FrozenFeatures:
             "confusion": confusion.tolist(),
         }
         if sweep.border:
-            keys = [f"--config.evaluation.probe.{name}s" for name in sweep.border]
+            keys = [f"probe.{name}s" for name in sweep.border]
             result["warning"] = (
                 f"the best {' and '.join(sweep.border)} lies at the end of the sweep; "
                 f"widen {' and '.join(keys)}"
@@ -268,11 +301,6 @@ class _Flat(NamedTuple):
     z: jax.Array
 
 
-def pixels(protocol: Any, mesh: Mesh) -> Result:
-    """The reference by the same protocol, whose features are those of its `raw`."""
-    return protocol(jax.jit(lambda batch: protocol.raw(batch)), mesh)
-
-
 def check_target(source, split: str, label: str) -> None:
     """Raise InputError unless the source has the target `label`, and it is a class."""
     if label not in source.targets:
@@ -281,13 +309,13 @@ def check_target(source, split: str, label: str) -> None:
         )
         raise InputError(
             f"evaluation: the {split} source has no target '{label}', {there}; "
-            "set --config.evaluation.label"
+            "correct its label"
         )
     kind = source.targets[label]["kind"]
     if kind != "class":
         raise InputError(
             f"evaluation: target '{label}' is of kind '{kind}', not 'class'; "
-            "set --config.evaluation.label"
+            "correct its label"
         )
 
 
@@ -299,7 +327,7 @@ def class_labels(extracted: Extracted, label: str) -> np.ndarray:
     if label not in extracted.targets:
         raise InputError(
             f"evaluation: the views hand on no target '{label}'; "
-            f"set --config.evaluation.views.targets=('{label}',)"
+            f"set views.targets=('{label}',) of it"
         )
     return extracted.targets[label].astype(np.int64)
 

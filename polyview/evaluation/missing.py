@@ -25,6 +25,12 @@ from polyview.evaluation.base import Result
 from polyview.evaluation.frozen import FrozenFeatures, top_accuracy
 from polyview.evaluation.knn import neighbours
 
+MEASURES = {  # of a prediction -> what a figure calls it
+    "auroc": "mean area under the ROC curve",
+    "dice": "mean Dice score",
+    "r2": "R²",
+    "top1": "accuracy",
+}
 _MOST = 63  # subsets: of six looks
 _RECALL = (1, 5, 10)
 _SHOWN, _ANSWERS = 8, 6  # queries of the figures, and answers to a text
@@ -102,7 +108,52 @@ class MissingModalities:
         numbers["machine"] = hosts.machine()
         seconds = round(time.perf_counter() - began, 3)
         numbers["time"] = {**numbers.get("time", {}), "missing": seconds}
-        return Result(numbers, sample)
+        return Result(
+            numbers,
+            sample,
+            summary=self.summary(numbers),
+            columns=self.columns(numbers),
+        )
+
+    @staticmethod
+    def summary(numbers: Mapping) -> str:
+        """Each measure from each look alone, and from all of them."""
+        parts = []
+        for target, scores in numbers["subsets"].items():
+            several = [one for one in scores if len(one["looks"]) > 1]
+            shown = {one["looks"][0]: one for one in scores if one not in several}
+            shown |= {"all": several[-1]} if several else {}
+            for measure in MEASURES:
+                values = [
+                    f"{name} {one[measure]:.3f}"
+                    for name, one in shown.items()
+                    if measure in one
+                ]
+                if values:
+                    parts.append(f"{target}, {measure}: {', '.join(values)}")
+        if "health" in numbers:  # of version 0.1, whose frozen features stood beside
+            parts = [FrozenFeatures.summary(numbers), *parts]
+        return ", ".join(filter(None, parts))
+
+    @staticmethod
+    def columns(numbers: Mapping) -> dict[str, float]:
+        """Each measure from all looks."""
+        found = {
+            f"{target} {measure}": scores[-1][measure]
+            for target, scores in numbers["subsets"].items()
+            for measure in MEASURES
+            if scores and measure in scores[-1]
+        }
+        return FrozenFeatures.columns(numbers) | found
+
+    @staticmethod
+    def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
+        """Heat-maps of subsets and of retrieval, and what some rows find."""
+        from polyview.evaluation import missing_figures
+
+        return FrozenFeatures.figures(numbers, figure_data) | missing_figures.figures(
+            numbers, figure_data
+        )
 
     def subsets(self) -> list[tuple[int, ...]]:
         """All non-empty subsets of the looks, by their number, the smallest first."""

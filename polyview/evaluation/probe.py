@@ -161,7 +161,7 @@ def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     if not held.any() or held.all():
         raise InputError(
             f"holding out {fraction:g} of {len(labels)} training rows leaves one part "
-            "empty; give more rows, or another --config.evaluation.validation in (0, 1)"
+            "empty; give more rows, or another `validation` in (0, 1)"
         )
     return held
 

@@ -7,8 +7,9 @@ import ml_collections
 from polyview.config import parts
 from polyview.config.schema import check_config
 from polyview.config.spec import build
-from polyview.config.trust import allow_list, check_trusted
+from polyview.config.trust import allow_list, check_trusted, renewed
 from polyview.errors import InputError, fits_together
+from polyview.evaluation.base import viewing_spec
 from polyview.runs.workdir import read_config
 
 
@@ -33,10 +34,10 @@ def _classification(
 ) -> dict:
     trained = _trained(run)
     tower, views = trained["model"]["towers"]["image"], trained["views"]
-    train, test = trained["source"], trained["evaluation"]["test"]
+    seen = viewing_spec(trained)
+    train, test = trained["source"], seen["test"]
     if data:
         train, test = parts.prepared(data, "train"), parts.prepared(data, "test")
-    whole_views = trained["evaluation"]["views"]
     built = build(train, allow_list(), where=f"data of {run}")
     if "label" not in built.targets:
         raise InputError(f"{built!r} has no labels; name data that have: data=NAME")
@@ -78,13 +79,15 @@ def _classification(
             "warm_up": 0.0,
             "nesterov": True,
         },
-        "evaluation": {
-            "target": "polyview.evaluation.accuracy:Accuracy",
-            "test": test,
-            "modality": "image",
-            "label": "label",
-            "batch_size": trained["evaluation"]["batch_size"],
-            "views": {**whole_views, "targets": ("label",)},
+        "evaluations": {
+            "accuracy": {
+                "target": "polyview.evaluation.accuracy:Accuracy",
+                "test": test,
+                "modality": "image",
+                "label": "label",
+                "batch_size": seen["batch_size"],
+                "views": {**seen["views"], "targets": ("label",)},
+            }
         },
     }
     # The run may be a stranger's, and a config is built without limits.
@@ -97,9 +100,9 @@ def _trained(run: str) -> dict:
     """The config of a run of one tower of images, as a dict."""
     if not run:
         raise InputError("name the run whose encoder it is: configs/x.py:run=DIR")
-    config = read_config(Path(run)).to_dict()
+    config = renewed(read_config(Path(run)).to_dict())
     augmented = "augment" in (config.get("views") or {})
     towers = (config.get("model") or {}).get("towers") or {}
-    if not augmented or "image" not in towers or not config.get("evaluation"):
+    if not augmented or "image" not in towers or not viewing_spec(config):
         raise InputError(f"run={run} is no run of views of images with an evaluation")
     return config

@@ -1,0 +1,28 @@
+"""Frozen features of any run of images: kNN and a linear probe, on data of your choice.
+
+    python -m polyview.evaluate --run RUN --references \\
+        --evaluation configs/evaluations/frozen.py:data=fashion_mnist
+
+Arguments: data, a prepared data set with labels (by default the run's own); size, of
+the views in pixels (by default as the run's evaluation sees them, else 28); fraction of
+an image that a central view shows.
+"""
+
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError
+from polyview.evaluation.base import viewing_spec
+
+
+def get_evaluations(argument: str, run: dict) -> dict:
+    """The protocol of `polyview.config.parts.frozen`, on the run's data or others."""
+    args = parse_arguments(argument, data="", size=0, fraction=1.0)
+    seen = viewing_spec(run) or {}
+    train, test = run["source"], seen.get("test")
+    if args["data"]:
+        train, test = (parts.prepared(args["data"], s) for s in ("train", "test"))
+    if test is None:
+        raise InputError("the run names no test data; give data=NAME")
+    augment = (seen.get("views") or {}).get("augment") or {}
+    size = args["size"] or augment.get("size", 28)
+    return {"frozen": parts.frozen(train, test, size=size, fraction=args["fraction"])}

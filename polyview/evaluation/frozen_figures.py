@@ -1,0 +1,216 @@
+"""Figures of frozen features: map, neighbours, the sweep of the probe, confusion."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.patches
+import numpy as np
+from matplotlib.figure import Figure
+
+from polyview.drawing import (
+    CLASSES,
+    FAINT,
+    INK,
+    QUIET,
+    RIGHT,
+    RUNS,
+    WIDTH,
+    WRONG,
+    check_parts,
+    one_axes,
+    short,
+    show_image,
+    styled,
+    write_cell,
+)
+
+_MOST_POINTS = 5000  # of a map
+
+
+def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
+    """Those of an evaluation that its data allow, by name.
+
+    Labels are shown where a probe names them. Raises whatever comes of data of another
+    form, ValueError for too much of them.
+    """
+    probe = numbers.get("linear_probe")
+    classes = probe["classes"] if probe else []
+
+    def labels(name: str) -> np.ndarray | None:
+        return figure_data.get(name) if probe else None
+
+    found = {}
+    if "h" in figure_data:
+        found["map"] = embedding(figure_data["h"], labels("label"), classes)
+    if "query" in figure_data:
+        found["neighbours"] = nearest(
+            figure_data["query"],
+            figure_data["neighbour"],
+            labels("query_label"),
+            labels("neighbour_label"),
+            classes,
+        )
+    if probe:
+        found["sweep"] = sweep(probe)
+        found["confusion"] = confusion(probe["confusion"], classes)
+    return found
+
+
+@styled
+def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) -> Figure:
+    """A t-SNE map of features, coloured by class.
+
+    h is float[n, d], n at most a few thousand; labels int[n] or None. The map starts at
+    the principal components and is the same each time. Distances between far groups,
+    and the size of a group, mean nothing in such a map.
+    """
+    if len(h) > _MOST_POINTS:
+        raise ValueError(f"a map of {len(h)} points takes too long to make")
+    figure, axes = one_axes(4.6)
+    x, y = _map(h).T
+    if labels is None:
+        axes.scatter(x, y, s=6, color=RUNS[0], linewidths=0)
+    else:
+        present, counts = np.unique(labels, return_counts=True)
+        shown = np.sort(present[np.argsort(-counts, kind="stable")[: len(CLASSES)]])
+        rest = ~np.isin(labels, shown)
+        if rest.any():
+            axes.scatter(x[rest], y[rest], s=5, color=FAINT, linewidths=0)
+        for color, label in zip(CLASSES, shown, strict=False):
+            rows = labels == label
+            axes.scatter(
+                x[rows], y[rows], s=7, color=color, linewidths=0, label=names[label]
+            )
+        figure.legend(
+            loc="outside lower center",
+            ncols=min(5, len(shown)),
+            frameon=False,
+            fontsize=8,
+            markerscale=2.4,
+            handletextpad=0.2,
+            columnspacing=1.0,
+        )
+        if rest.any():
+            axes.set_xlabel(f"grey: the other {len(present) - len(shown)} classes")
+    axes.set_title(f"Map of {len(h):,} test features (t-SNE)")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _map(h: np.ndarray) -> np.ndarray:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    if len(h) < 5 or not np.ptp(h, axis=0).any():  # too few, or all the same
+        return np.pad(h, ((0, 0), (0, 2)))[:, :2]
+    few = PCA(min(50, *h.shape), random_state=0).fit_transform(h.astype(np.float64))
+    if few.shape[1] < 2:
+        return np.pad(few, ((0, 0), (0, 1)))
+    perplexity = min(30.0, (len(h) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
+    # Its threads spin while they wait: on shared cores two are four times slower.
+    with threadpool_limits(1):
+        return tsne.fit_transform(few)
+
+
+@styled
+def nearest(
+    query: np.ndarray,
+    neighbour: np.ndarray,
+    query_label: np.ndarray | None,
+    neighbour_label: np.ndarray | None,
+    names: Sequence[str],
+) -> Figure:
+    """Test images and the training images nearest to each, nearest first.
+
+    query: uint8[q, h, w, c]; neighbour: uint8[q, k, h, w, c]; labels int[q], int[q, k].
+    A frame says whether a neighbour has the query's class; a wrong one is named.
+    """
+    rows, columns = neighbour.shape[:2]
+    check_parts(rows * (columns + 1))
+    figure = Figure(figsize=(WIDTH, 0.3 + WIDTH / (columns + 1.3) * rows * 1.24))
+    figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.03, hspace=0.0)
+    grid = figure.add_gridspec(
+        rows, columns + 2, width_ratios=[1, 0.15] + [1] * columns
+    )
+    for row in range(rows):
+        known = query_label is not None
+        axes = figure.add_subplot(grid[row, 0])
+        show_image(axes, query[row], INK)
+        if known:
+            axes.set_xlabel(short(names[query_label[row]]), fontsize=6.5, labelpad=2)
+        for column in range(columns):
+            axes = figure.add_subplot(grid[row, column + 2])
+            right = known and neighbour_label[row, column] == query_label[row]
+            color = (RIGHT if right else WRONG) if known else QUIET
+            show_image(axes, neighbour[row, column], color)
+            if known and not right:
+                name = short(names[neighbour_label[row, column]])
+                axes.set_xlabel(name, fontsize=6.5, labelpad=2, color=WRONG)
+    figure.suptitle(
+        "Test image, and its nearest training images",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        fontweight="bold",
+    )
+    return figure
+
+
+@styled
+def sweep(result: Mapping) -> Figure:
+    """Held-out accuracy over the grid of the linear probe; a frame marks the choice.
+
+    `result` is the "linear_probe" of an evaluation.
+    """
+    grid, chosen = result["sweep"], result["chosen"]
+    rates, decays = grid["learning_rate"], grid["weight_decay"]
+    accuracy = 100 * np.asarray(grid["validation_top1"])
+    check_parts(accuracy.size)
+    figure, axes = one_axes(1.2 + 0.36 * len(rates))
+    low = max(accuracy.min(), accuracy.max() - 10)  # diverged pairs leave the scale
+    axes.imshow(accuracy, cmap="cividis", vmin=low, aspect="auto")
+    middle = (low + accuracy.max()) / 2
+    for (row, column), value in np.ndenumerate(accuracy):
+        color = "white" if value < middle else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
+    best = rates.index(chosen["learning_rate"]), decays.index(chosen["weight_decay"])
+    frame = matplotlib.patches.Rectangle(
+        (best[1] - 0.47, best[0] - 0.44), 0.94, 0.88, fill=False, ec=WRONG, lw=2.5
+    )
+    axes.add_patch(frame)
+    axes.set_xticks(range(len(decays)), [f"{d:g}" for d in decays])
+    axes.set_yticks(range(len(rates)), [f"{r:g}" for r in rates])
+    axes.set_xlabel("weight decay")
+    axes.set_ylabel("learning rate")
+    axes.set_title("Linear probe: held-out accuracy (%), chosen pair framed")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+@styled
+def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Percent of each true class (row) given each class (column) by the probe.
+
+    counts is int[c, c]. Beyond 20 classes cells carry no number and ticks no name.
+    """
+    counts = np.asarray(counts)
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = one_axes(4.8)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.set_title("Linear probe: answers, % of each true class (row)")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if len(counts) > 20:
+        axes.set_xlabel(f"{len(counts)} classes")
+        return figure
+    for (row, column), value in np.ndenumerate(share):
+        if value >= 1:
+            write_cell(axes, row, column, f"{value:.0f}", value > 55, fontsize=7)
+    short = [short(name) for name in names]
+    axes.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), short, fontsize=8)
+    return figure

@@ -1,0 +1,187 @@
+"""Figures of predictions from some of the looks, and of what finds what."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from polyview.drawing import (
+    FAINT,
+    INK,
+    RIGHT,
+    WIDTH,
+    WRONG,
+    check_parts,
+    one_axes,
+    show_image,
+    styled,
+    write_cell,
+)
+from polyview.evaluation.missing import MEASURES
+
+
+def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
+    """Those of an evaluation that its data allow, by name."""
+    found = {}
+    for target, scores in numbers["subsets"].items():
+        for measure in (m for m in MEASURES if any(m in one for one in scores)):
+            each = {"+".join(one["looks"]): one.get(measure) for one in scores}
+            found[f"subsets-{target}"] = subsets({target: each}, measure)
+    if numbers.get("retrieval"):
+        found["retrieval"] = retrieval(numbers["retrieval"], numbers["looks"])
+    if "across_query" in figure_data:
+        found["across"] = across(
+            figure_data["across_query"],
+            figure_data["across_found"],
+            figure_data["across_right"],
+            [str(look) for look in figure_data["across_look"]],
+        )
+    if "text_query" in figure_data:
+        found["texts"] = texts(
+            [str(name) for name in figure_data["text_query"]],
+            figure_data["text_found"],
+            figure_data["text_right"],
+        )
+    return found
+
+
+@styled
+def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
+    """What each method predicts from each subset of the looks: a heat-map of numbers.
+
+    `scores` maps a method to {"a+b": score}, None where there is none; a row is a
+    subset, its looks marked by dots on the left, a column a method.
+    """
+    methods = [*scores]
+    rows = [*max(scores.values(), key=len)]  # methods may know fewer looks
+    rows += sorted({row for of in scores.values() for row in of} - {*rows})
+    looks = [*dict.fromkeys(look for row in rows for look in row.split("+"))]
+    check_parts(len(rows) * max(len(methods), len(looks)))
+    grid = np.asarray([[scores[m].get(r) for m in methods] for r in rows], float)
+    figure, axes = one_axes(1.6 + 0.21 * len(rows))
+    low, high = np.nanmin(grid), np.nanmax(grid)
+    axes.imshow(grid, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        dark = value > low + 0.6 * (high - low)
+        text = "–" if np.isnan(value) else f"{value:.3f}"
+        write_cell(axes, row, column, text, dark, fontsize=7)
+    # Dots left of the map: a column a look, filled where the row has it.
+    step = 0.06
+    for number, look in enumerate(looks):
+        x = -step * (len(looks) - number)
+        for row, name in enumerate(rows):
+            has = look in name.split("+")
+            axes.plot(
+                x,
+                row,
+                "o",
+                transform=axes.get_yaxis_transform(),
+                clip_on=False,
+                markersize=4,
+                color=INK if has else FAINT,
+            )
+        axes.annotate(
+            look,
+            (x, 1.0),
+            xytext=(0, 6),
+            xycoords=("axes fraction", "axes fraction"),
+            textcoords="offset points",
+            rotation=60,
+            fontsize=7,
+            ha="left",
+            va="bottom",
+            annotation_clip=False,
+        )
+    axes.set_yticks([])
+    axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.suptitle(
+        f"Predicted from the looks marked: {MEASURES[measure]}",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        fontweight="bold",
+    )
+    return figure
+
+
+@styled
+def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
+    """Recall at 1 in %, from each look (row) to each other (column).
+
+    `pairs` and `looks` are those of an evaluation.
+    """
+    check_parts(len(looks) ** 2)
+    grid = np.full((len(looks), len(looks)), np.nan)
+    place = {look: number for number, look in enumerate(looks)}
+    for pair in pairs.values():
+        if "recall@1" in pair:
+            grid[place[pair["from"]], place[pair["to"]]] = 100 * pair["recall@1"]
+    figure, axes = one_axes(1.2 + 0.5 * len(looks))
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        if row != column:
+            text = "–" if np.isnan(value) else f"{value:.0f}"
+            write_cell(axes, row, column, text, value > 55)
+    axes.set_xticks(range(len(looks)), looks, rotation=30, ha="right")
+    axes.set_yticks(range(len(looks)), looks)
+    axes.set_title("Retrieval, % found at the first place: row in column")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+@styled
+def across(query, found, right, looks: Sequence[str]) -> Figure:
+    """Pictures of one look, and the nearest to each in every other look.
+
+    query: uint8[q, h, w, c]; found: uint8[q, looks - 1, h, w, c], framed by whether it
+    is of the same thing, `right: bool[q, looks - 1]`.
+    """
+    rows, columns = right.shape
+    figure, grid = _pictures(rows, columns, "Nearest in the other looks", left=0)
+    for row in range(rows):
+        axes = figure.add_subplot(grid[row, 0])
+        show_image(axes, query[row], INK)
+        for column in range(columns):
+            other = figure.add_subplot(grid[row, column + 1])
+            color = RIGHT if right[row, column] else WRONG
+            show_image(other, found[row, column], color)
+            if not row:
+                other.set_title(looks[column + 1], fontsize=8, fontweight="normal")
+        if not row:
+            axes.set_title(looks[0], fontsize=8, fontweight="normal")
+    return figure
+
+
+@styled
+def texts(query: Sequence[str], found, right) -> Figure:
+    """Texts, and the pictures nearest to each, the nearest first.
+
+    found: uint8[q, k, h, w, c], framed by whether it is of the same thing, `right:
+    bool[q, k]`.
+    """
+    rows, columns = right.shape
+    title = "Pictures nearest to a text"
+    figure, grid = _pictures(rows, columns - 1, title, left=2.2)
+    for row in range(rows):
+        axes = figure.add_subplot(grid[row, 0])
+        axes.axis("off")
+        axes.text(0, 0.5, query[row], va="center", fontsize=8, wrap=True)
+        for column in range(columns):
+            color = RIGHT if right[row, column] else WRONG
+            other = figure.add_subplot(grid[row, column + 1])
+            show_image(other, found[row, column], color)
+    return figure
+
+
+def _pictures(rows: int, columns: int, title: str, left: float):
+    """A figure of rows of pictures, one and so many more, right of `left` widths."""
+    check_parts(rows * (columns + 1))
+    widths = ([left] if left else []) + [1] * (columns + 1)
+    side = WIDTH / sum(widths)
+    figure = Figure(figsize=(WIDTH, 0.5 + rows * side))
+    figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.03)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure, figure.add_gridspec(rows, len(widths), width_ratios=widths)

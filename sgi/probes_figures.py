@@ -1,0 +1,98 @@
+"""Figures of probes of variables: bars of what is read, and frames beside it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from polyview.drawing import FAINT, INK, QUIET, RUNS, WIDTH, check_parts, styled
+
+
+def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
+    """Those of one evaluation, by name."""
+    frames = (figure_data[name] for name in ("frame", "value", "reading"))
+    return {
+        "variables": variables({"": numbers}),
+        "readings": readings(*frames, [*numbers["variables"]]),
+    }
+
+
+@styled
+def variables(results: Mapping[str, Mapping]) -> Figure:
+    """What linear probes say of each variable: bars of R^2 and of accuracy.
+
+    `results` maps a name, of a run or a reference, to an evaluation with "variables";
+    all of them measure the same ones. A negative R^2 is drawn as 0, with its number.
+    """
+    names = [*next(iter(results.values()))["variables"]]
+    count = len(results)
+    check_parts(len(names) * count)
+    figure = Figure(
+        figsize=(WIDTH, 1.0 + 0.17 * len(names) * (count + 1)), layout="constrained"
+    )
+    panels = figure.subplots(1, 2, sharey=True)
+    place = np.arange(len(names))
+    measures = {"r2": "R² as a number", "accuracy": "Accuracy as a value"}
+    for axes, (measure, title) in zip(panels, measures.items(), strict=True):
+        for number, (label, result) in enumerate(results.items()):
+            found = [result["variables"][name][measure] for name in names]
+            bars = axes.barh(
+                place + (number - (count - 1) / 2) * 0.8 / count,
+                np.maximum(found, 0),
+                height=0.7 / count,
+                color=RUNS[number % len(RUNS)],
+                label=label,
+            )
+            texts = [f"{value:.2f}" for value in found]
+            axes.bar_label(bars, texts, padding=2, fontsize=6.5, color=QUIET)
+        axes.set_title(title)
+        axes.set_xlim(0, 1.15)
+        axes.set_xticks([0, 0.5, 1])
+    panels[0].set_yticks(place, names, color=INK)
+    panels[0].invert_yaxis()
+    if count > 1:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=count,
+            frameon=False,
+            fontsize=8,
+        )
+    return figure
+
+
+@styled
+def readings(
+    frame: np.ndarray, value: np.ndarray, reading: np.ndarray, names: Sequence[str]
+) -> Figure:
+    """Frames, and beneath each what the variables are and, in brackets, what was read.
+
+    frame: uint8[n, h, w]; value, reading: float[n, variables].
+    """
+    columns = 4
+    rows = -(-len(frame) // columns)
+    check_parts(len(frame) * max(1, len(names)))
+    line = 0.13  # inches
+    side = WIDTH / columns
+    figure = Figure(figsize=(WIDTH, 0.3 + rows * (side + line * len(names))))
+    figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.03)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(frame) :]:
+        axes.set_visible(False)
+    for axes, show_image, true, read in zip(grid, frame, value, reading, strict=False):
+        show_image(axes, show_image, FAINT)
+        lines = [
+            f"{name} {t:.0f} ({r:.0f})"
+            for name, t, r in zip(names, true, read, strict=True)
+        ]
+        axes.set_xlabel("\n".join(lines), fontsize=6.5, labelpad=2)
+    figure.suptitle(
+        "Test frames: variables, and in brackets what the probes read",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        fontweight="bold",
+    )
+    return figure
