@@ -1,8 +1,6 @@
 """An evaluation reads each row once, chooses nothing on test, and says what it did."""
 
-import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +12,6 @@ from jax.sharding import AxisType
 from sklearn.datasets import load_digits
 
 from polyview import devices
-from polyview.config.file import load_config
-from polyview.config.text import dotted
 from polyview.data.sources.memory import InMemory
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
@@ -175,7 +171,7 @@ def test_a_source_without_labels_gets_health_only_and_says_so():
 def test_a_result_is_written_whole_and_reads_back(tmp_path):
     protocol = FrozenFeatures(source(0, 200), source(200, 300), whole, probe=QUICK)
     result = pixels(protocol, devices.make_mesh())
-    path = write_result(tmp_path, "pixels", result)
+    path = write_result(tmp_path, "pixels", result, protocol)
     assert json.loads(path.read_text())["knn"] == result["knn"]
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
         assert arrays["h"].shape == (100, 64)
@@ -190,7 +186,7 @@ def test_a_result_is_written_whole_and_reads_back(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"label": "clas"}, "no target 'clas', only label; set --config.*label"),
+        ({"label": "clas"}, "no target 'clas', only label; correct its label"),
         ({"modality": "text"}, "'text' is not among the views"),
         ({"validation": 1.5}, "between 0 and 1"),
         ({"batch_size": 0}, "batch_size"),
@@ -202,24 +198,11 @@ def test_bad_settings_are_explained(change, message):
         protocol(represent, devices.make_mesh())
 
 
-def test_advice_names_keys_that_the_recipes_have():
-    """What a message calls `--config.a.b` can be set."""
-    config = load_config(str(ROOT / "configs/polyview_digits.py"))
-    keys = set()
-    for path in (ROOT / "polyview/evaluation").glob("*.py"):
-        keys |= set(re.findall(r"--config\.([a-z_.]*[a-z_])", path.read_text()))
-    assert "evaluation.probe" in keys  # its message fills in the field
-    keys.remove("evaluation.probe")
-    fields = dataclasses.fields(LinearProbe)
-    keys |= {f"evaluation.probe.{field.name}" for field in fields}
-    assert keys <= dotted(config.to_dict()).keys()
-
-
 def test_the_end_of_the_sweep_is_answered_with_its_key():
     probe = LinearProbe(learning_rates=(1e-6, 1e-5), steps=60)
     protocol = FrozenFeatures(source(0, 200), source(200, 300), whole, probe=probe)
     warning = protocol(represent, devices.make_mesh())["linear_probe"]["warning"]
-    assert "--config.evaluation.probe.learning_rates" in warning
+    assert "widen probe.learning_rates" in warning
 
 
 def test_views_that_hand_on_no_label_are_named():

@@ -12,6 +12,7 @@ from polyview import devices, drawing
 from polyview.data.observed import Observed
 from polyview.data.sources.memory import InMemory
 from polyview.errors import InputError
+from polyview.evaluation import missing_figures
 from polyview.evaluation.missing import MissingModalities, auroc, dice, overlaps
 from polyview.nn.towers import Features
 
@@ -151,7 +152,7 @@ def test_retrieval_is_by_h_too_and_needs_features_of_each_look():
 
 def test_the_figures_of_an_evaluation_are_drawn():
     result, _ = evaluate(source(), (3,))
-    figures = drawing.figures(result, result.figure_data)
+    figures = MissingModalities.figures(result, result.figure_data)
     assert set(figures) == {"subsets-y", "retrieval"}
     for figure in figures.values():
         assert drawing.png(figure).startswith(b"\x89PNG")
@@ -159,7 +160,7 @@ def test_the_figures_of_an_evaluation_are_drawn():
 
 def test_methods_that_know_fewer_looks_are_drawn_beside_others():
     scores = {"alone": {"a": 0.5}, "both": {"a": 0.4, "b": 0.3, "a+b": 0.6}}
-    axes = drawing.subsets(scores, "auroc").axes[0]
+    axes = missing_figures.subsets(scores, "auroc").axes[0]
     assert axes.images[0].get_array().shape == (3, 2)
 
 

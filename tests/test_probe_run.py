@@ -48,7 +48,7 @@ def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
     assert before.keys() == after.keys()
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], array, err_msg=name)
-    trained = checkpoint.flatten(load(tmp_path / "probe").params)
+    trained = checkpoint.flatten(load(tmp_path / "probe").parts.params)
     assert set(trained) == {
         "towers.image.projector.linear.kernel",
         "towers.image.projector.linear.bias",
@@ -57,7 +57,7 @@ def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
 
 
 def top1(run):
-    result = json.loads((run / "eval" / "60.json").read_text())
+    result = json.loads((run / "eval" / "60-accuracy.json").read_text())
     assert result["protocol"]["test"]["rows"] == 360
     return result["classifier"]["top1"]
 
@@ -118,9 +118,9 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
         "source.split",
         "views.augment.size",
         "workers",
-        "evaluation.batch_size",
-        "evaluation.test.split",
-        "evaluation.views.m",
+        "evaluations.frozen.batch_size",
+        "evaluations.frozen.test.split",
+        "evaluations.frozen.views.m",
     ):
         assert key in whole
         tampered = json.loads(to_json(config))
@@ -142,7 +142,7 @@ def test_another_encoder_is_refused_by_name(digits, tmp_path):
     train(Trainer(digits("views=2")), tmp_path / "donor")
     config = classifier("probe", tmp_path / "donor")
     config.model.towers.image.encoder.width = 8
-    with pytest.raises(InputError, match="does not fit this config"):
+    with pytest.raises(InputError, match=r"kernel of .* is \(3, 3, 4, 4\), .* here is"):
         train(Trainer(config), tmp_path / "probe")
 
 

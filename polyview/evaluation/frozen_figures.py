@@ -210,7 +210,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     for (row, column), value in np.ndenumerate(share):
         if value >= 1:
             write_cell(axes, row, column, f"{value:.0f}", value > 55, fontsize=7)
-    short = [short(name) for name in names]
-    axes.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), short, fontsize=8)
+    ticks = [short(name) for name in names]
+    axes.set_xticks(range(len(names)), ticks, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), ticks, fontsize=8)
     return figure
