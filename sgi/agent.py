@@ -36,7 +36,8 @@ from polyview.runs.load import Loaded, model_of, newest_checkpoint, read_model, 
 from polyview.training.optimizer import Optimizer
 from polyview.training.step import TrainState
 from sgi import losses, pretrain
-from sgi.networks import Head, Network, support
+from sgi.heads import Head, support
+from sgi.network import Network
 from sgi.record import Policy
 
 FIRST = ("advantage1", "value1")  # layers of a head that read the latent

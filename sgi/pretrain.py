@@ -32,7 +32,8 @@ import optax
 from polyview.errors import InputError
 from polyview.training.optimizer import Optimizer, ScalingRule
 from sgi import losses
-from sgi.networks import Network, features, renormalise, support
+from sgi.heads import support
+from sgi.network import Network, features, renormalise
 
 SHIFT = 4  # pixels
 INTENSITY = 0.05

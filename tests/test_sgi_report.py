@@ -17,7 +17,9 @@ from polyview.model import abstract_module
 from polyview.runs.load import Loaded
 from sgi import agent, losses, report, scores, video
 from sgi.atari import Game
-from sgi.networks import Nature, Network, support
+from sgi.encoders import Nature
+from sgi.heads import support
+from sgi.network import Network
 from sgi.record import Uniform
 from sgi.scores import GAMES, human_normalised
 
