@@ -23,7 +23,7 @@ of play. Imports run one way, from here to `polyview`, never back.
     run          a fine-tuning from top to bottom
     finetune     the command line: python -m sgi.finetune --config ...
     score_episodes    whole games of an agent, a hundred at once
-    scores       human-normalised scores and their aggregates
+    scores       human-normalised scores
     report, video     command lines: compare runs on a page; film an agent
     parts        parts that configs share
 """

@@ -24,17 +24,10 @@ from polyview import cli, drawing, errors, files, report
 from polyview.config.schema import lasting_keys
 from polyview.config.text import dotted
 from polyview.errors import InputError
+from polyview.rl.aggregates import AGGREGATES, interval
 from polyview.runs import metrics
 from polyview.terminal import say
-from sgi.scores import (
-    AGGREGATES,
-    GAMES,
-    PROTOCOL,
-    PUBLISHED,
-    SOURCE,
-    human_normalised,
-    interval,
-)
+from sgi.scores import GAMES, PROTOCOL, PUBLISHED, SOURCE, human_normalised
 
 WINDOW = 10  # finished games that a point of a learning curve is the mean of
 POINTS = 100  # of a learning curve

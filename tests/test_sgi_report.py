@@ -14,6 +14,7 @@ from PIL import Image
 
 from polyview.errors import InputError
 from polyview.model import abstract_module
+from polyview.rl.aggregates import AGGREGATES, interval
 from polyview.runs.load import Loaded
 from sgi import agent, losses, report, scores, video
 from sgi.atari import Game
@@ -123,8 +124,8 @@ def test_aggregates_are_of_seeds_and_games(tmp_path):
     expected = [[0.5, human_normalised("pong", -5)], [1, human_normalised("pong", 5)]]
     np.testing.assert_allclose(pretrained.scores, expected)
     page = report.page(runs)
-    for name, aggregate in scores.AGGREGATES.items():
-        low, high = scores.interval(np.array(expected), aggregate)
+    for name, aggregate in AGGREGATES.items():
+        low, high = interval(np.array(expected), aggregate)
         value = aggregate(np.array(expected))
         assert f">{name}<" in page
         assert f">{value:.3f} ({low:.3f} to {high:.3f})<" in page
