@@ -15,8 +15,9 @@ from PIL import Image
 from polyview.errors import InputError
 from polyview.model import abstract_module
 from polyview.rl.aggregates import AGGREGATES, interval
+from polyview.rl.distributional import expected
 from polyview.runs.load import Loaded
-from sgi import agent, losses, report, scores, video
+from sgi import agent, report, scores, video
 from sgi.atari import Game
 from sgi.encoders import Nature
 from sgi.heads import support
@@ -382,7 +383,7 @@ def test_the_agent_is_filmed_as_it_acts(tmp_path, monkeypatch, capsys):
     model = drawn_agent()
     stacks = np.random.default_rng(0).integers(0, 256, (9, 4, 84, 84), np.uint8)
     latents = model.module.encode(np.moveaxis(stacks, 1, -1), train=False)
-    returns = losses.expected(model.module.head(latents, key=None), support())
+    returns = expected(model.module.head(latents, key=None), support())
     policy = agent.greedy(model)
     acts = [policy(stack, None) for stack in stacks]
     assert acts == returns.argmax(-1).tolist() and len(set(acts)) > 1
