@@ -22,6 +22,7 @@ from polyview.config.schema import RANGES, check_config
 from polyview.config.spec import build
 from polyview.config.text import dotted, to_json
 from polyview.errors import HUGE, InputError, NonFiniteError, Preempted
+from polyview.rl.environment import Outcome
 from polyview.runs import checkpoint, metrics
 from polyview.runs.checkpoint import Checkpoints
 from polyview.runs.load import Loaded, newest_checkpoint, read_model
@@ -29,7 +30,7 @@ from polyview.runs.workdir import claimed_workdir
 from polyview.terminal import say
 from polyview.training import train
 from sgi.atari import Game
-from sgi.environment import Environment, Outcome
+from sgi.environment import Environment
 from sgi.online import Programs, State
 
 REQUIRED = (
@@ -156,7 +157,7 @@ class Run:
 def arrays(outcomes: Sequence[Outcome]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Frames uint8[seeds, h, w], rewards float32[seeds] and dones bool[seeds]."""
     columns = (
-        np.stack([outcome.frame for outcome in outcomes]),
+        np.stack([outcome.observation for outcome in outcomes]),
         np.array([outcome.reward for outcome in outcomes], np.float32),
         np.array([outcome.done for outcome in outcomes]),
     )
