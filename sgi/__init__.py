@@ -25,5 +25,6 @@ of play. Imports run one way, from here to `polyview`, never back.
     score_episodes    whole games of an agent, a hundred at once
     scores       human-normalised scores
     report, video     command lines: compare runs on a page; film an agent
+    reporting    what the report is made of: runs, methods, notes, tables, figures
     parts        parts that configs share
 """
