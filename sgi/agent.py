@@ -41,7 +41,8 @@ from polyview.runs.load import (
 )
 from polyview.training.optimizer import Optimizer
 from sgi import losses, pretrain
-from sgi.networks import Head, Network, support
+from sgi.heads import Head, support
+from sgi.network import Network
 from sgi.record import Policy
 
 FIRST = ("advantage1", "value1")  # layers of a head that read the latent

@@ -5,55 +5,40 @@ life one such frame passes and the game goes on. Nothing is sticky.
 """
 
 import hashlib
-from typing import NamedTuple
 
 import numpy as np
 
+from polyview.rl.environment import Finished, Outcome
 from sgi.atari import NOOPS, Game
-
-
-class Finished(NamedTuple):
-    """A game that has ended: its raw score, and how many steps it took."""
-
-    score: float
-    steps: int
-
-
-class Outcome(NamedTuple):
-    """What an action led to.
-
-    Attributes:
-      frame: uint8[84, 84], what the next action is chosen on: where a life or the game
-        ended, of what begins.
-      reward: the change of the score, not clipped.
-      done: a life or the game ended, or the game was cut off.
-      finished: the game, where it has ended.
-    """
-
-    frame: np.ndarray
-    reward: float
-    done: bool
-    finished: Finished | None
 
 
 class Environment:
     """One game after another; all that happens is a function of seed and actions.
 
+    An episode is a whole game; an outcome is `done` where a life or the game ended, or
+    the game was cut off. Follows `polyview.rl.environment.Environment`.
+
     Attributes:
-      frame: uint8[84, 84], what is seen now.
-      steps: actions taken since the first game began.
-      last: the last game that has ended, or None.
+      frame: uint8[84, 84], what is seen now: the observation.
+      steps: actions taken since the reset.
+      last: the last game that has ended since the reset, or None.
 
     Raises:
       InputError: there is no such game, or ale-py is not installed.
     """
 
     def __init__(self, game: str, seed: int):
-        self._game = Game(game, seed=seed)
+        self._name = game
+        self.reset(seed)
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begin anew, as a new environment of that seed does."""
+        self._game = Game(self._name, seed=seed)  # the emulator takes its seed once
         self._rng = np.random.default_rng(seed)
         self.last: Finished | None = None
         self.steps = 0
         self._begin()
+        return self.frame
 
     def step(self, action: int) -> Outcome:
         """Take an action, an index into the game's own."""
@@ -75,8 +60,15 @@ class Environment:
             self.last if over else None,
         )
 
+    def legal(self) -> None:
+        """All of a game's own actions are legal at any time."""
+
     def fingerprint(self) -> np.ndarray:
-        """The SHA-256 of all that decides how the game goes on: uint8[32]."""
+        """The SHA-256 of everything that decides how the game continues: uint8[32].
+
+        The waits at the start of later games are not in it: they follow from the seed
+        and the number of games played.
+        """
         return np.frombuffer(hashlib.sha256(self._game.state()).digest(), np.uint8)
 
     def _begin(self) -> None:

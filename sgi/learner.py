@@ -28,6 +28,7 @@ from polyview.devices import AXES
 from polyview.errors import HUGE, InputError, fits_together
 from polyview.evaluation.base import specs_of
 from polyview.model import abstract_module, merge_module
+from polyview.rl.environment import Outcome
 from polyview.runs import checkpoint, metrics
 from polyview.runs.init import LaidOver, entries_of, lay_over
 from polyview.runs.load import newest_checkpoint
@@ -36,7 +37,7 @@ from polyview.training import nonfinite
 from polyview.training.learner import Learner
 from sgi.agent import transfer_map
 from sgi.atari import Game
-from sgi.environment import Environment, Outcome
+from sgi.environment import Environment
 from sgi.online import Programs, State
 
 REQUIRED = (
@@ -321,7 +322,7 @@ def replay_run(workdir: Path, trust: tuple[str, ...] = ()) -> None:
 def arrays(outcomes: Sequence[Outcome]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Frames uint8[seeds, h, w], rewards float32[seeds] and dones bool[seeds]."""
     columns = (
-        np.stack([outcome.frame for outcome in outcomes]),
+        np.stack([outcome.observation for outcome in outcomes]),
         np.array([outcome.reward for outcome in outcomes], np.float32),
         np.array([outcome.done for outcome in outcomes]),
     )

@@ -2,13 +2,20 @@
 
 Axes: b samples, k steps ahead, d features, a actions, n atoms of a return. Where an
 equation of the official code (mila-iqia/SGI) is not the one it means, both forms are
-here, by name: `windows` and `noisy_goals` take them.
+here, by name: `windows` and `noisy_goals` take them. Distributional Q-learning is
+`polyview.rl.distributional`.
 """
 
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from polyview.rl import distributional as c51
+from polyview.rl.distributional import at, expected
+
+# `sgi.agent` still calls these here.
+double_target, distributional = c51.double_target, c51.loss_and_divergence
 
 
 class Masks(NamedTuple):
@@ -162,66 +169,3 @@ def goal_reward(
     d_before = goal_distance(before, goal, scale=distance_scale)
     d_after = goal_distance(after, goal, scale=distance_scale)
     return reward_scale * (d_before - d_after)
-
-
-def project(
-    probabilities: jax.Array,
-    rewards: jax.Array,
-    discounts: jax.Array,
-    support: jax.Array,
-) -> jax.Array:
-    """The distribution of r + discount Z on the atoms of Z, `[b, n]` (C51).
-
-    Z takes `support[n]`, evenly spaced, with `probabilities[b, n]`; returns past the
-    support's ends go to its ends, others are shared by the two nearest atoms in inverse
-    proportion to their distance (Bellemare et al. 2017, algorithm 1). `discounts[b]`
-    is 0 where the episode ended.
-    """
-    low, high = support[0], support[-1]
-    spacing = (high - low) / (len(support) - 1)
-    returns = rewards[:, None] + discounts[:, None] * support[None]
-    returns = jnp.clip(returns, low, high)
-    distance = abs(returns[:, None, :] - support[None, :, None]) / spacing
-    shares = jnp.clip(1 - distance, 0, 1)
-    return jnp.einsum("bij,bj->bi", shares, probabilities, precision="highest")
-
-
-def double_target(
-    online: jax.Array,
-    target: jax.Array,
-    rewards: jax.Array,
-    discounts: jax.Array,
-    support: jax.Array,
-) -> jax.Array:
-    """What a return's distribution is fitted to, `[b, n]` (van Hasselt et al. 2016).
-
-    `online[b, a, n]` and `target[b, a, n]` are logits of the next state: the first
-    chooses the action of the highest expected return, the second says how it ends.
-    """
-    best = jnp.argmax(expected(online, support), -1)
-    return project(at(jax.nn.softmax(target), best), rewards, discounts, support)
-
-
-def distributional(log_probabilities: jax.Array, target: jax.Array):
-    """Cross-entropy and Kullback-Leibler divergence from `target[b, n]`, `[b]` each.
-
-    -sum_n p log q, and sum_n p' (log p' - log q) with p' = max(p, 1e-6), clipped to
-    [1e-6, 1e6]: how far off a prediction is, the entropy of its target aside. As in the
-    official code the latter ranks what is replayed.
-    """
-    loss = -jnp.sum(target * log_probabilities, -1)
-    target = jnp.maximum(target, 1e-6)
-    divergence = jnp.sum(target * (jnp.log(target) - log_probabilities), -1)
-    return loss, jnp.clip(divergence, 1e-6, 1e6)
-
-
-def expected(logits: jax.Array, support: jax.Array) -> jax.Array:
-    """Expected returns `[..., a]` of `logits[..., a, n]` of returns `support[n]`."""
-    return jnp.matmul(jax.nn.softmax(logits), support, precision="highest")
-
-
-def at(x: jax.Array, index: jax.Array) -> jax.Array:
-    """The entries `index[...]` of the axis of `x[..., a, *]` that index has not."""
-    axis = index.ndim
-    index = index.reshape(index.shape + (1,) * (x.ndim - axis))
-    return jnp.take_along_axis(x, index, axis).squeeze(axis)

@@ -16,11 +16,11 @@ def network(
     """The network of a size for a game of so many actions, its heads' noise `sigma`."""
     if size not in SIZES:
         raise InputError(f"size={size}{nearest(size, SIZES)}")
-    encoder = {"partial": "sgi.networks:Residual", "depthwise": "shifts"}  # or "lax"
+    encoder = {"partial": "sgi.encoders:Residual", "depthwise": "shifts"}  # or "lax"
     if size == "S":
-        encoder = {"partial": "sgi.networks:Nature"}
+        encoder = {"partial": "sgi.encoders:Nature"}
     return {
-        "partial": "sgi.networks:Network",
+        "partial": "sgi.network:Network",
         "actions": actions,
         "encoder": {**encoder, **SIZES[size]},
         "hidden": 64 if size == "tiny" else 512,

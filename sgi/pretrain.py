@@ -30,9 +30,11 @@ import jax.numpy as jnp
 import optax
 
 from polyview.errors import InputError
+from polyview.rl import distributional
 from polyview.training.optimizer import Optimizer, ScalingRule
 from sgi import losses
-from sgi.networks import Network, features, renormalise, support
+from sgi.heads import support
+from sgi.network import Network, features, renormalise
 
 SHIFT = 4  # pixels
 INTENSITY = 0.05
@@ -162,15 +164,15 @@ class Pretrain:
         chooses = module.encode(after, train=True)
         chooses = module.goal_head(chooses, goals, key=keys.own_head)
         returns = target_module.goal_head(seen.after, goals, key=keys.average_head)
-        target = losses.double_target(
+        target = distributional.double_target(
             jax.lax.stop_gradient(chooses),
             returns,
             reward,
             self.discount * masks.bootstrap,
             support(),
         )
-        taken = losses.at(logits, batch["targets"]["action"][:, 0])
-        return losses.distributional(jax.nn.log_softmax(taken), target)
+        taken = distributional.at(logits, batch["targets"]["action"][:, 0])
+        return distributional.loss_and_divergence(jax.nn.log_softmax(taken), target)
 
 
 def stacked(frames: jax.Array, history: int) -> jax.Array:

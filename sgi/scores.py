@@ -1,14 +1,9 @@
-"""Scores of Atari games: human-normalised, and aggregated over games with intervals.
+"""Human-normalised scores of Atari games, by the references that Atari 100k uses.
 
-The table and the aggregates are those by which Atari 100k is reported. A human-
-normalised score (HNS) is 0 for random play and 1 for the human's score.
-
-Aggregates take scores float[..., runs, games] to float[...], as defined by Agarwal et
-al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", and
-their library rliable.
+A human-normalised score (HNS) is 0 for random play and 1 for the human's score. Its
+aggregates over games are those of `polyview.rl.aggregates`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -83,61 +78,3 @@ def human_normalised(game: str, score):
         raise InputError(f"no human score of {game!r} is known{near}")
     random, human, *_ = GAMES[game]
     return (np.asarray(score) - random) / (human - random)
-
-
-def median(scores: np.ndarray) -> np.ndarray:
-    """The median over games of the mean over runs."""
-    return np.median(scores.mean(axis=-2), axis=-1)
-
-
-def mean(scores: np.ndarray) -> np.ndarray:
-    """The mean over games of the mean over runs."""
-    return scores.mean(axis=(-2, -1))
-
-
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of all runs of all games (IQM).
-
-    Of n scores the floor(n / 4) lowest and as many of the highest are left out.
-    """
-    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
-    cut = flat.shape[-1] // 4
-    return flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
-
-
-def optimality_gap(scores: np.ndarray) -> np.ndarray:
-    """By how much runs fall short of 1 on average; what is above 1 makes up nothing."""
-    return 1 - np.minimum(scores, 1).mean(axis=(-2, -1))
-
-
-AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "IQM": interquartile_mean,
-    "median": median,
-    "mean": mean,
-    "optimality gap": optimality_gap,
-}
-
-
-def interval(
-    scores: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    level: float = 0.95,
-    repetitions: int = 5000,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Ends of a stratified bootstrap percentile interval of a statistic.
-
-    Runs are drawn anew, with replacement, within each game. scores: float[runs, games];
-    statistic: float[repetitions, runs, games] -> float[repetitions, ...]. None for one
-    run, which says nothing about another.
-    """
-    runs = len(scores)
-    if runs < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(runs, size=(repetitions, *scores.shape))
-    resampled = np.take_along_axis(scores[None], draws, axis=1)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(statistic(resampled), [tail, 100 - tail], axis=0)
-    return low, high

@@ -16,18 +16,19 @@ from polyview.errors import InputError
 from polyview.model import abstract_module, merge_module, split_module
 from polyview.runs import checkpoint, init
 from polyview.training.step import TrainState, create_state, make_step
-from sgi import agent, networks, pretrain
+from sgi import agent, pretrain
 from sgi.agent import Keys, Rainbow, act, grouped_adam, transfer_map
 from sgi.learner import laid_over_all
+from sgi.network import Network
 
 SUPPORT = np.linspace(-10, 10, 51)
 ACTIONS = 3
 JUMPS = 5
 HURRY = {"xla_backend_optimization_level": 0}
 MODEL = {
-    "partial": "sgi.networks:Network",
+    "partial": "sgi.network:Network",
     "actions": ACTIONS,
-    "encoder": {"partial": "sgi.networks:Residual", "blocks": 1, "widths": (4, 8, 8)},
+    "encoder": {"partial": "sgi.encoders:Residual", "blocks": 1, "widths": (4, 8, 8)},
     "hidden": 16,
     "sigma": 0.5,
     "image": 24,
@@ -164,13 +165,13 @@ def slow_row(frames, after, targets, online, frozen, average, noise):
 def slow_losses(batch, key, gain, frozen, average):
     keys = Keys(*jax.random.split(key, 4))
     noise = [float(shift(k)) for k in (keys.head, keys.bootstrap)]
-    networks_ = [Toy(g, np) for g in (gain, frozen, average)]
+    toys = [Toy(g, np) for g in (gain, frozen, average)]
     rows = [
         slow_row(
             batch["views"]["frames"][i],
             batch["views"]["next"][i],
             {name: column[i] for name, column in batch["targets"].items()},
-            *networks_,
+            *toys,
             noise,
         )
         for i in range(len(batch["index"]))
@@ -239,7 +240,7 @@ def test_what_cannot_be_fine_tuned_is_refused():
     with pytest.raises(ValueError, match="jumps=0"):
         Rainbow(jumps=0)
     with pytest.raises(InputError, match="target_decay"):
-        Rainbow()(object.__new__(networks.Network), None, batches(2), None)
+        Rainbow()(object.__new__(Network), None, batches(2), None)
 
 
 # The update, of one agent and of several.
@@ -615,7 +616,7 @@ def saved(folder, config, state):
 
 
 def test_one_of_several_agents_is_loaded(tmp_path):
-    small = {"partial": "sgi.networks:Nature", "widths": (2, 2, 2)}
+    small = {"partial": "sgi.encoders:Nature", "widths": (2, 2, 2)}
     model = MODEL | {"encoder": small, "image": 36, "hidden": 2}
     shapes = abstract_module(build(model))[1:3]
     parts = [numbered(tree, 0) for tree in shapes]
@@ -631,7 +632,7 @@ def test_one_of_several_agents_is_loaded(tmp_path):
             [found.parts.params, found.parts.statistics],
             of(many, seed),
         )
-    assert isinstance(found.module, networks.Network)
+    assert isinstance(found.module, Network)
     with pytest.raises(InputError, match="no seed 2; it has 0 to 1"):
         agent.load(tmp_path, 2)
     with pytest.raises(InputError, match="no checkpoint of step 3"):

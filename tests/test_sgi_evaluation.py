@@ -19,9 +19,11 @@ from polyview.model import (
     merge_module,
     split_module,
 )
-from sgi import agent, networks, score_episodes
+from sgi import agent, score_episodes
 from sgi.atari import Game
+from sgi.encoders import Nature
 from sgi.learner import Agents
+from sgi.network import Network
 from sgi.score_episodes import Evaluation, play
 
 SEEDS = np.array([5, 6, 2**31 - 1])
@@ -76,9 +78,9 @@ def test_scores_are_those_of_games_played_one_by_one(breakout, cap):
 def agents():
     """The graph, and the parameters and statistics of two agents of firm opinions."""
     make = partial(
-        networks.Network,
+        Network,
         actions=4,
-        encoder=partial(networks.Nature, widths=(4, 4, 4)),
+        encoder=partial(Nature, widths=(4, 4, 4)),
         hidden=8,
         sigma=0.5,
     )

@@ -23,11 +23,12 @@ from polyview.config.spec import build
 from polyview.config.text import to_json
 from polyview.errors import InputError, NonFiniteError
 from polyview.model import split_module
+from polyview.rl.environment import Finished, Outcome
 from polyview.runs.checkpoint import Checkpoints, saved_steps
 from polyview.training.train import train
 from sgi import learner
 from sgi.atari import Game
-from sgi.environment import Environment, Finished, Outcome
+from sgi.environment import Environment
 from sgi.learner import Player, donated, replay_run
 
 slow = pytest.mark.slow  # compiles the whole agent
@@ -113,10 +114,24 @@ def test_a_game_of_pong_is_one_episode_and_the_next_begins():
         score, steps, over = score + expected.reward, steps + 1, expected.game_over
         assert outcome.done == over and outcome.reward == expected.reward
         if not over:
-            np.testing.assert_array_equal(outcome.frame, expected.frame)
+            np.testing.assert_array_equal(outcome.observation, expected.frame)
             assert outcome.finished is None and ours.last is None
     assert outcome.finished == ours.last == (score, steps) and score < -10
-    np.testing.assert_array_equal(outcome.frame, game.reset(int(noops[1])))
+    np.testing.assert_array_equal(outcome.observation, game.reset(int(noops[1])))
+    assert ours.legal() is None
+
+
+def test_a_reset_game_is_as_a_new_one():
+    ours, new = Environment("breakout", 3), Environment("breakout", 4)
+    for _ in range(5):
+        ours.step(1)
+    np.testing.assert_array_equal(ours.reset(4), new.frame)
+    assert ours.last is None
+    np.testing.assert_array_equal(ours.fingerprint(), new.fingerprint())
+    for action in (1, 2, 3):
+        found, expected = ours.step(action), new.step(action)
+        np.testing.assert_array_equal(found.observation, expected.observation)
+    np.testing.assert_array_equal(ours.fingerprint(), new.fingerprint())
 
 
 def test_a_game_that_is_cut_off_is_done(monkeypatch):

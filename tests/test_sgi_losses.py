@@ -25,62 +25,6 @@ def unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-3)
 
 
-def slow_project(probabilities, rewards, discounts):
-    """Share out each atom's mass between the atoms on both sides of its return."""
-    result = np.zeros_like(probabilities)
-    for i, row in enumerate(probabilities):
-        for mass, atom in zip(row, SUPPORT, strict=True):
-            value = min(max(rewards[i] + discounts[i] * atom, -10), 10)
-            place = (value + 10) / 0.4
-            below = min(int(np.floor(place + 1e-12)), 50)
-            share = place - below
-            result[i, below] += mass * (1 - share)
-            if share > 1e-12:
-                result[i, below + 1] += mass * share
-    return result
-
-
-def test_projection_is_that_of_loops(rng):
-    probabilities = softmax(rng.normal(size=(40, 51)))
-    rewards = rng.normal(size=40) * 8  # many returns leave the support
-    discounts = np.where(rng.random(40) < 0.3, 0, 0.99)
-    rewards[:3], discounts[:3] = [0.0, 0.4, 25.0], [1.0, 1.0, 0.99]  # on atoms, beyond
-    found = losses.project(probabilities, rewards, discounts, SUPPORT)
-    expected = slow_project(probabilities, rewards, discounts)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-    np.testing.assert_allclose(found.sum(-1), 1)
-    np.testing.assert_allclose(found[0], probabilities[0], atol=1e-12)
-
-
-def test_the_target_is_the_targets_return_of_the_online_choice(rng):
-    online, target = rng.normal(size=(2, 20, 6, 51))
-    rewards, discounts = rng.normal(size=20), np.full(20, 0.99)
-    best = [max(range(6), key=lambda a: softmax(row[a]) @ SUPPORT) for row in online]
-    chosen = np.stack([softmax(target[i, a]) for i, a in enumerate(best)])
-    found = losses.double_target(online, target, rewards, discounts, SUPPORT)
-    np.testing.assert_allclose(
-        found, slow_project(chosen, rewards, discounts), atol=1e-12
-    )
-    assert len(set(best)) > 1
-
-
-def test_distributional_loss_and_divergence(rng):
-    predicted, target = softmax(rng.normal(size=(2, 9, 51)))
-    target[0, 3:] = 0  # a target may be zero where a prediction is not
-    target[0] /= target[0].sum()
-    loss, divergence = losses.distributional(np.log(predicted), target)
-    for i in range(9):
-        cross = -sum(
-            p * np.log(q) for p, q in zip(target[i], predicted[i], strict=True)
-        )
-        assert loss[i] == pytest.approx(cross)
-        kept = np.maximum(target[i], 1e-6)
-        expected = sum(kept * np.log(kept / predicted[i]))
-        assert divergence[i] == pytest.approx(expected)
-    _, none = losses.distributional(np.log(predicted), predicted)
-    np.testing.assert_allclose(none, 1e-6, rtol=1e-6)
-
-
 def test_self_prediction_is_two_minus_two_cosines(rng):
     a, b = rng.normal(size=(2, 7, 5, 16))
     cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)

@@ -13,7 +13,9 @@ from polyview.errors import InputError
 from polyview.model import abstract_module
 from polyview.training import optimizer
 from polyview.training.step import create_state, make_step
-from sgi import networks, pretrain
+from sgi import pretrain
+from sgi.encoders import Residual
+from sgi.network import Network
 from sgi.pretrain import Pretrain, augment, stacked
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -271,8 +273,8 @@ def test_a_loss_of_weight_zero_is_not_computed(monkeypatch, weights, reported):
 
 def network(**options):
     wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-    encoder = partial(networks.Residual, blocks=1, widths=(8, 16, 16))
-    return networks.Network(
+    encoder = partial(Residual, blocks=1, widths=(8, 16, 16))
+    return Network(
         actions=ACTIONS, hidden=32, image=24, encoder=encoder, **wide, **options
     )
 
@@ -368,6 +370,6 @@ def test_what_cannot_be_pre_trained_is_refused():
     with pytest.raises(InputError, match="microbatch"):
         Pretrain()(module, module, batch, key)
     with pytest.raises(InputError, match="target_decay"):
-        pretrain.check(object.__new__(networks.Network), None)
+        pretrain.check(object.__new__(Network), None)
     with pytest.raises(ValueError, match="jumps=0"):
         Pretrain(jumps=0)

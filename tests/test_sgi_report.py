@@ -14,11 +14,21 @@ from PIL import Image
 
 from polyview.errors import InputError
 from polyview.model import abstract_module
+from polyview.rl.aggregates import AGGREGATES, interval
+from polyview.rl.distributional import expected
 from polyview.runs.load import Loaded
-from sgi import agent, losses, report, scores, video
+from sgi import agent, report, scores, video
 from sgi.atari import Game
-from sgi.networks import Nature, Network, support
+from sgi.encoders import Nature
+from sgi.heads import support
+from sgi.network import Network
 from sgi.record import Uniform
+from sgi.reporting.figures import learning_curve
+from sgi.reporting.methods import labels, methods_of
+from sgi.reporting.notes import notes_on
+from sgi.reporting.page import aggregates, html_page
+from sgi.reporting.read import read
+from sgi.reporting.tables import score_columns
 from sgi.scores import GAMES, human_normalised
 
 STEPS = 1000
@@ -98,8 +108,8 @@ def two_methods(folder):
 
 
 def test_the_table_says_what_the_runs_hold(tmp_path):
-    runs = report.read(two_methods(tmp_path))
-    columns = report._columns(runs)
+    runs = read(two_methods(tmp_path))
+    columns = score_columns(runs)
     cells = [[column(run) for column in columns.values()] for run in runs]
     assert list(columns)[:3] == ["game", "method", "run"]
     # The resampled mean of two seeds is each of them in one case of four: so it is the
@@ -114,15 +124,15 @@ def test_the_table_says_what_the_runs_hold(tmp_path):
 
 
 def test_aggregates_are_of_seeds_and_games(tmp_path):
-    runs = report.read(two_methods(tmp_path))
-    scratch, pretrained = report.methods(runs)
+    runs = read(two_methods(tmp_path))
+    scratch, pretrained = methods_of(runs)
     assert (scratch.label, pretrained.label) == ("from scratch", "pre-trained")
     assert scratch.games == pretrained.games == ("freeway", "pong")
     expected = [[0.5, human_normalised("pong", -5)], [1, human_normalised("pong", 5)]]
     np.testing.assert_allclose(pretrained.scores, expected)
-    page = report.page(runs)
-    for name, aggregate in scores.AGGREGATES.items():
-        low, high = scores.interval(np.array(expected), aggregate)
+    page = html_page(runs)
+    for name, aggregate in AGGREGATES.items():
+        low, high = interval(np.array(expected), aggregate)
         value = aggregate(np.array(expected))
         assert f">{name}<" in page
         assert f">{value:.3f} ({low:.3f} to {high:.3f})<" in page
@@ -133,15 +143,15 @@ def test_aggregates_are_of_seeds_and_games(tmp_path):
 
 def test_published_aggregates_stand_beside_all_26_games(tmp_path):
     runs = [make_run(tmp_path / game, game, (GAMES[game].der,)) for game in GAMES]
-    page = report._aggregates(report.read(runs))
+    page = aggregates(read(runs))
     assert page.count(">0.161<") == page.count(">0.285<") == 2  # ours, and DER's
     assert ">0.753<" in page and "not checked against the paper" in page
     assert " to " not in page[: page.index("<p>")]  # one seed: no interval
 
 
 def test_a_learning_curve_is_of_the_last_ten_finished_games(tmp_path):
-    (run,) = report.read([make_run(tmp_path / "a", means=(0.0, 0.0, 0.0))])
-    steps, curve = report.learning_curve(run)
+    (run,) = read([make_run(tmp_path / "a", means=(0.0, 0.0, 0.0))])
+    steps, curve = learning_curve(run)
     assert curve.shape == (3, len(steps))
     for seed in range(3):
         for step, value in zip(steps, curve[seed], strict=True):
@@ -158,17 +168,17 @@ def test_a_learning_curve_is_of_the_last_ten_finished_games(tmp_path):
 def test_a_learning_curve_waits_for_every_seed(tmp_path):
     path = make_run(tmp_path / "a", means=(0.0, 0.0))
     write_lines(path / "episodes.jsonl", [{"step": 9, "seed": 1, "score": 3.0}])
-    assert report.learning_curve(report.read([path])[0]) is None
+    assert learning_curve(read([path])[0]) is None
     write_lines(
         path / "episodes.jsonl",
         [{"step": 9, "seed": 1, "score": 3.0}, {"step": 20, "seed": 0, "score": 5}],
     )
-    steps, curve = report.learning_curve(report.read([path])[0])
+    steps, curve = learning_curve(read([path])[0])
     assert (steps == 20).all() and (curve == [[5], [3]]).all()
 
 
 def test_the_page_is_complete_and_needs_no_network(tmp_path):
-    page = report.page(report.read(two_methods(tmp_path)))
+    page = html_page(read(two_methods(tmp_path)))
     text = re.sub(r"base64,[^\"]*", "", page)
     assert not re.search(r"https?:|//\w|<script|<link|@import|url\(", text)
     sources = re.findall(r'src="([^"]{30})', page)
@@ -183,7 +193,7 @@ def test_the_page_is_complete_and_needs_no_network(tmp_path):
 
 def test_text_from_a_run_is_escaped(tmp_path):
     path = make_run(tmp_path / "<b>bold", game="<i>game")
-    page = report.page(report.read([path]))
+    page = html_page(read([path]))
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page
     assert "<i>game" not in page and "&lt;i&gt;game" in page
 
@@ -204,42 +214,40 @@ def test_the_command_writes_a_page_or_a_picture(tmp_path, monkeypatch, capsys):
 
 
 def test_one_seed_has_no_interval(tmp_path):
-    runs = report.read([make_run(tmp_path / "a", means=(3.0,))])
-    columns = report._columns(runs)
+    runs = read([make_run(tmp_path / "a", means=(3.0,))])
+    columns = score_columns(runs)
     assert (
         columns["score"](runs[0]) == "3.0" and columns["95% interval"](runs[0]) == "–"
     )
-    assert "(" not in re.search(r"<td>from scratch</td>.*", report._aggregates(runs))[0]
-    assert report.notes(runs) == ["a has one seed, from which no interval follows"]
+    assert "(" not in re.search(r"<td>from scratch</td>.*", aggregates(runs))[0]
+    assert notes_on(runs) == ["a has one seed, from which no interval follows"]
 
 
 def test_a_game_outside_the_table_has_raw_scores_only(tmp_path):
-    runs = report.read([make_run(tmp_path / "a", game="space_invaders")])
-    columns = report._columns(runs)
+    runs = read([make_run(tmp_path / "a", game="space_invaders")])
+    columns = score_columns(runs)
     assert columns["score"](runs[0]) == "5.0" and columns["HNS"](runs[0]) == "–"
-    assert "space_invaders has no published human score" in report.notes(runs)[0]
-    page = report.page(runs)
+    assert "space_invaders has no published human score" in notes_on(runs)[0]
+    page = html_page(runs)
     assert "Aggregates over games" not in page and "Published scores" not in page
 
 
 def test_seeds_of_several_runs_are_joined(tmp_path):
     paths = [make_run(tmp_path / name, means=(1.0, 2.0)) for name in ("a", "bb")]
-    runs = report.read(paths)
-    assert report.notes(runs) == [
+    runs = read(paths)
+    assert notes_on(runs) == [
         "no aggregate of from scratch: seed 0 of pong is in several runs; leave one out"
     ]
     change(paths[1], seeds=[2, 3])
-    (method,) = report.methods(report.read(paths))
+    (method,) = methods_of(read(paths))
     assert method.scores.shape == (4, 1)
 
 
 def test_what_makes_another_method_is_named(tmp_path):
     larger = {"actions": 4, "hidden": 128}
-    runs = report.read(
-        [make_run(tmp_path / "a"), make_run(tmp_path / "b", model=larger)]
-    )
-    assert report.labels(runs) == {"a": "from scratch A", "b": "from scratch B"}
-    assert report.notes(runs)[:2] == [
+    runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", model=larger)])
+    assert labels(runs) == {"a": "from scratch A", "b": "from scratch B"}
+    assert notes_on(runs)[:2] == [
         "from scratch A: model.hidden 64",
         "from scratch B: model.hidden 128",
     ]
@@ -279,9 +287,9 @@ def test_what_makes_another_method_is_named(tmp_path):
 )
 def test_what_does_not_compare_is_pointed_out(tmp_path, alter, note):
     paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", game="freeway")]
-    assert report.notes(report.read(paths)) == []
+    assert notes_on(read(paths)) == []
     alter(*paths)
-    found = report.notes(report.read(sorted(tmp_path.iterdir())))
+    found = notes_on(read(sorted(tmp_path.iterdir())))
     assert any(note in said for said in found), found
 
 
@@ -289,9 +297,9 @@ def test_a_run_that_has_only_begun_is_shown(tmp_path, monkeypatch):
     run = tmp_path / "new"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"game": "pong", "seeds": 2}))
-    runs = report.read([run])
-    assert report.notes(runs) == ["new has no evaluation of the agent yet"]
-    assert "new" in report.page(runs)
+    runs = read([run])
+    assert notes_on(runs) == ["new has no evaluation of the agent yet"]
+    assert "new" in html_page(runs)
     output = tmp_path / "x.png"
     monkeypatch.setattr(
         sys, "argv", ["report", "--run", str(run), "--output", str(output)]
@@ -330,7 +338,7 @@ def test_a_damaged_run_is_refused(tmp_path, damage, message):
     run = make_run(tmp_path / "a")
     damage(run)
     with pytest.raises(InputError, match=message):
-        report.read([run])
+        read([run])
 
 
 @pytest.mark.parametrize("seeds", ["x", [1]])
@@ -379,7 +387,7 @@ def test_the_agent_is_filmed_as_it_acts(tmp_path, monkeypatch, capsys):
     model = drawn_agent()
     stacks = np.random.default_rng(0).integers(0, 256, (9, 4, 84, 84), np.uint8)
     latents = model.module.encode(np.moveaxis(stacks, 1, -1), train=False)
-    returns = losses.expected(model.module.head(latents, key=None), support())
+    returns = expected(model.module.head(latents, key=None), support())
     policy = agent.greedy(model)
     acts = [policy(stack, None) for stack in stacks]
     assert acts == returns.argmax(-1).tolist() and len(set(acts)) > 1

@@ -1,1 +1,9 @@
-"""What acting needs: environments, replay, scores; knows no game and no model."""
+"""What acting needs; knows no game and no model.
+
+environment      the protocol of an environment
+rollout          whole episodes, played by a policy
+success          how often a model succeeds, as an evaluation
+replay           prioritised replay on the device
+distributional   C51: returns as distributions
+aggregates       scores over runs and tasks, and their intervals
+"""

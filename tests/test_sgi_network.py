@@ -1,4 +1,4 @@
-"""SGI's networks have the published sizes and compute what slow loops compute."""
+"""SGI's network has the published size and computes what slow loops compute."""
 
 import math
 from functools import partial
@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from polyview.config.trust import allow_list, import_target
 from polyview.model import abstract_module, merge_module, split_module
-from sgi import networks
+from sgi.encoders import Nature, Residual, depthwise
+from sgi.heads import NoisyLinear
+from sgi.network import Network, renormalise
 
 pytestmark = pytest.mark.usefixtures("x64")
 WIDE = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 ENCODERS = {
-    "S": partial(networks.Nature),
-    "M": partial(networks.Residual),
-    "L": partial(networks.Residual, blocks=5, expand=4, widths=(48, 96, 96)),
+    "S": partial(Nature),
+    "M": partial(Residual),
+    "L": partial(Residual, blocks=5, expand=4, widths=(48, 96, 96)),
 }
 tiny = partial(
-    networks.Network,
+    Network,
     actions=3,
     hidden=16,
     image=24,
-    encoder=partial(networks.Residual, blocks=1, widths=(4, 6, 5)),
+    encoder=partial(Residual, blocks=1, widths=(4, 6, 5)),
     **WIDE,
 )
 
@@ -62,7 +65,7 @@ def test_parameters_are_as_many_as_published(size, encoder, four, eighteen):
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
     for actions, millions in ((4, four), (18, eighteen)):
-        make = partial(networks.Network, actions=actions, encoder=ENCODERS[size])
+        make = partial(Network, actions=actions, encoder=ENCODERS[size])
         params = abstract_module(make).params
         assert count(params["encoder"]) == encoder
         assert round(count(params) / 1e6, 2) == millions
@@ -75,7 +78,7 @@ def test_depthwise_shifts_are_the_grouped_convolution(size, stride):
 
     def value_and_gradient(form):
         def loss(x, kernel):
-            y = networks.depthwise(x, kernel, stride=stride, form=form)
+            y = depthwise(x, kernel, stride=stride, form=form)
             return jnp.sum(jnp.sin(y)), y
 
         return fast(jax.value_and_grad(loss, (0, 1), has_aux=True), x, kernel)
@@ -85,7 +88,7 @@ def test_depthwise_shifts_are_the_grouped_convolution(size, stride):
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     with pytest.raises(ValueError, match="form"):
-        networks.depthwise(x, kernel, form="loops")
+        depthwise(x, kernel, form="loops")
 
 
 def convolution(x, kernel, bias, stride=1, padding=0):
@@ -173,7 +176,7 @@ def test_latent_and_transition_are_those_of_loops(network):
 
 
 def test_a_fresh_encoder_is_the_chain_of_its_shortcuts():
-    make = partial(networks.Residual, blocks=1, widths=(4, 6, 5), **WIDE)
+    make = partial(Residual, blocks=1, widths=(4, 6, 5), **WIDE)
     x = np.random.default_rng(0).random((2, 12, 12, 4))
 
     def compute(x):
@@ -189,8 +192,8 @@ def test_a_fresh_encoder_is_the_chain_of_its_shortcuts():
 
 
 def test_initial_values_are_those_of_the_official_code():
-    encoder = partial(networks.Residual, blocks=2)
-    make = partial(networks.Network, actions=6, hidden=64, encoder=encoder)
+    encoder = partial(Residual, blocks=2)
+    make = partial(Network, actions=6, hidden=64, encoder=encoder)
     with jax.enable_x64(False):
         params = fast(lambda: split_module(make(rngs=nnx.Rngs(0), sigma=0.5))[1])
 
@@ -221,9 +224,9 @@ def test_initial_values_are_those_of_the_official_code():
 
 def test_renormalised_rows_span_the_unit_interval_and_constant_ones_are_zero():
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 2)) * 9
-    y = np.array(networks.renormalise(x))
+    y = np.array(renormalise(x))
     np.testing.assert_allclose(y, onto_unit(x), rtol=1e-12)
-    value, gradient = jax.value_and_grad(lambda x: networks.renormalise(x).sum())(
+    value, gradient = jax.value_and_grad(lambda x: renormalise(x).sum())(
         np.full((1, 6), 3.0)
     )
     assert value == 0 and np.isfinite(gradient).all()
@@ -233,13 +236,13 @@ def test_images_of_a_size_that_does_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of 12"):
         abstract_module(partial(tiny, image=80))
     with pytest.raises(ValueError, match="too small"):
-        abstract_module(partial(tiny, image=24, encoder=networks.Nature))
+        abstract_module(partial(tiny, image=24, encoder=Nature))
     with pytest.raises(ValueError, match="film_value_from"):
         abstract_module(partial(tiny, film_value_from="goal"))
 
 
 def test_noise_is_one_factorised_draw_for_all_rows():
-    make = partial(networks.NoisyLinear, 20, 30, sigma=0.5, **WIDE)
+    make = partial(NoisyLinear, 20, 30, sigma=0.5, **WIDE)
     layer = make(rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(5, 20))
     kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
@@ -261,7 +264,7 @@ def test_noise_is_one_factorised_draw_for_all_rows():
 
 
 def test_noise_of_zero_is_still_trained():
-    make = partial(networks.NoisyLinear, 20, 30, sigma=0.0, **WIDE)
+    make = partial(NoisyLinear, 20, 30, sigma=0.0, **WIDE)
     graph, params, statistics, _ = split_module(make(rngs=nnx.Rngs(0)))
     x, key = np.ones((2, 20)), jax.random.key(0)
 
@@ -343,3 +346,17 @@ def test_a_goal_scales_and_shifts_the_hidden_layers(network, source):
     # As the official code has it, the value's own first layer learns nothing here.
     own = abs(gradient["goal_head"]["head"]["value1"]["kernel"]).max()
     assert (own == 0) == (source == "advantage")
+
+
+def test_checkpoints_of_version_0_1_name_what_has_moved():
+    moved = {
+        "Residual": Residual,
+        "Nature": Nature,
+        "depthwise": depthwise,
+        "NoisyLinear": NoisyLinear,
+        "Network": Network,
+        "renormalise": renormalise,
+    }
+    for name, target in moved.items():
+        old = f"sgi.networks:{name}"
+        assert import_target(old, allow_list(), "config.model") is target

@@ -1,0 +1,91 @@
+"""Aggregates of scores over runs and tasks, and their intervals. Numpy only.
+
+Aggregates take scores float[..., runs, tasks] to float[...], as defined by Agarwal et
+al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", and
+their library rliable. Scores are normalised so that 1 is the level to reach.
+"""
+
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+
+
+def median(scores: np.ndarray) -> np.ndarray:
+    """The median over tasks of the mean over runs."""
+    return np.median(scores.mean(axis=-2), axis=-1)
+
+
+def mean(scores: np.ndarray) -> np.ndarray:
+    """The mean over tasks of the mean over runs."""
+    return scores.mean(axis=(-2, -1))
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """The mean of the middle half of all runs of all tasks (IQM).
+
+    Of n scores the floor(n / 4) lowest and as many of the highest are left out.
+    """
+    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = flat.shape[-1] // 4
+    return flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
+
+
+def optimality_gap(scores: np.ndarray) -> np.ndarray:
+    """How far runs fall short of 1 on average; a score above 1 counts as 1."""
+    return 1 - np.minimum(scores, 1).mean(axis=(-2, -1))
+
+
+AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "IQM": interquartile_mean,
+    "median": median,
+    "mean": mean,
+    "optimality gap": optimality_gap,
+}
+
+
+def interval(
+    scores: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    level: float = 0.95,
+    repetitions: int = 5000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ends of a stratified bootstrap percentile interval of a statistic.
+
+    Runs are resampled with replacement within each task. scores: float[runs, tasks];
+    statistic: float[repetitions, runs, tasks] -> float[repetitions, ...]. None for a
+    single run, which shows no spread.
+    """
+    runs = len(scores)
+    if runs < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(runs, size=(repetitions, *scores.shape))
+    resampled = np.take_along_axis(scores[None], draws, axis=1)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(statistic(resampled), [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def success_interval(
+    successes: int, trials: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Ends of the Wilson score interval of a proportion (Wilson 1927).
+
+    The proportions p with |successes / trials - p| <= z sqrt(p (1 - p) / trials), z the
+    normal quantile of (1 + level) / 2. Unlike that of the normal approximation, it
+    stays within [0, 1], and has a width where all trials agree.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: it must be between 0 and 1")
+    rate = successes / trials
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    spread = z / trials * (trials * rate * (1 - rate) + z * z / 4) ** 0.5
+    scale = 1 + z * z / trials
+    low, high = ((rate + z * z / (2 * trials) + s) / scale for s in (-spread, spread))
+    # Exact where rounding is not.
+    return 0.0 if successes == 0 else low, 1.0 if successes == trials else high

@@ -1,0 +1,124 @@
+"""The network of SGI and of the agent it is fine-tuned into (Schwarzer et al. 2021).
+
+    latent       z = renormalise(encoder(x))           x[n, h, w, 4] -> z[n, y, x, c]
+    transition   z' = renormalise(relu(conv(norm(relu(conv([z, one-hot action]))))))
+
+The encoders are in `sgi.encoders`, the heads in `sgi.heads`.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from polyview.errors import check_range
+from polyview.nn.norm import BatchNorm
+from polyview.nn.towers import Features
+from sgi.encoders import Nature, Residual
+from sgi.heads import GoalHead, Head, Inverse
+from sgi.layers import conv, flat, linear, wide
+
+
+def renormalise(x: jax.Array) -> jax.Array:
+    """Each row of `x[n, ...]` from its least to its greatest value, onto [0, 1].
+
+    (x - min) / (max - min + 1e-5), in float32 or better; a constant row becomes zero.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(1, x.ndim))
+    low, high = (f(x, axes, keepdims=True) for f in (jnp.min, jnp.max))
+    return (x - low) / (high - low + 1e-5)
+
+
+class Transition(nnx.Module):
+    """The latent after an action: `latent[n, y, x, c]`, `action: int[n]`."""
+
+    def __init__(self, channels: int, actions: int, **options):
+        self.actions = actions
+        self.first = conv(channels + actions, channels, 3, padding=1, **options)
+        self.norm = BatchNorm(channels, **options)
+        self.last = conv(channels, channels, 3, padding=1, **options)
+
+    def __call__(
+        self, latent: jax.Array, action: jax.Array, *, train: bool
+    ) -> jax.Array:
+        chosen = jax.nn.one_hot(action, self.actions, dtype=latent.dtype)
+        shape = (*latent.shape[:-1], self.actions)
+        chosen = jnp.broadcast_to(chosen[:, None, None], shape)
+        x = self.first(jnp.concatenate([latent, chosen], -1))
+        x = self.norm(jax.nn.relu(x), train=train)  # in this order
+        return renormalise(jax.nn.relu(self.last(x)))
+
+
+class Network(nnx.Module):
+    """All of SGI for one game: what is pre-trained, and the agent's own head.
+
+    `actions` is the size of the game's own action set. `encoder(rngs=)` makes an
+    encoder of stacks of `history` frames of `image` pixels a side; `hidden` is the
+    width of the heads. `sigma` is their initial noise: 0 in pre-training, 0.5 in
+    fine-tuning. `film_value_from` as in `GoalHead`.
+    """
+
+    def __init__(
+        self,
+        *,
+        actions: int,
+        encoder: Callable[..., Residual | Nature],
+        hidden: int = 512,
+        sigma: float = 0.0,
+        film_value_from: Literal["advantage", "value"] = "advantage",
+        history: int = 4,
+        image: int = 84,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        check_range(1, actions=actions, hidden=hidden, history=history, image=image)
+        self.history, self.actions = history, actions
+        self.encoder = encoder(history=history, **options)
+        side, channels = self.encoder.side(image), self.encoder.channels
+        self.transition = Transition(channels, actions, **options)
+        heads = {"hidden": hidden, "sigma": sigma} | options
+        self.head = Head(side * side * channels, actions, **heads)
+        self.goal_head = GoalHead(
+            side, channels, actions, film_value_from=film_value_from, **heads
+        )
+        self.predictor = linear(2 * hidden, 2 * hidden, **options)
+        self.inverse = Inverse(2 * hidden, actions, **options)
+
+    def encode(self, stacks: jax.Array, *, train: bool) -> jax.Array:
+        """Latents `[n, y, x, c]` in [0, 1] of `stacks[n, h, w, history]`: uint8, or
+        floats in [0, 1] or near it."""
+        if stacks.dtype == jnp.uint8:
+            stacks = stacks.astype(float) / 255
+        return renormalise(self.encoder(stacks, train=train))
+
+    def project(self, latents: jax.Array) -> jax.Array:
+        """Projections `[..., d]` of `latents[..., y, x, c]` by the goal head."""
+        leading = latents.shape[:-3]
+        z = self.goal_head.head.project(latents.reshape(-1, *latents.shape[-3:]))
+        return z.reshape(*leading, -1)
+
+    def predict(self, projections: jax.Array) -> jax.Array:
+        """What the target's projections should be, `[..., d]`."""
+        return wide(self.predictor(projections))
+
+    def __call__(
+        self, batch, *, key: jax.Array | None, train: bool
+    ) -> dict[str, Features]:
+        """The features of the stack at time t, as "frames": h the latent, z projected.
+
+        `batch["views"]["frames"]: uint8[b, history or more, h, w]`. Nothing is noisy.
+        """
+        del key
+        frames = batch["views"]["frames"][:, : self.history]
+        latents = self.encode(jnp.moveaxis(jnp.asarray(frames), 1, -1), train=train)
+        return {"frames": features(latents, self.project(latents))}
+
+
+def features(latents: jax.Array, projections: jax.Array) -> Features:
+    """One view a row: the latent, flat, is the representation."""
+    return Features(z=projections[:, None], h=flat(latents)[:, None], local=None)

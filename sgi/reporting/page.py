@@ -1,0 +1,117 @@
+"""The report as one HTML document."""
+
+import html
+from collections.abc import Sequence
+
+from polyview import report
+from polyview.rl.aggregates import AGGREGATES, interval
+from sgi.reporting.figures import WINDOW, curves, drawable, intervals, method_colors
+from sgi.reporting.methods import methods_of, references
+from sgi.reporting.notes import notes_on
+from sgi.reporting.read import Run
+from sgi.reporting.tables import TEXT_COLUMNS, score_columns, seed_count
+from sgi.scores import GAMES, PUBLISHED, SOURCE
+
+_READABLE = 10  # runs in a picture of the training's metrics
+
+
+@report.naming_the_run
+def html_page(runs: Sequence[Run]) -> str:
+    """The report as one HTML document that refers to nothing outside itself."""
+    games = list(dict.fromkeys(run.game for run in runs))
+    drawn = report.grid(
+        [
+            report.picture(curves(runs, [game]), f"learning curves of {game}")
+            for game in drawable(runs)
+        ]
+    )
+    sections = [
+        ("Scores", _scores(runs)),
+        ("Published scores of these games", _published(games)),
+        ("Aggregates over games", aggregates(runs)),
+        ("Learning curves", drawn and f"<p>{_CURVES}</p>{drawn}"),
+        ("Training", report.training(runs) if len(runs) <= _READABLE else ""),
+        ("Protocol", report.protocol(runs)),
+        ("Configs", report.configurations(runs)),
+        ("Environment", report.environment(runs)),
+    ]
+    return report.document("SGI, fine-tuned", ", ".join(games), sections)
+
+
+_SCORES = """A score is the mean over seeds of the mean raw score of a seed's games of
+evaluation; the best of a game is bold. Intervals are bootstrap percentile intervals
+over the seeds: rough where seeds are few, and none for one seed. The human-normalised
+score (HNS) is (score - random) / (human - random), with the published random and human
+below."""
+_PUBLISHED = f"""Published, not measured here: all columns are those of {SOURCE}. SPR is
+Schwarzer et al. 2021 and DER van Hasselt et al. 2019, both after 100,000 steps; data is
+the play in the DQN Replay data set. Other score sets of SPR are in circulation. SGI's
+own scores of each game are not publicly confirmed, so there is no such column."""
+_AGGREGATES = """Of human-normalised scores, as Agarwal et al. 2021 define them: IQM is
+the mean of the middle half of all runs of all games; median and mean are over games, of
+the mean over seeds; the optimality gap is by how much runs fall short of 1 on average
+(lower is better). In brackets, 95% stratified bootstrap percentile intervals: seeds are
+drawn anew within each game. Published rows are of one mean a game: their IQM and
+optimality gap are over games instead of over runs, and do not compare exactly."""
+_CURVES = f"""Raw score in training, with the noise of exploration: each seed's mean
+over its last {WINDOW} finished games, then the mean over seeds with its 95% bootstrap
+band (none for one seed). Circles are the evaluations. A step is four frames. Dotted
+lines are the published random and human scores, where they are in sight."""
+
+
+def _scores(runs: Sequence[Run]) -> str:
+    columns = score_columns(runs)
+    best = {}
+    for run in runs:
+        if run.scores is not None:
+            best.setdefault(run.game, []).append(run.scores.mean())
+    body = []
+    for run in runs:
+        cells = {name: html.escape(column(run)) for name, column in columns.items()}
+        rivals = best.get(run.game, [])
+        if len(rivals) > 1 and run.scores is not None:
+            if run.scores.mean() == max(rivals):
+                cells["score"] = f"<strong>{cells['score']}</strong>"
+        body.append(list(cells.values()))
+    compared = report.table(list(columns), body, TEXT_COLUMNS)
+    return f"{compared}\n{report.remarks(notes_on(runs))}\n<p>{_SCORES}</p>"
+
+
+def _published(games: Sequence[str]) -> str:
+    body = [
+        [game, *(report.number(score, ",.1f") for score in GAMES[game])]
+        for game in games
+        if game in GAMES
+    ]
+    head = ["game", "random", "human", "SPR", "DER", "data"]
+    return body and f"{report.table(head, body, 1)}\n<p>{_PUBLISHED}</p>"
+
+
+def aggregates(runs: Sequence[Run]) -> str:
+    """The section of aggregates over games; empty where no method has any."""
+    compared = [m for m in methods_of(runs) if m.scores is not None]
+    if not compared:
+        return ""
+    compared += references({method.games for method in compared})
+    body, missing = [], report.number(None, "")
+    for method in compared:
+        cells = [html.escape(method.label), str(len(method.games))]
+        cells.append(missing if method.published else seed_count(method.scores))
+        for aggregate in AGGREGATES.values():
+            ends = interval(method.scores, aggregate)
+            shown = f"{aggregate(method.scores):.3f}"
+            if ends is not None:
+                shown += f" ({ends[0]:.3f} to {ends[1]:.3f})"
+            cells.append(shown)
+        body.append(cells)
+    if any(set(method.games) == set(GAMES) for method in compared):
+        for name, (median, mean) in PUBLISHED.items():
+            known = [missing, f"{median:.3f}", f"{mean:.3f}", missing]
+            body.append([f"{name}, published*", str(len(GAMES)), missing, *known])
+    table = report.table(["method", "games", "seeds", *AGGREGATES], body, 1)
+    star = "* As paperswithcode lists it, not checked against the paper."
+    listed = f" {star}" if "published*" in table else ""
+    figure = report.picture(
+        intervals(compared, method_colors(runs)), "aggregates with their intervals"
+    )
+    return f"{table}\n<p>{_AGGREGATES}{listed}</p>\n{report.grid([figure])}"

@@ -1,0 +1,99 @@
+"""Fine-tuned runs, as `sgi.finetune` leaves them in a folder."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyview import errors, report
+from polyview.errors import InputError
+from polyview.runs import metrics
+from sgi.scores import GAMES, human_normalised
+
+_MOST_SEEDS = 1000  # of a run: an interval draws 5,000 times as many
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(report.Run):
+    """A fine-tuned run; `episodes` are its finished games of training."""
+
+    episodes: list[dict]
+
+    @property
+    def game(self) -> str:
+        """As ale-py spells it."""
+        return self.config["game"]
+
+    @property
+    def start(self) -> str:
+        """Whose weights it began with."""
+        return "pre-trained" if self.config.get("init_from") else "from scratch"
+
+    @property
+    def evaluated(self) -> int | None:
+        """The last step at which the agent was evaluated."""
+        return max(filter(None, self.evaluations), default=None)
+
+    @property
+    def scores(self) -> np.ndarray | None:
+        """float[seeds]: the mean raw score of each seed at that step."""
+        step = self.evaluated
+        return None if step is None else seed_means(self.evaluations[step])
+
+    @property
+    def normalised(self) -> np.ndarray | None:
+        """float[seeds]: `scores`, human-normalised where the game's table allows."""
+        known = self.game in GAMES and self.scores is not None
+        return human_normalised(self.game, self.scores) if known else None
+
+
+def read(paths: Sequence[Path]) -> list[Run]:
+    """Read fine-tuned runs, and order them by game and start.
+
+    Raises InputError for a path that is no such run, and for a file in it that is
+    damaged.
+    """
+    runs = []
+    for path, run in zip(paths, report.read(paths), strict=True):
+        if not isinstance(run.config.get("game"), str):
+            raise InputError(f"{path} is not a run of sgi.finetune: it names no game")
+        episodes = metrics.read(path / "episodes.jsonl")
+        fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+        runs.append(Run(**fields, episodes=episodes))
+        with errors.fits_together(str(path)):
+            _check(runs[-1])
+    return sorted(runs, key=lambda run: (run.game, run.start))
+
+
+def _check(run: Run) -> None:
+    for step, evaluation in run.evaluations.items():
+        try:
+            means = seed_means(evaluation)
+            fits = means.shape == (len(evaluation["seeds"]),) != (0,)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            fits = False
+        if not fits or not np.isfinite(means).all():
+            raise InputError(
+                f"{run.path}/eval/{step}.json holds no scores of seeds; evaluate again"
+            )
+        _check_count(len(means))
+    if not all({"seed", "score"} <= line.keys() for line in run.episodes):
+        raise InputError(f"{run.path}/episodes.jsonl: a line has no seed or no score")
+    _check_count(len({line["seed"] for line in run.episodes}))
+
+
+def _check_count(seeds: int) -> None:
+    if seeds > _MOST_SEEDS:
+        raise ValueError(f"{seeds} seeds are more than can be compared")
+
+
+def seed_means(evaluation: Mapping[str, Any]) -> np.ndarray:
+    """float[seeds]: the mean raw score of each seed of an evaluation."""
+    return np.array([sum(games) / len(games) for games in evaluation["scores"]], float)
+
+
+def over_seeds(scores: np.ndarray) -> np.ndarray:
+    """The mean over seeds, `scores[..., seeds] -> [...]`."""
+    return scores.mean(axis=-1)

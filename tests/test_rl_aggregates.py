@@ -1,0 +1,135 @@
+"""Aggregates and intervals follow the published definitions."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from polyview.rl import aggregates
+from polyview.rl.aggregates import AGGREGATES, success_interval
+
+
+def drawn(runs, games, seed=0):
+    """Skewed scores, among them some above 1 and below 0."""
+    rng = np.random.default_rng(seed)
+    return rng.lognormal(-1.0, 1.5, (runs, games)) - 0.2
+
+
+@pytest.mark.parametrize("runs, games", [(1, 1), (1, 3), (3, 1), (5, 7), (10, 26)])
+def test_aggregates_by_their_words(runs, games):
+    values = drawn(runs, games)
+    of_games = [sum(values[:, g]) / runs for g in range(games)]
+    flat = sorted(values.ravel().tolist())
+    middle = flat[int(0.25 * len(flat)) : len(flat) - int(0.25 * len(flat))]
+    half = sorted(of_games)
+    expected = {
+        "IQM": sum(middle) / len(middle),
+        "median": (half[(games - 1) // 2] + half[games // 2]) / 2,
+        "mean": sum(of_games) / games,
+        "optimality gap": sum(max(1 - value, 0) for value in flat) / len(flat),
+    }
+    for name, aggregate in AGGREGATES.items():
+        assert aggregate(values) == pytest.approx(expected[name], abs=1e-12)
+        stacked = aggregate(np.stack([values, values + 1]))
+        assert stacked[1] == pytest.approx(aggregate(values + 1)), "leading axes"
+
+
+def test_intervals_are_those_of_all_resamples():
+    """Against the whole distribution: 3 runs of 2 games have 3^6 equal resamples."""
+    values = np.array([[0.1, 2.0], [0.5, 1.0], [1.3, 0.0]])
+    runs, games = values.shape
+    every = np.array(list(itertools.product(range(runs), repeat=runs * games)))
+    all_resamples = values[every.reshape(-1, runs, games), np.arange(games)]
+    for name, aggregate in AGGREGATES.items():
+        exact = np.sort(aggregate(all_resamples))
+        found = aggregates.interval(values, aggregate, repetitions=40_000, level=0.8)
+        for end, share in zip(found, (0.1, 0.9), strict=True):
+            place = np.interp(share, [0, 1], [0, len(exact) - 1])
+            low, high = exact[int(place) - 8], exact[int(place) + 8]
+            assert low - 1e-9 <= end <= high + 1e-9, name
+    # Were the runs drawn alike in all games, these would cancel and leave no interval.
+    low, high = aggregates.interval(values * [2, 1.2], aggregates.mean)
+    assert high - low > 0.3
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """90% intervals of the mean of normal scores hold the true one about so often."""
+    rng = np.random.default_rng(1)
+    held = 0
+    for seed in range(300):
+        values = rng.normal(size=(20, 3))
+        low, high = aggregates.interval(
+            values, aggregates.mean, level=0.9, repetitions=300, seed=seed
+        )
+        held += low <= 0 <= high
+    assert 0.84 <= held / 300 <= 0.94
+
+
+def test_an_interval_is_repeatable_and_one_run_has_none():
+    values = drawn(4, 5)
+    first, again = (
+        aggregates.interval(values, aggregates.median, seed=3) for _ in range(2)
+    )
+    assert first == again != aggregates.interval(values, aggregates.median, seed=4)
+    assert first[0] <= aggregates.median(values) <= first[1]
+    assert aggregates.interval(values[:1], aggregates.median) is None
+
+
+@pytest.mark.filterwarnings("default")  # what it imports is not ours to mend
+def test_equals_rliable():
+    """Against rliable, where it is installed: `pip install '.[peer]'`."""
+    library = pytest.importorskip("rliable.library")
+    from rliable import metrics
+
+    theirs = {
+        "IQM": metrics.aggregate_iqm,
+        "median": metrics.aggregate_median,
+        "mean": metrics.aggregate_mean,
+        "optimality gap": metrics.aggregate_optimality_gap,
+    }
+    np.random.seed(0)  # it draws from the global generator
+    for runs, games in (2, 3), (5, 7), (10, 26):
+        values = drawn(runs, games, seed=runs)
+        points, intervals = library.get_interval_estimates(
+            {"us": values},
+            lambda x: np.array([theirs[name](x) for name in AGGREGATES]),
+            reps=4000,
+        )
+        for place, aggregate in enumerate(AGGREGATES.values()):
+            assert aggregate(values) == pytest.approx(points["us"][place], abs=1e-12)
+            ours = aggregates.interval(values, aggregate, repetitions=20_000)
+            low, high = intervals["us"][:, place]
+            np.testing.assert_allclose(ours, (low, high), atol=0.06 * (high - low))
+
+
+@pytest.mark.parametrize("successes, trials", [(0, 10), (3, 10), (10, 10), (70, 400)])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_ends_of_a_success_interval_solve_its_equation(successes, trials, level):
+    """The rate is z standard deviations of p away from an end p."""
+    low, high = success_interval(successes, trials, level)
+    rate = successes / trials
+    assert 0 <= low <= rate <= high <= 1
+    assert (low == 0) == (successes == 0) and (high == 1) == (successes == trials)
+    for p in {low, high} - {0, 1}:
+        z = abs(rate - p) / math.sqrt(p * (1 - p) / trials)
+        assert math.erf(z / math.sqrt(2)) == pytest.approx(level)
+
+
+def test_a_success_interval_equals_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for successes, trials in (0, 1), (1, 1), (7, 50), (1999, 2000):
+        theirs = stats.binomtest(successes, trials).proportion_ci(0.9, "wilson")
+        ours = success_interval(successes, trials, 0.9)
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("successes, trials", [(1, 0), (-1, 3), (4, 3)])
+def test_impossible_counts_are_refused(successes, trials):
+    with pytest.raises(ValueError, match="successes of"):
+        success_interval(successes, trials)
+
+
+def test_an_impossible_level_is_refused():
+    with pytest.raises(ValueError, match="level=1.0"):
+        success_interval(1, 2, 1.0)

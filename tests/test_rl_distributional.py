@@ -1,0 +1,92 @@
+"""Distributional Q-learning computes what slow loops compute."""
+
+import numpy as np
+import pytest
+
+from polyview.rl import distributional
+
+pytestmark = pytest.mark.usefixtures("x64")
+SUPPORT = np.linspace(-10, 10, 51)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def slow_project(probabilities, rewards, discounts):
+    """Share out each atom's mass between the atoms on both sides of its return."""
+    result = np.zeros_like(probabilities)
+    for i, row in enumerate(probabilities):
+        for mass, atom in zip(row, SUPPORT, strict=True):
+            value = min(max(rewards[i] + discounts[i] * atom, -10), 10)
+            place = (value + 10) / 0.4
+            below = min(int(np.floor(place + 1e-12)), 50)
+            share = place - below
+            result[i, below] += mass * (1 - share)
+            if share > 1e-12:
+                result[i, below + 1] += mass * share
+    return result
+
+
+def test_projection_is_that_of_loops(rng):
+    probabilities = softmax(rng.normal(size=(40, 51)))
+    rewards = rng.normal(size=40) * 8  # many returns leave the support
+    discounts = np.where(rng.random(40) < 0.3, 0, 0.99)
+    rewards[:3], discounts[:3] = [0.0, 0.4, 25.0], [1.0, 1.0, 0.99]  # on atoms, beyond
+    found = distributional.project(probabilities, rewards, discounts, SUPPORT)
+    expected = slow_project(probabilities, rewards, discounts)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(found.sum(-1), 1)
+    np.testing.assert_allclose(found[0], probabilities[0], atol=1e-12)
+
+
+def test_the_target_is_the_targets_return_of_the_online_choice(rng):
+    online, target = rng.normal(size=(2, 20, 6, 51))
+    rewards, discounts = rng.normal(size=20), np.full(20, 0.99)
+    best = [max(range(6), key=lambda a: softmax(row[a]) @ SUPPORT) for row in online]
+    chosen = np.stack([softmax(target[i, a]) for i, a in enumerate(best)])
+    found = distributional.double_target(online, target, rewards, discounts, SUPPORT)
+    np.testing.assert_allclose(
+        found, slow_project(chosen, rewards, discounts), atol=1e-12
+    )
+    assert len(set(best)) > 1
+
+
+def test_distributional_loss_and_divergence(rng):
+    predicted, target = softmax(rng.normal(size=(2, 9, 51)))
+    target[0, 3:] = 0  # a target may be zero where a prediction is not
+    target[0] /= target[0].sum()
+    loss, divergence = distributional.loss_and_divergence(np.log(predicted), target)
+    for i in range(9):
+        cross = -sum(
+            p * np.log(q) for p, q in zip(target[i], predicted[i], strict=True)
+        )
+        assert loss[i] == pytest.approx(cross)
+        kept = np.maximum(target[i], 1e-6)
+        expected = sum(kept * np.log(kept / predicted[i]))
+        assert divergence[i] == pytest.approx(expected)
+    _, none = distributional.loss_and_divergence(np.log(predicted), predicted)
+    np.testing.assert_allclose(none, 1e-6, rtol=1e-6)
+
+
+def test_expected_returns_are_those_of_the_distributions(rng):
+    logits = rng.normal(size=(4, 3, 51))
+    found = distributional.expected(logits, SUPPORT)
+    for i, a in np.ndindex(4, 3):
+        assert found[i, a] == pytest.approx(softmax(logits[i, a]) @ SUPPORT)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+@pytest.mark.parametrize("rest", [(), (6,), (6, 2)])
+def test_at_takes_along_the_first_axis_that_the_index_lacks(rng, shape, rest):
+    x, index = rng.normal(size=(*shape, 4, *rest)), rng.integers(0, 4, shape)
+    found = distributional.at(x, index)
+    assert found.shape == (*shape, *rest)
+    for place in np.ndindex(shape):
+        np.testing.assert_array_equal(found[place], x[place][index[place]])
