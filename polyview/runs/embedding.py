@@ -98,7 +98,9 @@ def embed(
     if first:
         shutil.rmtree(folder)
     if not rows:
-        raise InputError(f"all {len(source)} rows of {source!r} {lost}; nothing is written")
+        raise InputError(
+            f"all {len(source)} rows of {source!r} {lost}; nothing is written"
+        )
     lost = f"; {len(source) - rows} {lost}" if rows < len(source) else ""
     return f"{output}: {rows} of {len(source)} rows, step {model.step}{lost}"
 
