@@ -82,9 +82,11 @@ def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from polyview import bench, devices
+    from polyview import devices
     from polyview.objectives.contrastive import geometric
     from polyview.objectives.negatives import log_negatives
+    from polyview.training import cost
+    from polyview.training.peak import all_devices, matmul_rate
 
     rows = int(SMOKE["rows"] * rows) if flags.smoke else rows
     mesh = devices.make_mesh()
@@ -102,10 +104,10 @@ def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
             began = time.perf_counter()
             jax.block_until_ready(program(z))
             seconds.append(time.perf_counter() - began)
-    memory = bench.memory(program)  # before the rate is measured, which needs some
+    memory = cost.memory(program)  # before the rate is measured, which needs some
     # Products of float32 are exact ones here, not an accelerator's fast ones.
-    reached = bench.all_devices(bench.matmul_rate(dtype, precision="highest"))
-    low, median, high = bench.quartiles(seconds)
+    reached = all_devices(matmul_rate(dtype, precision="highest"))
+    low, median, high = cost.quartiles(seconds)
     return {
         "rows": rows,
         "seconds": {"median": median, "quartiles": [low, high]},
@@ -119,9 +121,9 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
     """Seconds, views a second, MFU and memory of the trainer's step."""
     import jax
 
-    from polyview import bench
     from polyview.config.file import load_config
-    from polyview.training import flops
+    from polyview.training import cost, flops
+    from polyview.training.peak import peak_flops
     from polyview.training.trainer import Trainer
 
     config = load_config(f"configs/polyview_imagenet.py:views={views}")
@@ -148,11 +150,11 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
         model, dtype = flops.of_step(run, shapes)
-        program, compile_seconds = bench.compiled(run, shapes)
-        _, seconds = bench.on_one_batch(run, program, flags.repeats)
-    memory = bench.memory(program)
-    peak, source = bench.peak_flops(dtype)
-    low, median, high = bench.quartiles(seconds)
+        program, compile_seconds = cost.compiled(run, shapes)
+        _, seconds = cost.on_one_batch(run, program, flags.repeats)
+    memory = cost.memory(program)
+    peak, source = peak_flops(dtype)
+    low, median, high = cost.quartiles(seconds)
     return {
         "samples": config.batch_size,
         "seconds": {"median": median, "quartiles": [low, high]},

@@ -33,11 +33,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from polyview import bench, errors, hosts
+from polyview import errors, hosts
 from polyview.config.spec import build
 from polyview.model import abstract_module
 from polyview.rl import replay
-from polyview.training import flops, optimizer
+from polyview.training import cost, flops, optimizer
+from polyview.training.peak import matmul_rate
 from polyview.training.step import create_state, make_step
 from sgi import agent, parts, pretrain
 from sgi.atari import Game
@@ -140,9 +141,9 @@ def measured(
         seconds.append(time.perf_counter() - began)
     if not np.asarray(values["healthy"]).all():
         raise ArithmeticError("a step was not finite")
-    memory = bench.memory(compiled)  # before the rate is measured, which needs some
-    rate = bench.matmul_rate("float32")
-    low, median, high = bench.quartiles(seconds[1:])
+    memory = cost.memory(compiled)  # before the rate is measured, which needs some
+    rate = matmul_rate("float32")
+    low, median, high = cost.quartiles(seconds[1:])
     return {
         "batch": b,
         "seconds": {"median": median, "quartiles": [low, high]},

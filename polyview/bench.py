@@ -2,48 +2,18 @@
 
     python -m polyview.bench --config configs/x.py [--steps 30] [--output bench.json]
 
-Two runs of the same compiled step: one reads its batches as training does, the other
-has one batch that stays on the device. Their difference is the price of the input.
-Rates are those of all steps together: where several workers make batches, these come in
-bursts, and no single step is typical. Beside the mean stand the quartiles.
-
-MFU is model FLOPs a second (see `polyview.training.flops`) over all devices' peak.
+The measures are those of `polyview.training.cost`.
 """
 
-import contextlib
-import functools
 import json
-import math
-import statistics
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from polyview import cli, errors, files
 from polyview.config.file import load_config
 from polyview.config.overrides import parse_flags
 from polyview.config.schema import check_config
-from polyview.config.text import dotted, text_digest, to_json
 from polyview.errors import InputError
-
-# Dense bfloat16 FLOP/s of a device by its kind, from the vendors' data sheets.
-VENDOR = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # the SXM form; the others are slower
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,  # v6e
-    "TPU v6e": 918e12,
-}
-WARM_UP = 3  # steps of each run that do not count
+from polyview.terminal import say
 
 
 def main() -> None:
@@ -67,277 +37,16 @@ def main() -> None:
     cli.check_output(flags.output)
 
     cli.start(flags)
-    record = bench(config, flags.steps)
-
+    # JAX is imported here, after the mistakes that need none of it.
     from polyview import hosts
-    from polyview.terminal import say
+    from polyview.training import cost
 
+    record = cost.measure(config, flags.steps)
     if hosts.is_first_process():
-        say(table(record))
+        say(cost.table(record))
         text = json.dumps(record, indent=1) + "\n"
         files.write_whole(flags.output, text.encode())
         say(f"{flags.output} written")
-
-
-def bench(config, steps: int) -> dict[str, Any]:
-    """Everything the command says of a config, measured over `steps` steps.
-
-    Raises InputError for a config that cannot run.
-    """
-    import jax
-
-    from polyview import hosts
-    from polyview.training import flops
-    from polyview.training.trainer import Trainer
-
-    run = Trainer(config)
-    with jax.set_mesh(run.mesh):
-        shapes = run.trace()
-        model, dtype = flops.of_step(run, shapes)
-        program, compile_seconds = compiled(run, shapes)
-        state, fixed = on_one_batch(run, program, steps)
-        timed, waits = with_pipeline(run, program, state, steps)
-        used = memory(program)  # before the peak is measured, which needs some itself
-    peak, source = peak_flops(dtype)
-
-    images = config.batch_size
-    views = sum(v.shape[1] for v in shapes["views"].values())
-
-    def rates(seconds: Sequence[float]) -> dict[str, Any]:
-        low, median, high = quartiles(seconds)
-        mean = statistics.fmean(seconds)
-        return {
-            "step_seconds": {"mean": mean, "median": median, "quartiles": [low, high]},
-            "images_per_second": images / mean,
-            "views_per_second": images * views / mean,
-            "mfu": model["total"] / mean / peak,
-        }
-
-    return {
-        "machine": hosts.machine(),
-        "config": {
-            "digest": text_digest(to_json(config)),
-            "keys": dotted(json.loads(to_json(config))),
-        },
-        "batch": {"images": images, "views_of_an_image": views},
-        "steps": len(timed),
-        "pipeline": rates(timed),
-        "fixed_batch": rates(fixed),
-        "input_wait_share": sum(waits) / sum(timed),
-        "model_flops": {**model, "convention": flops.CONVENTION},
-        "peak": {"flops_per_second": peak, "source": source},
-        "memory": used,
-        "compile_seconds": compile_seconds,
-    }
-
-
-def table(record: dict[str, Any]) -> str:
-    """The record as a few lines to read."""
-    machine, peak, memory = record["machine"], record["peak"], record["memory"]
-    runs = record["pipeline"], record["fixed_batch"]
-
-    def row(name: str, *cells: str) -> str:
-        return f"{name:>12}  " + "".join(f"{cell:<28}" for cell in cells).rstrip()
-
-    def spread(run: dict[str, Any]) -> str:
-        low, high = (1e3 * s for s in run["step_seconds"]["quartiles"])
-        mean = 1e3 * run["step_seconds"]["mean"]
-        return f"{mean:.4g} ms ({low:.4g} to {high:.4g})"
-
-    images, views = record["batch"].values()
-    model = record["model_flops"]
-    lines = [
-        row("machine", f"{machine['devices']} x {machine['device']}, {peak['source']}"),
-        row("batch", f"{images} images of {views} views"),
-        row("", "with its pipeline", "one fixed batch"),
-        row("step", *map(spread, runs)),
-        row("images/s", *(f"{run['images_per_second']:.4g}" for run in runs)),
-        row("views/s", *(f"{run['views_per_second']:.4g}" for run in runs)),
-        row("MFU", *(f"{100 * run['mfu']:.3g} %" for run in runs)),
-        row("input wait", f"{100 * record['input_wait_share']:.3g} %"),
-        row(
-            "model",
-            f"{model['total'] / 1e9:.4g} GFLOP a step, "
-            f"{100 * model['loss'] / max(model['total'], 1):.3g} % in the loss",
-        ),
-        row(
-            "peak",
-            f"{peak['flops_per_second'] / 1e9:.5g} GFLOP/s on all devices",
-        ),
-        row(
-            "memory",
-            f"{memory['peak_bytes'] / 2**20:.4g} MiB a device ({memory['peak_is']})",
-        ),
-        row("compilation", f"{record['compile_seconds']:.3g} s"),
-    ]
-    if "process_bytes" in memory:
-        size = f"{memory['process_bytes'] / 2**20:.4g} MiB, the most it was"
-        lines.insert(-1, row("process", size))
-    return "\n".join(lines)
-
-
-def compiled(run, shapes: dict) -> tuple[Any, float]:
-    """The compiled step of a run, and the seconds that lowering and compiling took."""
-    import jax
-    import numpy as np
-
-    number = jax.ShapeDtypeStruct((), np.int32)
-    began = time.perf_counter()
-    program = run.step.lower(run.shape, run.fixed, shapes, number, run.seed).compile()
-    return program, time.perf_counter() - began
-
-
-def on_one_batch(run, program, steps: int) -> tuple[Any, list[float]]:
-    """The state after steps on one batch that stays on the device; seconds of each."""
-    import jax
-    import numpy as np
-
-    from polyview import devices
-    from polyview.training.prefetch import prefetch
-
-    with contextlib.closing(prefetch(run.batches(0, 1), run.mesh)) as batches:
-        _, _, batch = next(batches)
-    # A step refuses a batch that was not drawn for its own number.
-    numbers = [
-        devices.put_replicated(np.int32(i), run.mesh) for i in range(WARM_UP + steps)
-    ]
-    jax.block_until_ready((batch, numbers))
-    again = ((i, number, batch) for i, number in enumerate(numbers))
-    state, run.fixed = run.initial(run.seed)
-    state, seconds, _ = _take(run, program, state, again)
-    return state, seconds[WARM_UP:]
-
-
-def with_pipeline(run, program, state, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step on from a state, as in training; seconds of waiting.
-
-    Workers hand over a batch each, then make the next ones. What lies ready at first is
-    not timed, and what is timed are whole rounds of them.
-    """
-    from polyview.training.prefetch import prefetch
-
-    start, workers = int(state.step), max(1, run.config.get("workers", 0))
-    ready, timed = WARM_UP + 2 * workers, -(-steps // workers) * workers
-    batches = prefetch(run.batches(start, start + ready + timed), run.mesh)
-    with contextlib.closing(batches):
-        _, seconds, waits = _take(run, program, state, batches)
-    return seconds[ready:], waits[ready:]
-
-
-def _take(run, program, state, batches: Iterator) -> tuple[Any, list, list]:
-    """Take a step with each batch; seconds of each, and of waiting for its batch.
-
-    As in training, one step is under way while the next batch is asked for.
-    """
-    import jax
-
-    seconds, waits, pending = [], [], None
-    began = time.perf_counter()
-    while (item := next(batches, None)) is not None:
-        waits.append(time.perf_counter() - began)
-        _, number, batch = item
-        state, values = program(state, run.fixed, batch, number, run.seed)
-        jax.block_until_ready(pending)
-        pending = values["healthy"]
-        now = time.perf_counter()
-        seconds.append(now - began)
-        began = now
-    jax.block_until_ready(state)
-    return state, seconds, waits
-
-
-def memory(program) -> dict[str, Any]:
-    """Peak memory of a device, and what it is: measured, or the compiler's account."""
-    import jax
-
-    sizes = account(program)
-    found = [device.memory_stats() for device in jax.local_devices()]
-    if all(stats and "peak_bytes_in_use" in stats for stats in found):
-        peak = max(stats["peak_bytes_in_use"] for stats in found)
-        return {
-            "peak_bytes": peak,
-            "peak_is": "the most in use, as the device counts",
-            "compiled_bytes": sizes,
-        }
-    result = {
-        "peak_bytes": held(sizes),
-        "peak_is": "temporaries, arguments and outputs, as compiled",
-        "compiled_bytes": sizes,
-    }
-    if jax.default_backend() == "cpu":
-        result["process_bytes"] = _most_resident()
-    return result
-
-
-def account(program) -> dict[str, int]:
-    """The memory of a compiled program on one device, in bytes, by the compiler."""
-    sizes = program.memory_analysis()
-    return {
-        "temporaries": sizes.temp_size_in_bytes,
-        "arguments": sizes.argument_size_in_bytes,
-        "outputs": sizes.output_size_in_bytes,
-        "shared_by_arguments_and_outputs": sizes.alias_size_in_bytes,
-    }
-
-
-def held(sizes: dict[str, int]) -> int:
-    """All of an `account` at once, in bytes."""
-    return sum(sizes.values()) - 2 * sizes["shared_by_arguments_and_outputs"]
-
-
-def _most_resident() -> int:
-    """The most memory this process ever held, in bytes."""
-    import resource  # Unix alone has it
-    import sys
-
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else 1024 * size
-
-
-def peak_flops(dtype: str) -> tuple[float, str]:
-    """FLOP/s that all devices could reach in a type, and where the figure is from."""
-    import jax
-
-    kind = jax.devices()[0].device_kind
-    if dtype == "bfloat16" and kind in VENDOR:
-        return all_devices(VENDOR[kind]), "peak from the vendor's data sheet"
-    return all_devices(matmul_rate(dtype)), f"peak measured: a large {dtype} matmul"
-
-
-def all_devices(rate: float) -> float:
-    """The rate of all devices, from that of one; those of a CPU share its cores."""
-    import jax
-
-    on_cpu = jax.default_backend() == "cpu"
-    return rate * (jax.process_count() if on_cpu else jax.device_count())
-
-
-def matmul_rate(dtype: str, precision: str | None = None) -> float:
-    """FLOP/s of a large square matrix product on one device, the best of several.
-
-    precision: of JAX's products; None is what it does by itself.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(functools.partial(jnp.matmul, precision=precision))
-    jax.block_until_ready(product(x, x))
-    best = math.inf
-    for _ in range(8):
-        began = time.perf_counter()
-        jax.block_until_ready(product(x, x))
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The first, the median and the third."""
-    import numpy as np
-
-    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return float(low), float(median), float(high)
 
 
 if __name__ == "__main__":

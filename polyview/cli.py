@@ -21,6 +21,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        self.add_argument(  # read by `errors.run`, before any parser
+            "--traceback",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="print the whole traceback of an error",
+        )
 
     def parse_args(self, args=None, namespace=None):
         """Parse; an unknown flag is answered with the nearest there is."""
@@ -64,16 +70,16 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        nargs="*",
+        nargs="+",
         default=[],
         type=Path,
-        help="files of fixed weights that a run names by their sha256 alone",
+        help="files of fixed weights that the checkpoint names by their sha256",
     )
     add_trust(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that says what a run that may be a stranger's may name."""
+    """Add the flag for what the config of an untrusted run may name."""
     parser.add_argument(
         "--trust",
         metavar="PACKAGE",
@@ -122,11 +128,10 @@ def start(flags: argparse.Namespace) -> None:
     Without more flags JAX finds them itself under Slurm, Open MPI, Kubernetes and on
     TPU pods. Raises InputError when it finds no cluster.
     """
-    of_several = ("coordinator", "processes", "process", "heartbeat")
     if not flags.distributed:
-        for name in of_several:
+        for name in ("coordinator", "processes", "process", "heartbeat"):
             if getattr(flags, name) is not None:
-                raise InputError(f"--{name} is of several processes: add --distributed")
+                raise InputError(f"--{name} requires --distributed: add it")
         return
     if flags.coordinator is not None:
         port = re.fullmatch(r".+:(\d{1,5})", flags.coordinator)

@@ -89,6 +89,14 @@ def umask() -> int:
     return mask
 
 
+def check_new(path: Path, endings: tuple[str, ...]) -> None:
+    """Raise InputError for an output that exists, or whose name ends otherwise."""
+    if path.suffix not in endings:
+        raise InputError(f"--output {path} must end in {' or '.join(endings)}")
+    if path.exists():
+        raise InputError(f"{path} is there already; remove it, or name another")
+
+
 def check_folder(folder: Path) -> None:
     """Raise InputError where no file can be made in a folder, which need not exist.
 

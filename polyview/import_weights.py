@@ -1,6 +1,6 @@
 """Make a run of another library's encoder, to be evaluated like any -> a run directory.
 
-    python -m polyview.adopt --weights resnet50.safetensors \\
+    python -m polyview.import_weights --weights resnet50.safetensors \\
         --config configs/polyview_imagenet.py:encoder=resnet50 --workdir runs/theirs
 
 Reads ResNets and ViTs as torchvision and timm name their arrays, and what
@@ -22,7 +22,7 @@ from polyview.errors import InputError
 def main() -> None:
     """Read the command line and import; see `--help`."""
     parser = cli.Parser(
-        prog="python -m polyview.adopt",
+        prog="python -m polyview.import_weights",
         description=__doc__.splitlines()[0],
         epilog="Any key of the config: --config.key=value, --config.group.key=value.",
     )

@@ -11,86 +11,28 @@ from pathlib import Path
 
 from polyview import errors
 from polyview.cli import Parser
-from polyview.data.prepare import (
-    brats,
-    cifar10,
-    digits,
-    emoji,
-    fashion_mnist,
-    folder,
-    imagenet2012,
-    mri_phantom,
-    openi,
-    records,
-    tfds,
-)
+from polyview.data.prepare.catalogue import DATA_SETS, prepare, prepare_folder
 from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
-
-# Data sets whose files are downloaded, or found in --manual_dir.
-FROM_FILES = {
-    "brats": brats,
-    "cifar10": cifar10,
-    "emoji": emoji,
-    "mri_phantom": mri_phantom,
-    "openi": openi,
-}
-DATA_SETS = """
-  digits          scikit-learn's 8x8 digits, no download
-  fashion_mnist   28x28, 60,000 + 10,000
-  cifar10         32x32, 50,000 + 10,000; downloaded, or found in --manual_dir
-  imagenet2012    from the two tars of --manual_dir, without TensorFlow
-  emoji           1,607 concepts drawn by four vendors, and their names; by npm
-  openi           3,857 chest radiograph reports; the radiographs, if in --manual_dir
-  mri_phantom     900 simulated slices of four MRI sequences with lesions: a phantom
-  brats           BraTS 2018 to 2023, from your copy in --manual_dir
-  folder          your images: --input DIR --name NAME
-  mnist, ...      any other name is one of the TFDS catalogue
-"""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prepare the data set that the command line names."""
-    options = _parse(arguments)
-    data_dir, name = options.data_dir, options.dataset
-    if options.manual_dir is not None and not options.manual_dir.is_dir():
-        raise InputError(f"--manual_dir {options.manual_dir} is not a folder")
-    if name != "folder":
+    flags = _parse(arguments)
+    if flags.manual_dir is not None and not flags.manual_dir.is_dir():
+        raise InputError(f"--manual_dir {flags.manual_dir} is not a folder")
+    if flags.dataset != "folder":
         for flag in ("input", "name", "test_fraction"):
-            if getattr(options, flag) is not None:
-                raise InputError(f"--{flag} is of the data set 'folder'; leave it out")
-    match name:
-        case "digits":
-            message = records.once(data_dir / name, digits.prepare)
-        case "fashion_mnist":
-            message = records.once(data_dir / name, fashion_mnist.prepare)
-        case _ if name in FROM_FILES:
-            prepare = FROM_FILES[name].prepare
-            message = records.once(
-                data_dir / name,
-                lambda directory: prepare(directory, options.manual_dir),
-            )
-        case "folder":
-            if options.input is None or options.name is None:
-                raise InputError("folder needs --input DIR and --name NAME")
-            if not options.name or Path(options.name).name != options.name:
+            if getattr(flags, flag) is not None:
                 raise InputError(
-                    f"--name {options.name!r} is not a plain name; give --data_dir "
-                    "beside it"
+                    f"--{flag} only applies to the data set 'folder'; leave it out"
                 )
-            fraction = options.test_fraction
-            message = records.once(
-                data_dir / options.name,
-                lambda directory: folder.prepare(
-                    directory, options.input, 0.1 if fraction is None else fraction
-                ),
-            )
-        case "imagenet2012":
-            message = imagenet2012.prepare(data_dir, options.manual_dir)
-        case _:
-            ours = (*FROM_FILES, "digits", "fashion_mnist", "folder", "imagenet2012")
-            message = tfds.prepare(data_dir, name, options.manual_dir, ours)
-    print(message)
+        print(prepare(flags.dataset, flags.data_dir, flags.manual_dir))
+        return
+    if flags.input is None or flags.name is None:
+        raise InputError("folder needs --input DIR and --name NAME")
+    fraction = 0.1 if flags.test_fraction is None else flags.test_fraction
+    print(prepare_folder(flags.name, flags.data_dir, flags.input, fraction))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -15,7 +15,7 @@ from polyview.config.text import text_digest, to_json
 from polyview.errors import InputError
 from polyview.model import abstract_module, merge_module
 from polyview.nn import resnet, vit
-from polyview.training import flops
+from polyview.training import cost, flops, peak
 from polyview.training.trainer import Trainer
 
 
@@ -126,12 +126,12 @@ def test_what_scatters_holds_no_product_but_those_around_it_count():
 
 
 def encoder(make, shape):
-    graph, params, statistics, _ = abstract_module(make)
+    graph, params, statistics, fixed = abstract_module(make)
 
-    def function(params, statistics, x):
-        return merge_module(graph, params, statistics)(x, train=True)[0]
+    def function(params, statistics, fixed, x):
+        return merge_module(graph, params, statistics, fixed)(x, train=True)[0]
 
-    return function, params, statistics, *arrays(shape)
+    return function, params, statistics, fixed, *arrays(shape)
 
 
 @pytest.mark.parametrize(
@@ -245,26 +245,26 @@ def blurred():
 
 def test_waiting_is_the_time_until_a_batch_comes(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def batches():
         for number in range(6):
             clock[0] += 2.0
             yield number, number, None
 
-    def program(state, batch, number, seed):
+    def program(state, fixed, batch, number, seed):
         clock[0] += 3.0
         return state, {"healthy": True}
 
-    run = SimpleNamespace(seed=0)
-    _, seconds, waits = bench._take(run, program, None, batches())
+    run = SimpleNamespace(seed=0, fixed={})
+    _, seconds, waits = cost._take(run, program, None, batches())
     assert seconds == [5.0] * 6 and waits == [2.0] * 6
 
 
 def test_bursts_of_batches_are_timed_as_a_whole(monkeypatch):
     """Four workers: four batches each 12 seconds, of which the first ones lie ready."""
     clock, workers = [0.0], 4
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def batches(start, stop):
         for number in range(stop - start):
@@ -272,17 +272,15 @@ def test_bursts_of_batches_are_timed_as_a_whole(monkeypatch):
                 clock[0] += 12.0
             yield number, number, None
 
-    monkeypatch.setattr(
-        "polyview.training.prefetch.prefetch", lambda batches, mesh: batches
-    )
+    monkeypatch.setattr(cost, "prefetch", lambda batches, mesh: batches)
     run = SimpleNamespace(
-        seed=0, mesh=None, batches=batches, config={"workers": workers}
+        seed=0, fixed={}, mesh=None, batches=batches, config={"workers": workers}
     )
     state = SimpleNamespace(step=0)
     program = lambda state, *_: (state, {"healthy": True})  # noqa: E731
     monkeypatch.setattr(jax, "block_until_ready", lambda x: x)
     for steps in (5, 8):
-        seconds, waits = bench.with_pipeline(run, program, state, steps)
+        seconds, waits = cost.with_pipeline(run, program, state, steps)
         assert len(seconds) == 8 and sum(seconds) == sum(waits) == 24
 
 
@@ -291,9 +289,9 @@ def test_a_vendors_peak_is_used_for_its_type_alone(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [device])
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    monkeypatch.setattr(bench, "matmul_rate", lambda dtype: 1e12)
-    assert bench.peak_flops("bfloat16")[0] == 4 * 197e12
-    rate, source = bench.peak_flops("float32")
+    monkeypatch.setattr(peak, "matmul_rate", lambda dtype: 1e12)
+    assert peak.peak_flops("bfloat16")[0] == 4 * 197e12
+    rate, source = peak.peak_flops("float32")
     assert rate == 4e12 and "measured" in source
 
 

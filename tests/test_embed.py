@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 from polyview import devices
-from polyview import embed as embedding
 from polyview.data.prepare import records
 from polyview.data.sources.array_record import ArrayRecord
-from polyview.embed import check, embed
 from polyview.errors import InputError
+from polyview.evaluation.base import specs_of
 from polyview.evaluation.features import extract
+from polyview.files import check_new
+from polyview.runs import embedding
+from polyview.runs.embedding import embed
 from polyview.runs.load import evaluated_model, load
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -44,7 +46,7 @@ def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
         expected = extract(
             evaluated_model(model, whole),
             source,
-            build(model.config.evaluations.frozen.views),
+            build(embedding.viewing(model.config).views),
             batch_size=64,
             mesh=mesh,
         )
@@ -61,8 +63,6 @@ def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
 def test_interrupted_and_run_again_it_is_the_same_file(run, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "PART", 100)
     embed(run, "digits:test", tmp_path / "straight.npz", batch_size=64)
-    from polyview.evaluation import features
-
     calls = []
 
     def until_the_third(*arguments, **options):
@@ -71,7 +71,7 @@ def test_interrupted_and_run_again_it_is_the_same_file(run, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return extract(*arguments, **options)
 
-    monkeypatch.setattr(features, "extract", until_the_third)
+    monkeypatch.setattr(embedding, "extract", until_the_third)
     with pytest.raises(KeyboardInterrupt):
         embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
     assert not (tmp_path / "x.npz").exists()
@@ -121,14 +121,39 @@ def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
 
 def test_what_cannot_be_embedded_is_named(run, tmp_path):
     with pytest.raises(InputError, match="must end in .npz or .parquet"):
-        check(tmp_path / "x.csv", 8)
+        check_new(tmp_path / "x.csv", embedding.ENDINGS)
     (tmp_path / "x.npz").touch()
     with pytest.raises(InputError, match="is there already"):
-        check(tmp_path / "x.npz", 8)
+        check_new(tmp_path / "x.npz", embedding.ENDINGS)
     with pytest.raises(InputError, match="--input nothing is no folder, and no data"):
         embed(run, "nothing", tmp_path / "y.npz")
     with pytest.raises(InputError, match="modality 'text' is not among"):
         embed(run, "digits:test", tmp_path / "y.npz", modality="text")
+
+
+def test_a_modality_that_no_row_has_is_refused(digits, run, tmp_path, monkeypatch):
+    empty = embedding.extract
+
+    def without(*arguments, **options):
+        extracted = empty(*arguments, **options)
+        return extracted._replace(present=np.zeros_like(extracted.present))
+
+    monkeypatch.setattr(embedding, "extract", without)
+    with pytest.raises(InputError, match="all 360 rows .* lack 'image': nothing"):
+        embed(run, "digits:test", tmp_path / "x.npz")
+    assert not list(tmp_path.glob("*x.npz*"))
+
+
+def test_views_are_those_of_the_first_evaluation_that_has_any(digits):
+    config = digits("views=2")
+    (spec,) = specs_of(config).values()
+    with config.unlocked():
+        config.evaluation = None
+        config.evaluations = {"score": {"target": "a:b"}, "frozen": spec}
+    assert embedding.viewing(config).views == spec.views
+    config.evaluations.frozen = None
+    with pytest.raises(InputError, match="no evaluation with 'views'"):
+        embedding.viewing(config)
 
 
 @pytest.mark.slow
@@ -159,7 +184,7 @@ def test_10001_images_on_1_and_8_devices_killed_and_not(run, tmp_path, command):
     killed.communicate()
     assert not (tmp_path / "killed.npz").exists()
     assert made("killed.npz", 8).returncode == 0
-    one, eight = (content(tmp_path / f"{devices}.npz") for count in (1, 8))
+    one, eight = (content(tmp_path / f"{count}.npz") for count in (1, 8))
     np.testing.assert_array_equal(one["id"], np.arange(10_001))
     np.testing.assert_array_equal(one["id"], eight["id"])
     np.testing.assert_allclose(one["embedding"], eight["embedding"], atol=1e-5)

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -15,8 +16,8 @@ from polyview import export
 from polyview.config.file import load_config
 from polyview.config.text import to_json
 from polyview.errors import InputError
-from polyview.import_weights import adopt
-from polyview.runs import torch_names
+from polyview.import_weights import import_weights
+from polyview.runs import exporting, torch_names
 from polyview.runs.checkpoint import Checkpoints
 from polyview.runs.load import encoder_of, load, shapes_of
 
@@ -53,20 +54,20 @@ def written(config, folder: Path) -> Path:
 
 
 def test_what_is_exported_comes_back_as_a_run(digits, run, tmp_path):
-    said = export.export(run, "safetensors", tmp_path / "x.safetensors")
+    said = exporting.export(run, "safetensors", tmp_path / "x.safetensors")
     assert "8 images agree" in said
     with safe_open(tmp_path / "x.safetensors", "numpy") as file:
         about = json.loads(file.metadata()["polyview"])
     assert about["step"] == 4 and about["input"]["range"] == "0 to 1"
     assert about["model"]["arguments"]["width"] == 4
     config = digits("views=2", seed=7)
-    adopt(tmp_path / "x.safetensors", config, tmp_path / "adopted")
+    import_weights(tmp_path / "x.safetensors", config, tmp_path / "adopted")
     ours, theirs = (encoder_of(load(of), "image") for of in (run, tmp_path / "adopted"))
     assert ours.keys() == theirs.keys() and len(ours) > 10
     for name, array in ours.items():
         np.testing.assert_array_equal(theirs[name], array, err_msg=name)
     with pytest.raises(InputError, match="is a run already"):
-        adopt(tmp_path / "x.safetensors", config, tmp_path / "adopted")
+        import_weights(tmp_path / "x.safetensors", config, tmp_path / "adopted")
 
 
 def test_features_that_differ_are_not_written(run, tmp_path, monkeypatch):
@@ -77,31 +78,33 @@ def test_features_that_differ_are_not_written(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch_names, "to_theirs", wrong)
     with pytest.raises(InputError, match="features of polyview differ by"):
-        export.export(run, "safetensors", tmp_path / "x.safetensors")
+        exporting.export(run, "safetensors", tmp_path / "x.safetensors")
     assert not list(tmp_path.glob("*.safetensors*"))
 
 
 def test_what_cannot_be_exported_is_refused(run, tmp_path):
     for output, why in (("x.npz", "end in .safetensors"), ("there", "end in")):
         with pytest.raises(InputError, match=why):
-            export.export(run, "safetensors", tmp_path / output)
+            exporting.export(run, "safetensors", tmp_path / output)
     (tmp_path / "x.safetensors").write_bytes(b"mine")
     with pytest.raises(InputError, match="is there already"):
-        export.export(run, "safetensors", tmp_path / "x.safetensors")
+        exporting.export(run, "safetensors", tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="no modality 'text', only image"):
-        export.export(run, "safetensors", tmp_path / "y.safetensors", modality="text")
+        exporting.export(
+            run, "safetensors", tmp_path / "y.safetensors", modality="text"
+        )
 
 
 def test_a_stem_that_timm_has_not_is_refused(run, tmp_path):
     pytest.importorskip("timm")
     with pytest.raises(InputError, match="timm has no ResNet of"):
-        export.export(run, "timm", tmp_path / "x.safetensors")
+        exporting.export(run, "timm", tmp_path / "x.safetensors")
 
 
 def test_a_library_that_is_not_there_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install '.\[export\]'"):
-        export.export(run, "timm", tmp_path / "x.safetensors")
+        exporting.export(run, "timm", tmp_path / "x.safetensors")
 
 
 class Trap:
@@ -111,7 +114,7 @@ class Trap:
 
 def test_foreign_files_are_refused_by_name(digits, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    export.export(run, "safetensors", tmp_path / "good.safetensors")
+    exporting.export(run, "safetensors", tmp_path / "good.safetensors")
     arrays = load_file("good.safetensors")
     first = "blocks.0.conv1.kernel"
     Path("pickle.safetensors").write_bytes(pickle.dumps(Trap()))
@@ -135,8 +138,50 @@ def test_foreign_files_are_refused_by_name(digits, run, tmp_path, monkeypatch):
     }
     for name, why in cases.items():
         with pytest.raises(InputError, match=why):
-            adopt(Path(f"{name}.safetensors"), digits("views=2"), tmp_path / "new")
+            import_weights(
+                Path(f"{name}.safetensors"), digits("views=2"), tmp_path / "new"
+            )
     assert not Path("trapped").exists() and not Path("new").exists()
+
+
+def test_a_prefix_of_all_names_is_said(digits, run, tmp_path):
+    module = load(run).module.towers["image"].encoder
+    arrays = {n: np.asarray(a) for n, a in encoder_of(load(run), "image").items()}
+    theirs = torch_names.to_theirs(module, arrays, "timm")
+    query = {f"module.encoder_q.{name}": array for name, array in theirs.items()}
+    query |= {"module.encoder_k.conv1.weight": theirs["conv1.weight"]}
+    save_file(query, tmp_path / "moco.safetensors")
+    for prefix in ("backbone.", "module."):
+        named = {prefix + name: array for name, array in theirs.items()}
+        save_file(named, tmp_path / f"{prefix}safetensors")
+    cases = {"moco": "module.encoder_q.", "backbone": "backbone.", "module": "module."}
+    for file, prefix in cases.items():
+        why = f"begin with '{prefix}': it has '{prefix}.*' where '.*' is expected"
+        with pytest.raises(InputError, match=why):
+            import_weights(
+                tmp_path / f"{file}.safetensors", digits("views=2"), tmp_path / "new"
+            )
+
+
+def test_a_vit_with_fixed_positions_goes_to_our_own_layout(digits, tmp_path):
+    config = digits("views=2")
+    config.model.towers.image.encoder = ml_collections.ConfigDict(
+        {
+            "partial": "polyview.nn.vit:ViT",
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+            "patch": 4,
+            "image": 8,
+            "in_channels": 1,
+            "pool": "mean",
+            "position": "sincos",
+        }
+    )
+    run = written(config, tmp_path / "run")
+    said = exporting.export(run, "safetensors", tmp_path / "x.safetensors")
+    assert "8 images agree with polyview" in said
+    import_weights(tmp_path / "x.safetensors", config, tmp_path / "again")
 
 
 def randomised(network):
@@ -196,20 +241,22 @@ def test_a_library_s_weights_give_its_features_and_go_back(library, encoder, tmp
         f"{ROOT}/configs/polyview_imagenet.py:encoder={encoder},dtype=float32"
     )
     run = tmp_path / "run"
-    adopt(tmp_path / "theirs.safetensors", config, run)
+    import_weights(tmp_path / "theirs.safetensors", config, run)
 
     loaded = load(run)
-    images, _ = export.images_of(loaded.config, str(PHOTOGRAPHS), "image", ())
+    images, _ = exporting.images_of(loaded.config, str(PHOTOGRAPHS), "image", ())
     assert images.shape == (2, 224, 224, 3)
     tower = loaded.module.towers["image"]
-    x = export.normalised(images, tower)
+    x = exporting.normalised(images, tower)
     ours = np.asarray(tower.encoder(x, train=False)[0])
     with torch.no_grad():
         theirs = features(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
     assert theirs.shape == ours.shape and theirs.std() > 1e-3
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
-    said = export.export(run, library, tmp_path / "x.safetensors", of=str(PHOTOGRAPHS))
+    said = exporting.export(
+        run, library, tmp_path / "x.safetensors", data=str(PHOTOGRAPHS)
+    )
     assert f"2 images agree with {library}" in said
     before, after = (
         load_file(tmp_path / name) for name in ("theirs.safetensors", "x.safetensors")
@@ -230,16 +277,16 @@ def test_positions_that_are_not_learned_become_such(tmp_path):
         {"pool": "mean", "position": "sincos", "depth": 2}
     )
     written(config, tmp_path / "run")
-    said = export.export(
-        tmp_path / "run", "timm", tmp_path / "x.safetensors", of=str(PHOTOGRAPHS)
+    said = exporting.export(
+        tmp_path / "run", "timm", tmp_path / "x.safetensors", data=str(PHOTOGRAPHS)
     )
     assert "2 images agree with timm" in said
     with pytest.raises(InputError, match="torchvision's ViT has a class token"):
-        export.export(
+        exporting.export(
             tmp_path / "run",
             "torchvision",
             tmp_path / "y.safetensors",
-            of=str(PHOTOGRAPHS),
+            data=str(PHOTOGRAPHS),
         )
 
 

@@ -96,11 +96,12 @@ def to_theirs(
 ) -> dict[str, np.ndarray]:
     """Our arrays as a state dictionary of the layout, in float32.
 
-    Fixed positions of a ViT become those that are learned there. Raises InputError as
-    `places` does.
+    Fixed positions of a ViT become those that a library's model learns. Raises
+    InputError as `places` does.
     """
     arrays = dict(arrays)
-    if isinstance(encoder, ViT) and encoder.position is None:
+    fixed = isinstance(encoder, ViT) and encoder.position is None
+    if fixed and layout != "safetensors":
         arrays["position"] = fixed_positions(encoder)
     shapes = {name: array.shape for name, array in arrays.items()}
     found = {
@@ -131,12 +132,20 @@ def to_ours(
         if not name.startswith(_BESIDE) and not name.endswith(_COUNTER)
     }
     layout = layout_of(theirs)
-    found = {}
-    for place in places(encoder, shapes, layout):
+    found, wanted = {}, places(encoder, shapes, layout)
+    if prefix := _shared_prefix(theirs, [place.theirs for place in wanted]):
+        first = wanted[0].theirs
+        raise InputError(
+            f"the file's names begin with {prefix!r}: it has {prefix + first!r} where "
+            f"{first!r} is expected ({layout} layout); write a file of these arrays "
+            "alone, without the prefix"
+        )
+    for place in wanted:
         if place.theirs not in theirs:
+            others = f"; its other names: {', '.join(sorted(theirs)[:3])}, ..."
             raise InputError(
                 f"the file has no {place.theirs!r}, which this encoder needs "
-                f"({layout} layout): another encoder?"
+                f"({layout} layout): another encoder?{others if theirs else ''}"
             )
         array = theirs.pop(place.theirs)
         if array.ndim != len(np.shape(place.to_theirs(np.zeros(shapes[place.ours])))):
@@ -157,13 +166,35 @@ def to_ours(
 
 
 def layout_of(names: Iterable[str]) -> str:
-    """The layout that a state dictionary with these names has."""
-    names = set(names)
-    if {"class_token", "conv_proj.weight"} & names:
+    """The layout that a state dictionary with these names has, prefixed or not."""
+    ends = tuple(f".{name}" for name in names)
+
+    def any_is(*marks: str) -> bool:
+        return any(end.endswith(tuple(f".{mark}" for mark in marks)) for end in ends)
+
+    if any_is("class_token", "conv_proj.weight"):
         return "torchvision"
-    if {"conv1.weight", "patch_embed.proj.weight", "cls_token"} & names:
+    if any_is("conv1.weight", "patch_embed.proj.weight", "cls_token"):
         return "timm"  # which torchvision's ResNets share
     return "safetensors"
+
+
+def _shared_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
+    """What stands before the wanted names in a file, as "module."; "" where they begin.
+
+    Of several, as of two encoders, the one before most of them.
+    """
+    names, wanted = set(names), list(wanted)
+    if not wanted or names.intersection(wanted):
+        return ""
+    ends = [name.removesuffix(wanted[0]) for name in names if name.endswith(wanted[0])]
+    prefixes = sorted(prefix for prefix in ends if prefix.endswith("."))
+
+    def count(prefix: str) -> int:
+        return sum(prefix + name in names for name in wanted)
+
+    best = max(prefixes, key=count, default="")
+    return best if 2 * count(best) > len(wanted) else ""
 
 
 def fixed_positions(encoder: ViT) -> np.ndarray:

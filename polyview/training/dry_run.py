@@ -2,8 +2,9 @@
 
 import jax
 
-from polyview import bench, hosts
+from polyview import hosts
 from polyview.terminal import say
+from polyview.training.cost import account, compiled, held
 from polyview.training.trainer import Trainer
 
 
@@ -19,10 +20,10 @@ def dry_run(config) -> None:
         if hosts.is_first_process():
             for name, text in run.banner(run.shape, 0).items():
                 say(f"{name:>14}  {text}")
-        program, seconds = bench.compiled(run, shapes)
+        program, seconds = compiled(run, shapes)
     if not hosts.is_first_process():
         return
-    sizes = bench.account(program)
+    sizes = account(program)
     state, fixed = (
         sum(map(_bytes_on_a_device, jax.tree.leaves(tree)))
         for tree in (run.shape, run.fixed)
@@ -31,7 +32,7 @@ def dry_run(config) -> None:
         x.size * x.dtype.itemsize // run.mesh.size for x in jax.tree.leaves(shapes)
     )
     lines = {
-        "memory": f"{_mib(bench.held(sizes))} a device, as compiled in {seconds:.0f} s",
+        "memory": f"{_mib(held(sizes))} a device, as compiled in {seconds:.0f} s",
         "of it": f"state {_mib(state)}, fixed {_mib(fixed)}, a batch {_mib(batch)} "
         f"(three wait their turn), temporaries {_mib(sizes['temporaries'])}",
     }

@@ -1,0 +1,71 @@
+"""The data sets that can be prepared, by name."""
+
+from pathlib import Path
+
+from polyview.data.prepare import (
+    brats,
+    cifar10,
+    digits,
+    emoji,
+    fashion_mnist,
+    folder,
+    imagenet2012,
+    mri_phantom,
+    openi,
+    records,
+    tfds,
+)
+from polyview.errors import InputError
+
+DATA_SETS = """
+  digits          scikit-learn's 8x8 digits, no download
+  fashion_mnist   28x28, 60,000 + 10,000
+  cifar10         32x32, 50,000 + 10,000; downloaded, or found in --manual_dir
+  imagenet2012    from the two tars of --manual_dir, without TensorFlow
+  emoji           1,607 concepts drawn by four vendors, and their names; by npm
+  openi           3,857 chest radiograph reports; the radiographs, if in --manual_dir
+  mri_phantom     900 simulated slices of four MRI sequences with lesions: a phantom
+  brats           BraTS 2018 to 2023, from your copy in --manual_dir
+  folder          your images: --input DIR --name NAME
+  mnist, ...      any other name is one of the TFDS catalogue
+"""
+# By what their `prepare` takes beside the folder to be made.
+WITHOUT_FILES = {"digits": digits, "fashion_mnist": fashion_mnist}
+FROM_FILES = {
+    "brats": brats,
+    "cifar10": cifar10,
+    "emoji": emoji,
+    "mri_phantom": mri_phantom,
+    "openi": openi,
+}
+
+
+def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
+    """Prepare the data set `name` below data_dir, unless it is there; say where it is.
+
+    manual_dir: files that the user has downloaded. Raises InputError for a name that
+    neither this project nor TFDS knows, and where files are absent.
+    """
+    directory = data_dir / name
+    if name in WITHOUT_FILES:
+        return records.once(directory, WITHOUT_FILES[name].prepare)
+    if name in FROM_FILES:
+        make = FROM_FILES[name].prepare
+        return records.once(directory, lambda empty: make(empty, manual_dir))
+    if name == "imagenet2012":
+        return imagenet2012.prepare(data_dir, manual_dir)
+    ours = (*WITHOUT_FILES, *FROM_FILES, "folder", "imagenet2012")
+    return tfds.prepare(data_dir, name, manual_dir, ours)
+
+
+def prepare_folder(
+    name: str, data_dir: Path, images: Path, test_fraction: float = 0.1
+) -> str:
+    """Prepare a folder of images as the data set `name`, as `prepare` does."""
+    if not name or Path(name).name != name:
+        raise InputError(
+            f"--name {name!r} is not a plain name; give --data_dir beside it"
+        )
+    return records.once(
+        data_dir / name, lambda empty: folder.prepare(empty, images, test_fraction)
+    )

@@ -1,0 +1,132 @@
+"""An encoder as a file for PyTorch libraries, checked against them -> safetensors.
+
+Before anything is written the file's content is loaded again, by the library where the
+layout is a library's, and the features of some images are compared. How to make the
+model, and what images pass first (size, mean, deviation), stands in the file's
+metadata, under "polyview".
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save
+
+from polyview import files
+from polyview.config.spec import build
+from polyview.config.trust import allow_list
+from polyview.data import pipeline
+from polyview.errors import InputError
+from polyview.runs import torch_names
+from polyview.runs.embedding import source_of, viewing, views_of
+from polyview.runs.load import Loaded, encoder_of, load, shapes_of
+from polyview.runs.peers import peer_of
+
+TOLERANCE = 1e-4  # of the largest feature
+IMAGES = 8
+
+
+def export(
+    run: Path,
+    layout: str,
+    output: Path,
+    *,
+    step: int | None = None,
+    data: str | None = None,
+    modality: str | None = None,
+    trust: tuple[str, ...] = (),
+    weights: Sequence[Path] = (),
+) -> str:
+    """Write the encoder of a run, and return a line that says so.
+
+    data: a folder of images, or NAME[:SPLIT], to compare features on. weights: files of
+    fixed weights that the checkpoint names by digest. Raises InputError for a run
+    without a checkpoint, an encoder that the library has no model for, a library that
+    is not installed, images that cannot be read, and features that differ: then nothing
+    is written.
+    """
+    files.check_new(output, (".safetensors",))
+    model = in_float32(load(run, step, trust=trust, weights=weights), trust)
+    modality = modality or viewing(model.config).get("modality", "image")
+    arrays = {
+        name: np.asarray(array, np.float32)
+        for name, array in encoder_of(model, modality).items()
+    }
+    tower = model.module.towers[modality]
+    theirs = torch_names.to_theirs(tower.encoder, arrays, layout)
+    peer = peer_of(layout, model, modality)
+    images, views = images_of(model.config, data, modality, trust)
+    x = normalised(images, tower)
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(tower.encoder(x, train=False)[0], np.float32)
+    about = {
+        "run": run.name,
+        "step": model.step,
+        "model": {"call": peer.call, "arguments": peer.arguments},
+        "features": ours.shape[1],
+        "input": {
+            "views": views,
+            "range": "0 to 1" if images.dtype == np.uint8 else "as the views are",
+            "mean": list(tower.mean),
+            "std": list(tower.std),
+        },
+    }
+    content = save(theirs, {"format": "pt", "polyview": json.dumps(about)})
+    difference = float(np.abs(peer.features(content, x) - ours).max())
+    largest = float(np.abs(ours).max())
+    if not largest > 0:
+        raise InputError("all features are zero; nothing is written")
+    if not difference <= TOLERANCE * largest:
+        raise InputError(
+            f"features of {peer.version} differ by {difference:.2g} where the largest "
+            f"is {largest:.2g}; nothing is written"
+        )
+    files.write_whole(output, content)
+    arguments = ", ".join(f"{n}={value!r}" for n, value in peer.arguments.items())
+    return (
+        f"{output}: step {model.step}, for {peer.call}({arguments}); features of "
+        f"{len(x)} images agree with {peer.version}, to {difference / largest:.1g} of "
+        "the largest"
+    )
+
+
+def in_float32(model: Loaded, trust: tuple[str, ...]) -> Loaded:
+    """The model with encoders that compute in float32, whatever trained them."""
+    config = copy.deepcopy(model.config)
+    for tower in config.model.get("towers", {}).values():
+        if "dtype" in tower.encoder:
+            tower.encoder.dtype = "float32"
+    graph = shapes_of(config, trust).parts.graph
+    return model._replace(config=config, parts=model.parts._replace(graph=graph))
+
+
+def images_of(config, data: str | None, modality: str, trust: tuple[str, ...]):
+    """Views uint8 or float [n, h, w, c] of the first images, and how they were made.
+
+    Without `data` those of the evaluation's test split. Raises InputError where there
+    is none, and where no image can be read.
+    """
+    if data is not None:
+        source = source_of(data)
+    elif (test := viewing(config).get("test")) is not None:
+        source = build(test, allow_list(trust), where="evaluation.test")
+    else:
+        raise InputError("the run's evaluation has no test split; give --input")
+    views = views_of(config, source, trust)
+    batch = next(pipeline.ordered(source, views, batch_size=IMAGES))
+    if modality not in batch["views"]:
+        raise InputError(f"the views of {source!r} have no modality '{modality}'")
+    present = batch["present"][modality][:, 0] & (batch["index"] >= 0)
+    if not present.any():
+        raise InputError(f"none of the first {IMAGES} images of {source!r} can be read")
+    return batch["views"][modality][present, 0], repr(views)
+
+
+def normalised(images, tower):
+    """What the encoder sees, float32: as `polyview.nn.towers:Tower` makes it."""
+    unit = 255 if images.dtype == np.uint8 else 1
+    mean, std = (np.asarray(n, np.float32) for n in (tower.mean, tower.std))
+    return (images.astype(np.float32) / unit - mean) / std
