@@ -1,4 +1,4 @@
-"""What acting needs; knows no game and no model.
+"""What acting needs; knows no game.
 
     environment      the protocol of an environment
     rollout          whole episodes, played by a policy
@@ -6,4 +6,6 @@
     replay           prioritised replay on the device
     distributional   C51: returns as distributions
     aggregates       scores over runs and tasks, and their intervals
+
+`environment`, `rollout` and `aggregates` need numpy alone.
 """
