@@ -183,7 +183,7 @@ def program(kind: str, size: str, depthwise: str):
 
 
 def replayed(b: int) -> dict:
-    """A batch that `sgi.buffer` draws from noise."""
+    """A batch that `polyview.rl.replay` draws from noise."""
     steps, rng = 200, np.random.default_rng(0)
     seen = replay.Buffer(
         frames=rng.integers(0, 256, (steps, 84, 84), np.uint8),

@@ -6,14 +6,12 @@ tell apart; no figure says by colour alone what matters in it.
 """
 
 import io
-from collections.abc import Mapping, Sequence
 
 import matplotlib
 import matplotlib.patches
 import matplotlib.text
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 INK, QUIET, FAINT = "#1f2933", "#616e7c", "#e4e7eb"
 RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -22,19 +20,6 @@ CLASSES = (
     *("#882255", "#44AA99", "#999933", "#AA4499", "#7F7F7F"),
 )
 RIGHT, WRONG = "#009E73", "#D55E00"
-TITLES = {
-    "loss": "Loss",
-    "mi_bound": "Lower bound on mutual information (nats)",
-    "alignment": "Alignment (lower: a sample's views are closer)",
-    "uniformity": "Uniformity (lower: samples spread further)",
-    "rankme": "RankMe (dimensions in use)",
-    "standard_deviation": "Deviation of a dimension (0: collapsed)",
-    "gradient_norm": "Norm of the gradient",
-    "learning_rate": "Learning rate",
-    "knn": "kNN: test accuracy (%)",
-    "linear_probe": "Linear probe: test accuracy (%)",
-    "classifier": "Classifier: test accuracy (%)",
-}
 
 
 DPI = 140
@@ -78,37 +63,6 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
-
-
-@styled
-def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
-    """One metric over the steps, a line a run, its name at the line's end.
-
-    `runs` maps a name to the lines of its metrics.jsonl; runs without the metric, and
-    values that are not finite, are left out.
-    """
-    figure, axes = one_axes(3.1)
-    axes.grid(axis="y")
-    ends = []
-    for number, (name, lines) in enumerate(runs.items()):
-        points = [(line["step"], line.get(metric)) for line in lines]
-        points = [p for p in points if isinstance(p[1], int | float)]
-        points = np.asarray([p for p in points if np.isfinite(p[1])], float)
-        if not len(points):
-            continue
-        color = RUNS[number % len(RUNS)]
-        style = ("-", "--", ":")[number // len(RUNS) % 3]
-        axes.plot(*points.T, color=color, linestyle=style)
-        axes.plot(*points[-1], "o", color=color, markersize=3.5)
-        ends.append((points[-1, 1], points[-1, 0], name, color))
-    modality, _, measure = metric.rpartition("/")
-    title = TITLES.get(measure, measure.replace("_", " "))
-    axes.set_title(f"{title}, {modality}" if modality else title)
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.margins(x=0.02)
-    name_ends(axes, ends)
-    return figure
 
 
 def name_ends(axes, ends: list) -> None:

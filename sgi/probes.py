@@ -162,6 +162,25 @@ class Variables:
         return probes_figures.figures(numbers, figure_data)
 
     @staticmethod
+    def comparison_table(
+        results: Mapping[str, Mapping],
+    ) -> tuple[list[str], list[list[str]]]:
+        """Head and body: a line a variable, the mean last; a column a measure and
+        result."""
+        measures = {"r2": "R^2", "accuracy": "accuracy", "f1": "F1"}
+        head = ["variable"]
+        head += [f"{title} {name}" for title in measures.values() for name in results]
+        names = [*next(iter(results.values()))["variables"]]
+        scores = np.array(
+            [
+                [results[of]["variables"][name][m] for m in measures for of in results]
+                for name in names
+            ]
+        )
+        lines = zip([*names, "mean"], [*scores, scores.mean(0)], strict=True)
+        return head, [[name, *(f"{s:.3f}" for s in line)] for name, line in lines]
+
+    @staticmethod
     def comparison(results: Mapping[str, Mapping]) -> dict[str, Any]:
         """The same bars for a run and its references, by their names."""
         from sgi import probes_figures

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from polyview import cli, errors, files
 from polyview.errors import InputError
-from polyview.report import encoded
+from polyview.reporting.html import encoded
 from polyview.terminal import say
 from sgi.reporting.figures import curves_alone
 from sgi.reporting.page import html_page

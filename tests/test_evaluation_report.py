@@ -16,9 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyview import drawing, report
+from polyview import drawing
 from polyview.errors import InputError
+from polyview.evaluation.accuracy import Accuracy
 from polyview.evaluation.base import Result, write_result
+from polyview.evaluation.frozen import FrozenFeatures
+from polyview.report import main
+from polyview.reporting import page as pages
+from polyview.reporting import tables
+from polyview.reporting.page import html_page, training
+from polyview.reporting.read import read
 
 NAMES = ["<coat>", "boot", "a very long class name"]
 
@@ -44,6 +51,16 @@ def result(top1=0.5, **protocol_changes):
     }
 
 
+# Its class alone counts here: what it measured is made up.
+PROTOCOL = object.__new__(FrozenFeatures)
+
+
+def made(numbers, figure_data=None):
+    """A result as an evaluation of frozen features, or of a classifier, returns it."""
+    kind = Accuracy if "classifier" in numbers else FrozenFeatures
+    return Result(numbers, figure_data, columns=kind.columns(numbers))
+
+
 def make_run(path, loss="geometric", step=20, **changes):
     path.mkdir()
     config = {
@@ -67,22 +84,25 @@ def make_run(path, loss="geometric", step=20, **changes):
         "query_label": np.array([0, 1]),
         "neighbour_label": rng.integers(0, 3, (2, 8)),
     }
-    write_result(path, str(step), Result(result(**changes), sample))
-    write_result(path, "pixels", Result(result(0.125), {}))
+    write_result(path, str(step), made(result(**changes), sample), PROTOCOL)
+    write_result(path, "pixels", made(result(0.125)), PROTOCOL)
     return path
 
 
 def test_the_table_says_what_the_runs_hold(tmp_path):
-    runs = report.read(
+    runs = read(
         [make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="nt_xent", top1=0.625)]
     )
-    first, second, reference = report.rows(runs)  # the reference is shared, so once
+    first, second, reference = tables.rows(runs)  # the reference is shared, so once
     assert (first.method, first.m, first.views_per_step) == ("geometric", 4, 256)
-    assert (first.linear_probe, first.knn, first.rankme) == (0.5, 0.25, 3.25)
+    assert first.scores == {"linear probe %": 50, "kNN %": 25, "RankMe": 3.25}
     assert (first.steps, first.seconds) == (20, 3.5)
-    assert (second.method, second.linear_probe) == ("nt_xent", 0.625)
-    assert (reference.method, reference.linear_probe) == ("raw pixels", 0.125)
-    assert "62.50" in report.text_table([first, second, reference])
+    assert (second.method, second.scores["linear probe %"]) == ("nt_xent", 62.5)
+    assert (reference.method, reference.scores["linear probe %"]) == (
+        "raw pixels",
+        12.5,
+    )
+    assert "62.50" in tables.text_table([first, second, reference])
 
 
 def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
@@ -94,13 +114,13 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
         config = json.loads((run / "config.json").read_text())
         config |= {"seed": seed, "workers": seed}  # of which nothing depends
         (run / "config.json").write_text(json.dumps(config))
-        write_result(run, "20", Result(result(top1), {}))
+        write_result(run, "20", made(result(top1)), PROTOCOL)
         runs.append(run)
-    head, body = report.over_seeds(report.read(runs))
+    head, body = tables.over_seeds(read(runs))
     assert head == ["runs", "seeds", "linear probe %", "kNN %"]
     assert body == [["r0, r1, r2", "3", "60.00 ± 10.00", "25.00 ± 0.00"]]
-    assert "60.00 ± 10.00" in report.page(report.read(runs))
-    assert report.over_seeds(report.read(runs[2:])) is None
+    assert "60.00 ± 10.00" in html_page(read(runs))
+    assert tables.over_seeds(read(runs[2:])) is None
 
 
 def test_evaluations_on_other_data_are_told_apart(tmp_path):
@@ -108,30 +128,30 @@ def test_evaluations_on_other_data_are_told_apart(tmp_path):
     for step, top1 in ((9, 0.7), (20, 0.8)):
         path = run / "eval" / f"{step}-on-<flowers>.json"
         path.write_text(json.dumps(result(top1)))
-    runs = report.read([run])
-    head, body = report.transfers(runs)
+    runs = read([run])
+    head, body = tables.transfers(runs)
     assert body == [["a", "<flowers>", "20", "80.00", "25.00"]]
-    assert "&lt;flowers&gt;" in report.page(runs)
-    assert report.transfers(report.read([make_run(tmp_path / "b")])) is None
+    assert "&lt;flowers&gt;" in html_page(runs)
+    assert tables.transfers(read([make_run(tmp_path / "b")])) is None
 
 
 def test_features_near_collapse_are_said_to_be(tmp_path):
     run = make_run(tmp_path / "a")
-    assert not report.collapsed(*report.read([run]))
+    assert not tables.collapsed(*read([run]))
     line = {"step": 20, "image/rankme": 2.0, "image/standard_deviation": 0.02}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     said = result() | {"health": {"h": {"rankme": 1.01, "standard_deviation": 0.5}}}
     (run / "eval" / "20.json").write_text(json.dumps(said))
-    alerts = report.collapsed(*report.read([run]))
+    alerts = tables.collapsed(*read([run]))
     assert len(alerts) == 2 and all("close to collapse" in alert for alert in alerts)
     assert "h of the test split" in alerts[0] and "RankMe 1.0" in alerts[0]
-    assert "z of &#x27;image&#x27;" in report.page(report.read([run]))
+    assert "z of &#x27;image&#x27;" in html_page(read([run]))
 
 
 def test_the_page_is_complete_and_needs_no_network(tmp_path):
-    runs = report.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="x")])
-    page = report.page(runs)
+    runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="x")])
+    page = html_page(runs)
     text = re.sub(r"base64,[^\"]*", "", page)
     assert not re.search(r"https?:|//\w|<script|<link|@import|url\(", text)
     sources = re.findall(r'src="([^"]{30})', page)
@@ -148,25 +168,25 @@ def test_the_command_takes_runs_and_writes_the_page(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(
         sys, "argv", ["report", "--run", *runs, "--output", str(output)]
     )
-    report.main()
+    main()
     assert "geometric" in capsys.readouterr().out
     assert output.read_text().startswith("<!doctype html>")
     monkeypatch.setattr(sys, "argv", ["report", *runs])
     with pytest.raises(InputError, match="required: --run"):
-        report.main()
+        main()
 
 
 def test_a_classifier_has_its_own_column(tmp_path):
     probed, classifier = make_run(tmp_path / "a"), make_run(tmp_path / "b")
-    assert "classifier" not in report.text_table(report.rows(report.read([probed])))
+    assert "classifier" not in tables.text_table(tables.rows(read([probed])))
     numbers = {"protocol": {"seed": 1}, "classifier": {"top1": 0.3125}}
     for step in (10, 20):
-        write_result(classifier, str(step), Result(numbers, {}))
-    runs = report.read([probed, classifier])
-    head, _, _, line, *_ = report.text_table(report.rows(runs)).splitlines()
+        write_result(classifier, str(step), made(numbers), PROTOCOL)
+    runs = read([probed, classifier])
+    head, _, _, line, *_ = tables.text_table(tables.rows(runs)).splitlines()
     assert "classifier %" in head and "31.25" in line
-    assert all(note.startswith("a: ") for note in report.notes(runs))
-    page = report.page(runs)
+    assert all(note.startswith("a: ") for note in tables.notes(runs))
+    page = html_page(runs)
     assert "<strong>31.25</strong>" in page and "classifier over the steps" in page
 
 
@@ -175,32 +195,30 @@ def test_a_history_without_times_is_shown(tmp_path, time):
     run = make_run(tmp_path / "a")
     line = json.dumps({"step": 20, "loss": 1.0, **time})
     (run / "metrics.jsonl").write_text(line + "\n")
-    runs = report.read([run])
-    assert report.rows(runs)[0].seconds is None
-    assert "loss over the steps" in report.page(runs)
+    runs = read([run])
+    assert tables.rows(runs)[0].seconds is None
+    assert "loss over the steps" in html_page(runs)
 
 
 def test_text_from_a_run_is_escaped(tmp_path):
     run = make_run(tmp_path / "<b>bold")
-    page = report.page(report.read([run]))
+    page = html_page(read([run]))
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page
 
 
 def test_different_protocols_are_pointed_out(tmp_path):
-    runs = report.read(
-        [make_run(tmp_path / "a"), make_run(tmp_path / "b", knn={"k": 200})]
-    )
-    assert any("different protocols (knn.k)" in note for note in report.notes(runs))
-    assert not any("different protocols" in n for n in report.notes(runs[:1]))
+    runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", knn={"k": 200})])
+    assert any("different protocols (knn.k)" in note for note in tables.notes(runs))
+    assert not any("different protocols" in n for n in tables.notes(runs[:1]))
 
 
 def test_a_run_that_has_only_begun_is_shown(tmp_path):
     run = tmp_path / "new"
     run.mkdir()
     (run / "config.json").write_text("{}")
-    runs = report.read([run])
-    assert "no evaluation" in report.notes(runs)[0]
-    assert "new" in report.page(runs)
+    runs = read([run])
+    assert "no evaluation" in tables.notes(runs)[0]
+    assert "new" in html_page(runs)
 
 
 def truncate(path):
@@ -230,7 +248,7 @@ def test_a_damaged_run_is_refused(tmp_path, damage, message):
     run = make_run(tmp_path / "a")
     damage(run)
     with pytest.raises(InputError, match=message):
-        report.read([run])
+        read([run])
 
 
 def test_figures_bear_the_smallest_inputs():
@@ -254,8 +272,8 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), N
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page_without_complaint(tmp_path, width):
     """No message on the console, no picture broken, nothing wider than the screen."""
-    runs = report.read([make_run(tmp_path / "a"), make_run(tmp_path / "b", "nt_xent")])
-    frame = html.escape(report.page(runs), quote=True)
+    runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", "nt_xent")])
+    frame = html.escape(html_page(runs), quote=True)
     look = """
       const page = document.getElementById("page").contentDocument;
       const broken = [...page.images].filter(i => !i.complete || !i.naturalWidth);
@@ -284,7 +302,7 @@ def replaced(path, **values):
 def report_on(monkeypatch, *runs, output):
     flags = ["--run", *map(str, runs), "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["report", *flags])
-    report.main()
+    main()
 
 
 @pytest.mark.parametrize(
@@ -312,7 +330,7 @@ def test_a_value_of_another_kind_is_told_in_a_line_that_names_the_run(
     (bad / "eval" / "20.npz").unlink()
     replaced(bad / name, **values)
     with pytest.raises(InputError) as found:
-        report.page(report.read([good, bad]))
+        html_page(read([good, bad]))
     assert f"({bad})" in str(found.value)
 
 
@@ -329,15 +347,15 @@ def test_metrics_that_are_no_numbers_are_told_in_a_line(tmp_path, line):
     run = make_run(tmp_path / "a")
     (run / "metrics.jsonl").write_text(line + "\n")
     with pytest.raises(InputError):
-        report.page(report.read([run]))
+        html_page(read([run]))
 
 
 def test_metrics_have_so_many_figures_and_no_more(tmp_path, monkeypatch):
     run = make_run(tmp_path / "a")
     values = {f"m{number:02d}": 1.0 for number in range(20)} | {"loss": math.inf}
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, **values}) + "\n")
-    monkeypatch.setattr(report, "_MOST_CURVES", 3)
-    page = report.training(report.read([run]))
+    monkeypatch.setattr(pages, "_MOST_CURVES", 3)
+    page = training(read([run]))
     assert re.findall(r'alt="(\w+) over', page) == ["loss", "m00", "m01"]
     assert "Not drawn: 18 more" in page
 
@@ -348,19 +366,19 @@ def test_a_file_that_never_ends_is_not_read(tmp_path, name):
     (run / name).unlink()
     os.mkfifo(run / name)
     with pytest.raises(InputError, match="no file|no config.json"):
-        report.read([run])
+        read([run])
     (run / name).unlink()
     with (run / name).open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(InputError, match="longer than"):
-        report.read([run])
+        read([run])
 
 
 def test_an_evaluation_nested_without_end_is_told_in_a_line(tmp_path):
     run = make_run(tmp_path / "a")
     (run / "eval" / "20.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="20.json .*nested too deeply"):
-        report.read([run])
+        read([run])
 
 
 def packed(header="", content=b"", *, at=None, method=zipfile.ZIP_STORED):
@@ -406,7 +424,7 @@ def test_arrays_that_cannot_be_are_refused_by_their_headers(tmp_path, content, m
     (run / "eval" / "20.npz").write_bytes(content)
     tracemalloc.start()
     with pytest.raises(InputError, match=f"20.npz is damaged.*{message}"):
-        report.read([run])
+        read([run])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (
@@ -421,7 +439,7 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     said = json.loads(path.read_text())
     said["linear_probe"]["classes"] = ["$\\foo$", "b", "$x^$"]
     path.write_text(json.dumps(said))
-    assert "lr$\\foo$" in report.page(report.read([run]))
+    assert "lr$\\foo$" in html_page(read([run]))
 
 
 def test_names_that_a_screen_cannot_show_are_escaped(tmp_path, monkeypatch, capsys):

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyview import import_weights, report
+from polyview import import_weights
 from polyview.config.file import load_config
 from polyview.config.overrides import apply_overrides, parse_arguments, parse_flags
 from polyview.config.schema import check_config
@@ -42,6 +42,10 @@ from polyview.data.sources.folder import Folder
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.sources.tfds import Tfds
 from polyview.errors import InputError
+from polyview.reporting.html import encoded
+from polyview.reporting.page import html_page
+from polyview.reporting.read import read as read_runs
+from polyview.reporting.tables import summary
 from polyview.runs import checkpoint, metrics, torch_names
 from polyview.runs.load import encoder_of, load, model_of, shapes_of
 from polyview.training.trainer import replay_run
@@ -269,9 +273,9 @@ def page_of_a_run(thrown: tuple[str, str], folder: Path) -> None:
     workdir = copy_of(reported(), folder / "run")
     (workdir / name).write_text(text, errors="surrogatepass")
     try:
-        runs = report.read([workdir])
-        report.summary(runs)
-        report.encoded(report.page(runs))
+        runs = read_runs([workdir])
+        summary(runs)
+        encoded(html_page(runs))
     except InputError:
         pass
 
@@ -645,7 +649,7 @@ def test_a_pickle_is_read_nowhere(tmp_path):
     (workdir / "eval" / "1.json").write_text("{}")
     np.savez(workdir / "eval" / "1.npz", a=np.array([Owned(tmp_path / "owned")]))
     with pytest.raises(InputError, match="is damaged"):
-        report.read([workdir])
+        read_runs([workdir])
     assert not (tmp_path / "owned").exists()
 
 
@@ -796,5 +800,5 @@ def test_a_page_shows_what_a_stranger_wrote_as_text(tmp_path):
     config["source"]["name"] = "<img src=x onerror=alert(1)>"
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "<script>": 0.5}\n')
-    page = report.page(report.read([tmp_path]))
+    page = html_page(read_runs([tmp_path]))
     assert "<script>" not in page and "<img src=x" not in page

@@ -43,10 +43,11 @@ class Evaluation(Protocol):
     """Measures a model. Beside the call, which is all that it must have, it may have
 
     figures(numbers, figure_data) -> {name: Figure}: draws what was written; static, as
-        are the next three, so that a report needs no model.
+        are the next four, so that a report needs no model.
     summary(numbers) -> str, columns(numbers) -> {column: number}: of results written
         before a Result carried them.
-    comparison({name: numbers}) -> {name: Figure}: of a run beside its references.
+    comparison({name: numbers}) -> {name: Figure}, and comparison_table({name: numbers})
+        -> (head, body): of a run beside its references.
     raw(batch) -> {name: Features}: the input itself as features; then it has references
         (`--references`): raw pixels and the untrained model.
     train, test: the sources it reads, as fields; then it can read others (`--on`).

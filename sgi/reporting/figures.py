@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from polyview import drawing
 from polyview.errors import InputError
-from polyview.report import naming_the_run
+from polyview.reporting.read import naming_the_run
 from polyview.rl.aggregates import AGGREGATES, interval
 from sgi.reporting.methods import Method, labels
 from sgi.reporting.read import Run, over_seeds, seed_means

@@ -3,7 +3,10 @@
 import html
 from collections.abc import Sequence
 
-from polyview import report
+from polyview.reporting.html import document, grid, picture, remarks, table
+from polyview.reporting.page import configurations, environment, protocol, training
+from polyview.reporting.read import naming_the_run
+from polyview.reporting.tables import number
 from polyview.rl.aggregates import AGGREGATES, interval
 from sgi.reporting.figures import WINDOW, curves, drawable, intervals, method_colors
 from sgi.reporting.methods import methods_of, references
@@ -15,13 +18,13 @@ from sgi.scores import GAMES, PUBLISHED, SOURCE
 _READABLE = 10  # runs in a picture of the training's metrics
 
 
-@report.naming_the_run
+@naming_the_run
 def html_page(runs: Sequence[Run]) -> str:
     """The report as one HTML document that refers to nothing outside itself."""
     games = list(dict.fromkeys(run.game for run in runs))
-    drawn = report.grid(
+    drawn = grid(
         [
-            report.picture(curves(runs, [game]), f"learning curves of {game}")
+            picture(curves(runs, [game]), f"learning curves of {game}")
             for game in drawable(runs)
         ]
     )
@@ -30,12 +33,12 @@ def html_page(runs: Sequence[Run]) -> str:
         ("Published scores of these games", _published(games)),
         ("Aggregates over games", aggregates(runs)),
         ("Learning curves", drawn and f"<p>{_CURVES}</p>{drawn}"),
-        ("Training", report.training(runs) if len(runs) <= _READABLE else ""),
-        ("Protocol", report.protocol(runs)),
-        ("Configs", report.configurations(runs)),
-        ("Environment", report.environment(runs)),
+        ("Training", training(runs) if len(runs) <= _READABLE else ""),
+        ("Protocol", protocol(runs)),
+        ("Configs", configurations(runs)),
+        ("Environment", environment(runs)),
     ]
-    return report.document("SGI, fine-tuned", ", ".join(games), sections)
+    return document("SGI, fine-tuned", ", ".join(games), sections)
 
 
 _SCORES = """A score is the mean over seeds of the mean raw score of a seed's games of
@@ -73,18 +76,18 @@ def _scores(runs: Sequence[Run]) -> str:
             if run.scores.mean() == max(rivals):
                 cells["score"] = f"<strong>{cells['score']}</strong>"
         body.append(list(cells.values()))
-    compared = report.table(list(columns), body, TEXT_COLUMNS)
-    return f"{compared}\n{report.remarks(notes_on(runs))}\n<p>{_SCORES}</p>"
+    compared = table(list(columns), body, TEXT_COLUMNS)
+    return f"{compared}\n{remarks(notes_on(runs))}\n<p>{_SCORES}</p>"
 
 
 def _published(games: Sequence[str]) -> str:
     body = [
-        [game, *(report.number(score, ",.1f") for score in GAMES[game])]
+        [game, *(number(score, ",.1f") for score in GAMES[game])]
         for game in games
         if game in GAMES
     ]
     head = ["game", "random", "human", "SPR", "DER", "data"]
-    return body and f"{report.table(head, body, 1)}\n<p>{_PUBLISHED}</p>"
+    return body and f"{table(head, body, 1)}\n<p>{_PUBLISHED}</p>"
 
 
 def aggregates(runs: Sequence[Run]) -> str:
@@ -93,7 +96,7 @@ def aggregates(runs: Sequence[Run]) -> str:
     if not compared:
         return ""
     compared += references({method.games for method in compared})
-    body, missing = [], report.number(None, "")
+    body, missing = [], number(None, "")
     for method in compared:
         cells = [html.escape(method.label), str(len(method.games))]
         cells.append(missing if method.published else seed_count(method.scores))
@@ -108,10 +111,10 @@ def aggregates(runs: Sequence[Run]) -> str:
         for name, (median, mean) in PUBLISHED.items():
             known = [missing, f"{median:.3f}", f"{mean:.3f}", missing]
             body.append([f"{name}, published*", str(len(GAMES)), missing, *known])
-    table = report.table(["method", "games", "seeds", *AGGREGATES], body, 1)
+    compared_table = table(["method", "games", "seeds", *AGGREGATES], body, 1)
     star = "* As paperswithcode lists it, not checked against the paper."
-    listed = f" {star}" if "published*" in table else ""
-    figure = report.picture(
+    listed = f" {star}" if "published*" in compared_table else ""
+    figure = picture(
         intervals(compared, method_colors(runs)), "aggregates with their intervals"
     )
-    return f"{table}\n<p>{_AGGREGATES}{listed}</p>\n{report.grid([figure])}"
+    return f"{compared_table}\n<p>{_AGGREGATES}{listed}</p>\n{grid([figure])}"

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from polyview import errors, report
-from polyview.errors import InputError
+from polyview.errors import InputError, fits_together
+from polyview.reporting.read import Run as AnyRun
+from polyview.reporting.read import read as read_any
 from polyview.runs import metrics
 from sgi.scores import GAMES, human_normalised
 
@@ -16,7 +17,7 @@ _MOST_SEEDS = 1000  # of a run: an interval draws 5,000 times as many
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(report.Run):
+class Run(AnyRun):
     """A fine-tuned run; `episodes` are its finished games of training."""
 
     episodes: list[dict]
@@ -56,13 +57,13 @@ def read(paths: Sequence[Path]) -> list[Run]:
     damaged.
     """
     runs = []
-    for path, run in zip(paths, report.read(paths), strict=True):
+    for path, run in zip(paths, read_any(paths), strict=True):
         if not isinstance(run.config.get("game"), str):
             raise InputError(f"{path} is not a run of sgi.finetune: it names no game")
         episodes = metrics.read(path / "episodes.jsonl")
         fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
         runs.append(Run(**fields, episodes=episodes))
-        with errors.fits_together(str(path)):
+        with fits_together(str(path)):
             _check(runs[-1])
     return sorted(runs, key=lambda run: (run.game, run.start))
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from polyview.report import aligned, naming_the_run, number
+from polyview.reporting.read import naming_the_run
+from polyview.reporting.tables import aligned, number
 from polyview.rl.aggregates import interval
 from sgi.reporting.methods import labels
 from sgi.reporting.notes import notes_on

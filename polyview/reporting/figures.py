@@ -1,0 +1,54 @@
+"""Curves of what runs logged in training."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from polyview.drawing import RUNS, name_ends, one_axes, styled
+
+TITLES = {
+    "loss": "Loss",
+    "mi_bound": "Lower bound on mutual information (nats)",
+    "alignment": "Alignment (lower: a sample's views are closer)",
+    "uniformity": "Uniformity (lower: samples spread further)",
+    "rankme": "RankMe (dimensions in use)",
+    "standard_deviation": "Deviation of a dimension (0: collapsed)",
+    "gradient_norm": "Norm of the gradient",
+    "learning_rate": "Learning rate",
+    "knn": "kNN: test accuracy (%)",
+    "linear_probe": "Linear probe: test accuracy (%)",
+    "classifier": "Classifier: test accuracy (%)",
+}
+
+
+@styled
+def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
+    """One metric over the steps, a line a run, its name at the line's end.
+
+    `runs` maps a name to the lines of its metrics.jsonl; runs without the metric, and
+    values that are not finite, are left out.
+    """
+    figure, axes = one_axes(3.1)
+    axes.grid(axis="y")
+    ends = []
+    for number, (name, lines) in enumerate(runs.items()):
+        points = [(line["step"], line.get(metric)) for line in lines]
+        points = [p for p in points if isinstance(p[1], int | float)]
+        points = np.asarray([p for p in points if np.isfinite(p[1])], float)
+        if not len(points):
+            continue
+        color = RUNS[number % len(RUNS)]
+        style = ("-", "--", ":")[number // len(RUNS) % 3]
+        axes.plot(*points.T, color=color, linestyle=style)
+        axes.plot(*points[-1], "o", color=color, markersize=3.5)
+        ends.append((points[-1, 1], points[-1, 0], name, color))
+    modality, _, measure = metric.rpartition("/")
+    title = TITLES.get(measure, measure.replace("_", " "))
+    axes.set_title(f"{title}, {modality}" if modality else title)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+    name_ends(axes, ends)
+    return figure

@@ -1,0 +1,198 @@
+"""The page that compares any runs."""
+
+import html
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from polyview import hosts
+from polyview.config.text import dotted
+from polyview.reporting.figures import TITLES, curve
+from polyview.reporting.html import code, document, grid, picture, remarks, table
+from polyview.reporting.read import Run, naming_the_run
+from polyview.reporting.tables import (
+    MISSING,
+    TEXT_COLUMNS,
+    beside_references,
+    columns_of,
+    notes,
+    over_seeds,
+    rows,
+    transfers,
+    with_references,
+)
+
+_MOST_CURVES = 100  # of what the runs logged: a figure takes a third of a second
+
+
+@naming_the_run
+def html_page(runs: Sequence[Run]) -> str:
+    """The report as one HTML document that refers to nothing outside itself."""
+    sections = [
+        ("Comparison", _comparison(runs)),
+        ("Training", training(runs)),
+        *((f"Features of {run.name}", _features(run)) for run in runs),
+        ("Protocol", protocol(runs)),
+        ("Configs", configurations(runs)),
+        ("Environment", environment(runs)),
+    ]
+    return document("polyview", ", ".join(run.name for run in runs), sections)
+
+
+def _comparison(runs: Sequence[Run]) -> str:
+    lines = rows(runs)
+    columns = columns_of(lines)
+    best = {
+        column: max(line.scores.get(column, 0) for line in lines)
+        for column in columns
+        if column.endswith("%")
+    }
+    body = []
+    for line in lines:
+        cells = []
+        for name, column in columns.items():
+            text = html.escape(column(line))
+            if name in best and line.scores.get(name) == best[name] > 0:
+                text = f"<strong>{text}</strong>"
+            cells.append(text)
+        body.append(cells)
+    compared = table(list(columns), body, text_columns=TEXT_COLUMNS)
+    others = {
+        "Over seeds, mean ± standard deviation": (over_seeds(runs), 1),
+        "On other data sets": (transfers(runs), 2),
+    }
+    for title, (found, text_columns) in others.items():
+        if found:
+            head, lines = found
+            compared += f"\n<h3>{title}</h3>\n"
+            compared += table(head, _escaped(lines), text_columns)
+    return f"{compared}\n{remarks(notes(runs))}"
+
+
+def _escaped(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[html.escape(cell) for cell in line] for line in lines]
+
+
+def training(runs: Sequence[Run]) -> str:
+    """Curves of all that the runs logged, and of their accuracies."""
+    histories = {run.name: run.history for run in runs}
+    logged = {
+        key
+        for history in histories.values()
+        for line in history
+        for key, value in line.items()
+        if key != "step" and isinstance(value, int | float)
+    }
+    order = list(TITLES)
+
+    def place(metric: str):
+        measure = metric.rpartition("/")[2]
+        return order.index(measure) if measure in order else len(order), metric
+
+    shown = sorted(logged, key=place)[:_MOST_CURVES]
+    figures = [
+        picture(curve(histories, metric), f"{metric} over the steps")
+        for metric in shown
+    ]
+    scores = {
+        run.name: [
+            {"step": step} | found.get("columns", {})
+            for step, found in run.evaluations.items()
+        ]
+        for run in runs
+    }
+    if any(len(lines) > 1 for lines in scores.values()):
+        columns = {key for lines in scores.values() for line in lines for key in line}
+        figures += [
+            picture(curve(scores, column), f"{column} over the steps")
+            for column in sorted(columns - {"step"})
+        ]
+    left_out = len(logged) - len(shown)
+    note = f"<p>Not drawn: {left_out:,} more that were logged.</p>" if left_out else ""
+    return note + grid(figures)
+
+
+def _features(run: Run) -> str:
+    """Tables and pictures of each evaluation, by the code that made it."""
+    tables = [
+        table(head, _escaped(body), text_columns=1)
+        for _, head, body in beside_references(run)
+    ]
+    pictures = []
+    for name, by_step in run.results.items():
+        numbers = by_step[max(by_step)]
+        made = run.evaluation(name, numbers)
+        figures = {}
+        if hasattr(made, "figures"):
+            figures = made.figures(numbers, run.figure_data.get(name, {}))
+        compared = with_references(run, name)
+        if hasattr(made, "comparison") and len(compared) > 1:
+            figures |= made.comparison(compared)
+        pictures += [
+            picture(figure, f"{title} of {run.name}")
+            for title, figure in figures.items()
+        ]
+    return "".join(tables) + grid(pictures)
+
+
+def protocol(runs: Sequence[Run]) -> str:
+    """How the first run that has an evaluation was evaluated."""
+    for run in runs:
+        if run.evaluations:
+            flat = dotted(run.result.get("protocol", {})).items()
+            cells = [[code(key), html.escape(_short(value))] for key, value in flat]
+            return f"<p>As evaluated in {html.escape(run.name)}.</p>" + table(
+                ["what", "how"], cells, text_columns=2
+            )
+    return ""
+
+
+def configurations(runs: Sequence[Run]) -> str:
+    """Where the configs differ, and each in full."""
+    flat = [dotted(run.config) for run in runs]
+    keys = sorted({key for config in flat for key in config})
+    cells = [
+        [
+            code(key),
+            *(html.escape(_short(config.get(key, MISSING))) for config in flat),
+        ]
+        for key in keys
+        if len({json.dumps(config.get(key, MISSING)) for config in flat}) > 1
+    ]
+    parts = []
+    if cells:
+        head = ["key", *(run.name for run in runs)]
+        parts.append("<p>Where the configs differ:</p>")
+        parts.append(table(head, cells, text_columns=len(head)))
+    for run in runs:
+        text = html.escape(json.dumps(run.config, indent=2, sort_keys=True))
+        name = html.escape(run.name)
+        parts.append(
+            f"<details><summary>config of {name}</summary><pre>{text}</pre></details>"
+        )
+    return "\n".join(parts)
+
+
+def environment(runs: Sequence[Run]) -> str:
+    """Where the page was made, and the machines that evaluated."""
+    packages = ("polyview", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+    cells = [["Python", platform.python_version()]]
+    for package in packages:
+        try:
+            cells.append([package, importlib.metadata.version(package)])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cells.append(["processor", hosts.processor()])
+    cells.append(["cores", str(hosts.cores())])
+    for run in runs:
+        if machine := run.result.get("machine"):
+            said = ", ".join(f"{key} {value}" for key, value in machine.items())
+            cells.append([f"evaluation of {run.name}", said])
+    escaped = [[html.escape(cell) for cell in row] for row in cells]
+    return "<p>Where this page was made:</p>" + table(["", ""], escaped, text_columns=2)
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

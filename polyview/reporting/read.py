@@ -1,0 +1,199 @@
+"""The directory of a run, as training and evaluation left it; nothing is trusted."""
+
+import dataclasses
+import functools
+import io
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyview import files
+from polyview.config.trust import allow_list, import_target
+from polyview.errors import InputError, fits_together
+from polyview.evaluation.base import specs_of
+from polyview.reporting.html import encoded
+from polyview.runs import metrics
+
+REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
+_LARGEST_ARRAYS = 2**28  # bytes of an evaluation's, in all; ours are of a few million
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+      results: {name of an evaluation: {step: what it found}}; "" is the name of the one
+        evaluation of an older config.
+      references: {name: {reference: what it found}}.
+      figure_data: {name: arrays of its last step}.
+      transfers: {(name, data set): (step, what it found)}, the newest of each.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    history: list[dict]
+    results: dict[str, dict[int, dict]]
+    references: dict[str, dict[str, dict]]
+    figure_data: dict[str, dict[str, np.ndarray]]
+    transfers: dict[tuple[str, str], tuple[int, dict]]
+
+    @property
+    def evaluations(self) -> dict[int, dict]:
+        """All that was found at each step, whichever evaluation found it."""
+        found: dict[int, dict] = {}
+        for name, by_step in self.results.items():
+            for step, numbers in by_step.items():
+                found[step] = _united(
+                    found.get(step, {}), self.with_columns(name, numbers)
+                )
+        return dict(sorted(found.items()))
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """All that was found at the last step that has any, or {}."""
+        evaluations = self.evaluations
+        return evaluations[max(evaluations)] if evaluations else {}
+
+    def evaluation(self, name: str, numbers: Mapping) -> Any:
+        """The class that made a result, for its figures; None where it may not be
+        imported: the name stands in a file of the run."""
+        target = numbers.get("evaluation")
+        if target is None:  # a result of version 0.1
+            target = (specs_of(self.config).get(name) or {}).get("target")
+        try:
+            return import_target(target, allow_list(), str(self.path))
+        except InputError:
+            return None
+
+    def with_columns(self, name: str, numbers: Mapping) -> dict:
+        """A result with its columns, which those of version 0.1 do not carry."""
+        if "columns" in numbers:
+            return dict(numbers)
+        made = self.evaluation(name, numbers)
+        columns = made.columns(numbers) if hasattr(made, "columns") else {}
+        return {**numbers, "columns": columns}
+
+
+def _united(one: dict, other: dict) -> dict:
+    """Two results of one step: their columns and protocols side by side."""
+    both = {**one, **other}
+    for key in ("columns", "protocol"):
+        if key in one and key in other:
+            both[key] = {**one[key], **other[key]}
+    return both
+
+
+def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
+    """Decorate what tells of runs: it raises InputError for a run whose content is not
+    what it should be, and names it."""
+
+    @functools.wraps(tell)
+    def told(runs: Sequence[Run]) -> Any:
+        try:
+            with fits_together(", ".join(str(run.path) for run in runs)):
+                return tell(runs)
+        except InputError:
+            if len(runs) > 1:
+                for run in runs:  # is it one of them?
+                    told([run])
+            raise
+
+    return told
+
+
+def read(paths: Sequence[Path]) -> list[Run]:
+    """Read run directories.
+
+    Raises InputError for a path that is no run, and for a file in it that is damaged.
+    """
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    # A name on the disk need not be text, as a picture's must be.
+    names = [encoded(name).decode() for name in names]
+    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path, name: str) -> Run:
+    if not (path / "config.json").is_file():
+        what = "has no config.json" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"{path} is not a run: it {what}; name the --workdir of a training"
+        )
+    results, references, transfers = {}, {}, {}
+    for file in sorted((path / "eval").glob("*.json")):
+        of, on, data = file.stem.partition("-on-")
+        made, _, evaluation = of.partition("-")
+        if made.isdecimal() and on:
+            if int(made) >= transfers.get((evaluation, data), (0,))[0]:
+                transfers[evaluation, data] = int(made), _json(file)
+        elif made.isdecimal():
+            results.setdefault(evaluation, {})[int(made)] = _json(file)
+        elif made in REFERENCES and not on:
+            references.setdefault(evaluation, {})[made] = _json(file)
+    figure_data = {
+        evaluation: _arrays(
+            path / "eval" / f"{max(by_step)}{evaluation and '-'}{evaluation}.npz"
+        )
+        for evaluation, by_step in results.items()
+    }
+    return Run(
+        path=path,
+        name=name,
+        config=_json(path / "config.json"),
+        history=metrics.read(path / "metrics.jsonl"),
+        results=results,
+        references=references,
+        figure_data=figure_data,
+        transfers=transfers,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = files.read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); write it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object; write it again")
+    return content
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    try:
+        content = io.BytesIO(files.read_bounded(path, _LARGEST_ARRAYS))
+        with zipfile.ZipFile(content) as archive:
+            _check_sizes(archive)
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # of a dozen kinds: zipfile and numpy name few of them
+        raise InputError(f"{path} is damaged ({error}); evaluate again") from error
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError for arrays of more bytes than any evaluation has."""
+    versions = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    size = 0
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in versions:
+                raise ValueError(f"{member.filename!r} is of another version")
+            shape, _, dtype = versions[version](file)
+        # An empty array, too, has sides that are looped over.
+        claimed = math.prod(max(1, side) for side in (*shape, dtype.itemsize))
+        size += max(claimed, member.file_size)
+    if size > _LARGEST_ARRAYS:
+        raise ValueError(f"its arrays take more than {_LARGEST_ARRAYS} bytes")

@@ -1,0 +1,289 @@
+"""What compares runs, as rows of text and numbers, and notes on them."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polyview.config.schema import lasting_keys
+from polyview.config.text import dotted
+from polyview.reporting.read import REFERENCES, Run, naming_the_run
+
+MISSING = "–"
+# Deviation of a dimension and RankMe below which the page says so; ours. An untrained
+# ResNet on the digits has .13 and 2.6.
+_COLLAPSED, _ONE_LINE = 0.1, 1.5
+TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the right
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the comparison; None where the run does not say."""
+
+    run: str
+    method: str
+    scores: Mapping[str, float]
+    m: int | None = None
+    unique_samples: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+
+    @property
+    def views_per_step(self) -> int | None:
+        """Unique samples times views."""
+        known = self.m is not None and self.unique_samples is not None
+        return self.m * self.unique_samples if known else None
+
+
+def columns_of(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """The columns of a table; first what a narrow screen should show."""
+    scores = dict.fromkeys(name for line in lines for name in line.scores)
+    return {
+        "run": lambda row: row.run,
+        "method": lambda row: row.method,
+        "M": lambda row: number(row.m, ","),
+        **{name: lambda row, name=name: score(row.scores, name) for name in scores},
+        "unique samples": lambda row: number(row.unique_samples, ","),
+        "views a step": lambda row: number(row.views_per_step, ","),
+        "steps": lambda row: number(row.steps, ","),
+        "seconds": lambda row: number(row.seconds, ",.0f"),
+    }
+
+
+def score(scores: Mapping[str, float], column: str) -> str:
+    """A score for a table: per cent to hundredths, others to four digits."""
+    return number(scores.get(column), ".2f" if column.endswith("%") else ".4g")
+
+
+@naming_the_run
+def summary(runs: Sequence[Run]) -> str:
+    """The tables and the notes as plain text."""
+    parts = [text_table(rows(runs))]
+    if found := over_seeds(runs):
+        parts.append(f"\nover seeds, mean ± standard deviation\n{aligned(*found, 1)}")
+    if found := transfers(runs):
+        parts.append(f"\non other data sets\n{aligned(*found, 2)}")
+    for run in runs:
+        for title, head, body in beside_references(run):
+            table = aligned(head, body, text_columns=1)
+            parts.append(f"\n{run.name}: {title}\n{table}")
+    parts += [f"note: {note}" for note in notes(runs)]
+    return "\n".join(parts)
+
+
+def beside_references(run: Run) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, head and body of the tables that evaluations make of a run and its
+    references."""
+    found = []
+    for name in run.results:
+        compared = with_references(run, name)
+        made = run.evaluation(name, run.results[name][max(run.results[name])])
+        if hasattr(made, "comparison_table"):
+            found.append((name or "evaluation", *made.comparison_table(compared)))
+    return found
+
+
+def with_references(run: Run, name: str) -> dict[str, dict]:
+    """The last result of an evaluation and those of its references, by labels."""
+    last = run.results[name][max(run.results[name])]
+    return {run.name: last} | {
+        method: run.references[name][reference]
+        for reference, method in REFERENCES.items()
+        if reference in run.references.get(name, {})
+    }
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """The lines of the table: the runs, then each distinct reference once."""
+    lines = [_row(run) for run in runs]
+    for reference, method in REFERENCES.items():
+        distinct = {}
+        for run in runs:
+            scores = {
+                column: value
+                for name, found in run.references.items()
+                if reference in found
+                for column, value in run.with_columns(name, found[reference])[
+                    "columns"
+                ].items()
+            }
+            if scores:
+                distinct.setdefault(json.dumps(scores), (run.name, scores))
+        for run_name, scores in distinct.values():
+            label = f"for {run_name}" if len(distinct) > 1 else "reference"
+            lines.append(Row(run=label, method=method, scores=scores))
+    return lines
+
+
+def _row(run: Run) -> Row:
+    objective = run.config.get("objective") or {}
+    loss = objective.get("loss") or objective
+    method = loss.get("partial") or loss.get("target") or MISSING
+    if "terms" in objective:
+        method = _cross_modal(objective)
+    views = run.config.get("views") or {}
+    m = views.get("m") or sum(map(len, (views.get("fields") or {}).values())) or None
+    logged = run.history[-1]["step"] if run.history else None
+    return Row(
+        run=run.name,
+        method=str(method).rpartition(":")[2],
+        m=m,
+        unique_samples=run.config.get("batch_size"),
+        steps=max(run.evaluations, default=logged),
+        seconds=_seconds(run.history),
+        scores=run.result.get("columns", {}),
+    )
+
+
+def _cross_modal(objective: dict[str, Any]) -> str:
+    """The terms that a cross-modal objective weighs, beside its tasks."""
+    weights = objective["terms"] | {"poly-view": objective.get("polyview_weight", 0)}
+    terms = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+    return " + ".join([*objective.get("tasks", {}), *terms])
+
+
+def _seconds(history: list[dict]) -> float | None:
+    """Time in training, over all the times the run was resumed."""
+    times = [line.get("time") for line in history]
+    clock = [t["seconds"] for t in times if isinstance(t, dict) and "seconds" in t]
+    if not clock:
+        return None
+    ends = [a for a, b in zip(clock, clock[1:], strict=False) if b < a]
+    return sum(ends) + clock[-1]
+
+
+def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
+    """Head and body of a table of the runs that differ in nothing but their seed, two
+    or more of a kind, at one step: mean and standard deviation (n - 1)."""
+    kinds: dict[str, dict[Any, Run]] = {}
+    for run in runs:
+        config = lasting_keys(run.config) | {"seed": None}
+        kind = json.dumps([config, max(run.evaluations, default=0)], sort_keys=True)
+        kinds.setdefault(kind, {})[run.config.get("seed")] = run
+    body, measured = [], {}
+    for by_seed in kinds.values():
+        if len(by_seed) < 2:
+            continue
+        scores = [run.result.get("columns", {}) for run in by_seed.values()]
+        cells = {}
+        for column in scores[0]:
+            values = [found[column] for found in scores if column in found]
+            if len(values) == len(by_seed):
+                both = {"mean": np.mean(values), "spread": np.std(values, ddof=1)}
+                form = ".2f" if column.endswith("%") else ".4g"
+                cells[column] = f"{both['mean']:{form}} ± {both['spread']:{form}}"
+        names = ", ".join(run.name for run in by_seed.values())
+        body.append((names, len(by_seed), cells))
+        measured |= cells
+    if not measured:
+        return None
+    return ["runs", "seeds", *measured], [
+        [names, str(count), *(cells.get(column, MISSING) for column in measured)]
+        for names, count, cells in body
+    ]
+
+
+def transfers(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
+    """Head and body of a table of the evaluations on other data sets, if any."""
+    found = [
+        (run.name, data, step, run.with_columns(name, numbers)["columns"])
+        for run in runs
+        for (name, data), (step, numbers) in run.transfers.items()
+    ]
+    columns = dict.fromkeys(column for *_, scores in found for column in scores)
+    body = [
+        [run, data, f"{step:,}", *(score(scores, column) for column in columns)]
+        for run, data, step, scores in found
+    ]
+    return (["run", "data set", "step", *columns], body) if body else None
+
+
+def number(value: float | None, form: str, scale: float = 1) -> str:
+    """A number for a table; a dash where there is none."""
+    return MISSING if value is None else format(scale * value, form)
+
+
+def text_table(lines: Sequence[Row]) -> str:
+    """The comparison as aligned plain text."""
+    columns = columns_of(lines)
+    body = [[column(line) for column in columns.values()] for line in lines]
+    return aligned(list(columns), body, text_columns=TEXT_COLUMNS)
+
+
+def aligned(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
+    """A table as plain text; all but the first columns are aligned to the right."""
+    cells = [head, *body]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line_of(row: list[str]) -> str:
+        padded = [
+            cell.ljust(width) if place < text_columns else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    top, *lines = map(line_of, cells)
+    return "\n".join([top, "-" * len(top), *lines])
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before comparing the rows."""
+    found = []
+    for name in dict.fromkeys(name for run in runs for name in run.results):
+        protocols = [
+            dotted(run.results[name][max(run.results[name])].get("protocol", {}))
+            for run in runs
+            if name in run.results
+        ]
+        differing = sorted(
+            key
+            for key in {key for protocol in protocols for key in protocol}
+            if key != "features.dimensions"
+            and len({json.dumps(protocol.get(key)) for protocol in protocols}) > 1
+        )
+        if differing:
+            found.append(
+                "the runs were evaluated by different protocols "
+                f"({', '.join(differing)}): their scores do not compare"
+            )
+    for run in runs:
+        if not run.evaluations:
+            found.append(f"{run.name} has no evaluation: run polyview.evaluate on it")
+        elif run.history and run.history[-1]["step"] != max(run.evaluations):
+            found.append(
+                f"{run.name} is evaluated at step {max(run.evaluations)}, but trained "
+                f"to {run.history[-1]['step']}"
+            )
+        parts = [run.result.get("note")]
+        parts += [p.get("warning") for p in run.result.values() if isinstance(p, dict)]
+        found += [f"{run.name}: {part}" for part in parts if part]
+        found += collapsed(run)
+    return found
+
+
+def collapsed(run: Run) -> list[str]:
+    """Alerts where features lie almost in one point, or on one line.
+
+    Read are h and z of the last evaluation and z of the last step that was logged.
+    """
+    measured = {
+        f"{of} of the test split": measures
+        for of, measures in run.result.get("health", {}).items()
+        if isinstance(measures, dict)
+    }
+    for key, value in (run.history[-1] if run.history else {}).items():
+        modality, slash, measure = key.rpartition("/")
+        if slash:
+            measured.setdefault(f"z of '{modality}'", {})[measure] = value
+    alerts = []
+    for what, measures in measured.items():
+        spread = measures.get("standard_deviation", 1)
+        dimensions = measures.get("rankme", 2)
+        if spread < _COLLAPSED or dimensions < _ONE_LINE:
+            alerts.append(
+                f"{run.name}: alert, {what} is close to collapse: deviation of a "
+                f"dimension {spread:.3f} (even spread: 1), RankMe {dimensions:.1f}"
+            )
+    return alerts
