@@ -83,7 +83,12 @@ class Model:
         return compiled(*self._parts[1:], batch)
 
     def call(self, method: str, *arguments) -> Any:
-        """What `module.METHOD(*arguments)` returns, as a sampler or a policy does."""
+        """What `module.METHOD(*arguments)` returns, as a sampler or a policy does.
+
+        Raises ValueError for a name that is not public: it may come from a config.
+        """
+        if not method.isidentifier() or method.startswith("_"):
+            raise ValueError(f"{method!r} is no public method of a model")
         compiled = _method(self._parts.graph, self._sharding, method)
         return compiled(*self._parts[1:], *arguments)
 

@@ -2,7 +2,7 @@
 
     loss = mean_i weight_i (L_C51_i + spr L_SPR_i)
 
-of steps out of `sgi.buffer`, by the weights of prioritised replay. With f, P, h, q the
+of steps out of `polyview.rl.replay`, by the weights of prioritised replay. With f, P, h, q the
 encoder, the projection of the agent's own head, the transition and the predictor, f'
 and P' those of the network's moving average, every x augmented anew:
 
@@ -31,6 +31,12 @@ import optax
 
 from polyview.errors import InputError, check_range
 from polyview.model import Parts, abstract_module, merge_module
+from polyview.rl.distributional import (
+    at,
+    double_target,
+    expected,
+    loss_and_divergence,
+)
 from polyview.runs import checkpoint
 from polyview.runs.load import (
     Loaded,
@@ -63,9 +69,9 @@ class Keys(NamedTuple):
 class Rainbow:
     """Distributional n-step double Q-learning, and `spr` times self-prediction.
 
-    The batch is that of `sgi.buffer.sample`, whose discount and n it takes. The metrics
+    The batch is that of `polyview.rl.replay.sample`, whose discount and n it takes. The metrics
     hold, besides scalars, "priority" `[b]`: the divergence of each row's prediction,
-    for `sgi.buffer.update_priorities`. Of `spr` 0 nothing is computed. Raises
+    for `polyview.rl.replay.update_priorities`. Of `spr` 0 nothing is computed. Raises
     InputError where the run keeps no moving average or cuts batches into slices.
     """
 
@@ -94,7 +100,7 @@ class Rainbow:
         metrics = {
             "distributional": loss.mean(),
             "error": divergence.mean(),
-            "value": losses.expected(logits, support()).max(-1).mean(),
+            "value": expected(logits, support()).max(-1).mean(),
             "priority": jax.lax.stop_gradient(divergence),
         }
         if self.spr:
@@ -108,15 +114,15 @@ class Rainbow:
     def _distributional(self, module, logits, after, targets, keys):
         """The loss and the divergence, `[b]` each; `after` is the stack at t + n."""
         after = jax.lax.stop_gradient(module.encode(after, train=True))
-        target = losses.double_target(
+        target = double_target(
             module.head(after, key=keys.head),
             module.head(after, key=keys.bootstrap),
             targets["return"],
             targets["discount"],
             support(),
         )
-        taken = losses.at(logits, targets["action"][:, 0])
-        return losses.distributional(
+        taken = at(logits, targets["action"][:, 0])
+        return loss_and_divergence(
             jax.nn.log_softmax(taken), jax.lax.stop_gradient(target)
         )
 
@@ -147,7 +153,7 @@ def act(
     Running statistics, no augmentation.
     """
     latents = module.encode(stacks, train=False)
-    returns = losses.expected(module.head(latents, key=noise), support())
+    returns = expected(module.head(latents, key=noise), support())
     best = returns.argmax(-1).astype(jnp.int32)
     which, whether = jax.random.split(key)
     other = jax.random.randint(which, best.shape, 0, module.actions)

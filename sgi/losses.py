@@ -11,11 +11,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polyview.rl import distributional as c51
 from polyview.rl.distributional import at, expected
 
 # `sgi.agent` still calls these here.
-double_target, distributional = c51.double_target, c51.loss_and_divergence
 
 
 class Masks(NamedTuple):

@@ -18,6 +18,7 @@ import pytest
 
 from polyview import drawing
 from polyview.errors import InputError
+from polyview.evaluation import frozen_figures, missing_figures
 from polyview.evaluation.accuracy import Accuracy
 from polyview.evaluation.base import Result, write_result
 from polyview.evaluation.frozen import FrozenFeatures
@@ -117,8 +118,8 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
         write_result(run, "20", made(result(top1)), PROTOCOL)
         runs.append(run)
     head, body = tables.over_seeds(read(runs))
-    assert head == ["runs", "seeds", "linear probe %", "kNN %"]
-    assert body == [["r0, r1, r2", "3", "60.00 ± 10.00", "25.00 ± 0.00"]]
+    assert head == ["runs", "seeds", "linear probe %", "kNN %", "RankMe"]
+    assert body == [["r0, r1, r2", "3", "60.00 ± 10.00", "25.00 ± 0.00", "3.25 ± 0"]]
     assert "60.00 ± 10.00" in html_page(read(runs))
     assert tables.over_seeds(read(runs[2:])) is None
 
@@ -126,11 +127,10 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
 def test_evaluations_on_other_data_are_told_apart(tmp_path):
     run = make_run(tmp_path / "a")
     for step, top1 in ((9, 0.7), (20, 0.8)):
-        path = run / "eval" / f"{step}-on-<flowers>.json"
-        path.write_text(json.dumps(result(top1)))
+        write_result(run, f"{step}-on-<flowers>", made(result(top1)), PROTOCOL)
     runs = read([run])
     head, body = tables.transfers(runs)
-    assert body == [["a", "<flowers>", "20", "80.00", "25.00"]]
+    assert body == [["a", "<flowers>", "20", "80.00", "25.00", "3.25"]]
     assert "&lt;flowers&gt;" in html_page(runs)
     assert tables.transfers(read([make_run(tmp_path / "b")])) is None
 
@@ -181,13 +181,14 @@ def test_a_classifier_has_its_own_column(tmp_path):
     assert "classifier" not in tables.text_table(tables.rows(read([probed])))
     numbers = {"protocol": {"seed": 1}, "classifier": {"top1": 0.3125}}
     for step in (10, 20):
-        write_result(classifier, str(step), made(numbers), PROTOCOL)
+        write_result(classifier, f"{step}-top", made(numbers), object.__new__(Accuracy))
+        (classifier / "eval" / "20.json").unlink(missing_ok=True)
     runs = read([probed, classifier])
     head, _, _, line, *_ = tables.text_table(tables.rows(runs)).splitlines()
     assert "classifier %" in head and "31.25" in line
     assert all(note.startswith("a: ") for note in tables.notes(runs))
     page = html_page(runs)
-    assert "<strong>31.25</strong>" in page and "classifier over the steps" in page
+    assert "<strong>31.25</strong>" in page and "classifier % over the steps" in page
 
 
 @pytest.mark.parametrize("time", [{}, {"time": None}, {"time": {}}])
@@ -253,15 +254,17 @@ def test_a_damaged_run_is_refused(tmp_path, damage, message):
 
 def test_figures_bear_the_smallest_inputs():
     lines = [{"step": 1, "loss": float("nan")}]
-    drawing.curve({"a": lines, "b": []}, "loss").savefig("/dev/null", format="png")
+    figures.curve({"a": lines, "b": []}, "loss").savefig("/dev/null", format="png")
     for rows in (1, 3, 6):
         h = np.ones((rows, 2), np.float32)
-        drawing.embedding(h, None, []).savefig("/dev/null", format="png")
+        frozen_figures.embedding(h, None, []).savefig("/dev/null", format="png")
     many = np.arange(40) % 25  # more classes than colours
     names = [str(c) for c in range(25)]
     h = np.random.default_rng(0).normal(size=(40, 4))
-    drawing.embedding(h, many, names).savefig("/dev/null", format="png")
-    drawing.confusion(np.eye(25, dtype=int), names).savefig("/dev/null", format="png")
+    frozen_figures.embedding(h, many, names).savefig("/dev/null", format="png")
+    frozen_figures.confusion(np.eye(25, dtype=int), names).savefig(
+        "/dev/null", format="png"
+    )
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -312,10 +315,13 @@ def report_on(monkeypatch, *runs, output):
         ("eval/20.json", {"linear_probe": {"top1": "x"}}),
         ("eval/20.json", {"health": {"h": {"standard_deviation": "x"}}}),
         ("eval/20.json", {"machine": 5}),
-        ("eval/20.json", {"variables": {}}),
+        ("eval/20.json", {"evaluation": "sgi.probes:Variables", "variables": {}}),
         (
             "eval/20.json",
-            {"subsets": {"a": [{"looks": [*map(str, range(2000))], "top1": 1}]}},
+            {
+                "evaluation": "polyview.evaluation.missing:MissingModalities",
+                "subsets": {"a": [{"looks": [*map(str, range(2000))], "top1": 1}]},
+            },
         ),
         ("config.json", {"objective": "x"}),
         ("config.json", {"views": {"m": "x"}}),
@@ -454,8 +460,10 @@ def test_names_that_a_screen_cannot_show_are_escaped(tmp_path, monkeypatch, caps
 
 def test_a_figure_has_so_many_parts_and_no_more():
     with pytest.raises(ValueError, match="1000001 points"):
-        drawing.embedding(np.zeros((1_000_001, 1)), None, [])
+        frozen_figures.embedding(np.zeros((1_000_001, 1)), None, [])
     with pytest.raises(ValueError, match="with .* letters"):
-        drawing.png(drawing.retrieval({}, ["a", "b" * 20_000]))
+        drawing.png(missing_figures.retrieval({}, ["a", "b" * 20_000]))
     with pytest.raises(ValueError, match="of 1000001 parts"):
-        drawing.nearest(*np.zeros((2, 1, 10**6, 0, 0, 0), np.uint8), None, None, [])
+        frozen_figures.nearest(
+            *np.zeros((2, 1, 10**6, 0, 0, 0), np.uint8), None, None, []
+        )

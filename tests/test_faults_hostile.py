@@ -493,7 +493,7 @@ def a_run() -> Path:
     """A checkpoint of a model of digits, all zeros."""
     config = from_json(digits_text())
     model = shapes_of(config, trust=None)
-    zeros = {"params": model.params, "statistics": model.statistics}
+    zeros = {"params": model.parts.params, "statistics": model.parts.statistics}
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
     with checkpoint.Checkpoints(scratch() / "run" / "checkpoints") as checkpoints:
         checkpoints.save(4, zeros, digits_text())

@@ -29,12 +29,9 @@ def classifier(name, donor, **overrides):
 
 def encoder_of(run, step=None):
     loaded = load(run, step)
-    arrays = checkpoint.flatten(
-        {"params": loaded.params, "statistics": loaded.statistics}
-    )
     return {
-        name.partition(".")[2]: np.asarray(array)
-        for name, array in arrays.items()
+        name: np.asarray(array)
+        for name, array in loaded.arrays.items()
         if ".encoder." in name
     }
 

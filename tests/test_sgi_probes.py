@@ -10,7 +10,6 @@ from sklearn.metrics import f1_score, r2_score
 
 from polyview import devices
 from polyview.errors import InputError
-from polyview.evaluate import summary
 from polyview.evaluation.base import pixels
 from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
@@ -169,7 +168,7 @@ def test_raw_pixels_are_the_stack_at_half_its_size(result):
 
 def test_a_result_is_told_and_drawn(result):
     said = result["variables"]
-    assert f"player_y {said['player_y']['r2']:.2f}" in summary(result)
+    assert f"player_y {said['player_y']['r2']:.2f}" in result.summary
     figures = Variables.figures(result, result.figure_data)
     assert figures.keys() == {"variables", "readings"}
     value, reading = result.figure_data["value"], result.figure_data["reading"]

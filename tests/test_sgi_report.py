@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from polyview.errors import InputError
-from polyview.model import abstract_module
+from polyview.model import Parts, abstract_module
 from polyview.rl.aggregates import AGGREGATES, interval
 from polyview.rl.distributional import expected
 from polyview.runs.load import Loaded
@@ -360,11 +360,11 @@ def drawn_agent():
     encoder = functools.partial(Nature, widths=(4, 4, 4))
     network = functools.partial(Network, actions=4, encoder=encoder, hidden=8)
     rng = np.random.default_rng(0)
-    graph, *parts, _ = abstract_module(network)
-    params, statistics = jax.tree.map(lambda x: rng.normal(size=x.shape), parts)
+    graph, *shapes = abstract_module(network)
+    params, statistics, _ = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
     statistics = jax.tree.map(abs, statistics)  # variances are among them
     config = ml_collections.ConfigDict({"game": "breakout"})
-    return Loaded(config, 7, graph, params, statistics)
+    return Loaded(config, 7, Parts(graph, params, statistics, {}))
 
 
 def test_a_film_shows_what_the_console_showed(tmp_path):

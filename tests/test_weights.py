@@ -45,7 +45,7 @@ def written(config, folder: Path) -> Path:
         )
 
     state = jax.tree.map(
-        array, {"params": model.params, "statistics": model.statistics}
+        array, {"params": model.parts.params, "statistics": model.parts.statistics}
     )
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(4, state, to_json(config))
