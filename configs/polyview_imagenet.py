@@ -11,9 +11,9 @@ SimCLR is `objective=nt_xent,views=2`. batch=fixed keeps the views of a step at 
 slice or 8 GPUs; see the README. Expected result: not yet measured.
 
 Where memory is short, from what costs least: remat=dots, then remat=blocks (see
-`polyview.nn.remat`); `--config.mesh.fsdp=8` for the state; microbatch=512 (see
-`polyview.training.microbatch`), for which the encoder must be a ViT and norm=none takes
-BatchNorm out of the projector; last accumulate=4, which is another loss.
+`polyview.nn.rematerialisation`); `--config.mesh.fsdp=8` for the state; microbatch=512
+(see `polyview.training.microbatch`), for which the encoder must be a ViT and norm=none
+takes BatchNorm out of the projector; last accumulate=4, which is another loss.
 """
 
 from polyview.config import parts

@@ -2,9 +2,9 @@
 
     loss = mean_i weight_i (L_C51_i + spr L_SPR_i)
 
-of steps out of `polyview.rl.replay`, by the weights of prioritised replay. With f, P, h, q the
-encoder, the projection of the agent's own head, the transition and the predictor, f'
-and P' those of the network's moving average, every x augmented anew:
+of steps out of `polyview.rl.replay`, by the weights of prioritised replay. With f, P,
+h, q the encoder, the projection of the agent's own head, the transition and the
+predictor, f' and P' those of the network's moving average, every x augmented anew:
 
     L_C51   cross-entropy of Z(f(x_t), a_t) to return + discount Z(f(x_{t+n}), a*), a*
             the action of the highest expected return there (Bellemare et al. 2017)
@@ -69,10 +69,11 @@ class Keys(NamedTuple):
 class Rainbow:
     """Distributional n-step double Q-learning, and `spr` times self-prediction.
 
-    The batch is that of `polyview.rl.replay.sample`, whose discount and n it takes. The metrics
-    hold, besides scalars, "priority" `[b]`: the divergence of each row's prediction,
-    for `polyview.rl.replay.update_priorities`. Of `spr` 0 nothing is computed. Raises
-    InputError where the run keeps no moving average or cuts batches into slices.
+    The batch is that of `polyview.rl.replay.sample`, whose discount and n it takes. The
+    metrics hold, besides scalars, "priority" `[b]`: the divergence of each row's
+    prediction, for `polyview.rl.replay.update_priorities`. With `spr` 0 no
+    self-prediction is computed. Raises InputError where the run keeps no moving average
+    or cuts batches into slices.
     """
 
     spr: float = 5.0

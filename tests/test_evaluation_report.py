@@ -23,8 +23,8 @@ from polyview.evaluation.accuracy import Accuracy
 from polyview.evaluation.base import Result, write_result
 from polyview.evaluation.frozen import FrozenFeatures
 from polyview.report import main
+from polyview.reporting import figures, tables
 from polyview.reporting import page as pages
-from polyview.reporting import tables
 from polyview.reporting.page import html_page, training
 from polyview.reporting.read import read
 

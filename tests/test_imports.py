@@ -1,53 +1,46 @@
 """Imports run one way, so that each room can be read, and replaced, by itself."""
 
 import ast
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polyview.__main__ import COMMANDS
+from polyview.data.prepare import records
 
 ROOT = Path(__file__).parent.parent
-# What each room may import of this project, beside itself and `errors`.
+# What each room may import of this project, beside itself: imports point downward.
+GROUND = {"errors", "files", "hosts", "terminal"}
+LEAVES = {"data", "nn", "objectives"}
 ALLOWED = {
-    "errors": set(),
-    "command": set(),
-    "config": set(),
-    "data": {"files"},
-    "nn": set(),
-    "objectives": set(),
-    "optimizer": set(),
-    "recipes": {"config", "data", "workdir"},
-    "mesh": {"metrics"},
-    "files": set(),
-    "metrics": {"files"},
-    "flops": {"objectives", "step"},
-    "banner": {"mesh", "metrics"},
-    "dump": {"checkpoint", "mesh", "metrics"},
-    "microbatch": set(),
-    "layouts": {"nn"},
-    "step": {"microbatch", "objectives"},
-    "checkpoint": {"config", "files"},
-    "evaluation": {"config", "data", "files", "mesh"},
-    "restore": {"checkpoint", "config", "step"},
-    "workdir": {"config", "files", "mesh", "metrics"},
-    "train": {
-        "banner",
-        "config",
-        "dump",
-        "step",
-        "optimizer",
-        "checkpoint",
-        "mesh",
-        "metrics",
-        "microbatch",
-        "evaluation",
-        "data",
-        "restore",
-        "workdir",
-    },
-    "dry_run": {"banner", "bench", "mesh", "metrics", "train"},
+    "terminal": set(),
+    "errors": {"terminal"},
+    "files": {"errors"},
+    "hosts": set(),
+    "devices": {"errors"},
+    "drawing": set(),
+    "cli": {"errors"},
+    "nn": {"errors"},
+    "objectives": {"errors"},
+    "data": {"errors", "files"},
+    "model": {"devices", "errors", "nn"},
+    "config": {"errors", "data"},
+    "evaluation": GROUND | {"data", "devices", "drawing"},
+    "runs": GROUND
+    | {"config", "data", "devices", "drawing", "evaluation", "model", "nn"},
+    "reporting": GROUND | {"config", "drawing", "evaluation", "runs"},
+    "training": GROUND | LEAVES | {"config", "devices", "evaluation", "model", "runs"},
+    "rl": GROUND | {"evaluation", "training"},
 }
+# Files and lines, docstrings included, that a batch of Fashion-MNIST passes from its
+# source to the gradient; only ever lowered. In version 0.1 they were 21 and 4,604; the
+# aim is 16 and 3,000.
+MOST_FILES, MOST_LINES = 27, 4_300
 
 
 def imports(path: Path) -> set[str]:
@@ -85,7 +78,53 @@ def test_a_room_imports_only_what_lies_below_it(path):
     rooms = {p.name.removesuffix(".py") for p in (ROOT / "polyview").iterdir()}
     used = {n.split(".")[1] for n in found if n.startswith("polyview.")} & rooms
     assert here in ALLOWED, f"{here} is a new room: say here what it may import"
-    assert used <= ALLOWED[here] | {here, "errors"}
+    assert used <= ALLOWED[here] | {here}
+
+
+@pytest.mark.parametrize("path", files("polyview"), ids=lambda p: p.name)
+def test_the_engine_names_no_other_package_in_strings_neither(path):
+    """Docstrings may point at an example; what is imported or printed may not."""
+    tree = ast.parse(path.read_text())
+    prose = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and ast.get_docstring(node) is not None
+    }
+    strings = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in prose
+    ]
+    assert not [s for s in strings if re.search(r"\b(sgi|dvf|agents)[.:]", s)]
+
+
+def test_what_a_package_lets_checkpoints_call_is_its_own():
+    for path in ROOT.glob("*/trusted.txt"):
+        for line in path.read_text().splitlines():
+            for name in filter(None, line.partition("#")[0].split("->")):
+                if name.strip():
+                    assert re.match(rf"{path.parent.name}[.:]", name.strip()), line
+
+
+@pytest.mark.parametrize(
+    "path", files("polyview") + files("sgi"), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_no_module_of_ours_bears_another_name(path):
+    """A reader looks for a name where its import says that it is."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("polyview"):
+            renamed = [a.asname for a in node.names if a.asname and a.name[0].islower()]
+            assert not [n for n in renamed if (ROOT / "polyview" / n).exists()]
+            modules = [
+                a.name
+                for a in node.names
+                if a.asname
+                and (ROOT / node.module.replace(".", "/") / f"{a.name}.py").exists()
+            ]
+            assert not modules
 
 
 @pytest.mark.parametrize("path", files("polyview/data"), ids=lambda p: p.name)
@@ -101,7 +140,7 @@ def test_only_one_file_splits_and_merges_modules():
         if {"split", "merge"}
         & {call_of_nnx(n) for n in ast.walk(ast.parse(path.read_text()))}
     ]
-    assert users == ["step.py"]
+    assert users == ["model.py"]
 
 
 def call_of_nnx(node: ast.AST) -> str | None:
@@ -110,19 +149,6 @@ def call_of_nnx(node: ast.AST) -> str | None:
         if isinstance(node.func.value, ast.Name) and node.func.value.id == "nnx":
             return node.func.attr
     return None
-
-
-def code_lines(path: Path) -> int:
-    """Lines of code and comments: what is neither blank nor a docstring."""
-    text = path.read_text()
-    prose = set()
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
-            continue
-        if ast.get_docstring(node) is not None:
-            prose |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    lines = enumerate(text.splitlines(), 1)
-    return sum(1 for number, line in lines if line.strip() and number not in prose)
 
 
 @pytest.mark.parametrize(
@@ -151,16 +177,65 @@ def test_play_and_what_is_recorded_of_it_need_no_jax(name):
         assert not {n.split(".")[0] for n in imports(path)} & {"jax", "flax", "optax"}
 
 
-def test_from_source_to_gradient_is_8_files_and_1000_lines():
-    names = (
-        "configs/polyview_fashion_mnist.py",
-        "polyview/data/pipeline.py",
-        "polyview/data/views.py",
-        "polyview/mesh.py",
-        "polyview/train.py",
-        "polyview/step.py",
-        "polyview/nn/towers.py",
-        "polyview/objectives/polyview.py",
+def test_a_batch_passes_few_files_and_lines_from_source_to_gradient(tmp_path):
+    """Every file of the project whose code runs on its way, found by running it."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"image": rng.integers(0, 256, (28, 28, 1), np.uint8), "label": i % 10}
+        for i in range(20)
+    ]
+    records.write(
+        tmp_path / "fashion_mnist",
+        {"train": rows, "test": rows},
+        version="1",
+        targets={"label": {"kind": "class", "classes": 10}},
+        source="here",
+        licence="none",
     )
-    lines = {name: code_lines(ROOT / name) for name in names}
-    assert sum(lines.values()) < 1000, lines
+    done = subprocess.run(
+        [sys.executable, "-c", FOLLOW, str(tmp_path / "run")],
+        cwd=ROOT,
+        env=os.environ | {"POLYVIEW_DATA": str(tmp_path), "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    passed = sorted(done.stdout.splitlines())
+    lines = {name: len((ROOT / name).read_text().splitlines()) for name in passed}
+    print(len(lines), sum(lines.values()), lines)
+    assert len(lines) <= MOST_FILES, lines
+    assert sum(lines.values()) <= MOST_LINES, lines
+
+
+FOLLOW = """
+import contextlib, sys, threading
+from pathlib import Path
+import jax
+from polyview.config.file import load_config
+from polyview.training.trainer import Trainer
+
+path = "configs/polyview_fashion_mnist.py"
+small = {"batch_size": "4", "steps": "2", "epochs": "None"}
+trainer, root, seen = Trainer(load_config(path + ":views=2", small)), Path.cwd(), {path}
+workdir = Path(sys.argv[1])
+
+def called(frame, event, argument):
+    seen.add(frame.f_code.co_filename)
+
+with jax.set_mesh(trainer.mesh):
+    trainer.check(workdir)
+    state = trainer.create(workdir)
+    jax.clear_caches()
+    threading.setprofile(called)
+    sys.setprofile(called)
+    with contextlib.closing(trainer.inputs(0)) as inputs:
+        state, values = trainer.take(state, next(inputs))
+    sys.setprofile(None)
+    threading.setprofile(None)
+for name in seen:
+    name = Path(name)
+    if name.is_absolute() and name.is_relative_to(root):
+        name = name.relative_to(root)
+    if not name.is_absolute() and name.parts[0] in ("polyview", "configs"):
+        print(name)
+"""

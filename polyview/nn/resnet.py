@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from polyview.errors import check_range
-from polyview.nn import remat as rematerialisation
+from polyview.nn import rematerialisation
 from polyview.nn.norm import BatchNorm
 
 
@@ -117,7 +117,7 @@ class ResNet(nnx.Module):
     "imagenet": 7x7 convolution of stride 2, then 3x3 max-pool of stride 2 (He et al.);
     "small": 3x3 convolution of stride 1, no pool (Chen et al. 2020, for CIFAR);
     "patch": 4x4 convolution of stride 4 without padding (Liu et al. 2022).
-    `remat` is "none", "blocks" or "dots": see `polyview.nn.remat`.
+    `remat` is "none", "blocks" or "dots": see `polyview.nn.rematerialisation`.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 
 from polyview.errors import check_range
-from polyview.nn import remat as rematerialisation
+from polyview.nn import rematerialisation
 
 _norm = partial(nnx.LayerNorm, epsilon=1e-6)
 _linear = partial(nnx.Linear, kernel_init=jax.nn.initializers.xavier_uniform())
@@ -70,7 +70,7 @@ class ViT(nnx.Module):
     (Dosovitskiy et al. 2021), or "mean", the mean of the patch tokens, and then there
     is no class token (Beyer et al. 2022). `position` is "learned", or "sincos": fixed
     sines and cosines of both coordinates (Chen, Xie, He 2021). `remat` is "none",
-    "blocks" or "dots": see `polyview.nn.remat`.
+    "blocks" or "dots": see `polyview.nn.rematerialisation`.
     """
 
     def __init__(

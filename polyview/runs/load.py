@@ -71,7 +71,7 @@ def load(
         if "views" not in checkpoint.read_config(folder):
             raise InputError(
                 f"{run} is no run of polyview.main, but of a command that plays and "
-                "evaluates by itself; for fine-tuned agents see sgi.report"
+                "evaluates by itself; use the commands of its package"
             )
         return read_model(folder, number, sharding, trust, weights)
 
