@@ -5,7 +5,7 @@
 #   bash launch/evaluate.sh runs/a runs/b -- bash launch/slurm.sh --gpus 1 --batch
 #
 #   --python P      (python)
-#   --option WORD   handed to polyview.evaluate: --config.evaluation.knn.k=5; repeatable
+#   --option WORD   handed to polyview.evaluate: --config.evaluations.frozen.knn.k=5; repeatable
 #   --newest        of each run only the newest checkpoint
 #   --dry-run       print what would run
 #

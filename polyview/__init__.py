@@ -6,31 +6,26 @@ encoder turns views into features, an objective turns features into a loss, and 
 trains every objective.
 
 Axes: b unique samples, m views, d features, p positions of a feature map, t time,
-h w c height, width and channels of an image.
+h w c height, width and channels of an image, n rows of anything.
 
-    main        flags -> config -> train(Trainer(config), workdir)
-    config      a dict that names things by string -> objects
-    train       a run from top to bottom; the loop
-    step        the train state and one pure step; splits and merges modules
-    microbatch  a batch slice after slice (one loss), or part after part (a loss each)
-    banner, dump    what a run says before it starts, and keeps when it must stop
-    optimizer   LARS, SGD, AdamW; the schedule; scaling rules
-    checkpoint  the one format;  restore: from a run's path to its model
-    mesh        processes, devices, shardings, the batch on its way to them
-    metrics     what a run reports;  workdir: a directory belongs to one config
-    recipes     parts that configs share
+Commands, flags to one call:
+
+    main prepare evaluate report embed export import_weights bench
+    cli         what they share;  errors, terminal: how they stop, what they print
+
+Rooms, each of which imports only what stands above it:
+
     data/       numpy only: sources, augmentation, views, the pipeline, prepare/
     nn/         modules that know no loss
     objectives/ mathematics that knows no model and no data
-    evaluation/ features of a checkpoint -> kNN, linear probe, health, figures;
-                predictions from every subset of the modalities
-    prepare, evaluate, report, bench    command lines;  command, what they share
-    embed, export, adopt    the same, for encoders on their way out and in;  layouts,
-                the names of arrays in other libraries
-    dry_run     what a run would be: sizes, and one step compiled
-    flops       what a step's model costs, whatever computes it
+    config/     a file -> a dict -> objects; what a checkpoint may call
+    evaluation/ a model -> numbers, and figures of them
+    runs/       a run's directory: config, metrics, checkpoints, weights, results
+    reporting/  pages that compare runs
+    training/   the loop, the learners it drives, the step
+    rl/         what acting needs: environments, replay, scores
 
-Imports run one way: main -> train -> {config, step, optimizer, checkpoint, mesh,
-metrics, evaluation, data.pipeline}; step -> objectives.base. `data`, `nn` and
-`objectives` are leaves that never import one another.
+    model       the one file that splits and merges modules; what evaluations are given
+    devices     meshes and shardings;  hosts: processes and the machine
+    files       bounded reads, atomic writes;  drawing: the style of figures
 """

@@ -9,22 +9,19 @@ of play. Imports run one way, from here to `polyview`, never back.
     dqn_replay   the same steps from and to the files of the DQN Replay data set
     prepare      the command line: python -m sgi.prepare --game pong
     replay       recordings as a Source, and `Window`, the views of a moment of play
-    encoders     images to maps of features
-    heads        what is predicted from a latent: returns, goals, actions
-    network      encoder, transition and heads together
-    layers       layers with torch's initial values
-    losses       the losses, as functions of arrays
+    layers, encoders, heads, network    the network, from its parts to the whole
+    losses       mathematics that knows no network
     pretrain     the objective: self-prediction, goals, inverse model, cloning
     variables    where games keep the places of things in memory
-    probes       what frozen features say of them, through polyview.evaluate
-    agent        Rainbow with self-prediction as an objective; acting; weight transfer
+    probes, probes_figures    what frozen features say of them, and pictures of it
+    agent        Rainbow with self-prediction as an objective; acting; its start
     environment  a game as an agent meets it in training
-    online       what a step of fine-tuning does on the device
-    run          a fine-tuning from top to bottom
+    online       what a step of an agent does on the device, for all seeds
+    learner      agents that play, as a learner of the engine's loop
     finetune     the command line: python -m sgi.finetune --config ...
     score_episodes    whole games of an agent, a hundred at once
     scores       human-normalised scores
+    reporting/   pages that compare agents
     report, video     command lines: compare runs on a page; film an agent
-    reporting    what the report is made of: runs, methods, notes, tables, figures
-    parts        parts that configs share
+    parts        shared pieces of configs
 """

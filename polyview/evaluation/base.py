@@ -8,6 +8,7 @@ and draws.
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polyview import files, hosts
+from polyview.errors import InputError
 
 
 class Result(dict):
@@ -66,10 +68,18 @@ def pixels(evaluation: Any, mesh: Any) -> Result:
 def specs_of(config: Mapping) -> dict[str, Any]:
     """The evaluations of a config, {name: spec}.
 
-    That of a config of one, under `evaluation`, has the name "".
+    That of a config of one, under `evaluation`, has the name "". Raises InputError for
+    a name that cannot be part of a file's.
     """
     if config.get("evaluations") is not None:
-        return {n: s for n, s in config["evaluations"].items() if s is not None}
+        found = {n: s for n, s in config["evaluations"].items() if s is not None}
+        for name in found:
+            if not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise InputError(
+                    f"{name!r} is no name of an evaluation: it is letters, digits and "
+                    "_, as part of the names of files"
+                )
+        return found
     one = config.get("evaluation")
     return {} if one is None else {"": one}
 

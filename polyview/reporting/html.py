@@ -60,8 +60,13 @@ def table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
 
 def picture(figure, description: str) -> str:
     """A Figure as an image that the page holds itself."""
-    data = base64.b64encode(png(figure)).decode()
     width, height = figure.get_size_inches() * DPI
+    return embedded(png(figure), description, width, height)
+
+
+def embedded(content: bytes, description: str, width: float, height: float) -> str:
+    """A PNG file as an image that the page holds itself."""
+    data = base64.b64encode(content).decode()
     return (
         f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" '
         f'width="{width:.0f}" height="{height:.0f}">'

@@ -10,8 +10,16 @@ from typing import Any
 from polyview import hosts
 from polyview.config.text import dotted
 from polyview.reporting.figures import TITLES, curve
-from polyview.reporting.html import code, document, grid, picture, remarks, table
-from polyview.reporting.read import Run, naming_the_run
+from polyview.reporting.html import (
+    code,
+    document,
+    embedded,
+    grid,
+    picture,
+    remarks,
+    table,
+)
+from polyview.reporting.read import Run, drawn_pictures, naming_the_run
 from polyview.reporting.tables import (
     MISSING,
     TEXT_COLUMNS,
@@ -127,6 +135,11 @@ def _features(run: Run) -> str:
         figures = {}
         if hasattr(made, "figures"):
             figures = made.figures(numbers, run.figure_data.get(name, {}))
+        elif made is None:  # a user's own: what it drew when it was made
+            pictures += [
+                embedded(content, f"{title} of {run.name}", width, height)
+                for title, content, width, height in drawn_pictures(run, name)
+            ]
         compared = with_references(run, name)
         if hasattr(made, "comparison") and len(compared) > 1:
             figures |= made.comparison(compared)

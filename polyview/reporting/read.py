@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import io
 import math
+import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 from polyview import files
 from polyview.config.trust import allow_list, import_target
 from polyview.errors import InputError, fits_together
-from polyview.evaluation.base import specs_of
+from polyview.evaluation.base import result_name, specs_of
 from polyview.reporting.html import encoded
 from polyview.runs import metrics
 
 REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
+_MOST_PICTURES, _LARGEST_PICTURE = 20, 2**23  # of an evaluation; bytes of each
 _LARGEST_ARRAYS = 2**28  # bytes of an evaluation's, in all; ours are of a few million
 
 
@@ -49,9 +51,8 @@ class Run:
         found: dict[int, dict] = {}
         for name, by_step in self.results.items():
             for step, numbers in by_step.items():
-                found[step] = _united(
-                    found.get(step, {}), self.with_columns(name, numbers)
-                )
+                numbers = self.with_columns(name, numbers)
+                found[step] = _united(found.get(step, {}), numbers, name)
         return dict(sorted(found.items()))
 
     @property
@@ -80,12 +81,18 @@ class Run:
         return {**numbers, "columns": columns}
 
 
-def _united(one: dict, other: dict) -> dict:
-    """Two results of one step: their columns and protocols side by side."""
+def _united(one: dict, other: dict, name: str) -> dict:
+    """Two results of one step: their columns and protocols side by side.
+
+    A column that both have is told apart by the name of the other.
+    """
     both = {**one, **other}
-    for key in ("columns", "protocol"):
-        if key in one and key in other:
-            both[key] = {**one[key], **other[key]}
+    columns = dict(one.get("columns", {}))
+    for column, value in other["columns"].items():
+        columns[f"{name}: {column}" if column in columns else column] = value
+    both["columns"] = columns
+    if "protocol" in one and "protocol" in other:
+        both["protocol"] = {**one["protocol"], **other["protocol"]}
     return both
 
 
@@ -153,6 +160,25 @@ def _read(path: Path, name: str) -> Run:
         figure_data=figure_data,
         transfers=transfers,
     )
+
+
+def drawn_pictures(run: Run, name: str) -> Iterator[tuple[str, bytes, int, int]]:
+    """The pictures that lie beside the last result of an evaluation: what each shows,
+    a PNG file, its width and height. Raises InputError for a file that is none."""
+    stem = result_name(max(run.results[name]), name)
+    for path in sorted((run.path / "eval").glob(f"{stem}-*.png"))[:_MOST_PICTURES]:
+        if "-on-" in path.stem:
+            continue
+        try:
+            content = files.read_bounded(path, _LARGEST_PICTURE)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read ({error})") from error
+        if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
+            raise InputError(f"{path} is no PNG file")
+        width, height = struct.unpack(">II", content[16:24])
+        if width * height > 4 * _LARGEST_PICTURE:
+            raise InputError(f"{path} is a picture of {width} x {height}: too large")
+        yield path.stem.removeprefix(f"{stem}-"), content, width, height
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,225 @@
+"""A new evaluation is one file; several stand side by side, and old ones are read."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyview import evaluate as evaluate_command
+from polyview.errors import InputError
+from polyview.evaluation.base import viewing_spec
+from polyview.nn.towers import Towers
+from polyview.reporting.page import html_page
+from polyview.reporting.read import read
+from polyview.reporting.tables import summary
+from polyview.runs.evaluating import Asked, evaluate
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+FILE = '''"""Width and sparsity of what a module returns."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from polyview import devices
+from polyview.config.overrides import parse_arguments
+from polyview.data import pipeline
+from polyview.evaluation.base import Result
+
+
+def get_evaluations(argument, run):
+    args = parse_arguments(argument, path="towers.image.encoder.conv", rows=16)
+    frozen = run["evaluations"]["frozen"]
+    spec = {"target": f"{__name__}:Sparsity", "test": frozen["test"]}
+    return {"sparsity": spec | {"views": frozen["views"], **args}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparsity:
+    test: Any
+    views: Any
+    path: str
+    rows: int
+
+    def __call__(self, model, mesh):
+        batches = pipeline.ordered(
+            self.test, self.views, batch_size=self.rows, process_index=0,
+            process_count=1,
+        )
+        batch = devices.put(next(iter(batches)), mesh)
+        tap = np.asarray(model.taps(batch, [self.path])[self.path])
+        called = model.call("encoded", batch)
+        asked = model(batch)["image"].h
+        numbers = {
+            "protocol": {"rows": self.rows, "path": self.path},
+            "sparsity": float((tap <= 0).mean()),
+            "same": bool((np.asarray(called) == np.asarray(asked)).all()),
+        }
+        return Result(
+            numbers,
+            {"values": tap.ravel()[:1000]},
+            summary=f"{100 * numbers['sparsity']:.1f} % at or below zero",
+            columns={"sparsity %": 100 * numbers["sparsity"]},
+        )
+
+    @staticmethod
+    def figures(numbers, figure_data):
+        from polyview import drawing
+
+        figure, axes = drawing.one_axes(2.0)
+        axes.hist(figure_data["values"])
+        return {"values": figure}
+'''
+
+
+class Encoding(Towers):
+    """Towers with a method of their own, as a sampler or a policy has."""
+
+    def encoded(self, batch):
+        return self(batch, key=None, train=False)["image"].h
+
+
+def run_command(monkeypatch, module, *words):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+    module.main()
+
+
+def trained(digits, folder, **evaluations):
+    config = digits("views=2")
+    config.model.partial = "test_evaluations:Encoding"
+    config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
+    with config.unlocked():
+        config.evaluations.update(evaluations)
+    train(Trainer(config), folder)
+    return config
+
+
+def test_a_new_evaluation_is_one_file(digits, tmp_path, monkeypatch, capsys):
+    trained(digits, tmp_path / "run")
+    file = tmp_path / "sparsity_of_layers.py"
+    file.write_text(FILE)
+    assert len(FILE.splitlines()) < 80
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    words = ["--run", tmp_path / "run", "--trust", "test_evaluations"]
+    words += ["--evaluation", f"{file}:rows=24"]
+    words += ["--config.evaluations.sparsity.rows=32"]
+    run_command(monkeypatch, evaluate_command, *words)
+    result = json.loads((tmp_path / "run" / "eval" / "4-sparsity.json").read_text())
+    assert result["protocol"]["rows"] == 32 and result["same"]
+    assert result["evaluation"] == "sparsity_of_layers:Sparsity"
+    text = f"{100 * result['sparsity']:.1f} % at or below zero"
+    assert f"4-sparsity.json: {text}" in capsys.readouterr().out
+    runs = read([tmp_path / "run"])
+    assert runs[0].evaluation("sparsity", result) is None, "a report may not call it"
+    table = summary(runs)
+    assert "sparsity %" in table and f"{100 * result['sparsity']:.2f}" in table
+    assert 'alt="values of run"' in html_page(runs)
+    with pytest.raises(InputError, match="--references"):
+        run_command(monkeypatch, evaluate_command, *words, "--references")
+
+
+def test_a_file_of_this_project_reads_any_run_of_images(digits, tmp_path, monkeypatch):
+    trained(digits, tmp_path / "run")
+    file = f"{ROOT}/configs/evaluations/frozen.py:data=digits"
+    flags = ["--config.evaluations.frozen.probe.steps=20", "--references"]
+    words = ["--run", tmp_path / "run", "--trust", "test_evaluations"]
+    words += ["--evaluation", file, *flags]
+    run_command(monkeypatch, evaluate_command, *words)
+    names = {path.stem for path in (tmp_path / "run" / "eval").glob("*.json")}
+    assert names == {"4-frozen", "random-frozen", "pixels-frozen"}
+    for bad in (file.replace("frozen.py", "frzen.py"), f"{ROOT}/configs/probe.py"):
+        with pytest.raises(InputError, match="frozen.py|get_evaluations"):
+            run_command(monkeypatch, evaluate_command, *words[:5], bad)
+
+
+class Fails:
+    def __call__(self, model, mesh):
+        raise ValueError("it cannot be measured")
+
+
+def test_each_result_is_written_as_soon_as_it_is_there(digits, tmp_path):
+    trained(digits, tmp_path, later={"target": "test_evaluations:Fails"})
+    with pytest.raises(InputError, match="it cannot be measured"):
+        evaluate(tmp_path, None, Asked(trust=("test_evaluations",)))
+    assert [path.name for path in (tmp_path / "eval").glob("*.json")] == [
+        "4-frozen.json"
+    ]
+
+
+def test_two_evaluations_of_a_config_stand_side_by_side(digits, tmp_path):
+    config = digits("views=2", evaluate_every=4)
+    config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
+    frozen = config.evaluations.frozen
+    accuracy = {
+        "target": "polyview.evaluation.accuracy:Accuracy",
+        "views": frozen.views,
+    }
+    with config.unlocked():
+        config.evaluations.accuracy = accuracy | {"test": frozen.test}
+        config.evaluations.twice = frozen.copy_and_resolve_references()
+    train(Trainer(config), tmp_path)
+    (run,) = read([tmp_path])
+    assert [*run.results] == ["accuracy", "frozen", "twice"]
+    columns = run.result["columns"]
+    assert columns.keys() >= {"classifier %", "kNN %", "twice: kNN %"}
+    assert columns["kNN %"] == columns["twice: kNN %"]
+    assert html_page([run]).count(f'alt="confusion of {run.name}"') == 2
+
+
+def test_a_config_of_one_evaluation_and_its_results_are_read(digits, tmp_path):
+    config = digits("views=2", evaluate_every=4)
+    config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
+    with config.unlocked():
+        config.evaluation = config.evaluations.frozen
+        del config.evaluations
+    assert viewing_spec(config) == config.evaluation
+    train(Trainer(config), tmp_path)
+    flags = {"evaluation.knn.k": "5"}
+    evaluate(tmp_path, None, Asked(references=True, overrides=flags))
+    names = {path.stem for path in (tmp_path / "eval").glob("*.json")}
+    assert names == {"4", "random", "pixels"}
+    new = html_page(read([tmp_path]))
+    for path in (tmp_path / "eval").glob("*.json"):  # as version 0.1 wrote them
+        result = json.loads(path.read_text())
+        assert result["protocol"]["knn"]["k"] == 5
+        for key in ("evaluation", "summary", "columns"):
+            del result[key]
+        path.write_text(json.dumps(result))
+    saved = tmp_path / "config.json"
+    old = {"polyview.evaluation.frozen:FrozenFeatures", "polyview.data.sources"}
+    text = saved.read_text()
+    assert old & set(text.replace('"', "\n").splitlines())
+    text = text.replace(
+        "evaluation.frozen:FrozenFeatures", "evaluation.protocol:Protocol"
+    )
+    saved.write_text(text)
+    again = html_page(read([tmp_path]))
+    assert new.count("<img") == again.count("<img") > 4
+    assert "raw pixels" in again and "linear probe %" in again
+
+
+def test_a_name_is_part_of_a_file_s_name():
+    for name in ("a-b", "on/x", "", "1"):
+        with pytest.raises(InputError, match="is no name"):
+            viewing_spec({"evaluations": {name: {}}})
+
+
+def test_a_picture_that_is_none_or_too_large_is_refused(tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "eval" / "4-own.json").write_text('{"evaluation": "mine:Own"}')
+    picture = tmp_path / "eval" / "4-own-x.png"
+    size = np.array([2**20, 2**20], ">u4").tobytes()
+    for content, why in (
+        (b"<svg>" * 9, "no PNG file"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + size, "too large"),
+    ):
+        picture.write_bytes(content)
+        with pytest.raises(InputError, match=why):
+            html_page(read([tmp_path]))

@@ -1,0 +1,125 @@
+"""Runs of version 0.1 are read as before: evaluated, embedded, exported, begun with.
+
+tests/old_runs/ holds small ones that version 0.1 wrote: of digits, of a probe of it, of
+a step that was not finite, of SGI and of the agent that began with it.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from polyview.config.file import load_config
+from polyview.config.text import from_json, to_json
+from polyview.config.trust import renewed
+from polyview.errors import InputError
+from polyview.reporting.page import html_page
+from polyview.reporting.read import read
+from polyview.reporting.tables import summary
+from polyview.runs.embedding import embed
+from polyview.runs.evaluating import Asked, evaluate
+from polyview.runs.exporting import export
+from polyview.runs.load import load
+from polyview.runs.workdir import check_workdir, read_config
+from polyview.training.trainer import Trainer, replay_run
+
+OLD = Path(__file__).parent / "old_runs"
+
+
+@pytest.fixture
+def old(tmp_path, data_dir, monkeypatch):
+    """`old(name)` -> the folder of an old run."""
+    monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
+
+    def unpacked(name):
+        with tarfile.open(OLD / f"{name}.tar.gz") as archive:
+            archive.extractall(tmp_path, filter="data")
+        return tmp_path / name
+
+    return unpacked
+
+
+def test_a_run_is_evaluated_as_it_was_and_reported(old, capsys):
+    run = old("pretrained")
+    before = json.loads((run / "eval" / "4.json").read_text())
+    table = summary(read([run]))
+    assert f"{100 * before['knn']['top1']:.2f}" in table and "kNN %" in table
+    page = html_page(read([run]))
+    assert "map of pretrained" in page and "sweep of pretrained" in page
+    evaluate(run, None, Asked(overrides={"evaluation.probe.steps": "50"}))
+    after = json.loads((run / "eval" / "4.json").read_text())
+    for measure in ("knn", "linear_probe", "health"):
+        assert after[measure] == before[measure]
+    assert "4.json: linear probe" in capsys.readouterr().out
+
+
+def test_a_run_is_embedded_exported_and_begun_with(old, tmp_path, digits):
+    run = old("pretrained")
+    assert "360 of 360 rows" in embed(run, "digits:test", tmp_path / "x.npz")
+    said = export(run, "safetensors", tmp_path / "x.safetensors")
+    assert "agree with polyview" in said
+    arrays = load(run).arrays
+    config = digits("views=2", init_from=run)
+    small = {"model.towers.image.projector.out": 8}
+    config.update_from_flattened_dict(small)
+    trainer = Trainer(config)
+    with jax.set_mesh(trainer.mesh):
+        trainer.check(tmp_path / "new")
+        state = trainer.create(tmp_path / "new")
+    encoder = state.params["towers"]["image"]["encoder"]["conv"]["kernel"]
+    np.testing.assert_array_equal(encoder, arrays["towers.image.encoder.conv.kernel"])
+
+
+def test_a_probe_whose_frozen_tower_lay_among_the_statistics_is_loaded(old):
+    probe, donor = load(old("probe")), load(old("pretrained"))
+    fixed = jax.tree.leaves(probe.parts.fixed)
+    assert fixed and not jax.tree.leaves(probe.parts.statistics)
+    for name, array in donor.arrays.items():
+        if ".encoder." in name:
+            np.testing.assert_array_equal(probe.arrays[name], array)
+
+
+def test_a_dumped_step_is_replayed(old, capsys):
+    replay_run(old("dumped"))
+    said = capsys.readouterr().out
+    assert "step 2, rows [" in said and "healthy 0" in said
+
+
+def test_an_old_run_is_not_resumed(old):
+    run = old("pretrained")
+    new = from_json(to_json(renewed(read_config(run).to_dict())))
+    with pytest.raises(InputError, match="is a run of version 0.1: .* not resumed"):
+        check_workdir(run, new)
+
+
+def test_a_pre_trained_atari_network_is_read_and_lent(old, monkeypatch):
+    pytest.importorskip("ale_py")
+    from sgi.learner import donated
+
+    monkeypatch.chdir(old("sgi").parents[0])
+    arrays = load("sgi").arrays
+    assert len(arrays) > 50
+    root = Path(__file__).parent.parent
+    small = {"init_from": "sgi", "model.hidden": "8"}
+    small["model.encoder.widths"] = "(4, 4, 4)"
+    config = load_config(f"{root}/configs/sgi_finetune.py:game=pong,size=S", small)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    laid = donated(config, one)
+    kernel = laid.parts[0]["encoder"]["layers"][0]["kernel"]
+    np.testing.assert_array_equal(kernel, arrays["encoder.layers.0.kernel"])
+    assert all("sigma" in n or n.startswith("head.") for n in laid.fresh), laid.fresh
+
+
+def test_an_agent_is_loaded_and_reported(old):
+    pytest.importorskip("ale_py")
+    from sgi import agent
+    from sgi.reporting.read import read as read_agents
+
+    run = old("agent")
+    first, second = (agent.load(run, seed) for seed in (0, 1))
+    assert first.step == 50 and first.arrays.keys() == second.arrays.keys()
+    (reported,) = read_agents([run])
+    assert reported.evaluated == 50 and len(reported.scores) == 2
