@@ -1,18 +1,24 @@
 """A config is checked before anything runs, and answers a mistake with what to do."""
 
 import os
+import sys
+import textwrap
+from pathlib import Path
 
 import ml_collections
 import pytest
 
+from polyview import cli, errors, main
+from polyview.config import trust
 from polyview.config.file import load_config
-from polyview.config.schema import changed_keys
+from polyview.config.schema import changed_keys, check_config
 from polyview.config.spec import build
 from polyview.config.text import from_json, to_json
 from polyview.config.trust import allow_list
-from polyview.errors import InputError
+from polyview.errors import InputError, check_range
 from polyview.training.trainer import Trainer
 
+ROOT = Path(__file__).parent.parent
 OPTIMIZER = "polyview.training.optimizer"
 
 
@@ -201,3 +207,228 @@ def test_help_ends_with_status_0(command):
     process = command("main", "--help")
     assert process.returncode == 0
     assert "--workdir" in process.output
+
+
+def test_a_flag_changes_one_key_where_places_share_a_part(tmp_path):
+    """Configs are built of shared pieces; what a flag sets is none of theirs."""
+    split = {"source.split": "train[:10%]"}
+    config = load_config("configs/polyview_cifar10.py", split)
+    assert config.source.split == "train[:10%]"
+    assert config.evaluations.frozen.train.split == "train"
+    path = written(
+        tmp_path / "shared.py",
+        """
+        import ml_collections
+
+        def get_config(argument):
+            tower = {"encoder": {"inputs": 3, "layers": [{"width": 4}]}}
+            config = ml_collections.ConfigDict({"width": 8, "towers": {}})
+            config.towers.update({"first": tower, "second": tower})
+            config.hidden = config.get_ref("width")
+            return config
+        """,
+    )
+    config = load_config(path, {"towers.second.encoder.inputs": "7", "width": "16"})
+    assert config.towers.second.encoder.inputs == 7
+    assert config.towers.first.encoder.inputs == 3
+    assert config.hidden == config.width == 16, "a reference follows what it refers to"
+
+
+def written(path: Path, text: str) -> str:
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def test_what_may_change_is_a_full_path_and_no_last_word(digits):
+    free, held = digits(), digits()
+    free.model.towers.image.encoder.remat = "blocks"
+    free.objective.loss.negatives.exchange = "ring"
+    assert changed_keys(digits(), free) == []
+    with held.unlocked():
+        held.objective.keep = 3
+        held.model.remat = "blocks"
+        held.source.workers = 5
+    assert changed_keys(digits(), held) == [
+        "model.remat: 'absent' -> 'blocks'",
+        "objective.keep: 'absent' -> 3",
+        "source.workers: 'absent' -> 5",
+    ]
+
+
+def adapter(rank: int, scale: float, keep: int = 0):
+    """A part of a user's own, whose numbers have other ranges than ours."""
+    check_range(1, rank=rank)
+    return rank, scale, keep
+
+
+def test_a_number_is_checked_by_what_takes_it(digits):
+    config = digits()
+    with config.unlocked():
+        config.lora = {"target": f"{__name__}:adapter", "rank": 4, "scale": 2.0}
+        config.lora.keep = 1
+    check_config(config)
+    assert build(config.lora) == (4, 2.0, 1)
+    config.lora.rank = 0
+    with pytest.raises(InputError, match="model.lora.rank=0: it must be 1 or more"):
+        build(config.lora, where="model.lora")
+
+
+@pytest.fixture
+def siblings(tmp_path, monkeypatch):
+    """`siblings(name, trusted=None)` makes a package beside a `polyview`, whose import
+    leaves the file `imported`."""
+    monkeypatch.setattr(trust, "__file__", str(tmp_path / "polyview/config/trust.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(name: str, trusted: str | None = None) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        written(
+            folder / "__init__.py",
+            f"""
+            from pathlib import Path
+
+            Path({str(tmp_path / "imported")!r}).touch()
+
+            def made():
+                return "made"
+            """,
+        )
+        if trusted is not None:
+            (folder / "trusted.txt").write_text(trusted)
+        return folder
+
+    yield make
+    trust._listed.cache_clear()
+
+
+def test_a_package_says_what_checkpoints_may_call_of_it(siblings, tmp_path):
+    siblings("sibling_listed", "# these\nsibling_listed:made  # in a line\n")
+    assert trust.allow_list() == {"sibling_listed:made"}
+    assert not (tmp_path / "imported").exists(), "the list is read, not imported"
+    assert build({"target": "sibling_listed:made"}, trust.allow_list()) == "made"
+
+
+def test_a_package_without_a_list_is_refused_before_its_import(siblings, tmp_path):
+    siblings("sibling_bare")
+    with pytest.raises(InputError, match="run again with --trust sibling_bare"):
+        build({"target": "sibling_bare:made"}, trust.allow_list())
+    assert not (tmp_path / "imported").exists()
+    allowed = trust.allow_list(("sibling_bare",))
+    assert build({"target": "sibling_bare:made"}, allowed) == "made"
+
+
+def test_a_package_lists_nothing_of_another(siblings):
+    siblings("sibling_other", "os:system\nsubprocess\nsibling_others:made\n")
+    assert trust.allow_list() == frozenset()
+
+
+def test_a_new_name_has_to_be_trusted_too(siblings, tmp_path):
+    siblings("sibling_moved", "sibling_moved:old -> os:system\n")
+    with pytest.raises(InputError, match="not trusted with"):
+        build({"target": "sibling_moved:old"}, trust.allow_list())
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_run_is_no_package(siblings):
+    folder = siblings("sibling_run", "sibling_run:made\n")
+    (folder / "checkpoints").mkdir()
+    assert trust.allow_list() == frozenset()
+
+
+OLD_NAMES = [
+    (f"polyview.{old}", f"polyview.{new}")
+    for old, new in [
+        ("optimizer:adamw", "training.optimizer:adamw"),
+        ("objectives.polyview:geometric", "objectives.contrastive:geometric"),
+        ("data.source:ArrayRecord", "data.sources.array_record:ArrayRecord"),
+        ("evaluation.protocol:Protocol", "evaluation.frozen:FrozenFeatures"),
+    ]
+]
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES)
+def test_an_old_name_is_followed_for_checkpoints_alone(old, new):
+    trusted = allow_list()
+    found = trust.import_target(old, trusted, "config")
+    assert found is trust.import_target(new, trusted, "config")
+    with pytest.raises(InputError, match=f"{old!r} is {new!r} now; change it"):
+        build({"partial": old})
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [
+        ("from polyview import recipes", "polyview.recipes is polyview.config.parts"),
+        ("import polyview.recipes", "polyview.recipes is polyview.config.parts"),
+        (
+            "from polyview.data.source import ArrayRecord",
+            "polyview.data.source is polyview.data.sources",
+        ),
+        (
+            "from polyview import config as configs; configs.arguments('')",
+            "polyview.config.arguments is polyview.config.overrides.parse_arguments",
+        ),
+        (
+            "from polyview import config as configs; configs.load('x.py')",
+            "polyview.config.load is polyview.config.file.load_config",
+        ),
+        (
+            "from polyview.config import arguments",
+            "polyview.config.arguments is polyview.config.overrides.parse_arguments",
+        ),
+        (
+            "from polyview.config import parts; parts.evaluation()",
+            "polyview.config.parts.evaluation is polyview.config.parts.frozen",
+        ),
+    ],
+)
+def test_a_config_file_of_version_0_1_is_told_where_its_modules_are(
+    tmp_path, line, new
+):
+    path = written(tmp_path / "old.py", f"def get_config(argument):\n    {line}\n")
+    with pytest.raises(InputError) as error:
+        load_config(path)
+    assert f"; {new} now (docs/migration.md)" in str(error.value)
+    assert "old.py:2" in str(error.value)
+
+
+CLOSENESS = """
+    from polyview.config.file import load_config
+
+    def loss(z):
+        return z @ z  # [b, m, d] with itself
+
+    def get_config(argument):
+        path = {path!r}
+        config = load_config(path, {{"batch_size": "8", "steps": "2"}}).to_dict()
+        config["objective"]["loss"] = {{"partial": "closeness_of_a_user:loss"}}
+        config["objective"]["bound"] = None
+        return config
+"""
+
+
+def test_a_bug_of_a_user_keeps_its_place(data_dir, tmp_path, monkeypatch, capsys):
+    """The config's own folder is importable, from wherever the command is run."""
+    path = f"{ROOT}/configs/polyview_digits.py:views=2"
+    config = written(tmp_path / "closeness_of_a_user.py", CLOSENESS.format(path=path))
+    monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    words = ["main", "--config", config, "--workdir", "run"]
+    for more in ([], ["--traceback"]):
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit) as end:
+            errors.run(main.main)
+        said = capsys.readouterr().err
+        assert end.value.code == 2
+        (line,) = [x for x in said.splitlines() if x.startswith("error: ")]
+        assert "closeness_of_a_user.py:5" in line, line
+        assert ("Traceback" in said and "return z @ z" in said) == bool(more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_the_flag_for_a_traceback(capsys):
+    with pytest.raises(SystemExit):
+        cli.Parser(prog="x").parse_args(["--help"])
+    assert "--traceback" in capsys.readouterr().out

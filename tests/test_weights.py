@@ -44,12 +44,9 @@ def written(config, folder: Path) -> Path:
             (not kernel) + size * random.normal(size=x.shape), x.dtype
         )
 
-    state = jax.tree.map(
-        array, {"params": model.parts.params, "statistics": model.parts.statistics}
-    )
-    checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(4, state, to_json(config))
-    checkpoints.close()
+    parts = {"params": model.parts.params, "statistics": model.parts.statistics}
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(4, jax.tree.map(array, parts), to_json(config))
     return folder
 
 

@@ -84,13 +84,14 @@ def _apart(tree):
 
 
 def _moved(error: Exception) -> str:
-    """Where a module is now that a config file of version 0.1 imports."""
-    if not isinstance(error, ImportError):
+    """Where what a config file of version 0.1 imports is now."""
+    if not isinstance(error, ImportError | AttributeError):
         return ""
     text = str(error)
     for old, new in MOVED.items():
         package, _, name = old.rpartition(".")
-        if f"'{old}'" in text or f"'{name}' from '{package}'" in text:
+        absent = f"module '{package}' has no attribute '{name}'"
+        if any(s in text for s in (f"'{old}'", f"'{name}' from '{package}'", absent)):
             return f"; {old} is {new} now (docs/migration.md)"
     return ""
 

@@ -15,8 +15,19 @@ from typing import Any
 
 from polyview.errors import InputError, nearest
 
-# Modules that a config file of version 0.1 imports, and where their content is.
+# What a config file of version 0.1 imports, and where it is.
 MOVED = {
+    "polyview.config.arguments": "polyview.config.overrides.parse_arguments",
+    "polyview.config.build": "polyview.config.spec.build",
+    "polyview.config.check": "polyview.config.schema.check_config",
+    "polyview.config.digest": "polyview.config.text.text_digest",
+    "polyview.config.flat": "polyview.config.text.dotted",
+    "polyview.config.from_json": "polyview.config.text.from_json",
+    "polyview.config.load": "polyview.config.file.load_config",
+    "polyview.config.override": "polyview.config.overrides.apply_overrides",
+    "polyview.config.steps": "polyview.config.schema.total_steps",
+    "polyview.config.to_json": "polyview.config.text.to_json",
+    "polyview.config.parts.evaluation": "polyview.config.parts.frozen",
     "polyview.recipes": "polyview.config.parts",
     "polyview.command": "polyview.cli",
     "polyview.mesh": "polyview.devices and polyview.hosts",

@@ -22,7 +22,7 @@ from polyview.config.trust import allow_list
 from polyview.data.sources.folder import Folder
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError, fits_together
-from polyview.evaluation.base import specs_of
+from polyview.evaluation.base import viewing_spec
 from polyview.evaluation.features import Extracted, extract
 from polyview.files import check_new, write_whole, writing_whole
 from polyview.runs.load import evaluated_model, load
@@ -144,14 +144,16 @@ def source_of(data: str) -> Source:
 
 
 def viewing(config):
-    """The spec of the evaluation whose views show a run's data: the first that has any.
+    """The spec of the first evaluation that says how a run's data are seen.
 
     Raises InputError for a config without one.
     """
-    for spec in specs_of(config).values():
-        if spec.get("views") is not None:
-            return spec
-    raise InputError("the run's config has no evaluation with 'views' to see images by")
+    spec = viewing_spec(config)
+    if spec is None:
+        raise InputError(
+            "the run's config has no evaluation with 'views' to see images by"
+        )
+    return spec
 
 
 def views_of(config, source, trust: tuple[str, ...] = ()):
