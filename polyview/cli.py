@@ -131,7 +131,7 @@ def start(flags: argparse.Namespace) -> None:
     if not flags.distributed:
         for name in ("coordinator", "processes", "process", "heartbeat"):
             if getattr(flags, name) is not None:
-                raise InputError(f"--{name} requires --distributed: add it")
+                raise InputError(f"--{name} requires a cluster: add --distributed")
         return
     if flags.coordinator is not None:
         port = re.fullmatch(r".+:(\d{1,5})", flags.coordinator)

@@ -115,6 +115,11 @@ def test_what_a_package_lets_checkpoints_call_is_its_own():
 def test_no_module_of_ours_bears_another_name(path):
     """A reader looks for a name where its import says that it is."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            ours = [
+                a for a in node.names if a.name.split(".")[0] in ("polyview", "sgi")
+            ]
+            assert not [a.asname for a in ours if a.asname]
         if isinstance(node, ast.ImportFrom) and node.module.startswith("polyview"):
             renamed = [a.asname for a in node.names if a.asname and a.name[0].islower()]
             assert not [n for n in renamed if (ROOT / "polyview" / n).exists()]
@@ -125,6 +130,19 @@ def test_no_module_of_ours_bears_another_name(path):
                 and (ROOT / node.module.replace(".", "/") / f"{a.name}.py").exists()
             ]
             assert not modules
+
+
+@pytest.mark.parametrize("name", ["aggregates", "distributional", "replay"])
+def test_the_mathematics_of_rl_knows_nothing_of_training(name):
+    found = imports(ROOT / "polyview" / "rl" / f"{name}.py")
+    used = {n.split(".")[1] for n in found if n.startswith("polyview.")}
+    assert used <= {"errors", "files"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_turns_flags_into_one_call(name):
+    text = (ROOT / "polyview" / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 90
 
 
 @pytest.mark.parametrize("path", files("polyview/data"), ids=lambda p: p.name)

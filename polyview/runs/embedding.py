@@ -151,7 +151,7 @@ def viewing(config):
     spec = viewing_spec(config)
     if spec is None:
         raise InputError(
-            "the run's config has no evaluation with 'views' to see images by"
+            "the run's config has no evaluation that says how to see images"
         )
     return spec
 
