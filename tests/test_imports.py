@@ -142,7 +142,7 @@ def test_the_mathematics_of_rl_knows_nothing_of_training(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_turns_flags_into_one_call(name):
     text = (ROOT / "polyview" / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 90
+    assert len(text.splitlines()) <= 87  # the aim is 80
 
 
 @pytest.mark.parametrize("path", files("polyview/data"), ids=lambda p: p.name)
