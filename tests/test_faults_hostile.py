@@ -28,7 +28,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyview import import_weights
 from polyview.config.file import load_config
 from polyview.config.overrides import apply_overrides, parse_arguments, parse_flags
 from polyview.config.schema import check_config
@@ -42,12 +41,14 @@ from polyview.data.sources.folder import Folder
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.sources.tfds import Tfds
 from polyview.errors import InputError
+from polyview.model import abstract_module
 from polyview.reporting.html import encoded
 from polyview.reporting.page import html_page
 from polyview.reporting.read import read as read_runs
 from polyview.reporting.tables import summary
 from polyview.runs import checkpoint, metrics, torch_names
 from polyview.runs.load import encoder_of, load, model_of, shapes_of
+from polyview.runs.weights import read_file
 from polyview.training.trainer import replay_run
 from sgi import dqn_replay, recording
 
@@ -251,7 +252,7 @@ def weights(content: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(content)
     encoder, shapes = encoder_of_digits()
     try:
-        theirs = import_weights.read(folder / "x.safetensors")
+        theirs = read_file(folder / "x.safetensors")
         _, arrays = torch_names.to_ours(encoder, shapes, theirs)
     except InputError:
         return
@@ -670,9 +671,10 @@ def test_the_config_of_a_strangers_run_is_not_run_to_replay_it(tmp_path):
 
 
 def test_a_model_out_of_range_is_refused_before_it_is_built():
-    spec = {"partial": "polyview.nn.vit:ViT", "depth": 10**9}
+    spec = {"partial": "polyview.nn.vit:ViT", "depth": 10**9, "width": 8, "heads": 2}
+    make = model_of(from_json(json.dumps({"model": spec})))
     with pytest.raises(InputError, match="depth=1000000000: it must be 1000 or less"):
-        model_of(from_json(json.dumps({"model": spec})))
+        abstract_module(make)
 
 
 def test_a_config_that_is_too_long_is_damage(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ MOVED = {
     "polyview.data.source": "polyview.data.sources",
     "polyview.objectives.polyview": "polyview.objectives.contrastive",
     "polyview.evaluation.protocol": "polyview.evaluation.frozen",
-    "polyview.evaluation.plots": "polyview.drawing",
+    "polyview.evaluation.plots": "polyview.drawing and the figures of each evaluation",
 }
 
 
