@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from polyview.drawing import FAINT, INK, QUIET, RUNS, WIDTH, check_parts, styled
+from polyview.drawing import (
+    FAINT,
+    INK,
+    QUIET,
+    RUNS,
+    WIDTH,
+    check_parts,
+    show_image,
+    styled,
+)
 
 
 def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
@@ -81,8 +90,8 @@ def readings(
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(frame) :]:
         axes.set_visible(False)
-    for axes, show_image, true, read in zip(grid, frame, value, reading, strict=False):
-        show_image(axes, show_image, FAINT)
+    for axes, image, true, read in zip(grid, frame, value, reading, strict=False):
+        show_image(axes, image, FAINT)
         lines = [
             f"{name} {t:.0f} ({r:.0f})"
             for name, t, r in zip(names, true, read, strict=True)
