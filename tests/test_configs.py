@@ -1,7 +1,6 @@
 """Every config of the project, and every variant it names, builds and traces a step."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,10 +14,10 @@ from polyview.config.trust import allow_list
 from polyview.data.prepare import brats, emoji, openi
 from polyview.data.sources.memory import InMemory
 from polyview.errors import InputError
-from polyview.training import banner
+from polyview.evaluation.base import specs_of
 from polyview.training.trainer import Trainer
 from sgi import recording
-from sgi import run as finetune
+from sgi.learner import check
 
 ROOT = Path(__file__).parent.parent
 LOSSES = (
@@ -266,12 +265,12 @@ def test_the_config_of_fine_tuning_builds(size, start):
     text = f"{ROOT}/configs/sgi_finetune.py:game=pong,size={size},start={start}"
     flags = {"init_from": "runs/a"} if start == "pretrained" else {}
     config = load_config(text, flags)
-    finetune.check(config)
+    check(config)
     for part in ("model", "objective", "optimizer", "evaluation"):
         build(config[part], trusted=allow_list(), where=part)
     config.init_from = None if start == "pretrained" else "runs/a"
     with pytest.raises(InputError, match="init_from"):
-        finetune.check(config)
+        check(config)
 
 
 @pytest.mark.parametrize(
@@ -285,14 +284,11 @@ def test_a_config_builds_and_traces_a_step(name, argument):
     if name in ("polyview_digits", "polyview_fashion_mnist"):
         tower = config.model.towers.image
         tower.encoder.in_channels = 3
-    if config.get("evaluation"):
-        for part in filter(
-            None, (config.evaluation, config.evaluations.frozen.get("frozen"))
-        ):
-            for split in ("train", "test"):
-                if hasattr(part.get(split), "target"):
-                    part[split] = with_stand_in(part[split])
-        build(config.evaluation, where="evaluation")
+    for part in specs_of(config).values():
+        for split in ("train", "test"):
+            if hasattr(part.get(split), "target"):
+                part[split] = with_stand_in(part[split])
+        build(part, where="evaluations")
     run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
@@ -306,11 +302,11 @@ def test_a_config_says_how_to_run_it(name):
     assert "python -m polyview.main" in text
 
 
-def test_a_misspelt_field_is_said_to_be_in_no_row(capsys):
+def test_a_misspelt_field_is_said_to_be_in_no_row():
     path = f"{ROOT}/configs/crossmodal_openi.py"
     config = load_config(f"{path}:method=supervised,views=findings+impression")
     config.source = with_stand_in(config.source)
-    config.evaluation = None
+    config.evaluations = None
     config.batch_size = 8
     run = Trainer(config)
     with jax.set_mesh(run.mesh):
@@ -318,6 +314,6 @@ def test_a_misspelt_field_is_said_to_be_in_no_row(capsys):
         assert not run.absent
         config.views.fields.findings = ("fndings",)
         run = Trainer(config)
-        shapes = run.trace()
-    banner.show(run, shapes, SimpleNamespace(params={}), 0)
-    assert "findings: a view in no row of the first batch" in capsys.readouterr().out
+        run.shapes = run.trace()
+    told = run.banner(run.shape, 0)["missing"]
+    assert "findings: a view in no row of the first batch" in told
