@@ -24,6 +24,7 @@ from polyview.config.file import load_config
 from polyview.config.overrides import apply_overrides
 from polyview.config.spec import build
 from polyview.errors import InputError, nearest
+from polyview.evaluation import missing_figures
 from polyview.runs.checkpoint import saved_steps
 from polyview.runs.load import evaluated_model, load
 from polyview.runs.workdir import claim_workdir
@@ -150,7 +151,7 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
         train(Trainer(config), workdir)
     by_step = {}
     for step in range(data.every, data.steps + 1, data.every):
-        result = json.loads((workdir / "eval" / f"{step}.json").read_text())
+        result = json.loads((workdir / "eval" / f"{step}-missing.json").read_text())
         alone = scores(data, result)
         by_step[step] = float(
             np.mean([alone[look] for look in data.weak if look in alone])
@@ -242,7 +243,7 @@ def write(flags, data: Data, found: dict) -> None:
         name: {subset: of["mean"] for subset, of in row["subsets"].items()}
         for name, row in rows.items()
     }
-    figure = drawing.subsets(table, data.measure)
+    figure = missing_figures.subsets(table, data.measure)
     (RESULTS / f"{flags.data}.png").write_bytes(drawing.png(figure))
 
 

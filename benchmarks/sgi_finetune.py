@@ -22,8 +22,9 @@ from polyview import drawing, errors, hosts
 from polyview.config.file import load_config
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
-from sgi import prepare, report
+from sgi import prepare
 from sgi.learner import Player
+from sgi.reporting.read import Run, read
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = ("pretrained", "scratch")
@@ -58,7 +59,7 @@ def main() -> None:
         for start in flags.starts:
             workdirs.append(flags.workdir / f"{start}-{seed}")
             train(Player(config(start, seed, flags.game, donor)), workdirs[-1])
-    write(flags, report.read(workdirs))
+    write(flags, read(workdirs))
 
 
 def pretrained(workdir: Path, game: str) -> Path:
@@ -86,7 +87,7 @@ def config(start: str, seed: int, game: str, donor: Path):
     return load_config(file, text)
 
 
-def write(flags, runs: list[report.Run]) -> None:
+def write(flags, runs: list[Run]) -> None:
     """Print the scores; write results/sgi_finetune.{json,png}."""
     rows = []
     for run in runs:
@@ -123,7 +124,7 @@ def write(flags, runs: list[report.Run]) -> None:
 
 
 @drawing.styled
-def curves(runs: list[report.Run]) -> Figure:
+def curves(runs: list[Run]) -> Figure:
     """Loss of the returns over the steps; games of evaluation before and after."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)

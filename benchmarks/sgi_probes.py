@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import spread
 from polyview import errors, hosts
 from polyview.config.file import load_config
-from polyview.evaluate import evaluate
+from polyview.runs.evaluating import Asked, evaluate
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 from sgi import prepare
@@ -62,13 +62,13 @@ def run(workdir: Path, game: str, seed: int) -> dict[str, dict]:
     """Train and evaluate one run, unless that is done: {features: evaluation}."""
     config = load_config(f"{CONFIG}:game={game},seed={seed}")
     paths = {
-        "sgi": workdir / "eval" / f"{config.steps}.json",
-        "random": workdir / "eval" / "random.json",
-        "pixels": workdir / "eval" / "pixels.json",
+        "sgi": workdir / "eval" / f"{config.steps}-variables.json",
+        "random": workdir / "eval" / "random-variables.json",
+        "pixels": workdir / "eval" / "pixels-variables.json",
     }
     if not all(path.exists() for path in paths.values()):
         train(Trainer(config), workdir)
-        evaluate(workdir, None, references=True)
+        evaluate(workdir, None, Asked(references=True))
     found = {name: json.loads(path.read_text()) for name, path in paths.items()}
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     found["sgi"]["seconds"] = json.loads(lines[-1])["time"]["seconds"]

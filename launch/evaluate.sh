@@ -9,7 +9,8 @@
 #   --newest        of each run only the newest checkpoint
 #   --dry-run       print what would run
 #
-# A result is RUN/eval/STEP.json. The status is that of the first job that fails; the
+# A result is RUN/eval/STEP-NAME.json (STEP.json of a config with one evaluation); one on
+# another data set does not count. The status is that of the first job that fails; the
 # others are run all the same.
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -32,6 +33,14 @@ done
 launcher=("$@")
 if (($#)); then launcher+=(--); fi
 
+evaluated() {  # RUN STEP
+    local result
+    for result in "$1/eval/$2.json" "$1/eval/$2"-*.json; do
+        if [[ -e $result && ${result##*/} != *-on-* ]]; then return 0; fi
+    done
+    return 1
+}
+
 status=0
 for run in "${runs[@]}"; do
     [[ -d $run/checkpoints ]] || fail "$run has no checkpoints"
@@ -43,7 +52,7 @@ for run in "${runs[@]}"; do
     ((${#steps[@]})) || fail "$run has no checkpoints"
     if [[ -n $newest ]]; then steps=("${steps[@]: -1}"); fi
     for step in "${steps[@]}"; do
-        if [[ -e $run/eval/$step.json ]]; then
+        if evaluated "$run" "$step"; then
             echo "$run: step $step has a result" >&2
             continue
         fi

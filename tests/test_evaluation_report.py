@@ -24,7 +24,6 @@ from polyview.evaluation.base import Result, write_result
 from polyview.evaluation.frozen import FrozenFeatures
 from polyview.report import main
 from polyview.reporting import figures, tables
-from polyview.reporting import page as pages
 from polyview.reporting.page import html_page, training
 from polyview.reporting.read import read
 
@@ -360,7 +359,7 @@ def test_metrics_have_so_many_figures_and_no_more(tmp_path, monkeypatch):
     run = make_run(tmp_path / "a")
     values = {f"m{number:02d}": 1.0 for number in range(20)} | {"loss": math.inf}
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, **values}) + "\n")
-    monkeypatch.setattr(pages, "_MOST_CURVES", 3)
+    monkeypatch.setattr("polyview.reporting.page._MOST_CURVES", 3)
     page = training(read([run]))
     assert re.findall(r'alt="(\w+) over', page) == ["loss", "m00", "m01"]
     assert "Not drawn: 18 more" in page

@@ -251,10 +251,11 @@ def test_where_one_process_fails_the_others_are_ended():
 
 def test_checkpoints_without_a_result_are_evaluated_each_by_a_job(launch, tmp_path):
     run = tmp_path / "a run"
-    for step in ("20", "100", "tmp.300"):
+    for step in ("20", "40", "100", "tmp.300"):
         (run / "checkpoints" / step).mkdir(parents=True)
     (run / "eval").mkdir()
-    (run / "eval" / "20.json").write_text("{}")
+    for result in ("20-frozen", "40", "3-frozen-on-fashion_mnist"):
+        (run / "eval" / f"{result}.json").write_text("{}")
     (run / "checkpoints" / "3").mkdir()
     launcher = ["--", "bash", "launch/slurm.sh", "--batch"]
     option = ["--option", "--config.evaluations.frozen.knn.k=5"]
