@@ -88,10 +88,7 @@ def get_config(argument: str = "") -> dict:
         ),
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
-            "learning_rate": {
-                "partial": "polyview.training.optimizer:constant",
-                "base": 2e-3,
-            },
+            "learning_rate": parts.constant_rate(2e-3),
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },

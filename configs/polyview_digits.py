@@ -61,10 +61,7 @@ def get_config(argument: str = "") -> dict:
         "objective": parts.contrastive(args["objective"], temperature=0.2),
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
-            "learning_rate": {
-                "partial": "polyview.training.optimizer:constant",
-                "base": 3e-3,
-            },
+            "learning_rate": parts.constant_rate(3e-3),
             "weight_decay": 1e-4,
             "warm_up": 0.1,
         },

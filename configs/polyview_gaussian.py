@@ -10,6 +10,7 @@ compares their bounds with the closed form.
 
 from ml_collections import ConfigDict
 
+from polyview.config import parts
 from polyview.config.overrides import parse_arguments
 from polyview.errors import InputError, nearest
 
@@ -79,10 +80,7 @@ def get_config(argument=""):
             },
             "optimizer": {
                 "partial": "polyview.training.optimizer:adamw",
-                "learning_rate": {
-                    "partial": "polyview.training.optimizer:constant",
-                    "base": 3e-3,
-                },
+                "learning_rate": parts.constant_rate(3e-3),
                 "weight_decay": 0.0,
                 "warm_up": 0.0,
             },

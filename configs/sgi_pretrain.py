@@ -23,6 +23,7 @@ Hardware: one GPU; size=tiny on two CPU cores. Time and scores: not yet measured
 Numbers without a source are those of the official code, github.com/mila-iqia/SGI.
 """
 
+from polyview.config import parts as config_parts
 from polyview.config.overrides import parse_arguments
 from polyview.errors import InputError, nearest
 from sgi import parts, recording
@@ -110,10 +111,7 @@ def get_config(argument: str = "") -> dict:
         },
         "optimizer": {
             "partial": "sgi.pretrain:adam",
-            "learning_rate": {
-                "partial": "polyview.training.optimizer:constant",
-                "base": 1e-4,
-            },
+            "learning_rate": config_parts.constant_rate(1e-4),
             "epsilon": 1.5e-4,
             "clip": 10.0,
         },

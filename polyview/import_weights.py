@@ -16,6 +16,7 @@ from polyview.config.file import load_config
 from polyview.config.overrides import parse_flags
 from polyview.config.schema import check_config
 from polyview.errors import InputError
+from polyview.runs.workdir import check_unused
 
 
 def main() -> None:
@@ -37,8 +38,7 @@ def main() -> None:
         raise InputError(f"--weights {flags.weights} is not a file")
     config = load_config(flags.config, overrides)
     check_config(config)
-    if (flags.workdir / "checkpoints").exists():
-        raise InputError(f"{flags.workdir} is a run already; choose another --workdir")
+    check_unused(flags.workdir)
     # JAX is imported here, after the mistakes that need none of it.
     from polyview.runs.importing import import_weights
 

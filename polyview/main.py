@@ -69,9 +69,10 @@ def main() -> None:
     cli.start(flags)
     # JAX is imported here, after the mistakes that need none of it.
     if flags.replay:
-        from polyview.training.trainer import replay_run
+        from polyview.training.nonfinite import replay_run
+        from polyview.training.trainer import Trainer
 
-        replay_run(Path(flags.workdir), tuple(flags.trust))
+        replay_run(Trainer, Path(flags.workdir), tuple(flags.trust))
     elif flags.dry_run:
         from polyview.training.dry_run import dry_run
 

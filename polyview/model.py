@@ -70,8 +70,7 @@ class Model:
 
     def __call__(self, batch: Mapping) -> dict[str, Any]:
         """The features of a batch."""
-        compiled = _features(self._parts.graph, self._sharding)
-        return compiled(*self._parts[1:], batch)
+        return self._compiled(_features)(*self._parts[1:], batch)
 
     def taps(self, batch: Mapping, paths: Sequence[str]) -> dict[str, Any]:
         """What modules return for a batch, by path, as "towers.image.encoder".
@@ -79,8 +78,7 @@ class Model:
         A module that is called several times gives its last value. Raises ValueError
         for a path at which there is none, or that is not called.
         """
-        compiled = _taps(self._parts.graph, self._sharding, tuple(paths))
-        return compiled(*self._parts[1:], batch)
+        return self._compiled(_taps, tuple(paths))(*self._parts[1:], batch)
 
     def call(self, method: str, *arguments) -> Any:
         """What `module.METHOD(*arguments)` returns, as a sampler or a policy does.
@@ -89,48 +87,44 @@ class Model:
         """
         if not method.isidentifier() or method.startswith("_"):
             raise ValueError(f"{method!r} is no public method of a model")
-        compiled = _method(self._parts.graph, self._sharding, method)
-        return compiled(*self._parts[1:], *arguments)
+        return self._compiled(_method, method)(*self._parts[1:], *arguments)
+
+    def _compiled(self, use: Callable, *static) -> Callable:
+        return _compiled(self._parts.graph, self._sharding, use, *static)
 
 
-@functools.lru_cache(maxsize=8)
-def _features(graph: nnx.GraphDef, sharding: Any) -> Callable:
-    def features(params, statistics, fixed, batch):
-        module = merge_module(graph, *gather((params, statistics, fixed)))
-        return module(batch, key=None, train=False)
+@functools.lru_cache(maxsize=24)
+def _compiled(graph: nnx.GraphDef, sharding: Any, use: Callable, *static) -> Callable:
+    """`use(module, *static, *arguments)`, given the parts of the module."""
 
-    return jax.jit(features, out_shardings=sharding)
-
-
-@functools.lru_cache(maxsize=8)
-def _method(graph: nnx.GraphDef, sharding: Any, name: str) -> Callable:
     def call(params, statistics, fixed, *arguments):
         module = merge_module(graph, *gather((params, statistics, fixed)))
-        return getattr(module, name)(*arguments)
+        return use(module, *static, *arguments)
 
     return jax.jit(call, out_shardings=sharding)
 
 
-@functools.lru_cache(maxsize=8)
-def _taps(graph: nnx.GraphDef, sharding: Any, paths: tuple[str, ...]) -> Callable:
-    def taps(params, statistics, fixed, batch):
-        module = merge_module(graph, *gather((params, statistics, fixed)))
-        parts = {
-            ".".join(map(str, path)): part for path, part in nnx.iter_modules(module)
-        }
-        found = {}
-        for path in paths:
-            if path not in parts:
-                raise ValueError(
-                    f"the model has no module at {path!r}{nearest(path, parts)}"
-                )
-            _tap(parts[path], path, found)
-        module(batch, key=None, train=False)
-        if silent := [path for path in paths if path not in found]:
-            raise ValueError(f"the module at {silent[0]!r} is not called")
-        return found
+def _features(module: nnx.Module, batch: Mapping) -> dict[str, Any]:
+    return module(batch, key=None, train=False)
 
-    return jax.jit(taps, out_shardings=sharding)
+
+def _method(module: nnx.Module, name: str, *arguments) -> Any:
+    return getattr(module, name)(*arguments)
+
+
+def _taps(module: nnx.Module, paths: tuple[str, ...], batch: Mapping) -> dict[str, Any]:
+    parts = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
+    found: dict[str, Any] = {}
+    for path in paths:
+        if path not in parts:
+            raise ValueError(
+                f"the model has no module at {path!r}{nearest(path, parts)}"
+            )
+        _tap(parts[path], path, found)
+    module(batch, key=None, train=False)
+    if silent := [path for path in paths if path not in found]:
+        raise ValueError(f"the module at {silent[0]!r} is not called")
+    return found
 
 
 def _tap(module: nnx.Module, path: str, found: dict[str, Any]) -> None:

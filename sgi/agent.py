@@ -241,12 +241,10 @@ def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
         parts = abstract_module(model_of(config))
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         template = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                (seeds, *x.shape), x.dtype, sharding=sharding
-            ),
+            lambda one: one.update(shape=(seeds, *one.shape), sharding=sharding),
             parts[1:],
         )
-        found = read_parts(folder, *template, wrap=lambda tree: {"train": tree})
+        found = read_parts(folder, *template, within="train")
         arrays = jax.tree.map(lambda x: x[seed], found)
         return Loaded(config, number, Parts(parts.graph, *arrays))
 

@@ -36,11 +36,12 @@ def main() -> None:
         config = load_config(flags.config, overrides)
 
     # JAX is imported here, after the mistakes that need none of it.
+    from polyview.training.nonfinite import replay_run
     from polyview.training.train import train
-    from sgi.learner import Player, replay_run
+    from sgi.learner import Player
 
     if flags.replay:
-        replay_run(flags.workdir, tuple(flags.trust))
+        replay_run(Player, flags.workdir, tuple(flags.trust))
     else:
         train(Player(config), flags.workdir)
 

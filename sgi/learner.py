@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
@@ -23,18 +22,17 @@ from tqdm import tqdm
 from polyview.config.schema import RANGES, check_config
 from polyview.config.spec import build
 from polyview.config.text import dotted, to_json
-from polyview.config.trust import allow_list, check_trusted, current_name
+from polyview.config.trust import current_name
 from polyview.devices import AXES
-from polyview.errors import HUGE, InputError, fits_together
-from polyview.evaluation.base import specs_of
+from polyview.errors import HUGE, InputError
+from polyview.evaluation.base import key_of, specs_of
 from polyview.model import abstract_module, merge_module
 from polyview.rl.environment import Outcome
 from polyview.runs import checkpoint, metrics
 from polyview.runs.init import LaidOver, entries_of, lay_over
 from polyview.runs.load import newest_checkpoint
-from polyview.runs.workdir import read_config
-from polyview.training import nonfinite
 from polyview.training.learner import Learner
+from polyview.training.step import begin_with
 from sgi.agent import transfer_map
 from sgi.atari import Game
 from sgi.environment import Environment
@@ -120,7 +118,7 @@ class Player(Learner):
         self.keys = jax.device_put(np.array(self.seeds, np.uint32), device)
         self.programs = Programs(config, trusted)
         self.evaluations = {
-            name: build(spec, trusted, where=f"evaluations.{name}")
+            name: build(spec, trusted, where=key_of(name))
             for name, spec in specs_of(config).items()
         }
         self.laid_over: LaidOver | None = None
@@ -145,7 +143,9 @@ class Player(Learner):
         self.actions = np.pad(drawn, ((0, 0), (0, rest)))
         network = self.programs.create(self.keys)
         if self.laid_over is not None:
-            network = laid_over_all(network, self.laid_over)
+            made = network.params, network.statistics, {}
+            params, statistics, _ = self.laid_over.over(made)
+            network = begin_with(network, params, statistics)
         frames = np.stack([e.frame for e in self.environments])
         return self.programs.begin(network, frames, self.actions[:, 0])
 
@@ -158,10 +158,7 @@ class Player(Learner):
             "priority": jax.ShapeDtypeStruct((count, self.steps), np.float32),
             "emulator": jax.ShapeDtypeStruct((count, 32), np.uint8),
         }
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding),
-            shapes,
-        )
+        return jax.tree.map(lambda shape: shape.update(sharding=self.sharding), shapes)
 
     def saved(self, state: State) -> dict:
         """What a checkpoint holds of the run."""
@@ -310,15 +307,6 @@ class Player(Learner):
         return np.stack([environment.fingerprint() for environment in environments])
 
 
-def replay_run(workdir: Path, trust: tuple[str, ...] = ()) -> None:
-    """Take the dumped step of a run once more, and print where it is not finite."""
-    config = read_config(workdir)
-    trusted = allow_list(trust)
-    check_trusted(config, trusted)
-    with fits_together(f"what {workdir} holds"):
-        nonfinite.replay(Player(config, trusted), workdir)
-
-
 def arrays(outcomes: Sequence[Outcome]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Frames uint8[seeds, h, w], rewards float32[seeds] and dones bool[seeds]."""
     columns = (
@@ -372,9 +360,7 @@ def donated(config, sharding: SingleDeviceSharding) -> LaidOver:
                 f"{there!r} there, {here!r} here"
             )
     module = abstract_module(build(config.model, where="model"))
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), module[1:]
-    )
+    shapes = jax.tree.map(lambda shape: shape.update(sharding=sharding), module[1:])
     entries = entries_of({"init": transfer_map(config.init_from)})
     return lay_over(entries, merge_module(*module), shapes)
 
@@ -401,23 +387,3 @@ def _network(config) -> Mapping[str, Any]:
         key: current_name(value) if key.endswith(("partial", "target")) else value
         for key, value in keys.items()
     }
-
-
-def laid_over_all(network, laid: LaidOver):
-    """The states of several seeds, each with the same donor's arrays laid over.
-
-    The moving average begins where the network does.
-    """
-    params, statistics, _ = laid.parts
-
-    def over(made: jax.Array, other: Any) -> jax.Array:
-        if not isinstance(other, jax.Array):
-            return made
-        return jnp.broadcast_to(other, made.shape)
-
-    both = {
-        "params": jax.tree.map(over, network.params, params),
-        "statistics": jax.tree.map(over, network.statistics, statistics),
-    }
-    target = None if network.target is None else jax.tree.map(jnp.copy, both)
-    return replace(network, **both, target=target)

@@ -19,8 +19,9 @@ from polyview.data.prepare import records
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.data.views import Generated
 from polyview.errors import InputError, NonFiniteError
+from polyview.training.nonfinite import replay_run
 from polyview.training.train import train
-from polyview.training.trainer import Trainer, replay_run
+from polyview.training.trainer import Trainer
 
 ROWS, BATCH = 600, 24
 VIEWS = Generated(2, RandomResizedCrop(6))
@@ -169,7 +170,7 @@ def test_what_is_not_finite_stops_with_a_dump_that_shows_the_row(
         train(Trainer(config), tmp_path)
     assert [p.name for p in (tmp_path / "dump").iterdir()] == [str(number)]
     capsys.readouterr()
-    replay_run(tmp_path, trust=("test_faults_data",))
+    replay_run(Trainer, tmp_path, trust=("test_faults_data",))
     told = capsys.readouterr().out
     assert f"step {number + 1}, rows " in told and " 33" in told.replace("[", " ")
     assert "healthy 0" in told

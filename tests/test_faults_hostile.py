@@ -49,7 +49,8 @@ from polyview.reporting.tables import summary
 from polyview.runs import checkpoint, metrics, torch_names
 from polyview.runs.load import encoder_of, load, model_of, shapes_of
 from polyview.runs.weights import read_file
-from polyview.training.trainer import replay_run
+from polyview.training.nonfinite import replay_run
+from polyview.training.trainer import Trainer
 from sgi import dqn_replay, recording
 
 ROOT = Path(__file__).parent.parent
@@ -665,7 +666,7 @@ def test_the_config_of_a_strangers_run_is_not_run_to_replay_it(tmp_path):
     (tmp_path / "dump" / "3").mkdir(parents=True)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="'os:mkdir'.* --trust os"):
-        replay_run(tmp_path)
+        replay_run(Trainer, tmp_path)
     assert not (tmp_path / "owned").exists()
     check_trusted(config, allow_list(("os", "posix")))
 

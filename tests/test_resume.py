@@ -21,8 +21,9 @@ import pytest
 
 from polyview.errors import InputError, NonFiniteError
 from polyview.runs import checkpoint
+from polyview.training.nonfinite import replay_run
 from polyview.training.train import train
-from polyview.training.trainer import Trainer, replay_run
+from polyview.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/polyview_digits.py"
@@ -243,7 +244,7 @@ def test_what_is_not_finite_stops_the_run_and_can_be_seen_again(
     dumped = [int(p.name) for p in (tmp_path / "dump").iterdir()]
     assert len(dumped) == 1
     capsys.readouterr()
-    replay_run(tmp_path)
+    replay_run(Trainer, tmp_path)
     output = capsys.readouterr().out
     assert f"step {dumped[0] + 1}" in output
     assert "healthy 0" in output

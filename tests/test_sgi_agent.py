@@ -15,10 +15,9 @@ from polyview.config.text import to_json
 from polyview.errors import InputError
 from polyview.model import abstract_module, merge_module, split_module
 from polyview.runs import checkpoint, init
-from polyview.training.step import TrainState, create_state, make_step
+from polyview.training.step import TrainState, begin_with, create_state, make_step
 from sgi import agent, pretrain
 from sgi.agent import Keys, Rainbow, act, grouped_adam, transfer_map
-from sgi.learner import laid_over_all
 from sgi.network import Network
 
 SUPPORT = np.linspace(-10, 10, 51)
@@ -470,7 +469,9 @@ def transfer(shapes, monkeypatch):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
         )
         entries = init.entries_of({"init": transfer_map("a run")})
-        return laid_over_all(state, init.lay_over(entries, None, (*template, {})))
+        laid = init.lay_over(entries, None, (*template, {}))
+        params, statistics, _ = laid.over((state.params, state.statistics, {}))
+        return begin_with(state, params, statistics)
 
     return transfer
 

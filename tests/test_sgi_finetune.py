@@ -25,11 +25,12 @@ from polyview.errors import InputError, NonFiniteError
 from polyview.model import split_module
 from polyview.rl.environment import Finished, Outcome
 from polyview.runs.checkpoint import Checkpoints, saved_steps
+from polyview.training.nonfinite import replay_run
 from polyview.training.train import train
 from sgi import learner
 from sgi.atari import Game
 from sgi.environment import Environment
-from sgi.learner import Player, donated, replay_run
+from sgi.learner import Player, donated
 
 slow = pytest.mark.slow  # compiles the whole agent
 
@@ -364,7 +365,7 @@ def test_a_step_that_is_not_finite_is_dumped_and_replayed(tmp_path, capsys):
         train(Player(broken), tmp_path)
     (dumped,) = saved_steps(tmp_path / "dump")
     assert dumped in (200, 201)
-    replay_run(tmp_path)
+    replay_run(Player, tmp_path)
     said = capsys.readouterr().out
     assert f"step {dumped + 1}, actions [" in said
     assert re.search(r"healthy 0\n", said)

@@ -84,6 +84,11 @@ def specs_of(config: Mapping) -> dict[str, Any]:
     return {} if one is None else {"": one}
 
 
+def key_of(name: str) -> str:
+    """The key of a config at which the evaluation of a name lies."""
+    return f"evaluations.{name}" if name else "evaluation"
+
+
 def viewing_spec(config: Mapping) -> Any:
     """The first evaluation of a config that says how it sees examples, or None."""
     return next((spec for spec in specs_of(config).values() if "views" in spec), None)

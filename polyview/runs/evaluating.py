@@ -8,7 +8,7 @@ those on another data set to `<step>-<name>-on-<data>.json`.
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,15 @@ from polyview.config.spec import build
 from polyview.config.text import from_json, to_json
 from polyview.config.trust import allow_list
 from polyview.errors import InputError, fits_together
-from polyview.evaluation.base import Result, pixels, result_name, specs_of, write_result
+from polyview.evaluation.base import (
+    Result,
+    key_of,
+    pixels,
+    result_name,
+    specs_of,
+    write_result,
+)
+from polyview.model import Model
 from polyview.runs.checkpoint import Damaged, saved_steps
 from polyview.runs.load import evaluated_model, load, untrained_model
 from polyview.runs.workdir import read_config
@@ -64,23 +72,28 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> None:
     evaluations = built(run, model.config, asked)
     what = f"{run} and {asked.on or 'what its evaluations read'}"
     with jax.set_mesh(mesh), fits_together(what):
-        trained = evaluated_model(model, whole)
+        trained, untrained = evaluated_model(model, whole), None
+        if asked.references:
+            initial = untrained_model(model.config, whole, asked.trust)
+            untrained = evaluated_model(initial, whole)
         for name, evaluation in evaluations.items():
-            found = evaluation(trained, mesh)
-            results = {f"step {model.step}": dict(found)}
-            _written(run, model.step, name, asked.on, found, evaluation)
-            if not (asked.references and hasattr(evaluation, "raw")):
-                continue
-            untrained = untrained_model(model.config, whole, asked.trust)
-            for reference, measure in {
-                "random": lambda e: e(evaluated_model(untrained, whole), mesh),  # noqa: B023
-                "pixels": lambda e: pixels(e, mesh),
-            }.items():
-                found = measure(evaluation)
-                results[reference] = dict(found)
-                _written(run, reference, name, asked.on, found, evaluation)
-            if asked.on is None:
+            results = {}
+            measured = _measured(evaluation, model.step, trained, untrained, mesh)
+            for of, found in measured:
+                results[f"step {of}" if of == model.step else of] = dict(found)
+                _written(run, of, name, asked.on, found, evaluation)
+            if len(results) > 1 and asked.on is None:
                 _compared(run, evaluation, results)
+
+
+def _measured(
+    evaluation: Any, step: int, trained: Model, untrained: Model | None, mesh: Any
+) -> Iterator[tuple[int | str, Result]]:
+    """Generate what a model is worth, then its references, where they are asked for."""
+    yield step, evaluation(trained, mesh)
+    if untrained is not None and hasattr(evaluation, "raw"):
+        yield "random", evaluation(untrained, mesh)
+        yield "pixels", pixels(evaluation, mesh)
 
 
 def built(run: Path, config: Any, asked: Asked) -> dict[str, Callable]:
@@ -92,7 +105,7 @@ def built(run: Path, config: Any, asked: Asked) -> dict[str, Callable]:
     else:
         config = copy.deepcopy(config)
     apply_overrides(config, asked.overrides or {})
-    specs = {n: copy.deepcopy(s) for n, s in specs_of(config).items()}
+    specs = specs_of(config)
     if not specs:
         raise InputError(
             f"the config of {run} has no evaluations; name a file of some: "
@@ -101,8 +114,7 @@ def built(run: Path, config: Any, asked: Asked) -> dict[str, Callable]:
     if asked.on is not None:
         specs = _on_other_data(specs, asked.on)
     found = {
-        name: build(spec, trusted, f"evaluations.{name}" if name else "evaluation")
-        for name, spec in specs.items()
+        name: build(spec, trusted, where=key_of(name)) for name, spec in specs.items()
     }
     if asked.references and not any(hasattr(e, "raw") for e in found.values()):
         raise InputError(

@@ -10,7 +10,7 @@ from polyview.runs.checkpoint import Checkpoints
 from polyview.runs.init import Entry, lay_over
 from polyview.runs.load import untrained_model
 from polyview.runs.weights import keep_fixed, under
-from polyview.runs.workdir import claim_workdir
+from polyview.runs.workdir import check_unused, claim_workdir
 
 
 def import_weights(
@@ -23,8 +23,7 @@ def import_weights(
     """
     if not weights.is_file():
         raise InputError(f"{weights} is not a file")
-    if (workdir / "checkpoints").exists():
-        raise InputError(f"{workdir} is a run already; choose another --workdir")
+    check_unused(workdir)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     model = untrained_model(config, device, trust=None)
     at = f"towers.{modality}.encoder"

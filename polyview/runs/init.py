@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -28,7 +29,7 @@ from polyview.errors import InputError
 from polyview.runs import torch_names
 from polyview.runs.checksum import flatten
 from polyview.runs.load import load
-from polyview.runs.weights import file_digest, joined, read_file, under
+from polyview.runs.weights import file_digest, moved, read_file, under
 
 
 class Entry(NamedTuple):
@@ -53,6 +54,20 @@ class LaidOver(NamedTuple):
     taken: dict[str, int]
     fresh: list[str]
     referenced: list[dict]
+
+    def over(self, made: tuple[dict, ...]) -> tuple[dict, ...]:
+        """The parts of a new state, with what was taken in its place.
+
+        made: arrays of the shapes that were laid over, or with a leading axis of copies
+        that all begin alike.
+        """
+
+        def begun(array: jax.Array, taken: Any) -> jax.Array:
+            if not isinstance(taken, jax.Array):
+                return array
+            return jnp.broadcast_to(taken, array.shape)
+
+        return jax.tree.map(begun, made, self.parts)
 
     def __str__(self) -> str:
         taken = ", ".join(f"{n} arrays of {donor}" for donor, n in self.taken.items())
@@ -126,8 +141,7 @@ def lay_over(
         arrays, digest = _donated(entry, module, mine)
         left = dict(arrays)
         for name, leaf in mine.items():
-            rest = name[len(entry.at) :].lstrip(".")
-            there = joined(entry.path, rest)
+            there = moved(name, entry.at, entry.path)
             if there in arrays:
                 found[name] = _fitted(arrays[there], leaf, name, there, entry)
                 left.pop(there, None)
@@ -174,8 +188,7 @@ def _donated(
         layout = torch_names.layout_of(theirs)
         if layout == "safetensors":
             return theirs, file_digest(path)
-        rests = {name[len(entry.at) :].lstrip("."): leaf for name, leaf in mine.items()}
-        shapes = {name: leaf.shape for name, leaf in rests.items()}
+        shapes = {moved(name, entry.at, ""): leaf.shape for name, leaf in mine.items()}
         encoder = module
         for name in filter(None, entry.at.split(".")):
             encoder = (
@@ -185,7 +198,7 @@ def _donated(
             _, arrays = torch_names.to_ours(encoder, shapes, theirs)
         except InputError as error:
             raise InputError(f"{path} does not fit the config: {error}") from error
-        return {joined(entry.path, name): a for name, a in arrays.items()}, None
+        return {moved(name, "", entry.path): a for name, a in arrays.items()}, None
     sharding = next(iter(mine.values())).sharding
     whole = (
         jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -214,8 +227,7 @@ def _fitted(array: Any, leaf: Any, name: str, there: str, entry: Entry) -> jax.A
 
 
 def _allowed(name: str, entry: Entry) -> bool:
-    rest = name[len(entry.path) :].lstrip(".")
-    here = joined(entry.at, rest)
+    here = moved(name, entry.path, entry.at)
     return _matches(name, entry.leave) or _matches(here, entry.fresh)
 
 

@@ -109,9 +109,7 @@ def read_model(
     config = checkpoint.read_config(folder)
     parts = abstract_module(model_of(config, trust))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), parts[1:]
-    )
+    template = jax.tree.map(lambda shape: shape.update(sharding=sharding), parts[1:])
     return Loaded(
         config, number, Parts(parts.graph, *read_parts(folder, *template, weights))
     )
@@ -123,21 +121,21 @@ def read_parts(
     statistics: dict,
     fixed: dict,
     weights: Sequence[Path] = (),
-    wrap: Callable[[dict], dict] = lambda tree: tree,
+    within: str | None = None,
 ) -> tuple[dict, dict, dict]:
     """The arrays of a model in a checkpoint's folder, given their shapes.
 
-    wrap: where in the state they lie. In checkpoints of version 0.1 fixed weights lie
-    among the statistics.
+    within: the key of the state below which they lie. In checkpoints of version 0.1
+    fixed weights lie among the statistics.
     """
     record = checkpoint.fixed_record(folder)
     template = {"params": params, "statistics": statistics}
     old = record is None and bool(jax.tree.leaves(fixed))
     if old:
         template["statistics"] = _united(statistics, fixed)
-    state = checkpoint.read_state(folder, wrap(template))
-    while "params" not in state:
-        (state,) = state.values()
+    state = template if within is None else {within: template}
+    state = checkpoint.read_state(folder, state)
+    state = state if within is None else state[within]
     if old:
         return state["params"], *_parted(state["statistics"], statistics, fixed)
     fixed = read_fixed(folder.parents[1], record, fixed, weights)

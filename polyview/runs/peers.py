@@ -11,7 +11,7 @@ from polyview.errors import InputError
 from polyview.nn.resnet import ResNet
 from polyview.runs import torch_names
 from polyview.runs.load import Loaded, encoder_of, with_arrays
-from polyview.runs.weights import joined
+from polyview.runs.weights import moved
 
 
 class Peer(NamedTuple):
@@ -71,7 +71,7 @@ def _ourselves(model: Loaded, modality: str) -> Peer:
         loaded = safetensors.numpy.load(content)
         _, arrays = torch_names.to_ours(own, shapes, loaded)
         path = f"towers.{modality}.encoder"
-        filled = with_arrays(model, {joined(path, n): a for n, a in arrays.items()})
+        filled = with_arrays(model, {moved(n, "", path): a for n, a in arrays.items()})
         encoder = filled.module.towers[modality].encoder
         with jax.default_matmul_precision("highest"):
             return np.asarray(encoder(x, train=False)[0])

@@ -96,7 +96,7 @@ def read_fixed(
         arrays = read_file(_located(run, entry, list(weights)))
         for name, leaf in wanted.items():
             if name not in found and under(name, entry["at"]):
-                there = joined(entry["from"], name[len(entry["at"]) :].lstrip("."))
+                there = moved(name, entry["at"], entry["from"])
                 if there in arrays:
                     found[name] = placed(arrays[there], leaf, name)
     if absent := sorted(wanted.keys() - found.keys()):
@@ -138,6 +138,6 @@ def under(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(f"{path}.")
 
 
-def joined(*parts: str) -> str:
-    """Dotted names as one, the empty ones left out."""
-    return ".".join(filter(None, parts))
+def moved(name: str, path: str, to: str) -> str:
+    """The name below `to` of what is called `name` below `path`; "" is the root."""
+    return ".".join(filter(None, (to, name[len(path) :].lstrip("."))))

@@ -94,6 +94,12 @@ def check_workdir(workdir: Path, config) -> None:
         )
 
 
+def check_unused(workdir: Path) -> None:
+    """Raise InputError where a workdir holds a run already."""
+    if (workdir / "checkpoints").exists():
+        raise InputError(f"{workdir} is a run already; choose another --workdir")
+
+
 def read_config(workdir: Path):
     """The config of a run. Raises InputError when there is none that can be read."""
     path = workdir / "config.json"

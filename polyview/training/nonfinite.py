@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from polyview import hosts
-from polyview.errors import InputError, NonFiniteError
+from polyview.config.trust import allow_list, check_trusted
+from polyview.errors import InputError, NonFiniteError, fits_together
 from polyview.runs.checkpoint import Checkpoints, Damaged, read_state, saved_steps
+from polyview.runs.workdir import read_config
 from polyview.terminal import say
 from polyview.training.learner import Learner
 
@@ -41,11 +43,23 @@ def stop(number: int, save: Callable[[int, Checkpoints], None], workdir: Path) -
     raise NonFiniteError(f"step {number + 1} is not finite; {kept}")
 
 
-def replay(learner: Learner, workdir: Path) -> None:
-    """Take the dumped step of a learner again, and print what it returns.
+def replay_run(
+    kind: Callable[..., Learner], workdir: Path, trust: tuple[str, ...] = ()
+) -> None:
+    """Take the dumped step of a run once more, and print where it is not finite.
 
-    Nothing is written. Raises InputError where there is no dump that can be read.
+    kind: the learner, of a config and what it may call; trust: packages that the run's
+    config may name. Nothing is written. Raises InputError where there is no dump that
+    can be read.
     """
+    config = read_config(workdir)
+    trusted = allow_list(trust)
+    check_trusted(config, trusted)
+    with fits_together(f"what {workdir} holds"):
+        _replay(kind(config, trusted), workdir)
+
+
+def _replay(learner: Learner, workdir: Path) -> None:
     steps = saved_steps(workdir / "dump")
     if not steps:
         raise InputError(f"{workdir} has no dump to replay")

@@ -56,6 +56,17 @@ def create_state(
     return state, fixed
 
 
+def begin_with(state: TrainState, params: dict, statistics: dict) -> TrainState:
+    """Return a state before its first step with other weights; its average, where it
+    keeps one, begins at them too."""
+    target = state.target
+    if target is not None:
+        target = jax.tree.map(jnp.copy, _averaged(params, statistics))
+    return dataclasses.replace(
+        state, params=params, statistics=statistics, target=target
+    )
+
+
 def make_step(
     graph: nnx.GraphDef,
     objective: Objective,

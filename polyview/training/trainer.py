@@ -5,26 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from polyview import devices
 from polyview.config.schema import check_config, total_steps
 from polyview.config.spec import build
-from polyview.config.trust import allow_list, check_trusted
 from polyview.data import pipeline
 from polyview.errors import InputError, fits_together
 from polyview.evaluation import health
-from polyview.evaluation.base import specs_of
+from polyview.evaluation.base import key_of, specs_of
 from polyview.model import Model, Parts, abstract_module, merge_module
 from polyview.runs.checkpoint import fixed_record, saved_steps
 from polyview.runs.init import entries_of, lay_over
 from polyview.runs.weights import keep_fixed, read_fixed
-from polyview.runs.workdir import read_config
-from polyview.training import banner, microbatch, nonfinite
+from polyview.training import banner, microbatch
 from polyview.training.learner import Learner
 from polyview.training.prefetch import prefetch
-from polyview.training.step import TrainState, create_state, make_step
+from polyview.training.step import TrainState, begin_with, create_state, make_step
 
 
 class Trainer(Learner):
@@ -54,7 +51,7 @@ class Trainer(Learner):
             )
         self.objective = build(config.objective, trusted, where="objective")
         self.evaluations = {
-            name: build(spec, trusted, f"evaluations.{name}" if name else "evaluation")
+            name: build(spec, trusted, where=key_of(name))
             for name, spec in specs_of(config).items()
         }
         make_module = build(config.model, trusted, where="model")
@@ -70,11 +67,7 @@ class Trainer(Learner):
         shardings = devices.of_state(shapes, self.mesh)
         whole, rows = devices.replicated(self.mesh), devices.rows(self.mesh)
         self.shape, self.fixed = jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(
-                s.shape, s.dtype, sharding=sharding
-            ),
-            shapes,
-            shardings,
+            lambda shape, sharding: shape.update(sharding=sharding), shapes, shardings
         )
         self.initial = jax.jit(create, out_shardings=shardings)
         self.step = jax.jit(
@@ -92,10 +85,6 @@ class Trainer(Learner):
             out_shardings=(shardings[0], whole),
             donate_argnums=0,
         )
-
-    def logged(self, done):
-        """Whether the step that makes `done` is logged: an int, or an array of one."""
-        return (done % self.config.log_every == 0) | (done == 1) | (done == self.steps)
 
     def batches(
         self, start: int, steps: int | None = None, workers: int | None = None
@@ -155,16 +144,9 @@ class Trainer(Learner):
         state, fixed = self.initial(self.seed)
         source, referenced = f"seed {self.config.seed}", []
         if (laid := self.laid_over) is not None:
-            params, statistics, fixed = jax.tree.map(
-                lambda made, other: other if isinstance(other, jax.Array) else made,
-                (state.params, state.statistics, fixed),
-                laid.parts,
-            )
-            target = state.target
-            if target is not None:  # the average begins where the state does
-                target = jax.tree.map(jnp.copy, (params, statistics))
-                target = dict(zip(("params", "statistics"), target, strict=True))
-            state = TrainState(state.step, params, statistics, state.optimizer, target)
+            made = state.params, state.statistics, fixed
+            params, statistics, fixed = laid.over(made)
+            state = begin_with(state, params, statistics)
             source, referenced = f"{laid}", laid.referenced
         self.fixed = fixed
         self.fixed_record = keep_fixed(workdir, fixed, referenced, source)
@@ -210,15 +192,6 @@ class Trainer(Learner):
     def told(self, inputs) -> str:
         """The rows of a batch."""
         return f"rows {np.asarray(inputs[2]['index']).tolist()}"
-
-
-def replay_run(workdir: Path, trust: tuple[str, ...] = ()) -> None:
-    """Take the dumped step of a run once more, and print where it is not finite."""
-    config = read_config(workdir)
-    trusted = allow_list(trust)
-    check_trusted(config, trusted)
-    with fits_together(f"what {workdir} holds"):
-        nonfinite.replay(Trainer(config, trusted), workdir)
 
 
 def looks(features: dict) -> dict:
