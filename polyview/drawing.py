@@ -1,14 +1,14 @@
-"""Figures of a run and of its evaluation: one function a figure, arrays in, Figure out.
+"""The style that all figures share: colours, widths, fonts, and pieces of a figure.
 
-Every figure is about as wide as a phone, so that a page can lay several side by side.
-Colours are those of Okabe & Ito and of Tol's "muted", which colour-blind readers can
-tell apart; no figure says by colour alone what matters in it.
+A function decorated with `styled` draws one figure: arrays in, Figure out. Each is
+about as wide as a phone, so that a page can lay several side by side. Colours are those
+of Okabe & Ito and of Tol's "muted", which colour-blind readers can tell apart; no
+figure says by colour alone what matters in it.
 """
 
 import io
 
 import matplotlib
-import matplotlib.patches
 import matplotlib.text
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,12 +21,10 @@ CLASSES = (
 )
 RIGHT, WRONG = "#009E73", "#D55E00"
 
-
 DPI = 140
 WIDTH = 5.2  # inches
 _MOST_PARTS = 1000  # texts or pictures of a figure: more take minutes
 _MOST_LETTERS = 10_000
-_MOST_POINTS = 5000  # of a map
 # Decorates a function that draws, also one of another module.
 styled = matplotlib.rc_context(
     {
@@ -55,14 +53,21 @@ styled = matplotlib.rc_context(
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file of `DPI` dots an inch; raises ValueError for a figure
-    with so long names that drawing them takes minutes."""
+    """The figure as a PNG file of `DPI` dots an inch.
+
+    Raises ValueError for a figure whose names are so long that it takes minutes.
+    """
     texts = figure.findobj(matplotlib.text.Text)
     if (letters := sum(len(text.get_text()) for text in texts)) > _MOST_LETTERS:
         raise ValueError(f"a figure with {letters} letters takes too long to draw")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """Write a title above all axes of a figure, at its left edge."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 def name_ends(axes, ends: list) -> None:
@@ -92,6 +97,7 @@ def name_ends(axes, ends: list) -> None:
 
 
 def show_image(axes, image: np.ndarray, frame: str) -> None:
+    """Show an image, in colour or grey, in a frame of the given colour."""
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -99,6 +105,7 @@ def show_image(axes, image: np.ndarray, frame: str) -> None:
 
 
 def short(name: str) -> str:
+    """The name, cut to 11 characters."""
     return name if len(name) <= 11 else f"{name[:10]}…"
 
 
@@ -108,11 +115,19 @@ def write_cell(axes, row: int, column: int, text: str, dark: bool, **style) -> N
     axes.text(column, row, text, ha="center", va="center", color=color, **style)
 
 
+def hide_frame(axes) -> None:
+    """Hide the spines and tick marks of axes, but keep the labels of the ticks."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
 def check_parts(count: int) -> None:
+    """Raise ValueError for a figure of so many parts that it takes minutes to draw."""
     if count > _MOST_PARTS:
         raise ValueError(f"a figure of {count} parts takes too long to draw")
 
 
 def one_axes(height: float):
+    """A figure of the usual width and one axes in it; the height is in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()

@@ -12,6 +12,7 @@ from polyview.drawing import (
     RUNS,
     WIDTH,
     check_parts,
+    set_title,
     show_image,
     styled,
 )
@@ -97,11 +98,6 @@ def readings(
             for name, t, r in zip(names, true, read, strict=True)
         ]
         axes.set_xlabel("\n".join(lines), fontsize=6.5, labelpad=2)
-    figure.suptitle(
-        "Test frames: variables, and in brackets what the probes read",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-        fontweight="bold",
-    )
+    title = "Test frames: variables, and in brackets what the probes read"
+    set_title(figure, title)
     return figure

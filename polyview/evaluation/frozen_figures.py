@@ -16,7 +16,9 @@ from polyview.drawing import (
     WIDTH,
     WRONG,
     check_parts,
+    hide_frame,
     one_axes,
+    set_title,
     short,
     show_image,
     styled,
@@ -149,13 +151,7 @@ def nearest(
             if known and not right:
                 name = short(names[neighbour_label[row, column]])
                 axes.set_xlabel(name, fontsize=6.5, labelpad=2, color=WRONG)
-    figure.suptitle(
-        "Test image, and its nearest training images",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-        fontweight="bold",
-    )
+    set_title(figure, "Test image, and its nearest training images")
     return figure
 
 
@@ -186,8 +182,7 @@ def sweep(result: Mapping) -> Figure:
     axes.set_xlabel("weight decay")
     axes.set_ylabel("learning rate")
     axes.set_title("Linear probe: held-out accuracy (%), chosen pair framed")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    hide_frame(axes)
     return figure
 
 
@@ -202,8 +197,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
     figure, axes = one_axes(4.8)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.set_title("Linear probe: answers, % of each true class (row)")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    hide_frame(axes)
     if len(counts) > 20:
         axes.set_xlabel(f"{len(counts)} classes")
         return figure

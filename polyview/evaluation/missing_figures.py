@@ -12,7 +12,9 @@ from polyview.drawing import (
     WIDTH,
     WRONG,
     check_parts,
+    hide_frame,
     one_axes,
+    set_title,
     show_image,
     styled,
     write_cell,
@@ -94,15 +96,8 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
         )
     axes.set_yticks([])
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=8)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    figure.suptitle(
-        f"Predicted from the looks marked: {MEASURES[measure]}",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-        fontweight="bold",
-    )
+    hide_frame(axes)
+    set_title(figure, f"Predicted from the looks marked: {MEASURES[measure]}")
     return figure
 
 
@@ -127,8 +122,7 @@ def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(looks)), looks, rotation=30, ha="right")
     axes.set_yticks(range(len(looks)), looks)
     axes.set_title("Retrieval, % found at the first place: row in column")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    hide_frame(axes)
     return figure
 
 
@@ -136,8 +130,8 @@ def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
 def across(query, found, right, looks: Sequence[str]) -> Figure:
     """Pictures of one look, and the nearest to each in every other look.
 
-    query: uint8[q, h, w, c]; found: uint8[q, looks - 1, h, w, c], framed by whether it
-    is of the same thing, `right: bool[q, looks - 1]`.
+    query: uint8[q, h, w, c]; found: uint8[q, looks - 1, h, w, c]; right: bool[q,
+    looks - 1]. The colour of a frame says whether a picture shows the same thing.
     """
     rows, columns = right.shape
     figure, grid = _pictures(rows, columns, "Nearest in the other looks", left=0)
@@ -159,8 +153,8 @@ def across(query, found, right, looks: Sequence[str]) -> Figure:
 def texts(query: Sequence[str], found, right) -> Figure:
     """Texts, and the pictures nearest to each, the nearest first.
 
-    found: uint8[q, k, h, w, c], framed by whether it is of the same thing, `right:
-    bool[q, k]`.
+    found: uint8[q, k, h, w, c]; right: bool[q, k]. The colour of a frame says whether a
+    picture shows the same thing.
     """
     rows, columns = right.shape
     title = "Pictures nearest to a text"
@@ -183,5 +177,5 @@ def _pictures(rows: int, columns: int, title: str, left: float):
     side = WIDTH / sum(widths)
     figure = Figure(figsize=(WIDTH, 0.5 + rows * side))
     figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.03)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    set_title(figure, title)
     return figure, figure.add_gridspec(rows, len(widths), width_ratios=widths)
