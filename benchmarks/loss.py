@@ -72,7 +72,6 @@ def jax_row(form: str, loss: str, rows: int, views: int, calls: int) -> dict:
     """Our loss, or the plain form of the same, in this process."""
     import jax
 
-    pass  # REMOVED
     from polyview.objectives import contrastive
     from polyview.objectives.negatives import log_negatives
 

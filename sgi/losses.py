@@ -13,8 +13,6 @@ import jax.numpy as jnp
 
 from polyview.rl.distributional import at, expected
 
-# `sgi.agent` still calls these here.
-
 
 class Masks(NamedTuple):
     """What of a window counts, as factors; steps past an episode's end do not."""
