@@ -15,7 +15,7 @@ LONGEST_JSON = 2**24  # bytes: what describes data, a run or a result is never l
 
 
 def read_bounded(path: Path, most: int = LONGEST_JSON) -> bytes:
-    """The content of a file that may be a stranger's: of `most` bytes, no pipe.
+    """Read a regular file of at most `most` bytes, which may be untrusted.
 
     Raises OSError, and ValueError for what is no file or too long.
     """
@@ -30,7 +30,7 @@ def read_bounded(path: Path, most: int = LONGEST_JSON) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, maybe a stranger's. Raises OSError and ValueError."""
+    """What a JSON file, maybe untrusted, holds. Raises OSError and ValueError."""
     try:
         return json.loads(read_bounded(path))
     except RecursionError:
@@ -100,8 +100,7 @@ def check_new(path: Path, endings: tuple[str, ...]) -> None:
 def check_folder(folder: Path) -> None:
     """Raise InputError where no file can be made in a folder, which need not exist.
 
-    Nor through a link: where the folder is part of a run that may be a stranger's, it
-    could lead anywhere.
+    Nor through a link: in a run from an untrusted source it could lead anywhere.
     """
     if folder.is_symlink():
         raise InputError(f"cannot write into {folder}: it is a link; remove it")

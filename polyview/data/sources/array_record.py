@@ -1,12 +1,7 @@
-"""Where examples come from: anything with a length and an index.
+"""Data sets that `polyview.prepare` wrote: array_record files and a manifest.
 
-A source maps an index to one example, a dict of fields: an image is its encoded
-`bytes` (decoded in `augment`, where the size of the crops is known) or `uint8[h, w,
-c]`, a label an int, a text a str. `targets` says what can be predicted from an example.
-A source reads lazily, may be shared by threads, and can be pickled into workers.
-
-Our own files are array_record: random access by index without a separate shuffle, each
-record one msgpack dict. Nothing here unpickles, since data may be a stranger's.
+array_record allows random access by index without a separate shuffle; each record is
+one msgpack dict. Nothing is unpickled, as data may come from an untrusted source.
 """
 
 import re

@@ -1,4 +1,9 @@
-"""What a source is, and what is checked of its examples."""
+"""What a source is, and what is checked of its examples.
+
+A source maps an index to one example, a dict of fields: an image is encoded `bytes`
+(decoded in `augment`, which knows the size of the crops) or `uint8[h, w, c]`, a label
+an int, a text a str. It reads lazily, may be shared by threads, and can be pickled.
+"""
 
 import os
 import re

@@ -127,8 +127,8 @@ def _tfds_roots(data_dir: str | Path | None) -> list[Path]:
 def _features_of_tfds_alone() -> Iterator[None]:
     """Let a folder's description call no features but TFDS's own.
 
-    TFDS imports whatever module is named there, and data may be a stranger's. It is
-    stopped where it imports: there are several ways to spell such a name.
+    TFDS imports whatever module is named there, and data may come from an untrusted
+    source. It is stopped where it imports: there are several ways to spell such a name.
     """
     features = import_tfds().features.FeatureConnector
     original = features.__dict__["cls_from_name"]
