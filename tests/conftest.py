@@ -20,6 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
+import numpy as np
 import pytest
 
 from polyview.config.file import load_config
@@ -36,6 +37,12 @@ def x64():
         yield
 
 
+@pytest.fixture
+def rng():
+    """Random numbers that are the same in each run."""
+    return np.random.default_rng(0)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """A data directory that holds the digits."""
@@ -46,16 +53,33 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
+def _small_digits(argument: str = "", **overrides):
+    width = "model.towers.image.encoder.width"
+    small = {"steps": 4, "batch_size": 8, "log_every": 1, width: 4} | overrides
+    text = {key: str(value) for key, value in small.items()}
+    return load_config(f"{ROOT}/configs/polyview_digits.py:{argument}", text)
+
+
 @pytest.fixture
 def digits(data_dir, monkeypatch):
     """`digits("views=2", steps=4, ...)` -> the digits config, small, data in place."""
     monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
+    return _small_digits
 
-    def make(argument: str = "", **overrides):
-        width = "model.towers.image.encoder.width"
-        small = {"steps": 4, "batch_size": 8, "log_every": 1, width: 4} | overrides
-        text = {key: str(value) for key, value in small.items()}
-        return load_config(f"{ROOT}/configs/polyview_digits.py:{argument}", text)
+
+@pytest.fixture(scope="session")
+def digits_run(data_dir, tmp_path_factory):
+    """`digits_run(target_decay=0.5, ...)` -> the folder of a finished run of digits."""
+
+    def make(**overrides) -> Path:
+        from polyview.training.train import train
+        from polyview.training.trainer import Trainer
+
+        workdir = tmp_path_factory.mktemp("donor") / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("POLYVIEW_DATA", str(data_dir))
+            train(Trainer(_small_digits("views=2", steps=2, **overrides)), workdir)
+        return workdir
 
     return make
 

@@ -95,19 +95,9 @@ def test_a_step_changes_nothing_fixed(digits, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def donor(data_dir, tmp_path_factory):
+def donor(digits_run):
     """A trained run of digits."""
-    from polyview.config.file import load_config
-
-    workdir = tmp_path_factory.mktemp("donor") / "run"
-    small = {"steps": "2", "batch_size": "8", "log_every": "1"}
-    small |= {"model.towers.image.encoder.width": "4"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLYVIEW_DATA", str(data_dir))
-        train(
-            Trainer(load_config("configs/polyview_digits.py:views=2", small)), workdir
-        )
-    return workdir
+    return digits_run()
 
 
 @pytest.fixture

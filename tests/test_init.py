@@ -5,27 +5,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from polyview.config.file import load_config
 from polyview.config.text import from_json, to_json
 from polyview.errors import InputError
 from polyview.runs.init import Entry, entries_of, lay_over
 from polyview.runs.load import load
-from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def donor(data_dir, tmp_path_factory):
+def donor(digits_run):
     """A trained run of digits, with an average."""
-    workdir = tmp_path_factory.mktemp("donor") / "run"
-    small = {"steps": "2", "batch_size": "8", "log_every": "1", "target_decay": "0.5"}
-    small |= {"model.towers.image.encoder.width": "4"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLYVIEW_DATA", str(data_dir))
-        train(
-            Trainer(load_config("configs/polyview_digits.py:views=2", small)), workdir
-        )
-    return workdir
+    return digits_run(target_decay=0.5)
 
 
 def with_init(config, init):

@@ -4,21 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from sgi import losses
 
 pytestmark = pytest.mark.usefixtures("x64")
 SUPPORT = np.linspace(-10, 10, 51)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def unit(x):
