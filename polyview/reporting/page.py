@@ -129,8 +129,8 @@ def _features(run: Run) -> str:
         for _, head, body in beside_references(run)
     ]
     pictures = []
-    for name, by_step in run.results.items():
-        numbers = by_step[max(by_step)]
+    for name in run.results:
+        numbers = run.last(name)
         made = run.evaluation(name, numbers)
         figures = {}
         if hasattr(made, "figures"):

@@ -61,6 +61,11 @@ class Run:
         evaluations = self.evaluations
         return evaluations[max(evaluations)] if evaluations else {}
 
+    def last(self, name: str) -> dict:
+        """The last result of an evaluation."""
+        by_step = self.results[name]
+        return by_step[max(by_step)]
+
     def evaluation(self, name: str, numbers: Mapping) -> Any:
         """The class that made a result, for its figures; None where it may not be
         imported: the name stands in a file of the run."""
@@ -146,7 +151,7 @@ def _read(path: Path, name: str) -> Run:
             references.setdefault(evaluation, {})[made] = _json(file)
     figure_data = {
         evaluation: _arrays(
-            path / "eval" / f"{max(by_step)}{evaluation and '-'}{evaluation}.npz"
+            path / "eval" / f"{result_name(max(by_step), evaluation)}.npz"
         )
         for evaluation, by_step in results.items()
     }

@@ -79,7 +79,7 @@ def beside_references(run: Run) -> list[tuple[str, list[str], list[list[str]]]]:
     found = []
     for name in run.results:
         compared = with_references(run, name)
-        made = run.evaluation(name, run.results[name][max(run.results[name])])
+        made = run.evaluation(name, run.last(name))
         if hasattr(made, "comparison_table"):
             found.append((name or "evaluation", *made.comparison_table(compared)))
     return found
@@ -87,8 +87,7 @@ def beside_references(run: Run) -> list[tuple[str, list[str], list[list[str]]]]:
 
 def with_references(run: Run, name: str) -> dict[str, dict]:
     """The last result of an evaluation and those of its references, by labels."""
-    last = run.results[name][max(run.results[name])]
-    return {run.name: last} | {
+    return {run.name: run.last(name)} | {
         method: run.references[name][reference]
         for reference, method in REFERENCES.items()
         if reference in run.references.get(name, {})
@@ -233,7 +232,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     found = []
     for name in dict.fromkeys(name for run in runs for name in run.results):
         protocols = [
-            dotted(run.results[name][max(run.results[name])].get("protocol", {}))
+            dotted(run.last(name).get("protocol", {}))
             for run in runs
             if name in run.results
         ]
