@@ -44,7 +44,10 @@ def columns_of(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         "run": lambda row: row.run,
         "method": lambda row: row.method,
         "M": lambda row: number(row.m, ","),
-        **{name: lambda row, name=name: score(row.scores, name) for name in scores},
+        **{
+            name: lambda row, name=name: score(row.scores.get(name), name)
+            for name in scores
+        },
         "unique samples": lambda row: number(row.unique_samples, ","),
         "views a step": lambda row: number(row.views_per_step, ","),
         "steps": lambda row: number(row.steps, ","),
@@ -52,9 +55,9 @@ def columns_of(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
     }
 
 
-def score(scores: Mapping[str, float], column: str) -> str:
-    """A score for a table: per cent to hundredths, others to four digits."""
-    return number(scores.get(column), ".2f" if column.endswith("%") else ".4g")
+def score(value: float | None, column: str) -> str:
+    """Format a score for a table: percentages to hundredths, others to four digits."""
+    return number(value, ".2f" if column.endswith("%") else ".4g")
 
 
 @naming_the_run
@@ -170,9 +173,8 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
         for column in scores[0]:
             values = [found[column] for found in scores if column in found]
             if len(values) == len(by_seed):
-                both = {"mean": np.mean(values), "spread": np.std(values, ddof=1)}
-                form = ".2f" if column.endswith("%") else ".4g"
-                cells[column] = f"{both['mean']:{form}} ± {both['spread']:{form}}"
+                mean, spread = np.mean(values), np.std(values, ddof=1)
+                cells[column] = f"{score(mean, column)} ± {score(spread, column)}"
         names = ", ".join(run.name for run in by_seed.values())
         body.append((names, len(by_seed), cells))
         measured |= cells
@@ -193,7 +195,7 @@ def transfers(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
     ]
     columns = dict.fromkeys(column for *_, scores in found for column in scores)
     body = [
-        [run, data, f"{step:,}", *(score(scores, column) for column in columns)]
+        [run, data, f"{step:,}", *(score(scores.get(name), name) for name in columns)]
         for run, data, step, scores in found
     ]
     return (["run", "data set", "step", *columns], body) if body else None
