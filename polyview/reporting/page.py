@@ -203,8 +203,8 @@ def environment(runs: Sequence[Run]) -> str:
         if machine := run.result.get("machine"):
             said = ", ".join(f"{key} {value}" for key, value in machine.items())
             cells.append([f"evaluation of {run.name}", said])
-    escaped = [[html.escape(cell) for cell in row] for row in cells]
-    return "<p>Where this page was made:</p>" + table(["", ""], escaped, text_columns=2)
+    made = table(["", ""], _escaped(cells), text_columns=2)
+    return f"<p>Where this page was made:</p>{made}"
 
 
 def _short(value: Any) -> str:
