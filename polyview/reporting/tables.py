@@ -233,22 +233,9 @@ def notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before comparing the rows."""
     found = []
     for name in dict.fromkeys(name for run in runs for name in run.results):
-        protocols = [
-            dotted(run.last(name).get("protocol", {}))
-            for run in runs
-            if name in run.results
-        ]
-        differing = sorted(
-            key
-            for key in {key for protocol in protocols for key in protocol}
-            if key != "features.dimensions"
-            and len({json.dumps(protocol.get(key)) for protocol in protocols}) > 1
+        found += different_protocols(
+            run.last(name).get("protocol", {}) for run in runs if name in run.results
         )
-        if differing:
-            found.append(
-                "the runs were evaluated by different protocols "
-                f"({', '.join(differing)}): their scores do not compare"
-            )
     for run in runs:
         if not run.evaluations:
             found.append(f"{run.name} has no evaluation: run polyview.evaluate on it")
@@ -262,6 +249,27 @@ def notes(runs: Sequence[Run]) -> list[str]:
         found += [f"{run.name}: {part}" for part in parts if part]
         found += collapsed(run)
     return found
+
+
+def different_protocols(protocols: Iterable[Mapping]) -> list[str]:
+    """A note that names the keys in which protocols differ, if they do.
+
+    A protocol without a key is like one where it is None. The width of an encoder sets
+    the dimensions of its features, so these may differ.
+    """
+    flat = [dotted(protocol) for protocol in protocols]
+    differing = sorted(
+        key
+        for key in {key for protocol in flat for key in protocol}
+        if key != "features.dimensions"
+        and len({json.dumps(protocol.get(key)) for protocol in flat}) > 1
+    )
+    if not differing:
+        return []
+    return [
+        f"the runs were evaluated by different protocols ({', '.join(differing)}): "
+        "their scores do not compare"
+    ]
 
 
 def collapsed(run: Run) -> list[str]:

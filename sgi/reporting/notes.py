@@ -1,9 +1,8 @@
 """What a reader must know before comparing runs."""
 
-import json
 from collections.abc import Sequence
 
-from polyview.config.text import dotted
+from polyview.reporting.tables import different_protocols
 from sgi.reporting.methods import kind, labels, methods_of
 from sgi.reporting.read import Run
 from sgi.scores import GAMES, PROTOCOL
@@ -22,23 +21,11 @@ def notes_on(runs: Sequence[Run]) -> list[str]:
             found.append(f"no aggregate of {method.label}: {method.obstacle}")
     if len({m.games for m in compared if m.scores is not None}) > 1:
         found.append("the aggregates are over different games: they do not compare")
-    protocols = [
-        dotted(
-            {key: last.get(key) for key in ("protocol", "epsilon", "episodes", "cap")}
-        )
+    found += different_protocols(
+        {key: last.get(key) for key in ("protocol", "epsilon", "episodes", "cap")}
         for last in (run.result for run in runs)
         if last
-    ]
-    differing = sorted(
-        key
-        for key in {key for protocol in protocols for key in protocol}
-        if len({json.dumps(protocol.get(key)) for protocol in protocols}) > 1
     )
-    if differing:
-        found.append(
-            f"the runs were evaluated by different protocols ({', '.join(differing)}): "
-            "their scores do not compare"
-        )
     for run in runs:
         if other := _other_than_published(run):
             found.append(
