@@ -221,7 +221,7 @@ def _check_sizes(archive: zipfile.ZipFile) -> None:
         with archive.open(member) as file:
             version = np.lib.format.read_magic(file)
             if version not in versions:
-                raise ValueError(f"{member.filename!r} is of another version")
+                raise ValueError(f"{member.filename!r} has an unknown format version")
             shape, _, dtype = versions[version](file)
         # An empty array, too, has sides that are looped over.
         claimed = math.prod(max(1, side) for side in (*shape, dtype.itemsize))
