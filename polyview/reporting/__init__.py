@@ -1,8 +1,8 @@
-"""Pages that compare runs, and work offline.
+"""Pages that compare runs and work offline.
 
-read     the directory of a run: config, metrics, results
-tables   what compares runs, as rows of text and numbers, and notes on them
-figures  curves of what the runs logged
+read     run directories: config, metrics, results
+tables   rows of text and numbers that compare runs, and notes on them
+figures  curves of the metrics that runs logged
 html     tables, pictures and whole documents
-page     the page of any runs
+page     the page that compares runs
 """

@@ -1,4 +1,4 @@
-"""Curves of what runs logged in training."""
+"""Curves of the metrics that runs logged in training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,10 +25,10 @@ TITLES = {
 
 @styled
 def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
-    """One metric over the steps, a line a run, its name at the line's end.
+    """Draw one metric over the steps, with one line per run, labelled at its end.
 
-    `runs` maps a name to the lines of its metrics.jsonl; runs without the metric, and
-    values that are not finite, are left out.
+    `runs` maps the name of each run to the lines of its metrics.jsonl. Runs without the
+    metric and values that are not finite are left out.
     """
     figure, axes = one_axes(3.1)
     axes.grid(axis="y")

@@ -1,4 +1,4 @@
-"""HTML that refers to nothing outside itself: tables, pictures, documents."""
+"""Self-contained HTML: tables, pictures, documents."""
 
 import base64
 import html
@@ -8,12 +8,12 @@ from polyview.drawing import DPI, png
 
 
 def encoded(text: str) -> bytes:
-    """A page as UTF-8; of a name that is no text, the bytes are escaped."""
+    """Encode a page as UTF-8; bytes of file names that are not text are escaped."""
     return text.encode(errors="backslashreplace")
 
 
 def document(title: str, heading: str, sections: Iterable[tuple[str, str]]) -> str:
-    """A page of (title, HTML) sections, those without content left out."""
+    """Return a page of (title, HTML) sections, except those without content."""
     body = "\n".join(
         f"<section><h2>{html.escape(name)}</h2>\n{content}\n</section>"
         for name, content in sections
@@ -37,13 +37,13 @@ def document(title: str, heading: str, sections: Iterable[tuple[str, str]]) -> s
 
 
 def remarks(found: Iterable[str]) -> str:
-    """Notes as a list, or nothing."""
+    """Return notes as an HTML list, or an empty text if there are none."""
     items = "".join(f"<li>{html.escape(note)}</li>" for note in found)
     return items and f'<ul class="notes">{items}</ul>'
 
 
 def table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
-    """A table that scrolls sideways by itself; cells of `body` are HTML already."""
+    """Return a table that scrolls sideways; the cells of `body` are HTML already."""
 
     def line(cells: Iterable[str], tag: str) -> str:
         kinds = [f"<{tag}>", f'<{tag} class="number">']
@@ -59,13 +59,13 @@ def table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
 
 
 def picture(figure, description: str) -> str:
-    """A Figure as an image that the page holds itself."""
+    """Return a Figure as an image embedded in the page."""
     width, height = figure.get_size_inches() * DPI
     return embedded(png(figure), description, width, height)
 
 
 def embedded(content: bytes, description: str, width: float, height: float) -> str:
-    """A PNG file as an image that the page holds itself."""
+    """Return a PNG file as an image embedded in the page."""
     data = base64.b64encode(content).decode()
     return (
         f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" '
@@ -74,14 +74,14 @@ def embedded(content: bytes, description: str, width: float, height: float) -> s
 
 
 def grid(figures: list[str]) -> str:
-    """Images side by side, as many as the screen is wide."""
+    """Place images side by side, as many as fit the width of the screen."""
     if not figures:
         return ""
     return f'<div class="figures">{"".join(figures)}</div>'
 
 
 def code(text: str) -> str:
-    # A long dotted key may break at its dots, which a phone needs.
+    # A long dotted key may break at its dots, to fit the screen of a phone.
     return f"<code>{html.escape(text).replace('.', '.<wbr>')}</code>"
 
 

@@ -1,4 +1,4 @@
-"""The page that compares any runs."""
+"""The page that compares runs."""
 
 import html
 import importlib.metadata
@@ -32,12 +32,12 @@ from polyview.reporting.tables import (
     with_references,
 )
 
-_MOST_CURVES = 100  # of what the runs logged: a figure takes a third of a second
+_MOST_CURVES = 100  # of logged metrics; each takes a third of a second
 
 
 @naming_the_run
 def html_page(runs: Sequence[Run]) -> str:
-    """The report as one HTML document that refers to nothing outside itself."""
+    """Return the report as one self-contained HTML document."""
     sections = [
         ("Comparison", _comparison(runs)),
         ("Training", training(runs)),
@@ -84,7 +84,7 @@ def _escaped(lines: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def training(runs: Sequence[Run]) -> str:
-    """Curves of all that the runs logged, and of their accuracies."""
+    """Draw curves of logged metrics, and of scores evaluated at several steps."""
     histories = {run.name: run.history for run in runs}
     logged = {
         key
@@ -123,7 +123,7 @@ def training(runs: Sequence[Run]) -> str:
 
 
 def _features(run: Run) -> str:
-    """Tables and pictures of each evaluation, by the code that made it."""
+    """Return the tables and figures of each evaluation, made by its class."""
     tables = [
         table(head, _escaped(body), text_columns=1)
         for _, head, body in beside_references(run)
@@ -135,7 +135,7 @@ def _features(run: Run) -> str:
         figures = {}
         if hasattr(made, "figures"):
             figures = made.figures(numbers, run.figure_data.get(name, {}))
-        elif made is None:  # a user's own: what it drew when it was made
+        elif made is None:  # a user's class: show what it drew when it evaluated
             pictures += [
                 embedded(content, f"{title} of {run.name}", width, height)
                 for title, content, width, height in drawn_pictures(run, name)
@@ -151,7 +151,7 @@ def _features(run: Run) -> str:
 
 
 def protocol(runs: Sequence[Run]) -> str:
-    """How the first run that has an evaluation was evaluated."""
+    """Show the protocol of the first run that was evaluated."""
     for run in runs:
         if run.evaluations:
             flat = dotted(run.result.get("protocol", {})).items()
@@ -163,7 +163,7 @@ def protocol(runs: Sequence[Run]) -> str:
 
 
 def configurations(runs: Sequence[Run]) -> str:
-    """Where the configs differ, and each in full."""
+    """Show where the configs differ, then each config in full."""
     flat = [dotted(run.config) for run in runs]
     keys = sorted({key for config in flat for key in config})
     cells = [
@@ -189,7 +189,7 @@ def configurations(runs: Sequence[Run]) -> str:
 
 
 def environment(runs: Sequence[Run]) -> str:
-    """Where the page was made, and the machines that evaluated."""
+    """Show the machine that made the page, and those that evaluated the runs."""
     packages = ("polyview", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
     cells = [["Python", platform.python_version()]]
     for package in packages:

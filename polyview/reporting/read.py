@@ -1,4 +1,4 @@
-"""The directory of a run, as training and evaluation left it; nothing is trusted."""
+"""Reads run directories as training and evaluation leave them; files are untrusted."""
 
 import dataclasses
 import functools
@@ -20,20 +20,20 @@ from polyview.reporting.html import encoded
 from polyview.runs import metrics
 
 REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
-_MOST_PICTURES, _LARGEST_PICTURE = 20, 2**23  # of an evaluation; bytes of each
-_LARGEST_ARRAYS = 2**28  # bytes of an evaluation's, in all; ours are of a few million
+_MOST_PICTURES, _LARGEST_PICTURE = 20, 2**23  # per evaluation; bytes of each
+_LARGEST_ARRAYS = 2**28  # bytes of all arrays of an evaluation; ours take a few MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run directory holds.
+    """The content of a run directory.
 
     Attributes:
-      results: {name of an evaluation: {step: what it found}}; "" is the name of the one
-        evaluation of an older config.
-      references: {name: {reference: what it found}}.
-      figure_data: {name: arrays of its last step}.
-      transfers: {(name, data set): (step, what it found)}, the newest of each.
+      results: {evaluation: {step: result}}. An older config has only one evaluation,
+        which is named "".
+      references: {evaluation: {reference: result}}.
+      figure_data: {evaluation: arrays of its last step}.
+      transfers: {(evaluation, data set): (step, result)}, the last of each.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def evaluations(self) -> dict[int, dict]:
-        """All that was found at each step, whichever evaluation found it."""
+        """The results of all evaluations at each step, united into one."""
         found: dict[int, dict] = {}
         for name, by_step in self.results.items():
             for step, numbers in by_step.items():
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """All that was found at the last step that has any, or {}."""
+        """The united results of the last evaluated step, or {}."""
         evaluations = self.evaluations
         return evaluations[max(evaluations)] if evaluations else {}
 
@@ -67,8 +67,11 @@ class Run:
         return by_step[max(by_step)]
 
     def evaluation(self, name: str, numbers: Mapping) -> Any:
-        """The class that made a result, for its figures; None where it may not be
-        imported: the name stands in a file of the run."""
+        """Return the class that made a result, which draws its figures.
+
+        Returns None if the class may not be imported: its name comes from a file of the
+        run, which is untrusted.
+        """
         target = numbers.get("evaluation")
         if target is None:  # a result of version 0.1
             target = (specs_of(self.config).get(name) or {}).get("target")
@@ -78,7 +81,7 @@ class Run:
             return None
 
     def with_columns(self, name: str, numbers: Mapping) -> dict:
-        """A result with its columns, which those of version 0.1 do not carry."""
+        """Return a result with its columns, which results of version 0.1 lack."""
         if "columns" in numbers:
             return dict(numbers)
         made = self.evaluation(name, numbers)
@@ -87,9 +90,9 @@ class Run:
 
 
 def _united(one: dict, other: dict, name: str) -> dict:
-    """Two results of one step: their columns and protocols side by side.
+    """Unite two results of one step: their columns and protocols stand side by side.
 
-    A column that both have is told apart by the name of the other.
+    If both have a column, that of `other` gets its evaluation's name as a prefix.
     """
     both = {**one, **other}
     columns = dict(one.get("columns", {}))
@@ -102,8 +105,8 @@ def _united(one: dict, other: dict, name: str) -> dict:
 
 
 def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
-    """Decorate what tells of runs: it raises InputError for a run whose content is not
-    what it should be, and names it."""
+    """Decorate a function of runs: it raises an InputError that names the run whose
+    content is malformed."""
 
     @functools.wraps(tell)
     def told(runs: Sequence[Run]) -> Any:
@@ -112,7 +115,7 @@ def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
                 return tell(runs)
         except InputError:
             if len(runs) > 1:
-                for run in runs:  # is it one of them?
+                for run in runs:  # find the one at fault
                     told([run])
             raise
 
@@ -122,12 +125,12 @@ def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
 def read(paths: Sequence[Path]) -> list[Run]:
     """Read run directories.
 
-    Raises InputError for a path that is no run, and for a file in it that is damaged.
+    Raises InputError if a path is not a run, or if a file in a run is damaged.
     """
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    # A name on the disk need not be text, as a picture's must be.
+    # File names need not be text, but the names in a figure must be.
     names = [encoded(name).decode() for name in names]
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
 
@@ -168,8 +171,11 @@ def _read(path: Path, name: str) -> Run:
 
 
 def drawn_pictures(run: Run, name: str) -> Iterator[tuple[str, bytes, int, int]]:
-    """The pictures that lie beside the last result of an evaluation: what each shows,
-    a PNG file, its width and height. Raises InputError for a file that is none."""
+    """Yield the pictures beside the last result of an evaluation.
+
+    Each is a title, a PNG file, its width and its height. Raises InputError for a file
+    that is not PNG or too large.
+    """
     stem = result_name(max(run.results[name]), name)
     for path in sorted((run.path / "eval").glob(f"{stem}-*.png"))[:_MOST_PICTURES]:
         if "-on-" in path.stem:
@@ -206,12 +212,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         content.seek(0)
         with np.load(content, allow_pickle=False) as arrays:
             return dict(arrays)
-    except Exception as error:  # of a dozen kinds: zipfile and numpy name few of them
+    except Exception as error:  # zipfile and numpy raise a dozen kinds, few documented
         raise InputError(f"{path} is damaged ({error}); evaluate again") from error
 
 
 def _check_sizes(archive: zipfile.ZipFile) -> None:
-    """Raise ValueError for arrays of more bytes than any evaluation has."""
+    """Raise ValueError if the arrays take more bytes than those of any evaluation."""
     versions = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -223,7 +229,7 @@ def _check_sizes(archive: zipfile.ZipFile) -> None:
             if version not in versions:
                 raise ValueError(f"{member.filename!r} has an unknown format version")
             shape, _, dtype = versions[version](file)
-        # An empty array, too, has sides that are looped over.
+        # Code loops over the sides of an array even if the array is empty.
         claimed = math.prod(max(1, side) for side in (*shape, dtype.itemsize))
         size += max(claimed, member.file_size)
     if size > _LARGEST_ARRAYS:

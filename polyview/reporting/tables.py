@@ -1,4 +1,4 @@
-"""What compares runs, as rows of text and numbers, and notes on them."""
+"""Rows of text and numbers that compare runs, and notes on them."""
 
 import dataclasses
 import json
@@ -12,15 +12,15 @@ from polyview.config.text import dotted
 from polyview.reporting.read import REFERENCES, Run, naming_the_run
 
 MISSING = "–"
-# Deviation of a dimension and RankMe below which the page says so; ours. An untrained
-# ResNet on the digits has .13 and 2.6.
+# The page warns of features whose deviation of a dimension or RankMe is lower. We chose
+# the thresholds; an untrained ResNet on the digits has 0.13 and 2.6.
 _COLLAPSED, _ONE_LINE = 0.1, 1.5
-TEXT_COLUMNS = 2  # the first ones; the others are numbers, aligned to the right
+TEXT_COLUMNS = 2  # come first; the others are numbers, aligned to the right
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the comparison; None where the run does not say."""
+    """A row of the comparison; a value that the run does not give is None."""
 
     run: str
     method: str
@@ -38,7 +38,7 @@ class Row:
 
 
 def columns_of(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    """The columns of a table; first what a narrow screen should show."""
+    """Return the columns of the comparison, most important first for narrow screens."""
     scores = dict.fromkeys(name for line in lines for name in line.scores)
     return {
         "run": lambda row: row.run,
@@ -62,7 +62,7 @@ def score(value: float | None, column: str) -> str:
 
 @naming_the_run
 def summary(runs: Sequence[Run]) -> str:
-    """The tables and the notes as plain text."""
+    """Return the tables and the notes as plain text."""
     parts = [text_table(rows(runs))]
     if found := over_seeds(runs):
         parts.append(f"\nover seeds, mean ± standard deviation\n{aligned(*found, 1)}")
@@ -77,8 +77,8 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 def beside_references(run: Run) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, head and body of the tables that evaluations make of a run and its
-    references."""
+    """Return the tables in which evaluations compare a run with its references, each as
+    title, head and body."""
     found = []
     for name in run.results:
         compared = with_references(run, name)
@@ -89,7 +89,7 @@ def beside_references(run: Run) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 def with_references(run: Run, name: str) -> dict[str, dict]:
-    """The last result of an evaluation and those of its references, by labels."""
+    """Return the last result of an evaluation and its references', by their labels."""
     return {run.name: run.last(name)} | {
         method: run.references[name][reference]
         for reference, method in REFERENCES.items()
@@ -98,7 +98,7 @@ def with_references(run: Run, name: str) -> dict[str, dict]:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """The lines of the table: the runs, then each distinct reference once."""
+    """Return the rows of the table: the runs, then each distinct reference once."""
     lines = [_row(run) for run in runs]
     for reference, method in REFERENCES.items():
         distinct = {}
@@ -140,14 +140,14 @@ def _row(run: Run) -> Row:
 
 
 def _cross_modal(objective: dict[str, Any]) -> str:
-    """The terms that a cross-modal objective weighs, beside its tasks."""
+    """Name the tasks of a cross-modal objective and its weighted terms."""
     weights = objective["terms"] | {"poly-view": objective.get("polyview_weight", 0)}
     terms = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
     return " + ".join([*objective.get("tasks", {}), *terms])
 
 
 def _seconds(history: list[dict]) -> float | None:
-    """Time in training, over all the times the run was resumed."""
+    """Sum the seconds of training over all resumes of the run."""
     times = [line.get("time") for line in history]
     clock = [t["seconds"] for t in times if isinstance(t, dict) and "seconds" in t]
     if not clock:
@@ -157,8 +157,11 @@ def _seconds(history: list[dict]) -> float | None:
 
 
 def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
-    """Head and body of a table of the runs that differ in nothing but their seed, two
-    or more of a kind, at one step: mean and standard deviation (n - 1)."""
+    """Return head and body of a table of scores over seeds, if there are several.
+
+    A row is two or more runs, evaluated at one step, that differ only in their seed. A
+    cell is the mean and the standard deviation (n - 1).
+    """
     kinds: dict[str, dict[Any, Run]] = {}
     for run in runs:
         config = lasting_keys(run.config) | {"seed": None}
@@ -187,7 +190,7 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
 
 
 def transfers(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
-    """Head and body of a table of the evaluations on other data sets, if any."""
+    """Return head and body of a table of evaluations on other data sets, if any."""
     found = [
         (run.name, data, step, run.with_columns(name, numbers)["columns"])
         for run in runs
@@ -202,19 +205,19 @@ def transfers(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
 
 
 def number(value: float | None, form: str, scale: float = 1) -> str:
-    """A number for a table; a dash where there is none."""
+    """Format a number for a table, or None as a dash."""
     return MISSING if value is None else format(scale * value, form)
 
 
 def text_table(lines: Sequence[Row]) -> str:
-    """The comparison as aligned plain text."""
+    """Return the comparison as aligned plain text."""
     columns = columns_of(lines)
     body = [[column(line) for column in columns.values()] for line in lines]
     return aligned(list(columns), body, text_columns=TEXT_COLUMNS)
 
 
 def aligned(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
-    """A table as plain text; all but the first columns are aligned to the right."""
+    """Return a table as plain text; columns after the first ones are right-aligned."""
     cells = [head, *body]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -230,7 +233,7 @@ def aligned(head: list[str], body: Iterable[list[str]], text_columns: int) -> st
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before comparing the rows."""
+    """Return what a reader must know before comparing the rows."""
     found = []
     for name in dict.fromkeys(name for run in runs for name in run.results):
         found += different_protocols(
@@ -273,9 +276,9 @@ def different_protocols(protocols: Iterable[Mapping]) -> list[str]:
 
 
 def collapsed(run: Run) -> list[str]:
-    """Alerts where features lie almost in one point, or on one line.
+    """Return alerts for features that lie almost in one point or on one line.
 
-    Read are h and z of the last evaluation and z of the last step that was logged.
+    These are h and z of the last evaluation, and z of the last logged step.
     """
     measured = {
         f"{of} of the test split": measures

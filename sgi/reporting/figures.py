@@ -15,13 +15,13 @@ from sgi.reporting.methods import Method, labels
 from sgi.reporting.read import Run, over_seeds, seed_means
 from sgi.scores import GAMES
 
-WINDOW = 10  # finished games that a point of a learning curve is the mean of
+WINDOW = 10  # finished games that a point of a learning curve averages
 POINTS = 100  # of a learning curve
 
 
 @naming_the_run
 def curves_alone(runs: Sequence[Run]) -> bytes:
-    """The learning curves as a PNG file; raises InputError where there are none."""
+    """Return the learning curves as a PNG file; raises InputError if there are none."""
     if not (games := drawable(runs)):
         raise InputError("no seed has finished a game yet: there is no curve")
     return drawing.png(curves(runs, games))
@@ -29,7 +29,7 @@ def curves_alone(runs: Sequence[Run]) -> bytes:
 
 @drawing.styled
 def intervals(compared: Sequence[Method], colors: Mapping[str, str]) -> Figure:
-    """Each aggregate of each method, with its interval where seeds are several."""
+    """Draw each aggregate of each method, with an interval if it has several seeds."""
     height = 2 * (0.5 + 0.21 * len(compared))
     figure = Figure(figsize=(1.4 * drawing.WIDTH, height), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True).ravel()
@@ -50,10 +50,10 @@ def intervals(compared: Sequence[Method], colors: Mapping[str, str]) -> Figure:
 
 
 def learning_curve(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps [points] and raw scores float[seeds, points] of training.
+    """Return steps [points] and raw scores float[seeds, points] of training.
 
     A point is the mean of the last `WINDOW` games that a seed has finished by then. The
-    curve begins where each seed has finished one; None where that never was.
+    curve begins once each seed has finished a game; returns None if one never did.
     """
     seeds = sorted({line["seed"] for line in run.episodes})
     if not seeds or len(seeds) < run.config.get("seeds", 1):
@@ -81,7 +81,7 @@ def learning_curve(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def drawable(runs: Sequence[Run]) -> list[str]:
-    """The games that have a curve or an evaluation to show."""
+    """Return the games that have a curve or an evaluation to show."""
     shown = [
         run.game
         for run in runs
@@ -92,7 +92,7 @@ def drawable(runs: Sequence[Run]) -> list[str]:
 
 @drawing.styled
 def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
-    """The learning curves of games, a panel each; a method has one colour in all."""
+    """Draw the learning curves of each game in a panel; a method keeps its colour."""
     columns = min(3, len(games))
     rows = -(-len(games) // columns)
     size = columns * drawing.WIDTH, rows * 3.1
@@ -122,13 +122,13 @@ def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
 
 
 def method_colors(runs: Sequence[Run]) -> dict[str, str]:
-    """Method -> its colour, the same in every picture."""
+    """Return the colour of each method, which is the same in every picture."""
     names = dict.fromkeys(labels(runs).values())
     return dict(zip(names, itertools.cycle(drawing.RUNS), strict=False))
 
 
 def _curve(axes, run: Run, color: str, style: str) -> tuple[float, float] | None:
-    """Draw a run and return the score and the step at its end, if it has any."""
+    """Draw a run, and return its last score and step if it has any."""
     last = None
     for step in filter(None, run.evaluations):
         scores = seed_means(run.evaluations[step])
@@ -148,7 +148,7 @@ def _curve(axes, run: Run, color: str, style: str) -> tuple[float, float] | None
 
 
 def _levels(axes, game: str) -> list[tuple]:
-    """Draw random play and the human where they are in sight, and return the ends."""
+    """Draw the random and human scores if in sight, and return their lines' ends."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     ends = []

@@ -1,6 +1,6 @@
-"""Which runs are of one method, and its scores over games.
+"""Which runs belong to one method, and its scores over games.
 
-Runs of one method differ in nothing but their game, their seeds and what does not
+Runs of one method differ only in their game, their seeds and settings that do not
 change the numbers.
 """
 
@@ -14,20 +14,21 @@ from polyview.config.schema import lasting_keys
 from sgi.reporting.read import Run
 from sgi.scores import GAMES, human_normalised
 
-# What differs between runs of one method.
+# Keys in which runs of one method may differ.
 _OF_A_RUN = {"game", "seed", "seeds", "init_from", "model.actions"}
 _AGENTS = {"SPR": "spr", "DER": "der"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Runs that differ in game and seeds only.
+    """A method and its scores over games.
 
     Attributes:
-      label: how they began, and what sets them apart from other such runs.
-      games: those of the table in which it was evaluated.
-      scores: float[seeds, games], human-normalised; None where `obstacle` says why.
-      published: the scores are one mean a game, and not ours.
+      label: how its runs began, with a letter if several methods began alike.
+      games: the games of the published table in which it was evaluated.
+      scores: float[seeds, games], human-normalised; None if there is an `obstacle`.
+      obstacle: why the scores of its runs do not form an array.
+      published: whether the scores are published means, one per game.
     """
 
     label: str
@@ -38,10 +39,9 @@ class Method:
 
 
 def labels(runs: Sequence[Run]) -> dict[str, str]:
-    """Run -> its method: how it began, with a letter where such runs are of several.
+    """Return the label of each run's method.
 
-    Runs of one method differ in nothing but their game, their seeds and what does not
-    change the numbers.
+    It says how the run began, with a letter if several methods began alike.
     """
     kinds = {}
     for run in runs:
@@ -55,7 +55,7 @@ def labels(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def kind(run: Run) -> tuple[str, ...]:
-    """What of its config makes its method."""
+    """Return the settings that define the method of a run."""
     return tuple(
         f"{key} {json.dumps(value)}"
         for key, value in sorted(lasting_keys(run.config).items())
@@ -64,10 +64,10 @@ def kind(run: Run) -> tuple[str, ...]:
 
 
 def methods_of(runs: Sequence[Run]) -> list[Method]:
-    """Gather the evaluated runs of each method, on the games of the table.
+    """Gather the evaluated runs of each method, on the games of the published table.
 
-    Aggregates need the same number of seeds of each game, at the same step; a game and
-    seed that occurs twice leaves open which of the two to take.
+    An aggregate requires as many seeds of each game, all at the same step. No seed of a
+    game may occur twice, as it would be open which of the two counts.
     """
     gathered = {}
     for name, label in labels(runs).items():
@@ -98,7 +98,7 @@ def _method(label: str, runs: Sequence[Run]) -> Method:
 
 
 def references(of: set[tuple[str, ...]]) -> list[Method]:
-    """The published agents over each of the given sets of games, as methods."""
+    """Return the published agents over each given set of games, as methods."""
     found = []
     for games in sorted(of):
         where = "" if len(of) == 1 else f", {len(games)} games"

@@ -9,7 +9,7 @@ from sgi.scores import GAMES, PROTOCOL
 
 
 def notes_on(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before comparing the rows."""
+    """Return what a reader must know before comparing the rows."""
     found, compared, named = [], methods_of(runs), labels(runs)
     for run in runs:
         if named[run.name] != run.start:  # a letter to explain
@@ -49,7 +49,7 @@ def notes_on(runs: Sequence[Run]) -> list[str]:
 
 
 def _other_than_published(run: Run) -> list[str]:
-    """In what a run with human-normalised scores differs from Atari 100k."""
+    """List where a run with human-normalised scores departs from Atari 100k."""
     if run.normalised is None:
         return []
     last = run.evaluations[run.evaluated]

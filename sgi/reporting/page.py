@@ -15,12 +15,12 @@ from sgi.reporting.read import Run
 from sgi.reporting.tables import TEXT_COLUMNS, score_columns, seed_count
 from sgi.scores import GAMES, PUBLISHED, SOURCE
 
-_READABLE = 10  # runs in a picture of the training's metrics
+_READABLE = 10  # runs in one figure of training metrics
 
 
 @naming_the_run
 def html_page(runs: Sequence[Run]) -> str:
-    """The report as one HTML document that refers to nothing outside itself."""
+    """Return the report as one self-contained HTML document."""
     games = list(dict.fromkeys(run.game for run in runs))
     drawn = grid(
         [
@@ -91,7 +91,7 @@ def _published(games: Sequence[str]) -> str:
 
 
 def aggregates(runs: Sequence[Run]) -> str:
-    """The section of aggregates over games; empty where no method has any."""
+    """Return the section of aggregates over games, empty if no method has any."""
     compared = [m for m in methods_of(runs) if m.scores is not None]
     if not compared:
         return ""

@@ -13,23 +13,23 @@ from polyview.reporting.read import read as read_any
 from polyview.runs import metrics
 from sgi.scores import GAMES, human_normalised
 
-_MOST_SEEDS = 1000  # of a run: an interval draws 5,000 times as many
+_MOST_SEEDS = 1000  # per run; an interval draws 5,000 times as many
 
 
 @dataclasses.dataclass(frozen=True)
 class Run(AnyRun):
-    """A fine-tuned run; `episodes` are its finished games of training."""
+    """A fine-tuned run; `episodes` are the games that it finished in training."""
 
     episodes: list[dict]
 
     @property
     def game(self) -> str:
-        """As ale-py spells it."""
+        """The name of the game, as ale-py spells it."""
         return self.config["game"]
 
     @property
     def start(self) -> str:
-        """Whose weights it began with."""
+        """How the run began: with pre-trained weights or from scratch."""
         return "pre-trained" if self.config.get("init_from") else "from scratch"
 
     @property
@@ -39,13 +39,13 @@ class Run(AnyRun):
 
     @property
     def scores(self) -> np.ndarray | None:
-        """float[seeds]: the mean raw score of each seed at that step."""
+        """float[seeds]: the mean raw score of each seed at step `evaluated`."""
         step = self.evaluated
         return None if step is None else seed_means(self.evaluations[step])
 
     @property
     def normalised(self) -> np.ndarray | None:
-        """float[seeds]: `scores`, human-normalised where the game's table allows."""
+        """float[seeds]: `scores`, human-normalised if the game is in the table."""
         known = self.game in GAMES and self.scores is not None
         return human_normalised(self.game, self.scores) if known else None
 
@@ -53,8 +53,7 @@ class Run(AnyRun):
 def read(paths: Sequence[Path]) -> list[Run]:
     """Read fine-tuned runs, and order them by game and start.
 
-    Raises InputError for a path that is no such run, and for a file in it that is
-    damaged.
+    Raises InputError if a path is not such a run, or if a file in a run is damaged.
     """
     runs = []
     for path, run in zip(paths, read_any(paths), strict=True):
@@ -91,10 +90,10 @@ def _check_count(seeds: int) -> None:
 
 
 def seed_means(evaluation: Mapping[str, Any]) -> np.ndarray:
-    """float[seeds]: the mean raw score of each seed of an evaluation."""
+    """Return float[seeds]: the mean raw score of each seed of an evaluation."""
     return np.array([sum(games) / len(games) for games in evaluation["scores"]], float)
 
 
 def over_seeds(scores: np.ndarray) -> np.ndarray:
-    """The mean over seeds, `scores[..., seeds] -> [...]`."""
+    """Return the mean over seeds, `scores[..., seeds] -> [...]`."""
     return scores.mean(axis=-1)

@@ -1,4 +1,4 @@
-"""The table of scores, a run a row."""
+"""The table of scores, one run per row."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,12 +11,12 @@ from sgi.reporting.methods import labels
 from sgi.reporting.notes import notes_on
 from sgi.reporting.read import Run, over_seeds, seed_means
 
-TEXT_COLUMNS = 3  # the first ones; numbers follow
+TEXT_COLUMNS = 3  # come first; the others are numbers
 
 
 @naming_the_run
 def summary(runs: Sequence[Run]) -> str:
-    """The table of scores and the notes as plain text."""
+    """Return the table of scores and the notes as plain text."""
     columns = score_columns(runs)
     body = [[column(run) for column in columns.values()] for run in runs]
     table = aligned(list(columns), body, TEXT_COLUMNS)
@@ -24,7 +24,7 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 def score_columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], str]]:
-    """The columns of the table of scores; the first ones are text."""
+    """Return the columns of the table of scores; the first ones are text."""
     method = labels(runs)
     found = {
         "game": lambda run: run.game,
@@ -45,7 +45,7 @@ def score_columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], str]]:
 
 
 def seed_count(scores: np.ndarray | None) -> str:
-    """How many seeds were evaluated, as a cell."""
+    """Format the number of evaluated seeds as a cell."""
     return number(None if scores is None else len(scores), "d")
 
 
