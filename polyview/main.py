@@ -20,7 +20,7 @@ def main() -> None:
         "Status: 0 finished, 2 bad input, 3 not finite, 75 saved after SIGTERM.",
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
-    parser.add_argument("--workdir", metavar="DIR")
+    parser.add_argument("--workdir", metavar="DIR", type=Path)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--replay", action="store_true", help="take the dumped step of DIR once more"
@@ -65,22 +65,21 @@ def main() -> None:
         raise InputError("give --workdir DIR")
 
     if not (flags.replay or flags.dry_run):
-        check_workdir(Path(flags.workdir), config)
+        check_workdir(flags.workdir, config)
     cli.start(flags)
     # JAX is imported here, after the mistakes that need none of it.
-    if flags.replay:
-        from polyview.training.nonfinite import replay_run
-        from polyview.training.trainer import Trainer
-
-        replay_run(Trainer, Path(flags.workdir), tuple(flags.trust))
-    elif flags.dry_run:
+    if flags.dry_run:
         from polyview.training.dry_run import dry_run
 
         dry_run(config)
-    else:
-        from polyview.training.train import train
-        from polyview.training.trainer import Trainer
+        return
+    from polyview.training.nonfinite import replay_run
+    from polyview.training.train import train
+    from polyview.training.trainer import Trainer
 
+    if flags.replay:
+        replay_run(Trainer, flags.workdir, tuple(flags.trust))
+    else:
         train(Trainer(config), flags.workdir)
 
 

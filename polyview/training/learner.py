@@ -74,11 +74,8 @@ class Learner(Protocol):
         ...
 
     def logged(self, step: int) -> bool:
-        """Whether the metrics of the step that makes `step` are written.
-
-        step: an int, or an array of one where a compiled step asks.
-        """
-        return (step % self.config.log_every == 0) | (step == 1) | (step == self.steps)
+        """Whether the metrics of the step that makes `step` are written."""
+        return step % self.config.log_every == 0 or step in (1, self.steps)
 
     def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Return what is written of a step: metrics, and what only the host knows."""

@@ -86,6 +86,10 @@ class Trainer(Learner):
             donate_argnums=0,
         )
 
+    def logged(self, step):
+        """As in `Learner`, for an array too: the compiled step asks what to inspect."""
+        return (step % self.config.log_every == 0) | (step == 1) | (step == self.steps)
+
     def batches(
         self, start: int, steps: int | None = None, workers: int | None = None
     ) -> Iterator:
