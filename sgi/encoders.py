@@ -2,12 +2,13 @@
 
     Nature      three plain convolutions, SGI's S
     Residual    three groups of inverted residuals, SGI's M and L
+    Pooled      either of them as the encoder of a `polyview.nn.towers.Tower`
 
 Initial values are those of the official code: torch's default, but for the kernels of
 `Residual`, which are normal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Literal
 
@@ -210,6 +211,27 @@ class Nature(nnx.Module):
         for layer in self.layers:
             x = jax.nn.relu(layer(x))
         return x
+
+
+class Pooled(nnx.Module):
+    """An encoder of maps as the encoder of a tower: its map, and the mean of the map.
+
+    `x[n, h, w, history] -> (h[n, c], local[n, p, c])`. `encoder(rngs=)` makes the other
+    one, whose weights lie at `map`: a network of SGI begins with them by
+    `init={"encoder": (run, "towers.frames.encoder.map")}`.
+    """
+
+    def __init__(self, encoder: Callable[..., nnx.Module], *, rngs: nnx.Rngs):
+        self.map = encoder(rngs=rngs)
+        self.features = self.map.channels
+
+    def __call__(
+        self, x: jax.Array, *, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        del key
+        found = self.map(x, train=train)
+        local = found.reshape(len(found), -1, self.features)
+        return local.mean(1), local
 
 
 def _deviation(features: int, size: int) -> float:

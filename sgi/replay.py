@@ -1,9 +1,9 @@
 """Recorded play as a Source, and the views of a moment of it: what comes later.
 
 An example is an episode and a time in it, as slices of arrays in memory that nobody
-copies. `Window` takes the few frames of it that the losses need: with the paper's
-numbers 9 around the time and 4 of a goal, where stacks for the whole window of 50 steps
-would be 240.
+copies. `Stacks` takes whole observations, for any objective on views. `Window` takes
+the few frames of it that the losses need: with the paper's numbers 9 around the time
+and 4 of a goal, where stacks for the whole window of 50 steps would be 240.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyview.data.views import Example
-from polyview.errors import InputError
+from polyview.errors import InputError, check_range
 from sgi import recording
 from sgi.recording import HISTORY
 
@@ -122,7 +122,8 @@ class Window:
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
         frames, time = example["frames"], example["time"]
         last = len(frames) - 1
-        self._check_reach(last - time, example["terminal"][last])
+        reach = max(self.jumps, self.goal[1] if self.goal is not None else 0)
+        _check_reach(reach, last - time, example["terminal"][last])
         stack = np.arange(1 - self.history, 1)
         times = {"frames": time + np.arange(1 - self.history, self.jumps + 1)}
         if self.goal is not None:
@@ -142,14 +143,46 @@ class Window:
         present = {name: at >= 0 for name, at in times.items()}
         return {"views": views, "present": present, "targets": targets}
 
-    def _check_reach(self, left: int, ended: bool) -> None:
-        """Refuse to let a last frame stand in where the episode did not end."""
-        reach = max(self.jumps, self.goal[1] if self.goal is not None else 0)
-        if left < reach and not ended:
-            raise InputError(
-                f"a window reaches {reach} steps ahead, of which an unfinished episode "
-                f"has {left} left; set `ahead` of the source to {reach}"
-            )
+
+@dataclass(frozen=True)
+class Stacks:
+    """Stacks of frames from a time t of an episode on, each a view of the same moment.
+
+        views    frames uint8[m, h, w, history]: the stack seen at t + offset
+        targets  action int32[]: taken at t
+
+    for each of the m `offsets`, 0 or more. As in `Window`, frames from before the
+    episode's start are zeros, and after its end its last stack stands in.
+    """
+
+    offsets: Sequence[int] = (0, 3)
+    history: int = HISTORY
+
+    def __post_init__(self):
+        check_range(0, offsets=self.offsets)
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        del rng
+        frames, time = example["frames"], example["time"]
+        last = len(frames) - 1
+        _check_reach(max(self.offsets), last - time, example["terminal"][last])
+        stack = np.arange(1 - self.history, 1)
+        times = [min(time + offset, last) + stack for offset in self.offsets]
+        stacks = np.stack([_frames_at(frames, at) for at in times])
+        return {
+            "views": {"frames": np.moveaxis(stacks, 1, -1)},
+            "present": {"frames": np.ones(len(times), bool)},
+            "targets": {"action": np.asarray(example["action"][time])},
+        }
+
+
+def _check_reach(reach: int, left: int, ended: bool) -> None:
+    """Refuse to let a last frame stand in where the episode did not end."""
+    if left < reach and not ended:
+        raise InputError(
+            f"a window reaches {reach} steps ahead, of which an unfinished episode has "
+            f"{left} left; set `ahead` of the source to {reach}"
+        )
 
 
 def _frames_at(frames: np.ndarray, times: np.ndarray) -> np.ndarray:
