@@ -27,7 +27,7 @@ from polyview.config import parts as config_parts
 from polyview.config.overrides import parse_arguments
 from polyview.errors import InputError, nearest
 from sgi import parts, recording
-from sgi.variables import ADDRESSES
+from sgi.ram import ADDRESSES
 
 # Recordings, and epochs of them; the paper's R was not released, ours is 20 as well.
 MIXES = {"R": ("random", 20), "M": ("m", 20), "ML": ("ml", 10), "W": ("w", 20)}

@@ -28,7 +28,7 @@ from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
 from sgi import dqn_replay, recording
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE, Game
-from sgi.record import EpsilonGreedy, Policy, Uniform, play
+from sgi.playing import EpsilonGreedy, Policy, Uniform, play
 
 PREPROCESSING = {
     "frame_skip": FRAME_SKIP,
@@ -99,17 +99,17 @@ def _policies(options: argparse.Namespace, game: Game) -> dict[str, Policy]:
     count = len(game.actions)
     if not options.agent:
         return {"random": Uniform(count)}
-    from sgi import agent  # play at random needs no JAX
+    from sgi.load import greedy, load  # play at random needs no JAX
 
     def policy(name: str) -> tuple[str, Policy]:
         run, at, step = name.rpartition("@") if "@" in name else (name, "", "")
         if at and not step.isdecimal():
             raise InputError(f"--agent {name}: write RUN or RUN@STEP")
-        model = agent.load(run, seed=options.agent_seed, at=int(step) if at else None)
+        model = load(run, seed=options.agent_seed, at=int(step) if at else None)
         if model.config.get("game") != game.name:
             raise InputError(f"--agent {run} does not play {game.name}")
-        greedy = EpsilonGreedy(agent.greedy(model), options.epsilon, count)
-        return f"{run}@{model.step}", greedy
+        mixed = EpsilonGreedy(greedy(model), options.epsilon, count)
+        return f"{run}@{model.step}", mixed
 
     policies = dict(map(policy, options.agent))
     if len(policies) < len(options.agent):

@@ -27,8 +27,8 @@ from polyview.evaluation.features import Extracted, extract
 from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
 from sgi import recording
+from sgi.ram import ADDRESSES
 from sgi.replay import Replay, Window
-from sgi.variables import ADDRESSES
 
 _SHOWN = 12  # frames of the test episodes kept for a figure
 

@@ -16,7 +16,7 @@ from PIL import Image
 from polyview import cli, errors, files
 from polyview.errors import InputError
 from sgi.atari import NOOPS, Game
-from sgi.record import EpsilonGreedy, Policy, play
+from sgi.playing import EpsilonGreedy, Policy, play
 from sgi.scores import PROTOCOL
 
 MILLISECONDS = 70  # that a picture is shown
@@ -41,13 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"--output {options.output} must end in .gif")
     cli.check_output(options.output)
 
-    from sgi import agent  # and JAX: after the mistakes that need none of it
+    # JAX comes with it: after the mistakes that need none of it.
+    from sgi.load import greedy, load
 
-    model = agent.load(options.run, options.seed, options.at)
+    model = load(options.run, options.seed, options.at)
     if "game" not in model.config:
         raise InputError(f"{options.run} is not a run of sgi.finetune: it has no game")
     game = Game(model.config.game)
-    policy = EpsilonGreedy(agent.greedy(model), PROTOCOL["epsilon"], len(game.actions))
+    policy = EpsilonGreedy(greedy(model), PROTOCOL["epsilon"], len(game.actions))
     screens, score, over = film(game, policy, options.steps, options.game_seed)
     write(options.output, screens)
     print(

@@ -173,13 +173,13 @@ def call_of_nnx(node: ast.AST) -> str | None:
     "name",
     [
         "atari",
-        "record",
+        "playing",
         "recording",
         "dqn_replay",
         "replay",
         "environment",
         "scores",
-        "variables",
+        "ram",
     ],
 )
 def test_play_and_what_is_recorded_of_it_need_no_jax(name):

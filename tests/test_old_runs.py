@@ -116,11 +116,11 @@ def test_a_pre_trained_atari_network_is_read_and_lent(old, monkeypatch):
 
 def test_an_agent_is_loaded_and_reported(old):
     pytest.importorskip("ale_py")
-    from sgi import agent
+    from sgi.load import load as load_agent
     from sgi.reporting.read import read as read_agents
 
     run = old("agent")
-    first, second = (agent.load(run, seed) for seed in (0, 1))
+    first, second = (load_agent(run, seed) for seed in (0, 1))
     assert first.step == 50 and first.arrays.keys() == second.arrays.keys()
     (reported,) = read_agents([run])
     assert reported.evaluated == 50 and len(reported.scores) == 2

@@ -16,7 +16,8 @@ from polyview.errors import InputError
 from polyview.model import abstract_module, merge_module, split_module
 from polyview.runs import checkpoint, init
 from polyview.training.step import TrainState, begin_with, create_state, make_step
-from sgi import agent, pretrain
+from sgi import load as loading
+from sgi import pretrain
 from sgi.agent import Keys, Rainbow, act, grouped_adam, transfer_map
 from sgi.network import Network
 
@@ -626,7 +627,7 @@ def test_one_of_several_agents_is_loaded(tmp_path):
     config = {"seeds": 2, "model": model}
     saved(tmp_path, config, {"train": dict(zip(names, many, strict=True))})
     for seed in range(2):
-        found = agent.load(tmp_path, seed)
+        found = loading.load(tmp_path, seed)
         assert found.step == 7 and found.config.seeds == 2
         jax.tree.map(
             np.testing.assert_array_equal,
@@ -635,14 +636,14 @@ def test_one_of_several_agents_is_loaded(tmp_path):
         )
     assert isinstance(found.module, Network)
     with pytest.raises(InputError, match="no seed 2; it has 0 to 1"):
-        agent.load(tmp_path, 2)
+        loading.load(tmp_path, 2)
     with pytest.raises(InputError, match="no checkpoint of step 3"):
-        agent.load(tmp_path, at=3)
+        loading.load(tmp_path, at=3)
 
 
 def test_a_pre_trained_network_is_loaded_as_any_run(tmp_path, monkeypatch):
     saved(tmp_path, {"model": MODEL}, {"params": {"x": np.zeros(1)}})
     monkeypatch.setattr(
-        agent, "read_model", lambda folder, number: (folder.name, number)
+        loading, "read_model", lambda folder, number: (folder.name, number)
     )
-    assert agent.load(tmp_path) == ("7", 7)
+    assert loading.load(tmp_path) == ("7", 7)

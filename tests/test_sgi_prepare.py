@@ -16,7 +16,7 @@ from polyview.errors import InputError
 from sgi import dqn_replay, prepare, recording
 from sgi.atari import Game
 from sgi.dqn_replay import padding_rows
-from sgi.record import EpsilonGreedy, Uniform, play
+from sgi.playing import EpsilonGreedy, Uniform, play
 from sgi.recording import Step
 
 
@@ -109,7 +109,7 @@ def test_a_recording_that_says_what_cannot_be_is_refused(
 
 
 def test_agents_play_in_turn(tmp_path, monkeypatch):
-    from sgi import agent
+    from sgi import load as loading
 
     asked = []
 
@@ -122,8 +122,8 @@ def test_agents_play_in_turn(tmp_path, monkeypatch):
     def greedy(model):
         return lambda stack, rng: model.action
 
-    monkeypatch.setattr(agent, "load", load)
-    monkeypatch.setattr(agent, "greedy", greedy)
+    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(loading, "greedy", greedy)
     flags = "--agent_seed", 3, "--epsilon", 0, "--data_dir", tmp_path
     run("--game", "pong", "--steps", 31, "--agent", "a@7", "b", *flags)
     assert asked == [("a", 3, 7), ("b", 3, None)]

@@ -16,8 +16,8 @@ from polyview.nn.towers import Features
 from sgi import probes, recording
 from sgi.atari import Game
 from sgi.probes import Variables
+from sgi.ram import ADDRESSES, SEEN
 from sgi.recording import Step
-from sgi.variables import ADDRESSES, SEEN
 
 PONG = ADDRESSES["pong"]
 LENGTHS = (60, 90, 40, 70, 50, 80, 45, 75, 60, 30)  # of the episodes

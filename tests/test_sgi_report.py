@@ -17,12 +17,13 @@ from polyview.model import Parts, abstract_module
 from polyview.rl.aggregates import AGGREGATES, interval
 from polyview.rl.distributional import expected
 from polyview.runs.load import Loaded
-from sgi import agent, report, scores, video
+from sgi import load as loading
+from sgi import report, scores, video
 from sgi.atari import Game
 from sgi.encoders import Nature
 from sgi.heads import support
 from sgi.network import Network
-from sgi.record import Uniform
+from sgi.playing import Uniform
 from sgi.reporting.figures import learning_curve
 from sgi.reporting.methods import labels, methods_of
 from sgi.reporting.notes import notes_on
@@ -388,12 +389,12 @@ def test_the_agent_is_filmed_as_it_acts(tmp_path, monkeypatch, capsys):
     stacks = np.random.default_rng(0).integers(0, 256, (9, 4, 84, 84), np.uint8)
     latents = model.module.encode(np.moveaxis(stacks, 1, -1), train=False)
     returns = expected(model.module.head(latents, key=None), support())
-    policy = agent.greedy(model)
+    policy = loading.greedy(model)
     acts = [policy(stack, None) for stack in stacks]
     assert acts == returns.argmax(-1).tolist() and len(set(acts)) > 1
 
     loaded = []
-    monkeypatch.setattr(agent, "load", lambda *which: loaded.append(which) or model)
+    monkeypatch.setattr(loading, "load", lambda *which: loaded.append(which) or model)
     output = tmp_path / "x.gif"
     flags = ["--run", "b", "--output", str(output), "--steps", "5", "--seed", "2"]
     video.main([*flags, "--at", "7"])

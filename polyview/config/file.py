@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_collections
 
 from polyview.config.overrides import apply_overrides
-from polyview.config.trust import MOVED
+from polyview.config.trust import moved_modules
 from polyview.errors import InputError, nearest, place
 
 
@@ -88,7 +88,7 @@ def _moved(error: Exception) -> str:
     if not isinstance(error, ImportError | AttributeError):
         return ""
     text = str(error)
-    for old, new in MOVED.items():
+    for old, new in moved_modules().items():
         package, _, name = old.rpartition(".")
         absent = f"module '{package}' has no attribute '{name}'"
         if any(s in text for s in (f"'{old}'", f"'{name}' from '{package}'", absent)):

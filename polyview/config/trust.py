@@ -15,7 +15,7 @@ from typing import Any
 
 from polyview.errors import InputError, nearest
 
-# What a config file of version 0.1 imports, and where it is.
+# What of the engine a config file of version 0.1 imports, and where it is.
 MOVED = {
     "polyview.config.arguments": "polyview.config.overrides.parse_arguments",
     "polyview.config.build": "polyview.config.spec.build",
@@ -80,6 +80,12 @@ def current_name(name: str) -> str:
     if name in moved:
         return moved[name]
     return f"{moved[module]}:{attribute}" if module in moved else name
+
+
+def moved_modules() -> dict[str, str]:
+    """What a config file of version 0.1 imports, and where it is."""
+    names = _listed(Path(__file__).parents[2])[1]
+    return {n: to for n, to in names.items() if ":" not in n} | MOVED
 
 
 def renewed(spec):

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from polyview.reporting.html import document, grid, picture, remarks, table
 from polyview.reporting.page import configurations, environment, protocol, training
 from polyview.reporting.read import naming_the_run
-from polyview.reporting.tables import number
-from polyview.rl.aggregates import AGGREGATES, interval
 from sgi.reporting.figures import WINDOW, curves, drawable, intervals, method_colors
 from sgi.reporting.methods import methods_of, references
 from sgi.reporting.notes import notes_on
 from sgi.reporting.read import Run
-from sgi.reporting.tables import TEXT_COLUMNS, score_columns, seed_count
-from sgi.scores import GAMES, PUBLISHED, SOURCE
+from sgi.reporting.tables import (
+    TEXT_COLUMNS,
+    aggregate_scores,
+    published_scores,
+    score_columns,
+)
+from sgi.scores import SOURCE
 
 _READABLE = 10  # runs in one figure of training metrics
 
@@ -81,12 +84,7 @@ def _scores(runs: Sequence[Run]) -> str:
 
 
 def _published(games: Sequence[str]) -> str:
-    body = [
-        [game, *(number(score, ",.1f") for score in GAMES[game])]
-        for game in games
-        if game in GAMES
-    ]
-    head = ["game", "random", "human", "SPR", "DER", "data"]
+    head, body = published_scores(games)
     return body and f"{table(head, body, 1)}\n<p>{_PUBLISHED}</p>"
 
 
@@ -96,22 +94,8 @@ def aggregates(runs: Sequence[Run]) -> str:
     if not compared:
         return ""
     compared += references({method.games for method in compared})
-    body, missing = [], number(None, "")
-    for method in compared:
-        cells = [html.escape(method.label), str(len(method.games))]
-        cells.append(missing if method.published else seed_count(method.scores))
-        for aggregate in AGGREGATES.values():
-            ends = interval(method.scores, aggregate)
-            shown = f"{aggregate(method.scores):.3f}"
-            if ends is not None:
-                shown += f" ({ends[0]:.3f} to {ends[1]:.3f})"
-            cells.append(shown)
-        body.append(cells)
-    if any(set(method.games) == set(GAMES) for method in compared):
-        for name, (median, mean) in PUBLISHED.items():
-            known = [missing, f"{median:.3f}", f"{mean:.3f}", missing]
-            body.append([f"{name}, published*", str(len(GAMES)), missing, *known])
-    compared_table = table(["method", "games", "seeds", *AGGREGATES], body, 1)
+    head, body = aggregate_scores(compared)
+    compared_table = table(head, body, 1)
     star = "* As paperswithcode lists it, not checked against the paper."
     listed = f" {star}" if "published*" in compared_table else ""
     figure = picture(

@@ -1,15 +1,17 @@
-"""The table of scores, one run per row."""
+"""Tables: scores, one run per row; published ones; aggregates over games."""
 
+import html
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from polyview.reporting.read import naming_the_run
 from polyview.reporting.tables import aligned, number
-from polyview.rl.aggregates import interval
-from sgi.reporting.methods import labels
+from polyview.rl.aggregates import AGGREGATES, interval
+from sgi.reporting.methods import Method, labels
 from sgi.reporting.notes import notes_on
 from sgi.reporting.read import Run, over_seeds, seed_means
+from sgi.scores import GAMES, PUBLISHED
 
 TEXT_COLUMNS = 3  # come first; the others are numbers
 
@@ -58,3 +60,35 @@ def _interval(scores: np.ndarray | None, digits: str = "1f") -> str:
     if ends is None:
         return number(None, "")
     return " to ".join(f"{end:,.{digits}}" for end in ends)
+
+
+def published_scores(games: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of what others published of these games."""
+    body = [
+        [game, *(number(score, ",.1f") for score in GAMES[game])]
+        for game in games
+        if game in GAMES
+    ]
+    return ["game", "random", "human", "SPR", "DER", "data"], body
+
+
+def aggregate_scores(
+    methods: Sequence[Method],
+) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of human-normalised scores over games, as HTML."""
+    body, missing = [], number(None, "")
+    for method in methods:
+        cells = [html.escape(method.label), str(len(method.games))]
+        cells.append(missing if method.published else seed_count(method.scores))
+        for aggregate in AGGREGATES.values():
+            ends = interval(method.scores, aggregate)
+            shown = f"{aggregate(method.scores):.3f}"
+            if ends is not None:
+                shown += f" ({ends[0]:.3f} to {ends[1]:.3f})"
+            cells.append(shown)
+        body.append(cells)
+    if any(set(method.games) == set(GAMES) for method in methods):
+        for name, (median, mean) in PUBLISHED.items():
+            known = [missing, f"{median:.3f}", f"{mean:.3f}", missing]
+            body.append([f"{name}, published*", str(len(GAMES)), missing, *known])
+    return ["method", "games", "seeds", *AGGREGATES], body
