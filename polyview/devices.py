@@ -5,11 +5,8 @@ split over `fsdp` and copied over `data`. Axis types are Auto: the compiler inse
 collectives, and a loss that wants them by hand reads the ambient mesh.
 """
 
-from collections.abc import Callable
-
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from polyview.errors import InputError
@@ -97,45 +94,30 @@ def whole_on_host(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     return {name: on_host(array) for name, array in arrays.items()}
 
 
-def gather(arrays):
-    """Return sharded arrays whole on every device of the mesh in scope, if any.
-
-    A step gathers each weight before it uses it (fully sharded data parallelism;
-    Rajbhandari et al. 2020): left alone, the compiler gathers activations instead where
-    those of a slice are smaller. Gradients are free to stay sharded.
-    """
-    if not _splits_weights():
-        return arrays
-    return jax.tree.map(lambda x: checkpoint_name(_whole(x), _GATHERED), arrays)
-
-
-def gathered_again(function: Callable) -> Callable:
-    """Return a function that is differentiated without keeping what it gathers.
-
-    Its backward pass gathers each weight once more, where it is needed, so that no
-    device holds the whole model at once.
-    """
-
-    def gathering(*arguments):
-        if not _splits_weights():
-            return function(*arguments)
-        policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
-        return jax.checkpoint(function, policy=policy)(*arguments)
-
-    return gathering
-
-
-_GATHERED = "gathered weights"
-
-
-def _splits_weights() -> bool:
+def splits_weights() -> bool:
+    """Whether the mesh in scope splits large weights over several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape.get("fsdp", 1) > 1
 
 
 @jax.custom_vjp
-def _whole(array: jax.Array) -> jax.Array:
-    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+def gather(weight: jax.Array) -> jax.Array:
+    """Return a split weight whole on every device of the mesh in scope.
+
+    A step gathers each weight where it is read (fully sharded data parallelism;
+    Rajbhandari et al. 2020): left alone, the compiler gathers activations instead where
+    those of a slice are smaller. Gradients are free to stay split.
+    """
+    return _whole(weight)
 
 
-_whole.defvjp(lambda x: (_whole(x), None), lambda _, cotangent: (cotangent,))
+def _whole(weight: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(weight, PartitionSpec())
+
+
+gather.defvjp(lambda weight: (_whole(weight), None), lambda _, cotangent: (cotangent,))
+
+
+def all_but_gathered(primitive, *_, **__) -> bool:
+    """The policy for `jax.checkpoint` by which the backward pass gathers again."""
+    return primitive.name != "sharding_constraint"

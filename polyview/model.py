@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from polyview.devices import gather
+from polyview.devices import gather, splits_weights
 from polyview.errors import nearest
 from polyview.nn.fixed import Fixed
 
@@ -39,9 +39,24 @@ def split_module(module: nnx.Module) -> Parts:
 def merge_module(
     graph: nnx.GraphDef, params: dict, statistics: dict, fixed: dict | None = None
 ) -> nnx.Module:
-    """Return the module that `split_module` took apart."""
+    """Return the module that `split_module` took apart.
+
+    Where the mesh in scope splits weights, each is gathered where a layer reads it.
+    """
     # Without the copy, BatchNorm would write into arrays of an outer trace.
-    return nnx.merge(graph, params, statistics, fixed or {}, copy=True)
+    module = nnx.merge(graph, params, statistics, fixed or {}, copy=True)
+    if splits_weights():
+        for _, part in nnx.iter_graph(module):
+            if isinstance(part, nnx.Variable):
+                part.set_metadata(on_get_value=_gathered)
+    return module
+
+
+def _gathered(variable: nnx.Variable, value: Any) -> Any:
+    """A weight as a layer reads it, one row of a table as it is."""
+    of = variable.get_raw_value()
+    whole = isinstance(value, jax.Array) and value.shape == of.shape
+    return gather(value) if whole else value
 
 
 def abstract_module(make_module: Callable[..., nnx.Module]) -> Parts:
@@ -98,7 +113,7 @@ def _compiled(graph: nnx.GraphDef, sharding: Any, use: Callable, *static) -> Cal
     """`use(module, *static, *arguments)`, given the parts of the module."""
 
     def call(params, statistics, fixed, *arguments):
-        module = merge_module(graph, *gather((params, statistics, fixed)))
+        module = merge_module(graph, params, statistics, fixed)
         return use(module, *static, *arguments)
 
     return jax.jit(call, out_shardings=sharding)

@@ -25,7 +25,7 @@ ALLOWED = {
     "devices": {"errors"},
     "drawing": set(),
     "cli": {"errors"},
-    "nn": {"errors"},
+    "nn": {"devices", "errors"},
     "objectives": {"errors"},
     "data": {"errors", "files"},
     "model": {"devices", "errors", "nn"},

@@ -21,6 +21,8 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from polyview.devices import all_but_gathered, splits_weights
+
 
 def _products(primitive, *inputs, **parameters) -> bool:
     saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -45,10 +47,17 @@ def check(remat: str) -> str:
 def calls(remat: str, **options) -> Callable:
     """Return `call(block, x) = block(x, **options)`, rematerialised in that form.
 
-    What a block writes, as BatchNorm does, is written once.
+    What a block writes, as BatchNorm does, is written once. Where weights are split
+    over devices, the backward pass gathers those of each block again in any form, so
+    that no device holds the whole model at once.
     """
 
     def call(block: nnx.Module, x: jax.Array) -> jax.Array:
         return block(x, **options)
 
-    return call if remat == "none" else nnx.remat(call, policy=_POLICIES[remat])
+    policy = _POLICIES[remat]
+    if remat == "none":
+        if not splits_weights():
+            return call
+        policy = all_but_gathered
+    return nnx.remat(call, policy=policy)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from polyview.devices import gather, gathered_again
 from polyview.model import initialise_module, merge_module, split_module
 from polyview.objectives.base import Module, Objective
 from polyview.training import microbatch
@@ -99,18 +98,17 @@ def make_step(
         key = jax.random.fold_in(noise, state.step)
 
         def loss_of(params: dict, statistics: dict, batch: dict):
-            whole = gather(fixed)
-            module = merge_module(graph, gather(params), gather(statistics), whole)
+            module = merge_module(graph, params, statistics, fixed)
             target = None
             if state.target is not None:
-                target = merge_module(graph, **gather(state.target), fixed=whole)
+                target = merge_module(graph, **state.target, fixed=fixed)
             modules = sliced(module, slices), sliced(target, slices)
             loss, metrics = objective(*modules, batch, key)
             features = metrics.pop("features", {})
             statistics = split_module(module).statistics
             return loss, (statistics, {**metrics, "loss": loss}, features)
 
-        gradient_of = jax.grad(gathered_again(loss_of), has_aux=True)
+        gradient_of = jax.grad(loss_of, has_aux=True)
         gradient_of = microbatch.mean_of_parts(gradient_of, parts)
         gradients, (statistics, metrics, features) = gradient_of(
             state.params, state.statistics, batch
