@@ -25,10 +25,11 @@ from polyview.config.text import dotted, to_json
 from polyview.config.trust import current_name
 from polyview.devices import AXES
 from polyview.errors import HUGE, InputError
-from polyview.evaluation.base import key_of, specs_of
+from polyview.evaluation.base import specs_of
 from polyview.model import abstract_module, merge_module
 from polyview.rl.environment import Outcome
 from polyview.runs import checkpoint, metrics
+from polyview.runs.evaluating import build_evaluations
 from polyview.runs.init import LaidOver, entries_of, lay_over
 from polyview.runs.load import newest_checkpoint
 from polyview.training.learner import Learner
@@ -117,10 +118,7 @@ class Player(Learner):
         self.sharding = SingleDeviceSharding(device)
         self.keys = jax.device_put(np.array(self.seeds, np.uint32), device)
         self.programs = Programs(config, trusted)
-        self.evaluations = {
-            name: build(spec, trusted, where=key_of(name))
-            for name, spec in specs_of(config).items()
-        }
+        self.evaluations = build_evaluations(specs_of(config), trusted)
         self.laid_over: LaidOver | None = None
         self.games: metrics.Lines | None = None
 
@@ -334,6 +332,8 @@ def check(config) -> None:
             f"{config.model.actions}; name the game in the config's argument, "
             f"game={config.game}"
         )
+    if config.get("init") is not None:
+        raise InputError("init is not read here; agents begin with init_from=RUN")
     donor = config.get("init_from")
     if config.start == "pretrained" and donor is None:
         raise InputError(

@@ -428,6 +428,20 @@ def test_a_bug_of_a_user_keeps_its_place(data_dir, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("[1, 2]", "returns no dict"),
+        ("{'rate': __import__('numpy').float32(1)}", "JSON cannot hold"),
+    ],
+)
+def test_a_config_that_is_none_is_told_in_a_line(tmp_path, value, words):
+    file = tmp_path / "own.py"
+    file.write_text(f"def get_config(argument):\n    return {value}\n")
+    with pytest.raises(InputError, match=f"own.py.*{words}"):
+        load_config(str(file))
+
+
 def test_help_names_the_flag_for_a_traceback(capsys):
     with pytest.raises(SystemExit):
         cli.Parser(prog="x").parse_args(["--help"])

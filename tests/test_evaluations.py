@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from polyview import evaluate as evaluate_command
+from polyview.config.text import from_json, to_json
 from polyview.errors import InputError
-from polyview.evaluation.base import viewing_spec
+from polyview.evaluation.base import Result, viewing_spec
 from polyview.nn.towers import Towers
 from polyview.reporting.page import html_page
 from polyview.reporting.read import read
 from polyview.reporting.tables import summary
+from polyview.runs import evaluating
+from polyview.runs.checkpoint import saved_steps
 from polyview.runs.evaluating import Asked, evaluate
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -223,3 +226,57 @@ def test_a_picture_that_is_none_or_too_large_is_refused(tmp_path):
         picture.write_bytes(content)
         with pytest.raises(InputError, match=why):
             html_page(read([tmp_path]))
+
+
+def test_a_file_cannot_be_made_to_call_what_the_run_names(
+    digits, tmp_path, monkeypatch
+):
+    """It takes the run's own source, and the run is untrusted."""
+    run = tmp_path / "run"
+    trained(digits, run)
+    real = evaluating.load(run, trust=("test_evaluations",))
+    evil = from_json(to_json(real.config))
+    evil.source = {"target": "os:system", "command": f"touch {tmp_path}/called"}
+    monkeypatch.setattr(evaluating, "load", lambda *_: real._replace(config=evil))
+    asked = Asked(f"{ROOT}/configs/evaluations/frozen.py", trust=("test_evaluations",))
+    with pytest.raises(InputError, match="'os:system', which a checkpoint is not"):
+        evaluate(run, None, asked)
+    assert not (tmp_path / "called").exists()
+
+
+class Returns:
+    """An evaluation whose result is what it was made with."""
+
+    def __init__(self, value: str):
+        self.value = value
+
+    def __call__(self, model, mesh):
+        values = {"infinite": np.inf, "numpy": np.float32(1), "objects": 1.0}
+        data = {"x": np.array([None])} if self.value == "objects" else None
+        return Result({"found": values[self.value]}, data)
+
+
+@pytest.mark.parametrize("value", ["infinite", "numpy", "objects"])
+def test_a_result_that_cannot_be_written_is_named_and_no_step_is_lost(
+    digits, tmp_path, value
+):
+    config = digits("views=2", evaluate_every=4, checkpoint_every=4)
+    spec = {"target": "test_evaluations:Returns", "value": value}
+    with config.unlocked():
+        config.evaluations = {"mine": spec}
+    with pytest.raises(InputError, match="4-mine.*(is no JSON|are no numbers)"):
+        train(Trainer(config), tmp_path)
+    assert saved_steps(tmp_path / "checkpoints") == [4]
+
+
+def test_what_is_no_evaluation_is_told_before_the_first_step(digits, tmp_path):
+    config = digits("views=2", evaluate_every=4)
+    for spec in (5, {"partial": "test_evaluations:Returns"}):
+        with config.unlocked():
+            config.evaluations = {"mine": spec}
+        with pytest.raises(InputError, match="evaluations.mine.* is no evaluation"):
+            Trainer(config)
+    with config.unlocked():
+        config.evaluation = {"target": "test_evaluations:Fails"}
+    with pytest.raises(InputError, match="both set"):
+        Trainer(config)

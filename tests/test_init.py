@@ -7,8 +7,12 @@ from safetensors.numpy import save_file
 
 from polyview.config.text import from_json, to_json
 from polyview.errors import InputError
+from polyview.runs.evaluating import Asked, evaluate
+from polyview.runs.exporting import in_float32
 from polyview.runs.init import Entry, entries_of, lay_over
 from polyview.runs.load import load
+from polyview.runs.weights import keep_fixed, read_fixed
+from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
 
@@ -95,6 +99,10 @@ def Twins(**options):
         ({"towers.image.encoder": "nowhere"}, "nowhere has no checkpoint to load"),
         ({"towers.image.encoder": 3}, r"is 3; give a run or \(run, path there\)"),
         ({"towers.image.encoder": {"from": "RUN", "als": "x"}}, "give a run or"),
+        ({"towers.image.encoder": {"from": "RUN", "leave": "*"}}, "lists of patterns"),
+        ({"towers.image.encoder": {"from": "RUN", "fresh": [3]}}, "lists of patterns"),
+        ({"towers.image.encoder": {"from": "RUN", "path": 3}}, "give a run or"),
+        ({"": "RUN", "towers.image.encoder": ("RUN", "nope")}, "has nothing at 'nope'"),
         ({"towers.image.encoder": "sha256:00"}, "is absent or has another sha256"),
     ],
 )
@@ -140,3 +148,32 @@ def test_init_from_is_the_encoder_of_each_tower(digits):
     both = with_init(config, {"": "runs/b"})
     with pytest.raises(InputError, match="both set"):
         entries_of(both)
+
+
+def test_where_entries_overlap_the_later_one_wins_and_the_record_says_so(tmp_path):
+    """A file is named by reference for what is its alone; all else is kept whole."""
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaf = jax.ShapeDtypeStruct((2,), np.float32, sharding=one)
+    fixed = {"body": {"a": {"w": leaf}, "b": {"w": leaf}}}
+    files = [tmp_path / f"{number}.safetensors" for number in (1, 2)]
+    for number, file in enumerate(files, 1):
+        save_file({f"{x}.w": np.full(2, number, np.float32) for x in "ab"}, file)
+    first, second = map(str, files)
+    entries = [Entry("body", first, ""), Entry("body.b", second, "b", leave=("a.w",))]
+    laid = lay_over(entries, None, ({}, {}, fixed))
+    assert [entry["at"] for entry in laid.referenced] == ["body.b"]
+    record = keep_fixed(tmp_path / "run", laid.parts[2], laid.referenced, "two files")
+    found = read_fixed(tmp_path / "run", record, fixed, files)
+    for part, value in (("a", 1), ("b", 2)):
+        np.testing.assert_array_equal(found["body"][part]["w"], np.full(2, value))
+
+
+def test_a_run_with_paths_in_its_init_is_evaluated_and_exported(
+    donor, digits, tmp_path
+):
+    config = with_init(digits("views=2"), {"towers.image.encoder": str(donor)})
+    config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=5)
+    train(Trainer(config), tmp_path)
+    evaluate(tmp_path, None, Asked())
+    assert (tmp_path / "eval" / "4-frozen.json").exists()
+    assert in_float32(load(tmp_path), ()).config.model == config.model

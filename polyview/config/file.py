@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 
 from polyview.config.overrides import apply_overrides
+from polyview.config.text import to_json
 from polyview.config.trust import moved_modules
 from polyview.errors import InputError, nearest, place
 
@@ -19,7 +20,17 @@ def load_config(path_and_argument: str, overrides: Mapping[str, str] | None = No
     Raises InputError for a missing or broken file, an unknown key or a wrong type.
     """
     plain = _called(path_and_argument, "--config", "get_config")
-    config = ml_collections.ConfigDict(plain, allow_dotted_keys=True)
+    if not isinstance(plain, dict):
+        raise InputError(
+            f"{path_and_argument}: get_config returns no dict, but {plain!r:.60}"
+        )
+    try:
+        config = ml_collections.ConfigDict(plain, allow_dotted_keys=True)
+        to_json(config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path_and_argument}: get_config returns what JSON cannot hold: {error}"
+        ) from error
     apply_overrides(config, overrides or {})
     return config
 
@@ -78,6 +89,8 @@ def _apart(tree):
         tree = dict(tree.items(preserve_field_references=True))
     if isinstance(tree, dict):
         return {key: _apart(part) for key, part in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_make"):
+        return tree._make(map(_apart, tree))
     if isinstance(tree, list | tuple):
         return type(tree)(map(_apart, tree))
     return tree

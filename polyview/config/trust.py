@@ -28,6 +28,7 @@ MOVED = {
     "polyview.config.steps": "polyview.config.schema.total_steps",
     "polyview.config.to_json": "polyview.config.text.to_json",
     "polyview.config.parts.evaluation": "polyview.config.parts.frozen",
+    "polyview.dump": "polyview.training.nonfinite",
     "polyview.recipes": "polyview.config.parts",
     "polyview.command": "polyview.cli",
     "polyview.mesh": "polyview.devices and polyview.hosts",
@@ -51,12 +52,12 @@ MOVED = {
 def _listed(folder: Path) -> tuple[frozenset[str], dict[str, str]]:
     """The names that may be called, and {old name: new}, of a folder's packages."""
     names, moved = set(), {}
-    for path in sorted(folder.glob("*/trusted.txt")):
+    for path in sorted(filter(Path.is_file, folder.glob("*/trusted.txt"))):
         package = path.parent.name
         # A run is data wherever it lies, whatever it holds.
         if (path.parent / "checkpoints").exists():
             continue
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             name, _, new = (w.strip() for w in line.partition("#")[0].partition("->"))
             # A package speaks for itself alone.
             if not name or name.replace(":", ".").split(".")[0] != package:

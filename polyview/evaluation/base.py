@@ -71,7 +71,10 @@ def specs_of(config: Mapping) -> dict[str, Any]:
     That of a config of one, under `evaluation`, has the name "". Raises InputError for
     a name that cannot be part of a file's.
     """
+    one = config.get("evaluation")
     if config.get("evaluations") is not None:
+        if one is not None:
+            raise InputError("evaluation and evaluations are both set; keep one")
         found = {n: s for n, s in config["evaluations"].items() if s is not None}
         for name in found:
             if not re.fullmatch(r"[A-Za-z]\w*", name):
@@ -80,7 +83,6 @@ def specs_of(config: Mapping) -> dict[str, Any]:
                     "_, as part of the names of files"
                 )
         return found
-    one = config.get("evaluation")
     return {} if one is None else {"": one}
 
 
@@ -104,12 +106,16 @@ def write_result(workdir: str | Path, name: str, result: Result, by: Any) -> Pat
 
     by: the evaluation, whose class the file names, so that a report can draw it. Each
     file appears whole or not at all; only the first process writes. Returns the path of
-    the JSON file.
+    the JSON file. Raises InputError for what JSON, or an archive of numbers, cannot
+    hold.
     """
     path = Path(workdir) / "eval" / f"{name}.json"
     if not hosts.is_first_process():
         return path
     if result.figure_data:
+        for key, array in result.figure_data.items():
+            if np.asarray(array).dtype.hasobject:
+                raise InputError(f"the figure data {key!r} of {name} are no numbers")
         arrays = io.BytesIO()
         np.savez_compressed(arrays, **result.figure_data)
         files.write_whole(path.with_suffix(".npz"), arrays.getvalue())
@@ -118,6 +124,12 @@ def write_result(workdir: str | Path, name: str, result: Result, by: Any) -> Pat
         "summary": result.summary,
         "columns": result.columns,
     }
-    text = json.dumps({**result, **about}, indent=1, allow_nan=False) + "\n"
+    try:
+        text = json.dumps({**result, **about}, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the result {name} of {about['evaluation']} is no JSON: {error}; give "
+            "finite Python numbers, or None"
+        ) from error
     files.write_whole(path, text.encode())
     return path

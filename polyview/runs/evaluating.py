@@ -5,8 +5,7 @@ beside it; those of the references to `pixels-<name>.json` and `random-<name>.js
 those on another data set to `<step>-<name>-on-<data>.json`.
 """
 
-import copy
-import json
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from polyview.config.overrides import apply_overrides
 from polyview.config.schema import total_steps
 from polyview.config.spec import build
 from polyview.config.text import from_json, to_json
-from polyview.config.trust import allow_list
+from polyview.config.trust import allow_list, check_trusted, renewed
 from polyview.errors import InputError, fits_together
 from polyview.evaluation.base import (
     Result,
@@ -99,11 +98,12 @@ def _measured(
 def built(run: Path, config: Any, asked: Asked) -> dict[str, Callable]:
     """The evaluations that are asked of a run, by name."""
     trusted = allow_list(asked.trust)
+    config = from_json(to_json(renewed(config.to_dict())))
     if asked.file is not None:
-        own = evaluations_of(asked.file, json.loads(to_json(config)))
+        # What the file returns is the user's own, but for what it takes from the run.
+        check_trusted(config, trusted, where=f"{run}")
+        own = evaluations_of(asked.file, config.to_dict())
         config, trusted = from_json(to_json({"evaluations": own})), None
-    else:
-        config = copy.deepcopy(config)
     apply_overrides(config, asked.overrides or {})
     specs = specs_of(config)
     if not specs:
@@ -113,14 +113,31 @@ def built(run: Path, config: Any, asked: Asked) -> dict[str, Callable]:
         )
     if asked.on is not None:
         specs = _on_other_data(specs, asked.on)
-    found = {
-        name: build(spec, trusted, where=key_of(name)) for name, spec in specs.items()
-    }
+    found = build_evaluations(specs, trusted)
     if asked.references and not any(hasattr(e, "raw") for e in found.values()):
         raise InputError(
             f"{run}: its evaluations score predictions and have no references; leave "
             "out --references"
         )
+    return found
+
+
+def build_evaluations(
+    specs: Mapping[str, Any], trusted: frozenset[str] | None = None
+) -> dict[str, Callable]:
+    """Build evaluations from their specs, by name.
+
+    Raises InputError as `polyview.config.spec.build` does, and for what is no
+    evaluation.
+    """
+    found = {}
+    for name, spec in specs.items():
+        found[name] = build(spec, trusted, where=key_of(name))
+        if not callable(found[name]) or isinstance(found[name], functools.partial):
+            raise InputError(
+                f"{key_of(name)} builds {found[name]!r:.80}, which is no evaluation: "
+                "its `target` must make an object to be called with (model, mesh)"
+            )
     return found
 
 

@@ -6,7 +6,6 @@ model, and what images pass first (size, mean, deviation), stands in the file's
 metadata, under "polyview".
 """
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.numpy import save
 
 from polyview import files
 from polyview.config.spec import build
+from polyview.config.text import from_json, to_json
 from polyview.config.trust import allow_list
 from polyview.data import pipeline
 from polyview.errors import InputError
@@ -95,7 +95,7 @@ def export(
 
 def in_float32(model: Loaded, trust: tuple[str, ...]) -> Loaded:
     """The model with encoders that compute in float32, whatever trained them."""
-    config = copy.deepcopy(model.config)
+    config = from_json(to_json(model.config))
     for tower in config.model.get("towers", {}).values():
         if "dtype" in tower.encoder:
             tower.encoder.dtype = "float32"

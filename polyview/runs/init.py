@@ -103,33 +103,44 @@ def _entry(at: str, value: Any) -> Entry:
         return Entry(at, value, at)
     if isinstance(value, Mapping) and isinstance(value.get("from"), str):
         known = {"from", "path", "fresh", "leave"}
-        if not set(value) - known:
-            patterns = tuple(value.get("fresh", ())), tuple(value.get("leave", ()))
-            return Entry(at, value["from"], value.get("path", at), *patterns)
-    elif isinstance(value, list | tuple) and len(value) == 2:
-        if all(isinstance(word, str) for word in value):
-            return Entry(at, *value)
+        path, *patterns = value.get("path", at), *map(value.get, ("fresh", "leave"))
+        patterns = [() if p is None else p for p in patterns]
+        if not set(value) - known and isinstance(path, str):
+            if all(map(_are_words, patterns)):
+                return Entry(at, value["from"], path, *map(tuple, patterns))
+    elif _are_words(value) and len(value) == 2:
+        return Entry(at, *value)
     raise InputError(
         f"init at {at!r} is {value!r}; give a run or (run, path there), or a dict of "
-        "from, path, fresh and leave"
+        "from, path, and lists of patterns fresh and leave"
     )
 
 
+def _are_words(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple)
+    return is_list and all(isinstance(word, str) for word in value)
+
+
 def lay_over(
-    entries: Iterable[Entry], module: nnx.Module, parts: tuple[dict, ...]
+    entries: Iterable[Entry],
+    module: nnx.Module,
+    parts: tuple[dict, ...],
+    trust: tuple[str, ...] = (),
 ) -> LaidOver:
     """Lay donors over the parts of a state: nested dicts of shapes, or of arrays.
 
-    module: the model, for the names of other libraries; the last part are the fixed
-    weights. Leaves that are shapes have a sharding. Raises InputError for a donor that
-    cannot be read, has nothing at the path, has an array of another shape, or has
-    arrays left over.
+    Where entries overlap, the later one wins. module: the model, for the names of other
+    libraries; the last part are the fixed weights; trust: what the configs of donors
+    may call beside what each `trusted.txt` lists. Leaves that are shapes have a
+    sharding. Raises InputError for a donor that cannot be read, has nothing at the
+    path, has an array of another shape, or has arrays left over.
     """
     named = [flatten(part) for part in parts]
     wanted = {name: leaf for part in named for name, leaf in part.items()}
     found: dict[str, jax.Array] = {}
     taken: dict[str, int] = {}
-    referenced = []
+    last: dict[str, Entry] = {}  # that gave a name its array
+    files: list[tuple[Entry, str]] = []
     for entry in entries:
         mine = {
             name: leaf
@@ -138,12 +149,13 @@ def lay_over(
         }
         if not mine:
             raise InputError(f"init: this model has nothing at {entry.at!r}")
-        arrays, digest = _donated(entry, module, mine)
+        arrays, digest = _donated(entry, module, mine, trust)
         left = dict(arrays)
         for name, leaf in mine.items():
             there = moved(name, entry.at, entry.path)
             if there in arrays:
                 found[name] = _fitted(arrays[there], leaf, name, there, entry)
+                last[name] = entry
                 left.pop(there, None)
         over = [n for n in left if under(n, entry.path) and not _allowed(n, entry)]
         if over:
@@ -152,12 +164,17 @@ def lay_over(
                 f"{entry.at or 'the model'!r}, as {over[0]!r}: another model? What may "
                 "be left over is named by `leave`"
             )
-        count = sum(under(name, entry.at) for name in found)
+        count = sum(of is entry for of in last.values())
         if not count:
             raise InputError(f"init: {entry.donor} has nothing at {entry.path!r}")
         taken[entry.donor] = taken.get(entry.donor, 0) + count
+        if digest is not None:
+            files.append((entry, digest))
+    referenced = []
+    for entry, digest in files:
         still = [name for name in named[-1] if under(name, entry.at)]
-        if digest is not None and still and set(still) <= found.keys():
+        # A later entry may have laid others over some of these.
+        if still and all(last.get(name) is entry for name in still):
             source = f"the file {Path(entry.donor).name}"
             about = {"sha256": digest, "at": entry.at, "from": entry.path}
             referenced.append({**about, "source": source, "kept": False})
@@ -173,7 +190,7 @@ def lay_over(
 
 
 def _donated(
-    entry: Entry, module: nnx.Module, mine: Mapping[str, Any]
+    entry: Entry, module: nnx.Module, mine: Mapping[str, Any], trust: tuple[str, ...]
 ) -> tuple[Mapping[str, Any], str | None]:
     """The donor's arrays by their path there; the digest of a file in our own names."""
     if entry.donor.startswith("sha256:"):
@@ -188,6 +205,11 @@ def _donated(
         layout = torch_names.layout_of(theirs)
         if layout == "safetensors":
             return theirs, file_digest(path)
+        if entry.path not in ("", entry.at):
+            raise InputError(
+                f"init: {path} has names of another library, in which there is no path "
+                f"{entry.path!r}; leave the path out"
+            )
         shapes = {moved(name, entry.at, ""): leaf.shape for name, leaf in mine.items()}
         encoder = module
         for name in filter(None, entry.at.split(".")):
@@ -205,7 +227,7 @@ def _donated(
         if isinstance(sharding, jax.sharding.NamedSharding)
         else sharding
     )
-    return load(entry.donor, sharding=whole).arrays, None
+    return load(entry.donor, sharding=whole, trust=trust).arrays, None
 
 
 def _keys(module: Any) -> Iterable[str]:

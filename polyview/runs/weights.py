@@ -129,7 +129,8 @@ def _located(run: Path, entry: Mapping, weights: list[Path]) -> Path:
     others = "".join(f"; {path} is {file_digest(path)}" for path in weights)
     raise InputError(
         f"{run} needs fixed weights of sha256 {digest} ({source}), which are not here"
-        f"{others}; give the file: --weights FILE"
+        f"{others}; lay the file at {shelf}, or name it to a command that reads runs: "
+        "--weights FILE"
     )
 
 

@@ -17,6 +17,7 @@ def dry_run(config) -> None:
     run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.shapes = run.trace()
+        run.read_donors()
         if hosts.is_first_process():
             for name, text in run.banner(run.shape, 0).items():
                 say(f"{name:>14}  {text}")

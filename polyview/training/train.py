@@ -96,7 +96,11 @@ def _loop(
                 finish(*pending)
                 pending = None
             if evaluated:  # before saving: a kill between the two must not lose it
-                evaluate(learner, state, done, workdir)
+                try:
+                    evaluate(learner, state, done, workdir)
+                except Exception:  # the steps are not lost to a broken evaluation
+                    save(done)
+                    raise
             if saved:
                 save(done)
             if stop and done < steps:

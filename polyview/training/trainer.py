@@ -10,12 +10,14 @@ import numpy as np
 from polyview import devices
 from polyview.config.schema import check_config, total_steps
 from polyview.config.spec import build
+from polyview.config.trust import targets
 from polyview.data import pipeline
 from polyview.errors import InputError, fits_together
 from polyview.evaluation import health
-from polyview.evaluation.base import key_of, specs_of
+from polyview.evaluation.base import specs_of
 from polyview.model import Model, Parts, abstract_module, merge_module
 from polyview.runs.checkpoint import fixed_record, saved_steps
+from polyview.runs.evaluating import build_evaluations
 from polyview.runs.init import entries_of, lay_over
 from polyview.runs.weights import keep_fixed, read_fixed
 from polyview.training import banner, microbatch
@@ -50,10 +52,7 @@ class Trainer(Learner):
                 steps=self.steps, batch_size=config.batch_size
             )
         self.objective = build(config.objective, trusted, where="objective")
-        self.evaluations = {
-            name: build(spec, trusted, where=key_of(name))
-            for name, spec in specs_of(config).items()
-        }
+        self.evaluations = build_evaluations(specs_of(config), trusted)
         make_module = build(config.model, trusted, where="model")
         with fits_together("model"):
             self.abstract = abstract_module(make_module)
@@ -139,9 +138,16 @@ class Trainer(Learner):
         """Trace a step; read the donors of a run that is yet to begin."""
         self.shapes = self.trace()
         if not saved_steps(workdir / "checkpoints"):
-            parts = self.shape.params, self.shape.statistics, self.fixed
-            if entries := entries_of(self.config):
-                self.laid_over = lay_over(entries, merge_module(*self.abstract), parts)
+            self.read_donors()
+
+    def read_donors(self) -> None:
+        """Read what the config begins with. Raises InputError where that cannot be."""
+        parts = self.shape.params, self.shape.statistics, self.fixed
+        if entries := entries_of(self.config):
+            # A donor may call what this config, the user's own, calls itself.
+            own = tuple(str(name) for _, name in targets(self.config))
+            module = merge_module(*self.abstract)
+            self.laid_over = lay_over(entries, module, parts, own)
 
     def create(self, workdir: Path) -> TrainState:
         """The state before the first step, donors laid over; keep the fixed weights."""
