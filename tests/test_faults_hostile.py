@@ -1,6 +1,6 @@
 """What strangers send is refused or bounded: nothing of it is run, nothing hangs.
 
-`FUZZ` holds what is thrown at each reader, 200 examples here; `benchmarks.faults` does
+`FUZZ` holds what is thrown at each reader, 25 examples here; `benchmarks.faults` does
 the same for as long as it is told to.
 """
 
@@ -624,7 +624,7 @@ def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> int
 @pytest.mark.parametrize("name", FUZZ)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nothing_thrown_at_a_reader_gets_through(name, tmp_path):
-    fuzz(name, SLOW.get(name, 200), tmp_path)
+    fuzz(name, SLOW.get(name, 25), tmp_path)
 
 
 class Owned:
