@@ -34,7 +34,6 @@ MOVED = {
     "polyview.mesh": "polyview.devices and polyview.hosts",
     "polyview.train": "polyview.training.train",
     "polyview.step": "polyview.training.step and polyview.model",
-    "polyview.optimizer": "polyview.training.optimizer",
     "polyview.restore": "polyview.runs.load",
     "polyview.checkpoint": "polyview.runs.checkpoint",
     "polyview.workdir": "polyview.runs.workdir",
@@ -42,7 +41,6 @@ MOVED = {
     "polyview.layouts": "polyview.runs.torch_names",
     "polyview.adopt": "polyview.import_weights",
     "polyview.data.source": "polyview.data.sources",
-    "polyview.objectives.polyview": "polyview.objectives.contrastive",
     "polyview.evaluation.protocol": "polyview.evaluation.frozen",
     "polyview.evaluation.plots": "polyview.drawing and the figures of each evaluation",
 }

@@ -31,7 +31,7 @@ def _products(primitive, *inputs, **parameters) -> bool:
 
 
 _POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
+    "none": all_but_gathered,
     "blocks": jax.checkpoint_policies.nothing_saveable,
     "dots": _products,
 }
@@ -55,9 +55,6 @@ def calls(remat: str, **options) -> Callable:
     def call(block: nnx.Module, x: jax.Array) -> jax.Array:
         return block(x, **options)
 
-    policy = _POLICIES[remat]
-    if remat == "none":
-        if not splits_weights():
-            return call
-        policy = all_but_gathered
-    return nnx.remat(call, policy=policy)
+    if remat == "none" and not splits_weights():
+        return call
+    return nnx.remat(call, policy=_POLICIES[remat])
