@@ -1,9 +1,10 @@
-# `make demo` and `make test` need Python >= 3.11, git and make; they set up the rest.
+# `make demo` and `make test` need Python >= 3.11, git and make; `setup` does the rest.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sgi demo-crossmodal test test-slow test-docs lint docs setup clean
+.PHONY: demo demo-sgi demo-crossmodal test test-slow test-docs golden lint docs setup \
+    clean
 
 demo: setup
 	bash launch/demo.sh $(BIN)/python
@@ -23,10 +24,14 @@ test-slow: setup
 test-docs: setup
 	$(BIN)/python -m pytest -m docs -n 2
 
+golden: setup
+	$(BIN)/python -m tests.golden
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck -x launch/*.sh
+	$(BIN)/python -m mypy
 
 docs: setup
 	$(BIN)/sphinx-build -q -W -b html docs build/docs
@@ -36,9 +41,9 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
+	    { echo "Python 3.11 or newer is required: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	    { echo "Python cannot make environments: apt-get install python3-venv"; exit 2; }
+	    { echo "Python cannot create environments: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -3,13 +3,13 @@
     python -m benchmarks.accelerator [--output FILE.json]
     python -m benchmarks.accelerator --smoke    # small sizes: does it work here?
 
-The loss is `geometric`, value and gradient, of 65,536 and 131,072 embeddings of 128
-features; its share is 6 N^2 d FLOP a second over what a large square matrix product of
-the same type and precision reaches on the same devices. The step is the trainer's, of
-ResNet-50 in bfloat16 with LARS, on one batch that stays on the device: with photometry
-and without, which is the bare model; photometry's share of the step is the difference,
-and should be at most a tenth. Each row is a process of its own, so that its peak memory
-is its own.
+The loss is `geometric`, value and gradient, of N = 65,536 and 131,072 embeddings of d =
+128 features. Its share is 6 N^2 d FLOP a second over the rate of a large square matrix
+product of the same type and precision on the same devices. The step is the trainer's:
+ResNet-50 in bfloat16 with LARS, on one batch that stays on the device, with photometry
+and without (the bare model). The difference is photometry's share of the step, which
+should be at most a tenth. Each row runs in a separate process, so that peak memory is
+measured per row.
 """
 
 import argparse
@@ -33,18 +33,18 @@ STEPS = [
     for views in (2, 8)
     for photometry in (True, False)
 ]
-SMOKE = {"rows": 1 / 64, "side": 32, "views": 128}  # rows: of those asked for
+SMOKE = {"rows": 1 / 64, "side": 32, "views": 128}  # rows: a factor
 
 
 def main() -> None:
-    """Measure each row, print the tables, write the JSON if asked to."""
+    """Measure each row, print the tables, write the JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="small sizes, any machine")
     parser.add_argument(
-        "--views_a_device", type=int, default=512, help="of a step's batch"
+        "--views_a_device", type=int, default=512, help="views a device in a step"
     )
-    parser.add_argument("--repeats", type=int, default=20, help="of each row")
-    parser.add_argument("--output", type=Path, help="write a JSON")
+    parser.add_argument("--repeats", type=int, default=20, help="calls a row")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.row:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured_apart(row: dict) -> dict:
-    """What a process of its own measures of a row, or the last line of its error."""
+    """Measure a row in a separate process; return the last line of any error."""
     command = [sys.executable, "-m", "benchmarks.accelerator", *sys.argv[1:]]
     done = subprocess.run(
         [*command, "--row", json.dumps(row)], capture_output=True, text=True
@@ -69,16 +69,16 @@ def measured_apart(row: dict) -> dict:
 
 
 def measured(flags: argparse.Namespace) -> dict:
-    """What this process finds of the row it was given."""
+    """Measure the requested row in this process."""
     from polyview import hosts
 
     row = dict(flags.row)
-    of = {"loss": loss, "step": step}[row.pop("kind")]
-    return of(flags, **row) | {"machine": hosts.machine()}
+    function = {"loss": loss, "step": step}[row.pop("kind")]
+    return function(flags, **row) | {"machine": hosts.machine()}
 
 
 def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
-    """Seconds, memory and share of the matmul rate of the loss and its gradient."""
+    """Measure seconds, memory and share of the matmul rate of loss and gradient."""
     import jax
     import jax.numpy as jnp
 
@@ -104,8 +104,8 @@ def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
             began = time.perf_counter()
             jax.block_until_ready(program(z))
             seconds.append(time.perf_counter() - began)
-    memory = cost.memory(program)  # before the rate is measured, which needs some
-    # Products of float32 are exact ones here, not an accelerator's fast ones.
+    memory = cost.memory(program)  # now, since measuring the rate needs memory too
+    # Full float32 precision, not the faster products that accelerators default to.
     reached = all_devices(matmul_rate(dtype, precision="highest"))
     low, median, high = cost.quartiles(seconds)
     return {
@@ -118,7 +118,7 @@ def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
 
 
 def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
-    """Seconds, views a second, MFU and memory of the trainer's step."""
+    """Measure seconds, views a second, MFU and memory of the trainer's step."""
     import jax
 
     from polyview.config.file import load_config
@@ -168,7 +168,7 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
 
 
 def photographs(count: int, side: int):
-    """A source of random images, a little larger than the views."""
+    """Make a source of random images, slightly larger than the views."""
     import numpy as np
 
     from polyview.data.sources.memory import InMemory
@@ -180,7 +180,7 @@ def photographs(count: int, side: int):
 
 
 def line(found: list[dict]) -> str:
-    """The row just measured; behind a bare step, photometry's share of the whole."""
+    """Format the last row; after a bare step, add photometry's share of the step."""
     row = found[-1]
     if row["kind"] == "loss":
         name = f"loss, N = {row['rows']:,}, {row['dtype']}"
@@ -199,7 +199,7 @@ def line(found: list[dict]) -> str:
 
 
 def photometry_share(found: list[dict]) -> float | None:
-    """Of the step just measured without, if the one with was measured before it."""
+    """Return photometry's share of the step, if the last row is the bare step."""
     whole, bare = found[-2:]
     if bare["photometry"] or "error" in whole:
         return None
@@ -207,7 +207,7 @@ def photometry_share(found: list[dict]) -> float | None:
 
 
 def record(flags: argparse.Namespace, found: list[dict]) -> dict:
-    """What is written: the command, the rows, photometry's share by views."""
+    """Return the record: the command, the rows, photometry's share by views."""
     pairs = [
         (whole["views"], photometry_share([whole, bare]))
         for whole, bare in zip(found, found[1:], strict=False)

@@ -1,9 +1,9 @@
 """Read a compiled program: the bytes of its collectives, and its largest array.
 
-Both take the text of the optimised HLO, `jitted.lower(...).compile().as_text()`, which
-is the program of one device. A collective's bytes are those of the larger of its input
-and its output on that device (the gathered array, the array to be reduced, the array
-passed on), each time it runs; what a network moves for it follows from its algorithm.
+Both functions take the optimised HLO text, `jitted.lower(...).compile().as_text()`: the
+program of one device. The bytes of a collective are those of its input or its output on
+that device, whichever is larger (the gathered, reduced or forwarded array), counted
+each time it runs. The network traffic depends on the algorithm of the collective.
 """
 
 import json
@@ -36,51 +36,50 @@ class Instruction(NamedTuple):
 
 
 def collective_bytes(hlo: str) -> dict[str, int]:
-    """Bytes that one device puts into each kind of collective, loops counted.
+    """Return `{kind: bytes}` of the collectives of one device, over all iterations.
 
-    Returns `{kind: bytes}` for every kind of `KINDS`. Of the branches of a conditional
-    the one with the most bytes counts. Raises ValueError when a loop with a collective
-    in it does not say how often it runs.
+    It has every kind of `KINDS`. A conditional counts as its branch with the most
+    bytes. Raises ValueError if the trip count of a loop with a collective is unknown.
     """
     computations, entry = _computations(hlo)
 
-    def of(computation: str) -> dict[str, int]:
+    def count(computation: str) -> dict[str, int]:
         total = dict.fromkeys(KINDS, 0)
         lines = computations[computation]
         types = {line.name: line.type for line in lines}
         for line in lines:
             kind = line.operation.removesuffix("-start")
-            found = {}
+            sizes = {}
             if kind in KINDS:
                 operands = _operands(line.rest)
                 into = sum(_bytes(types[name]) for name in operands)
                 out = _bytes(line.type)
-                if line.operation == "all-gather-start":  # it returns its input too
+                if line.operation == "all-gather-start":  # includes its input
                     out -= into
-                found = {kind: out if kind == "all-gather" else into}
+                sizes = {kind: out if kind == "all-gather" else into}
             elif kind == "while":
-                found = of(_named(line.rest, "body"))
-                if any(found.values()):
+                sizes = count(_named(line.rest, "body"))
+                if any(sizes.values()):
                     times = _trip_count(line.rest, computations)
-                    found = {kind: times * size for kind, size in found.items()}
+                    sizes = {kind: times * size for kind, size in sizes.items()}
             elif kind == "conditional":
-                branches = map(of, _branches(line.rest))
-                found = max(branches, key=lambda branch: sum(branch.values()))
+                branches = map(count, _branches(line.rest))
+                sizes = max(branches, key=lambda branch: sum(branch.values()))
             elif not line.operation.endswith(("-done", "-update")):
-                for called in map(of, _CALLED.findall(line.rest)):
-                    found = {kind: found.get(kind, 0) + called[kind] for kind in KINDS}
-            for kind, size in found.items():
+                for called in map(count, _CALLED.findall(line.rest)):
+                    sizes = {kind: sizes.get(kind, 0) + called[kind] for kind in KINDS}
+            for kind, size in sizes.items():
                 total[kind] += size
         return total
 
-    return of(entry)
+    return count(entry)
 
 
 def largest_array(hlo: str) -> tuple[int, str]:
-    """The most elements of any array that the program of one device holds.
+    """Return the size in elements of the largest array of one device, and its type.
 
-    Returns the elements and the array as the program writes it, `f32[4096,128]`. What
-    stands inside a fusion is never held, and does not count.
+    The type is as in the HLO, `f32[4096,128]`. Arrays inside a fusion do not count,
+    since they are never held in memory.
     """
     computations, _ = _computations(hlo)
     fused = {
@@ -102,7 +101,7 @@ def largest_array(hlo: str) -> tuple[int, str]:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The lines of each computation by its name, and the name of the entry."""
+    """Return the lines of each computation by name, and the name of the entry."""
     found: dict[str, list[Instruction]] = {}
     entry = None
     lines: list[Instruction] = []
@@ -118,7 +117,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _trip_count(rest: str, computations: dict[str, list[Instruction]]) -> int:
-    """How often a `while` runs: as the compiler says, or its condition's constant."""
+    """The trip count of a `while`: the compiler's, or the condition's constant."""
     if known := re.search(r'"known_trip_count":(\{.*?\})', rest):
         return int(json.loads(known.group(1))["n"])
     condition = _named(rest, "condition")
@@ -128,18 +127,18 @@ def _trip_count(rest: str, computations: dict[str, list[Instruction]]) -> int:
         if line.operation == "constant" and line.type in ("s32[]", "s64[]")
     }
     if len(limits) != 1:
-        raise ValueError(f"no trip count is known of the loop with {condition}")
+        raise ValueError(f"the trip count of the loop with {condition} is unknown")
     return int(limits.pop())
 
 
 def _operands(rest: str) -> list[str]:
-    """The names between the parenthesis that was opened and its end."""
+    """Return the names before the parenthesis that closes the operands."""
     depth = 1
     for end, character in enumerate(rest):
         depth += {"(": 1, ")": -1}.get(character, 0)
         if not depth:
             return re.findall(r"%([\w.-]+)", rest[:end])
-    raise ValueError(f"no end of the operands: {rest}")
+    raise ValueError(f"unclosed operands: {rest}")
 
 
 def _branches(rest: str) -> list[str]:

@@ -1,10 +1,10 @@
-"""Wrong command lines, each as a process of its own: its status, its answer, its time.
+"""Wrong command lines, each run as a process: exit status, answer and time.
 
     python -m benchmarks.command_line
 
-The list is that of tests/test_faults_commands.py. A wrong command is answered if it
-ends with status 2, says what the list asks for in two lines or fewer, and leaves
-nothing behind. Compiled programs are cached, as they are for a user's second command.
+The commands are those of tests/test_faults_commands.py. A wrong command is answered if
+it exits with status 2, prints the expected words in at most two lines, and creates no
+files. Compiled programs are cached, as for a user's second command.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from polyview import errors, hosts
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-LIMIT = 3.0  # seconds in which a mistake should be answered
+LIMIT = 3.0  # seconds within which a mistake should be answered
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def module_of_test(name: str):
-    """A module of tests/, for what it holds."""
+    """Import a module of tests/."""
     path = ROOT / "tests" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -73,7 +73,7 @@ def module_of_test(name: str):
 def measure(
     line: str, says: str, words: list[str], folder: Path, environment: dict
 ) -> dict:
-    """Run a command line; what came of it."""
+    """Run a command line; return its time, status and answer."""
     before = sorted(os.listdir(folder))
     began = time.perf_counter()
     done = subprocess.run(
@@ -91,7 +91,7 @@ def measure(
         and not done.stdout
         and sorted(os.listdir(folder)) == before
     )
-    print(f"{seconds:6.2f} s  {'answered' if answered else 'NOT SO  '}  {line}")
+    print(f"{seconds:6.2f} s  {'answered' if answered else 'WRONG   '}  {line}")
     answer = done.stderr.strip().replace(str(folder), "DIR")
     return {
         "line": line[:150],

@@ -1,23 +1,22 @@
-"""What runs and readers survive, counted: kills, damage, full disks, hostile input.
+"""Survival of runs and readers: kills, damage, full disks, hostile input.
 
     python -m benchmarks.faults                              # every part, small
     python -m benchmarks.faults --parts kills --count 100
     python -m benchmarks.faults --parts fuzz --seconds 600
 
-Each part goes into results/faults.json as soon as it is done, and a part that is given
-again takes the place of the old; the counts of the kills grow with each trial, so that
-a part that was stopped has its figures too. `--workdir` keeps the uninterrupted runs
-and what was compiled.
+Each part is written to results/faults.json when it is done; running a part again
+replaces it. Counts are written after each trial, so that a part that is stopped keeps
+its figures. `--workdir` keeps the uninterrupted runs and the compiled programs.
 
 kills, sgi_kills: a run in a new folder is killed (-9) at a random moment, every second
-time while it saves, and the same command is given again; it must end with the bytes of
-every array, and the metrics, of a run that nothing happened to. damage: a file of the
-newest checkpoint, chosen by its size, is cut or one of its bits flipped; where that is
-noticed the run must go on from the one before, else read what was saved, and print no
-traceback. disk: a run on a small tmpfs that fills (needs root).
-processes: one of two is killed; seconds until the other has ended. folder: 100,000
-files and loops of links. fuzz: readers and strategies of tests/test_faults_hostile.py,
-each in a process of its own for so many seconds.
+time while it saves, and the same command is run again. It must end with the same bytes
+in every array, and the same metrics, as an uninterrupted run. damage: a file of the
+newest checkpoint, chosen by size, is cut or has one bit flipped. If the damage is
+noticed, the run must resume from the checkpoint before; if not, it must read what was
+saved. It must print no traceback. disk: a run on a small tmpfs that fills (requires
+root). processes: one of two is killed; measures the seconds until the other ends.
+folder: 100,000 files and loops of links. fuzz: readers and strategies of
+tests/test_faults_hostile.py, each in a separate process for a number of seconds.
 """
 
 import argparse
@@ -73,9 +72,9 @@ def main() -> None:
     """Run the parts, print the table and write results/faults.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--count", type=int, default=5, help="of kills, of damages")
-    parser.add_argument("--seconds", type=float, default=3, help="of fuzz, a reader")
-    parser.add_argument("--readers", nargs="+", help="of fuzz, to do some again")
+    parser.add_argument("--count", type=int, default=5, help="kills, damaged files")
+    parser.add_argument("--seconds", type=float, default=3, help="per fuzzed reader")
+    parser.add_argument("--readers", nargs="+", help="fuzz only these readers again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
     flags = parser.parse_args()
@@ -95,12 +94,12 @@ def main() -> None:
 
 
 def recorded() -> dict:
-    """The results of the parts that were done before."""
+    """Return the results of the parts done before."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
 def record(name: str, result: dict) -> None:
-    """Keep a part's result, with the machine and the command."""
+    """Write a part's result, with the machine and the command."""
     found = recorded()
     machine = {"cpu": hosts.processor(), "cores": hosts.cores()}
     words = " ".join(sys.argv[1:]).partition(" --workdir")[0]
@@ -110,7 +109,7 @@ def record(name: str, result: dict) -> None:
 
 
 def table() -> None:
-    """Print what results/faults.json holds."""
+    """Print the results in results/faults.json."""
     for name, result in recorded().items():
         figures = {
             key: value
@@ -121,7 +120,7 @@ def table() -> None:
 
 
 def start(words: list[str], workdir: Path, log: Path | None = None) -> subprocess.Popen:
-    """Start a command in the background; what it says goes beside its workdir."""
+    """Start a command in the background; its output goes beside its workdir."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with (log or workdir.with_suffix(".log")).open("w") as log:
         return subprocess.Popen(
@@ -132,19 +131,19 @@ def start(words: list[str], workdir: Path, log: Path | None = None) -> subproces
 
 
 def finish(words: list[str], workdir: Path) -> None:
-    """Run a command to its end. Raises InputError where it fails."""
+    """Run a command to its end. Raises InputError if it fails."""
     if start(words, workdir).wait(timeout=900):
         text = workdir.with_suffix(".log").read_text()
-        raise InputError(f"{workdir} did not end well: {text[-500:]}")
+        raise InputError(f"{workdir} failed: {text[-500:]}")
 
 
 def kills(folder: Path, flags) -> None:
-    """Kills of a training run."""
+    """Kill a training run."""
     _kills("kills", SMALL, STEPS, folder, flags)
 
 
 def sgi_kills(folder: Path, flags) -> None:
-    """Kills of a fine-tuning run."""
+    """Kill a fine-tuning run."""
     _kills("sgi_kills", PLAY, PLAY_STEPS, folder, flags)
 
 
@@ -153,7 +152,7 @@ def _kills(name: str, words: list[str], steps: int, folder: Path, flags) -> None
     seconds_of = folder / name / "seconds"
     if not seconds_of.exists():
         shutil.rmtree(straight, ignore_errors=True)
-        finish(words, straight)  # compiles, so that the next is as fast as a trial
+        finish(words, straight)  # compiles, so that the next run is as fast as a trial
         shutil.rmtree(straight)
         began = time.monotonic()
         finish(words, straight)
@@ -183,7 +182,7 @@ def _kills(name: str, words: list[str], steps: int, folder: Path, flags) -> None
 def kill(
     words: list[str], workdir: Path, seconds: float, rng, wait_for_save: bool
 ) -> dict:
-    """Start a run and kill it at a random moment; what state it was in."""
+    """Start a run and kill it at a random moment; return when and how it ended."""
     process = start(words, workdir)
     began = time.monotonic()
     moment = began + rng.uniform(0, seconds)
@@ -201,12 +200,12 @@ def kill(
 
 
 def saving(workdir: Path) -> bool:
-    """Whether a checkpoint is half written."""
+    """Return whether a checkpoint is being written."""
     return any((workdir / "checkpoints").glob("*tmp*"))
 
 
 def what_remains(workdir: Path, step: int) -> tuple:
-    """The checksums of the last state's arrays, and what was logged, without times."""
+    """Return the checksums of the last state's arrays, and the logs without times."""
     digest = workdir / "checkpoints" / str(step) / "digest" / "metadata"
     lines = [
         {k: v for k, v in line.items() if k != "time"}
@@ -218,7 +217,7 @@ def what_remains(workdir: Path, step: int) -> tuple:
 
 
 def damage(folder: Path, flags) -> None:
-    """Files of the newest checkpoint, cut or with a bit flipped."""
+    """Cut files of the newest checkpoint, or flip a bit in them."""
     rng = random.Random(flags.seed)
     whole = folder / "damage" / "whole"
     if not (whole / "checkpoints" / str(STEPS)).exists():
@@ -232,7 +231,7 @@ def damage(folder: Path, flags) -> None:
         shutil.copytree(whole, workdir)
         newest = workdir / "checkpoints" / str(STEPS)
         files = sorted(p for p in newest.rglob("*") if p.stat().st_size and p.is_file())
-        # By size: any byte alike. Most files are small nodes that are no longer read.
+        # By size: each byte is equally likely. Most files are small, unread nodes.
         (path,) = rng.choices(files, [path.stat().st_size for path in files])
         content = bytearray(path.read_bytes())
         if number % 2:
@@ -251,7 +250,7 @@ def damage(folder: Path, flags) -> None:
 
 
 def disk(folder: Path, flags) -> None:
-    """A run on a disk too small for it, then on one that is made larger."""
+    """Run on a disk that is too small, then enlarge it and resume."""
     mount = folder / "disk"
     mount.mkdir(parents=True, exist_ok=True)
     whole = folder / "damage" / "whole"
@@ -263,7 +262,7 @@ def disk(folder: Path, flags) -> None:
             ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(mount)]
         )
         if made.returncode:
-            raise InputError("a small disk needs root: leave the part disk out")
+            raise InputError("the part disk requires root; leave it out")
         process = start(SMALL, mount / "run", folder / "disk.log")
         try:
             status = process.wait(timeout=300)
@@ -286,7 +285,7 @@ def disk(folder: Path, flags) -> None:
 
 
 def processes(folder: Path, flags) -> None:
-    """One of two processes killed: how long the other lives, and what it leaves."""
+    """Kill one of two processes; time the end of the other, and resume."""
     heartbeat = 10
     result = {"heartbeat_seconds": heartbeat, "tried": 0, "survived": 0, "trials": []}
     for killed in (0, 1):
@@ -295,7 +294,7 @@ def processes(folder: Path, flags) -> None:
         pair = pair_of(workdir, heartbeat)
         while not saved_steps(workdir / "checkpoints"):
             if any(process.poll() is not None for process in pair):
-                raise InputError(f"a process ended by itself; see {workdir}*.log")
+                raise InputError(f"a process ended early; see {workdir}*.log")
             time.sleep(0.01)
         pair[killed].kill()
         began = time.monotonic()
@@ -313,7 +312,7 @@ def processes(folder: Path, flags) -> None:
 
 
 def pair_of(workdir: Path, heartbeat: int) -> list[subprocess.Popen]:
-    """Two processes of one run."""
+    """Start the two processes of a run."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     port = random.SystemRandom().randrange(20_000, 30_000)
     several = ["--distributed", "--processes=2", f"--coordinator=127.0.0.1:{port}"]
@@ -327,7 +326,7 @@ def pair_of(workdir: Path, heartbeat: int) -> list[subprocess.Popen]:
 
 
 def folder_of_many(folder: Path, flags) -> None:
-    """A folder of 100,000 files, with loops of links."""
+    """List a folder of 100,000 files with loops of links."""
     many, count = folder / "many", 100_000
     shutil.rmtree(many, ignore_errors=True)
     for number in range(count):
@@ -344,7 +343,7 @@ def folder_of_many(folder: Path, flags) -> None:
 
 
 def fuzz(folder: Path, flags) -> None:
-    """Readers, each for so many seconds."""
+    """Fuzz readers, each for a number of seconds."""
     hostile = module_of_test("test_faults_hostile")
     done_before = recorded().get("fuzz", {}).get("readers", {}) if flags.readers else {}
     result = {"seconds_each": flags.seconds, "readers": done_before}
@@ -357,8 +356,8 @@ def fuzz(folder: Path, flags) -> None:
             done = subprocess.run(
                 words, capture_output=True, text=True, timeout=flags.seconds + 300
             )
-            said = re.findall(r"^inputs (\d+)$", done.stdout, re.MULTILINE)
-            inputs = int(said[-1]) if said else 0
+            counts = re.findall(r"^inputs (\d+)$", done.stdout, re.MULTILINE)
+            inputs = int(counts[-1]) if counts else 0
             why = "\n".join(line[:200] for line in done.stderr.splitlines()[-20:])
             failed = done.returncode != 0
         except subprocess.TimeoutExpired:

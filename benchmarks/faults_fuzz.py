@@ -1,4 +1,4 @@
-"""One reader fuzzed for some seconds; see benchmarks.faults.
+"""Fuzz one reader for some seconds; see benchmarks.faults.
 
 python -m benchmarks.faults_fuzz READER SECONDS SEED
 """
@@ -12,7 +12,7 @@ from benchmarks.command_line import module_of_test
 
 
 def main(name: str, seconds: float, seed: int) -> None:
-    """Fuzz, and print how many inputs there were; raises what got through."""
+    """Fuzz and print the number of inputs; raises the first unexpected error."""
     hostile = module_of_test("test_faults_hostile")
     until, inputs = time.monotonic() + seconds, 0
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,12 @@
-"""At a fixed number of views a step, is it better to have fewer samples and more views?
+"""At a fixed number of views a step: are fewer samples with more views better?
 
     python -m benchmarks.fixed_compute --workdir runs/fixed_compute
 
-The claim of Shidani et al. 2024 as an experiment on Fashion-MNIST: M views of K samples
-with M * K and the number of steps fixed, so that every cell of a column costs the
-encoder the same. Each cell's learning rate is chosen, from one grid for all, by the
-probe's accuracy on rows held out from the training split; the figures on the test split
-are those at the chosen rate. Finished runs are kept in the workdir: run the command
-again to go on.
+Tests the claim of Shidani et al. 2024 on Fashion-MNIST: M views of K samples, with
+M * K and the number of steps fixed, so that all cells with one M * K cost the encoder
+the same. Each cell's learning rate is chosen from one grid, by the probe's accuracy on
+rows held out from the training split. Test results are those at the chosen rate.
+Finished runs are kept in the workdir: run the command again to resume.
 """
 
 import argparse
@@ -30,11 +29,11 @@ from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 (the backend comes first)
+from matplotlib import pyplot  # noqa: E402 (select the backend first)
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/polyview_fashion_mnist.py"
-# At two views the three losses are one.
+# At two views the three losses are equal.
 METHODS = [("geometric", 2)] + [
     (loss, m)
     for m in (4, 8)
@@ -43,7 +42,7 @@ METHODS = [("geometric", 2)] + [
 
 
 def main() -> None:
-    """Run what is missing of the grid, then write the table, the JSON and the plot."""
+    """Run the missing cells of the grid; write the table, the JSON and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128, 512])
@@ -61,17 +60,17 @@ def main() -> None:
     for seed in range(flags.seeds):
         for budget, (loss, m) in cells:
             rates = flags.rates if seed == 0 else [chosen[budget, loss, m]]
-            found = {
+            accuracy = {
                 rate: cell(flags, budget, loss, m, rate, seed)["validation"]
                 for rate in rates
             }
             if seed == 0:
-                chosen[budget, loss, m] = max(found, key=found.get)
+                chosen[budget, loss, m] = max(accuracy, key=accuracy.get)
     write(flags, chosen)
 
 
 def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
-    """Train and evaluate one cell, unless its result is in the workdir."""
+    """Train and evaluate one cell, or read its result from the workdir."""
     name = f"{budget}-{loss}-{m}-{rate:g}-{seed}-{flags.steps}-{flags.labels}"
     path = flags.workdir / f"{name}.json"
     if path.exists():
@@ -146,7 +145,7 @@ def write(flags, chosen: dict) -> None:
 
 
 def plot(rows: list[dict], flags):
-    """Accuracy against the number of views, a panel a budget."""
+    """Plot accuracy against the number of views, one panel per budget."""
     figure, panels = pyplot.subplots(
         2,
         len(flags.budgets),

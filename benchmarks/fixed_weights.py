@@ -1,13 +1,12 @@
-"""What fixed weights cost: seconds of a step, bytes of a checkpoint.
+"""The cost of fixed weights: seconds of a step, bytes of a checkpoint.
 
     python -m benchmarks.fixed_weights
 
-A frozen body of `--parameters` numbers (134 M, as a small language model) under a
-trained part of 1 M. The step is that of the engine, with its check that all is finite;
-against it stands a jitted gradient and update of the trained part alone, on the same
-loss, with the body as a plain argument. The two take turns; the medians are compared.
-Checkpoints are those of a body of 1 M and of 100 M. Writes
-benchmarks/results/fixed_weights.json.
+A frozen body of `--parameters` numbers (134 M, as in a small language model) feeds a
+trained head of 1 M. The engine's step, with its check for finite values, is compared
+with a jitted gradient and update of the head alone, on the same loss, with the body as
+a plain argument. The two take turns; the medians are compared. Checkpoints are measured
+for a body of 1 M and of 100 M. Writes benchmarks/results/fixed_weights.json.
 """
 
 import argparse
@@ -35,7 +34,7 @@ WIDTH = 1024
 
 
 class Bodied(nnx.Module):
-    """Fixed square matrices, one after another, and a trained one behind them."""
+    """Fixed square matrices in sequence, then a trained one."""
 
     def __init__(self, parameters: int, *, rngs: nnx.Rngs):
         count = max(1, parameters // WIDTH**2)
@@ -51,7 +50,7 @@ class Bodied(nnx.Module):
 
 
 def loss_of(module, target, batch, key):
-    """A mean square, so that the gradient reads the whole body forward."""
+    """Return the mean square; its gradient needs the forward pass of the whole body."""
     return jnp.mean(module(batch, key=key, train=True) ** 2), {}
 
 
@@ -82,7 +81,7 @@ def main() -> None:
 
 
 def steps(parameters: int, rows: int, count: int, optimizer) -> dict[str, list]:
-    """Seconds of each step of both kinds, taken in turns."""
+    """Take steps of both kinds in turns; return the seconds of each."""
     make = functools.partial(Bodied, parameters)
     seed = jnp.uint32(0)
     create = functools.partial(create_state, make, optimizer)
@@ -118,7 +117,7 @@ def steps(parameters: int, rows: int, count: int, optimizer) -> dict[str, list]:
 
 
 def checkpoint_bytes(parameters: int, optimizer) -> dict[str, int]:
-    """Of one checkpoint, and of the arrays that a step changes."""
+    """Return the bytes of a checkpoint, and of the arrays that a step changes."""
     make = functools.partial(Bodied, parameters)
     state, fixed = jax.jit(functools.partial(create_state, make, optimizer))(
         jnp.uint32(0)

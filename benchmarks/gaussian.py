@@ -5,8 +5,8 @@
 Trains each poly-view objective of `configs/polyview_gaussian.py` with 2 to 10 views,
 averages its bound over fresh batches, and prints it beside the closed form of the
 one-vs-rest mutual information: gap = truth - bound. The table and the figure go to
-`benchmarks/results/gaussian.{json,png}`. Finished runs are kept in the workdir, so the
-same command goes on where it was stopped.
+`benchmarks/results/gaussian.{json,png}`. Finished runs are kept in the workdir: run the
+command again to resume.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def measure(config, workdir: Path, batches: int = 60) -> tuple[float, float]:
 
 
 def row(objective: str, views: int, workdir: Path) -> dict:
-    """One line of the table, from the workdir if it is there already."""
+    """Return one line of the table, from the workdir if it is there already."""
     path = workdir / f"{objective}-{views}" / "bound.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -83,12 +83,12 @@ def draw(rows: list[dict], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for objective in OBJECTIVES:
-        of = [r for r in rows if r["objective"] == objective]
-        views = [r["views"] for r in of]
+        own = [r for r in rows if r["objective"] == objective]
+        views = [r["views"] for r in own]
         label = objective.replace("_", " ")
-        errors = [2 * r["standard_error"] for r in of]
-        left.errorbar(views, [r["bound"] for r in of], errors, marker="o", label=label)
-        right.errorbar(views, [r["gap"] for r in of], errors, marker="o", label=label)
+        errors = [2 * r["standard_error"] for r in own]
+        left.errorbar(views, [r["bound"] for r in own], errors, marker="o", label=label)
+        right.errorbar(views, [r["gap"] for r in own], errors, marker="o", label=label)
     truth = {r["views"]: r["truth"] for r in rows}
     left.plot(truth.keys(), truth.values(), "k--", label="one-vs-rest truth")
     left.axhline(truth[2], color="k", linestyle=":", label="truth of a pair")
@@ -100,7 +100,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, then print and write the whole table."""
+    """Run the missing cells, then print and write the whole table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/gaussian"))
     arguments = parser.parse_args()

@@ -1,13 +1,13 @@
-"""From a 500x375 JPEG to 8 views of 224 px, on one core: views per second.
+"""From a 500x375 JPEG to 8 views of 224 px on one core: views per second.
 
     python -m benchmarks.input --peer_python /path/to/python
 
 Ours decodes once and crops on the host (`host`); colour and blur run jitted on the
-device, which is here the same core (`whole`). The peer is the usual PyTorch way, Pillow
-and torchvision's SimCLR transform, with one decode for all views; it runs in an
-environment of its own that has torch, torchvision and Pillow. The floor is what OpenCV
-alone takes for one decode and eight crops. Every row is a process of its own, held to
-one core; the figure is that of the median round.
+device, here the same core (`whole`). The peer is the usual PyTorch pipeline: Pillow and
+torchvision's SimCLR transform, with one decode for all views. It runs in a separate
+environment with torch, torchvision and Pillow. The floor is one decode and eight crops
+in OpenCV alone. Every row is a separate process, pinned to one core; the figure is that
+of the median round.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def write_photographs(folder: Path) -> None:
     for number in range(IMAGES):
         noise = rng.normal(size=(3, height, width))
         smooth = np.fft.irfft2(np.fft.rfft2(noise) * amplitude, s=(height, width))
-        luma = smooth.mean(0, keepdims=True)  # colours of a photograph go together
+        luma = smooth.mean(0, keepdims=True)  # colours in photographs correlate
         image = (0.3 * smooth + luma).transpose(1, 2, 0)
         image = np.clip(128 + 50 * image / image.std(), 0, 255).astype(np.uint8)
         for _ in range(12):
@@ -54,13 +54,13 @@ def write_photographs(folder: Path) -> None:
 
 
 def floor(files: list[Path]):
-    """OpenCV alone: one decode, eight crops of the boxes the law gives on average."""
+    """OpenCV alone: one decode and eight crops of the average size."""
     import cv2
     import numpy as np
 
     cv2.setNumThreads(1)
     encoded = [np.frombuffer(file.read_bytes(), np.uint8) for file in files]
-    side = 318  # sqrt(.54 375 500): the mean area
+    side = 318  # sqrt(.54 375 500): the mean area of crops
 
     def once():
         for data in encoded:
@@ -73,7 +73,7 @@ def floor(files: list[Path]):
 
 
 def host(files: list[Path]):
-    """Our part on the host: decode, crop, flip, batch."""
+    """Our host part: decode, crop, flip, batch."""
     from polyview.data.augment import RandomResizedCrop
     from polyview.data.pipeline import ordered
     from polyview.data.sources.memory import InMemory
@@ -90,7 +90,7 @@ def host(files: list[Path]):
 
 
 def whole(files: list[Path]):
-    """Ours from the file to what the encoder reads."""
+    """Our whole pipeline, from the file to the input of the encoder."""
     import jax
 
     from polyview.nn.photometry import Photometry
@@ -106,9 +106,9 @@ def whole(files: list[Path]):
 
 
 def peer(files: list[Path], photometry: bool = True):
-    """Pillow and torchvision, as SimCLR's PyTorch versions have it."""
-    # The packaged torchvision has no operators for a CPU build of torch. The transforms
-    # need none, but the package's start registers shapes for them: leave that out.
+    """Pillow and torchvision, as in PyTorch versions of SimCLR."""
+    # The packaged torchvision lacks operators for a CPU build of torch. Transforms need
+    # none, but the import of the package registers their shapes: skip that.
     skipped = "torchvision._meta_registrations"
     sys.modules[skipped] = types.ModuleType(skipped)
     import torch
@@ -140,7 +140,7 @@ def peer(files: list[Path], photometry: bool = True):
 
 
 def peer_host(files: list[Path]):
-    """The same without colour and blur: what compares with our host part."""
+    """The peer without colour and blur, to compare with our host part."""
     return peer(files, photometry=False)
 
 
@@ -154,10 +154,10 @@ ROWS = {
 
 
 def measure(row: str, folder: Path, core: int, rounds: int) -> float:
-    """Views per second of one row, in this process, held to one core."""
+    """Measure views per second of one row in this process, pinned to one core."""
     os.sched_setaffinity(0, {core})
     once = ROWS[row](sorted(folder.glob("*.jpg")))
-    once()  # compiles, opens, fills caches
+    once()  # compile, open files, fill caches
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -169,7 +169,7 @@ def measure(row: str, folder: Path, core: int, rounds: int) -> float:
 def measured_apart(
     python: str, row: str, folder: Path, options: argparse.Namespace
 ) -> float | None:
-    # The peer's environment lacks ours, and needs nothing but this file.
+    # The peer's environment lacks polyview; this file is all it needs.
     program = [__file__] if row.startswith("peer") else ["-m", "benchmarks.input"]
     command = [python, *program, "--row", row, "--folder", str(folder)]
     command += ["--core", str(options.core), "--rounds", str(options.rounds)]
@@ -184,7 +184,7 @@ def measured_apart(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--peer_python", default="", help="python that has torch and torchvision"
+        "--peer_python", default="", help="python with torch and torchvision"
     )
     parser.add_argument("--core", type=int, default=0, help="the core to measure on")
     parser.add_argument("--rounds", type=int, default=9)
@@ -200,14 +200,14 @@ def main() -> None:
         write_photographs(Path(folder))
         for row in ROWS:
             python = options.peer_python if row.startswith("peer") else sys.executable
-            there = bool(python) and Path(python).exists()
+            found = bool(python) and Path(python).exists()
             speed[row] = (
-                measured_apart(python, row, Path(folder), options) if there else None
+                measured_apart(python, row, Path(folder), options) if found else None
             )
     print_table(speed)
     RESULTS.parent.mkdir(exist_ok=True)
 
-    from polyview import hosts  # which the peer's environment lacks
+    from polyview import hosts  # missing in the peer's environment
 
     result = {
         "command": "python -m benchmarks.input --peer_python PYTHON",
@@ -230,7 +230,7 @@ def print_table(speed: dict[str, float | None]) -> None:
     print(f"{'views/s/core':34}{'ours':>12}{'peer':>14}{'floor':>9}{'ratio':>14}")
     for name, ours, theirs in (
         ("host part against the whole peer", "host", "peer"),
-        ("host part against the same of it", "host", "peer_host"),
+        ("host part against the peer's", "host", "peer_host"),
         ("whole", "whole", "peer"),
     ):
         print(

@@ -2,19 +2,19 @@
 
     python -m benchmarks.loss --peer_python /path/to/python
 
-Ours scores tiles; beside it stand the plain JAX form, which holds all scores, and, for
-two views, the NTXentLoss of lightly, in an environment of its own that has torch and
-lightly. Float32, d = 128, temperature 0.1; every loss normalises its embeddings. The
-floor is 6 r^2 d operations for r = b*m embeddings (2 r^2 d for the scores, 4 r^2 d for
-the gradient of both of their factors) at the rate of a large matrix product, measured
-in the same process: what a program takes that keeps all scores and does nothing else.
-Ours uses that the scores are symmetric and makes them twice: 4 r^2 d. For sufficient
-statistics, whose scores are not, it takes 8 r^2 d, and so does the floor given for it.
+Ours computes scores in tiles. It is compared with the plain JAX form, which holds all
+scores, and, for two views, with the NTXentLoss of lightly, in a separate environment
+with torch and lightly. Float32, d = 128, temperature 0.1; every loss normalises its
+embeddings. The floor is 6 r^2 d operations for r = b*m embeddings (2 r^2 d for the
+scores, 4 r^2 d for the gradient of both of their factors) at the rate of a large matrix
+product, measured in the same process. This is the time of a program that keeps all
+scores and does nothing else. Ours uses the symmetry of the scores and computes them
+twice: 4 r^2 d. The scores of sufficient statistics are not symmetric: 8 r^2 d, also in
+their floor.
 
-Each figure is the median over processes, which take turns; each process takes the
-median of its calls. Extra memory is how far the first call raises the process's peak
-above what it held before, or what the compiled program plans for its temporaries and
-output, whichever is more.
+Each figure is the median over processes, which take turns; each process reports the
+median of its calls. Extra memory is the rise of the process's peak in the first call,
+or the compiled program's temporaries and output, whichever is larger.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from pathlib import Path
 D = 128
 TEMPERATURE = 0.1
 RESULTS = Path(__file__).parent / "results" / "loss.json"
-# Losses, with their floor in units of r^2 d operations.
+# The floor of each loss, in units of r^2 d operations.
 FLOORS = {"nt_xent": 6, "geometric": 6, "sufficient_statistics": 8}
 
 
 def held(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
+    """Return VmRSS or VmHWM of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -43,8 +43,8 @@ def held(field: str) -> int:
 
 
 def measured(call, calls: int) -> dict:
-    """Seconds of a call, and the bytes by which the first one raises the peak."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    """Measure seconds of a call, and the bytes by which the first raises the peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = held("VmRSS")
     call()
     extra = held("VmHWM") - before
@@ -69,7 +69,7 @@ def plain_negatives(anchors, candidates=None, *, temperature):
 
 
 def jax_row(form: str, loss: str, rows: int, views: int, calls: int) -> dict:
-    """Our loss, or the plain form of the same, in this process."""
+    """Measure our loss, or its plain form, in this process."""
     import jax
 
     from polyview.objectives import contrastive
@@ -92,7 +92,7 @@ def jax_row(form: str, loss: str, rows: int, views: int, calls: int) -> dict:
 
 
 def matmul_rate(side: int = 4096) -> float:
-    """Operations per second of a square float32 product, the best of several."""
+    """Measure operations per second of a square float32 product, the best of 5."""
     import jax
 
     x = jax.random.normal(jax.random.key(0), (side, side))
@@ -107,9 +107,9 @@ def matmul_rate(side: int = 4096) -> float:
 
 
 def lightly_row(rows: int, calls: int) -> dict:
-    """NTXentLoss on as many embeddings, half of them a view."""
-    # The packaged torchvision, which lightly imports, has no operators for a CPU build
-    # of torch. The loss needs none, but the package's start registers shapes for them.
+    """Measure NTXentLoss on two views of `rows // 2` embeddings each."""
+    # The packaged torchvision, which lightly imports, lacks operators for a CPU build
+    # of torch. The loss needs none, but the import registers their shapes: skip that.
     skipped = "torchvision._meta_registrations"
     sys.modules[skipped] = types.ModuleType(skipped)
     import torch
@@ -141,7 +141,7 @@ CASES = [
 
 
 def apart(case: tuple, python: str, calls: int) -> dict | None:
-    """One case in a process of its own."""
+    """Measure one case in a separate process."""
     program = [__file__] if case[0] == "lightly" else ["-m", "benchmarks.loss"]
     command = [python, *program, "--case", json.dumps(case), "--calls", str(calls)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -154,9 +154,9 @@ def apart(case: tuple, python: str, calls: int) -> dict | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer_python", default="", help="python that has lightly")
-    parser.add_argument("--turns", type=int, default=3, help="processes a case")
-    parser.add_argument("--calls", type=int, default=5, help="calls a process")
+    parser.add_argument("--peer_python", default="", help="python with lightly")
+    parser.add_argument("--turns", type=int, default=3, help="processes per case")
+    parser.add_argument("--calls", type=int, default=5, help="calls per process")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def summary(case: tuple, results: list[dict]) -> dict:
-    """The medians of a case, and its floor at the rate of its own processes."""
+    """Return the medians of a case, and its floor at the rate of its processes."""
     form, loss, rows, views = case
     row = {"form": form, "loss": loss, "rows": rows, "views": views}
     for key in ("seconds", "extra_bytes"):

@@ -3,11 +3,11 @@
     python -m polyview.prepare openi
     python -m benchmarks.missing openi --workdir runs/missing
 
-For each method and weight of its terms a run of seed 0; the weight, and for each run
-the step, are chosen by the score of the weak looks alone on the validation split; then
-the chosen weight is run for the other seeds, and the test split is read once a run, at
-its chosen step. The same for the baselines, which have no weight. Finished runs are
-kept in the workdir: run the command again to go on.
+Each method runs with seed 0 for each weight of its terms. The weight, and the step of
+each run, are chosen by the score of the weak views alone on the validation split. The
+chosen weight then runs with the other seeds, and the test split is read once per run,
+at its chosen step. Baselines without a weight are treated in the same way. Finished
+runs are kept in the workdir: run the command again to resume.
 """
 
 import argparse
@@ -35,19 +35,19 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Data(NamedTuple):
-    """What is compared on a data set."""
+    """The comparison on one data set."""
 
     measure: str
     target: str
-    weak: tuple[str, ...]  # looks whose prediction alone chooses
+    weak: tuple[str, ...]  # views; each alone selects weight and step
     steps: int
     every: int  # steps between evaluations on the validation split
-    weights: tuple[float, ...]  # of the terms, the best of which is chosen
-    methods: dict[str, str]  # name -> arguments; {weight} where there is one
+    weights: tuple[float, ...]  # of the terms; the best is chosen
+    methods: dict[str, str]  # name -> arguments, with {weight} if it has one
 
 
 def informed(*names: str) -> dict[str, str]:
-    """Methods that have a weight, by their own names."""
+    """Return methods with a weight, by name."""
     return {name: f"method={name},weight={{weight}}" for name in names}
 
 
@@ -97,7 +97,7 @@ DATA = {
 
 
 def main() -> None:
-    """Run what is missing, print the table, write the JSON and the heat-map."""
+    """Run missing runs, print the table, write the JSON and the heat-map."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", choices=DATA)
     parser.add_argument("--workdir", type=Path, required=True)
@@ -121,7 +121,7 @@ def main() -> None:
             "validation_of_weights": {
                 str(w): trial["validation"] for w, trial in trials.items()
             },
-            "runs": [test(flags, of) for of in runs],
+            "runs": [test(flags, one) for one in runs],
         }
         print(f"{name}: {told(data, found[name])}", flush=True)
     if not flags.methods:
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> dict:
-    """Train one run, and choose its step on the validation split."""
+    """Train one run and choose its step on the validation split."""
     data = DATA[flags.data]
     label = name.replace(" ", "_") + (f"-{weight}" if weight is not None else "")
     workdir = flags.workdir / flags.data / f"{label}-{seed}"
@@ -146,7 +146,7 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
     )
     config.evaluations.pop("frozen", None)
     if data.steps in saved_steps(workdir / "checkpoints"):
-        claim_workdir(workdir, config)  # refuses a run of another recipe
+        claim_workdir(workdir, config)  # raises if it is a run of another config
     else:
         train(Trainer(config), workdir)
     by_step = {}
@@ -154,23 +154,23 @@ def run(flags, name: str, arguments: str, weight: float | None, seed: int) -> di
         result = json.loads((workdir / "eval" / f"{step}-missing.json").read_text())
         alone = scores(data, result)
         by_step[step] = float(
-            np.mean([alone[look] for look in data.weak if look in alone])
+            np.mean([alone[view] for view in data.weak if view in alone])
         )
     step = max(by_step, key=by_step.get)
     return {"workdir": workdir, "step": step, "validation": by_step[step]}
 
 
 def scores(data: Data, result: dict) -> dict[str, float]:
-    """The measure of each subset, by its looks joined by +."""
+    """Return the measure of each subset, by the names of its views joined by +."""
     return {
-        "+".join(said["looks"]): said[data.measure]
-        for said in result["subsets"][data.target]
-        if data.measure in said
+        "+".join(score["looks"]): score[data.measure]
+        for score in result["subsets"][data.target]
+        if data.measure in score
     }
 
 
 def test(flags, chosen: dict) -> dict:
-    """Read the test split at the chosen step, once."""
+    """Evaluate on the test split at the chosen step, once."""
     path = chosen["workdir"] / f"test-{chosen['step']}.json"
     if not path.exists():
         mesh = devices.make_mesh()
@@ -186,46 +186,46 @@ def test(flags, chosen: dict) -> dict:
         "step": chosen["step"],
         "validation": chosen["validation"],
         "subsets": scores(data, result),
-        # z of a method without terms was never trained: h is what all of them have.
+        # Methods without terms never train z, so compare h as well.
         "retrieval": {
-            of: {pair: said["recall@1"] for pair, said in result.get(of, {}).items()}
-            for of in ("retrieval_of_h", "retrieval")
+            key: {name: pair["recall@1"] for name, pair in result.get(key, {}).items()}
+            for key in ("retrieval_of_h", "retrieval")
         },
         "protocol": result["protocol"],
     }
 
 
-def told(data: Data, of: dict) -> str:
-    """One line of a method: each weak look alone, and all looks."""
-    subsets = [of_run["subsets"] for of_run in of["runs"]]
+def told(data: Data, method: dict) -> str:
+    """Return one line for a method: each weak view alone, and all views."""
+    subsets = [run["subsets"] for run in method["runs"]]
     largest = max(subsets[0], key=lambda name: name.count("+"))
     parts = []
     for name in (*data.weak, largest):
         if name in subsets[0]:
             found = spread([s[name] for s in subsets])
             parts.append(f"{name} {found['mean']:.3f} +- {found['std'] or 0:.3f}")
-    return f"weight {of['weight']}: " + ", ".join(parts)
+    return f"weight {method['weight']}: " + ", ".join(parts)
 
 
 def write(flags, data: Data, found: dict) -> None:
     """Write results/<data>.{json,png}."""
     rows = {}
-    for name, of in found.items():
-        runs = of["runs"]
+    for name, method in found.items():
+        runs = method["runs"]
         rows[name] = {
-            "weight": of["weight"],
-            "validation_of_weights": of["validation_of_weights"],
+            "weight": method["weight"],
+            "validation_of_weights": method["validation_of_weights"],
             "steps": [one["step"] for one in runs],
             "subsets": {
                 subset: spread([one["subsets"][subset] for one in runs])
                 for subset in runs[0]["subsets"]
             },
             "recall@1": {
-                of: {
-                    pair: spread([one["retrieval"][of][pair] for one in runs])
+                key: {
+                    pair: spread([one["retrieval"][key][pair] for one in runs])
                     for pair in pairs
                 }
-                for of, pairs in runs[0]["retrieval"].items()
+                for key, pairs in runs[0]["retrieval"].items()
             },
         }
     record = {
@@ -240,7 +240,7 @@ def write(flags, data: Data, found: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{flags.data}.json").write_text(json.dumps(record, indent=1) + "\n")
     table = {
-        name: {subset: of["mean"] for subset, of in row["subsets"].items()}
+        name: {subset: score["mean"] for subset, score in row["subsets"].items()}
         for name, row in rows.items()
     }
     figure = missing_figures.subsets(table, data.measure)

@@ -3,15 +3,15 @@
     python -m benchmarks.photometry --peer_python /path/to/python
 
 Ours is `nn/photometry` in a jitted call on a batch of 8 views a row. The peer is
-torchvision's SimCLR transform (v2) view by view on uint8 tensors, made floats at the
-end, which is its faster way; it runs in an environment of its own that has torch and
+torchvision's SimCLR transform (v2), view by view on uint8 tensors, converted to floats
+at the end, which is faster. It runs in a separate environment with torch and
 torchvision. The floor reads and writes the same bytes once: a jitted call that only
-makes floats of the batch. A batch is returned in fresh memory, which the system has
-to hand out page by page, in ours and in the floor.
+converts the batch to floats. Ours and the floor return fresh memory, which the system
+must allocate page by page.
 
-The second table is ours at 1024 views by the size of its chunks. Every row is a process
-of its own, held to one core; the figure is that of the median round. On an accelerator
-ours and the floor are the accelerator's.
+The second table is ours at 1024 views by chunk size. Every row is a separate process,
+pinned to one core; the figure is that of the median round. On an accelerator, ours and
+the floor run on the accelerator.
 """
 
 import argparse
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "photometry.json"
 
 
 def ours(views: int, chunk: int):
-    """Photometry of a batch, `chunk` floats at a time (0: as it is set)."""
+    """Photometry of a batch, `chunk` floats at a time (0: the default)."""
     import jax
 
     from polyview.nn import photometry
@@ -60,9 +60,9 @@ def on_batch(views: int, function):
 
 
 def peer(views: int, chunk: int):
-    """The same by torchvision."""
-    # The packaged torchvision has no operators for a CPU build of torch. The transforms
-    # need none, but the package's start registers shapes for them: leave that out.
+    """Photometry by torchvision."""
+    # The packaged torchvision lacks operators for a CPU build of torch. Transforms need
+    # none, but the import of the package registers their shapes: skip that.
     skipped = "torchvision._meta_registrations"
     sys.modules[skipped] = types.ModuleType(skipped)
     import torch
@@ -86,10 +86,10 @@ ROWS = {"ours": ours, "peer": peer, "floor": floor}
 
 
 def measure(row: str, views: int, chunk: int, core: int, rounds: int) -> float:
-    """Views per second of one row, in this process, held to one core."""
+    """Measure views per second of one row in this process, pinned to one core."""
     os.sched_setaffinity(0, {core})
     once = ROWS[row](views, chunk)
-    once()  # compiles, fills caches
+    once()  # compile, fill caches
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -104,7 +104,7 @@ def measured_apart(
     python = options.peer_python if row == "peer" else sys.executable
     if not python or not Path(python).exists():
         return None
-    # The peer's environment lacks ours, and needs nothing but this file.
+    # The peer's environment lacks polyview; this file is all it needs.
     program = [__file__] if row == "peer" else ["-m", "benchmarks.photometry"]
     command = [python, *program, "--row", row, "--views", str(views)]
     command += ["--chunk", str(chunk), "--core", str(options.core)]
@@ -121,7 +121,7 @@ def main() -> None:
     """Measure, print the tables and write results/photometry.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--peer_python", default="", help="python that has torch and torchvision"
+        "--peer_python", default="", help="python with torch and torchvision"
     )
     parser.add_argument("--core", type=int, default=0, help="the core to measure on")
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,15 +1,15 @@
-"""How the loss grows with devices, and what that means for a step on a TPU v5e-256.
+"""Scaling of the loss with devices, and a projected step on a TPU v5e-256.
 
     python -m benchmarks.scaling
 
-Measured: the bytes that one device puts into collectives in a step of the loss (value
+Measured: the bytes that one device sends to collectives in a step of the loss (value
 and gradient), and the memory it needs, on 1, 2, 4 and 8 virtual CPU devices, for a
-global batch that stays and for one that grows with the devices. Both are read from the
-compiled programs; nothing is timed. A CPU computes in float32 here.
+global batch that stays constant and one that grows with the devices. Both are read from
+the compiled programs; nothing is timed. A CPU computes in float32 here.
 
 Projected, not measured: the seconds of a training step of ResNet-50 at 224 px on 256
-chips of TPU v5e, from its FLOPs, from the bytes of its gradients and of the loss as
-measured above, and from the assumptions that are printed with it.
+chips of TPU v5e, from its FLOPs, the bytes of its gradients, the bytes of the loss as
+measured above, and the assumptions printed with it.
 """
 
 import argparse
@@ -40,15 +40,15 @@ LOSSES = {
 }
 EXCHANGES = ("gather", "ring")
 VIEWS, FEATURES = 8, 128
-ROWS = 4096  # embeddings of the batch that stays
-ROWS_EACH = 1024  # embeddings on each device of the one that grows
+ROWS = 4096  # embeddings of the constant batch
+ROWS_EACH = 1024  # embeddings on each device of the growing batch
 
 CHIPS = 256
-# The data sheet of TPU v5e (https://cloud.google.com/tpu/docs/v5e): dense bfloat16, and
+# Data sheet of TPU v5e (https://cloud.google.com/tpu/docs/v5e): dense bfloat16, and
 # half of the 400 GB/s that a chip's links carry in both directions together.
 PEAK, LINKS = 197e12, 200e9
 BATCHES = ((4096, 2), (1024, 8), (4096, 8))  # K unique samples of M views
-MFU = (0.3, 0.5)  # what is assumed
+MFU = (0.3, 0.5)  # assumed
 ASSUMPTIONS = (
     f"{CHIPS} chips of {PEAK / 1e12:.0f} TFLOP/s in bfloat16 and {LINKS / 1e9:.0f} "
     "GB/s into each chip over its links (data sheet); the links reach that figure",
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def measured_on(devices: int) -> list[dict]:
-    """The rows of the table of so many virtual devices."""
+    """Return the rows of the table for a number of virtual devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
@@ -98,7 +98,7 @@ def measured_on(devices: int) -> list[dict]:
 
 
 def measured_here() -> list[dict]:
-    """Each loss, each exchange and both batches on the devices of this process."""
+    """Measure each loss, exchange and batch on the devices of this process."""
     devices = jax.device_count()
     return [
         {"loss": loss, "exchange": exchange, "batch": batch, "devices": devices}
@@ -110,7 +110,7 @@ def measured_here() -> list[dict]:
 
 
 def measure(loss: str, exchange: str, rows: int) -> dict:
-    """What one device does and holds for the value and gradient of a loss."""
+    """Measure one device's traffic and memory for a loss and its gradient."""
     mesh = devices.make_mesh()
     negatives = partial(log_negatives, exchange=exchange)
     function = partial(LOSSES[loss], temperature=0.1, negatives=negatives)
@@ -138,7 +138,7 @@ def measure(loss: str, exchange: str, rows: int) -> dict:
 
 
 def bytes_in(collectives: dict[str, int], devices: int) -> float:
-    """Bytes that come into each device when every collective goes round a ring."""
+    """Return the bytes received by each device if every collective uses a ring."""
     others = (devices - 1) / devices
     passes = {
         "all-gather": others,
@@ -151,7 +151,7 @@ def bytes_in(collectives: dict[str, int], devices: int) -> float:
 
 
 def projection(measured: list[dict]) -> list[dict]:
-    """Seconds of a step on the pod for each batch and assumed MFU."""
+    """Project the seconds of a step on the pod for each batch and assumed MFU."""
     forward, backward, parameters = resnet50()
     (loss,) = (
         row
@@ -191,7 +191,7 @@ def projection(measured: list[dict]) -> list[dict]:
 
 
 def resnet50() -> tuple[int, int, int]:
-    """FLOPs of a view, forward and backward, and the parameters of the recipe."""
+    """Return FLOPs of a view, forward and backward, and the number of parameters."""
     config = load_config("configs/polyview_imagenet.py")
     parts = abstract_module(build(config.model))
     view = {
@@ -205,7 +205,7 @@ def resnet50() -> tuple[int, int, int]:
 
 
 def measured_table(measured: list[dict]) -> str:
-    """One line a program; bytes in units of the embeddings, and in MB."""
+    """Format one line per program, with bytes in MB and relative to the embeddings."""
     lines = [
         f"{'loss':22}{'exchange':9}{'batch':6}{'devices':>8}{'rows':>6}"
         f"{'MB in':>8}{'x N d':>7}{'temporaries MB':>15}  largest array"
@@ -222,7 +222,7 @@ def measured_table(measured: list[dict]) -> str:
 
 
 def projected_table(projected: list[dict]) -> str:
-    """One line a batch, and the assumptions."""
+    """Format one line per batch, and the assumptions."""
     lines = [
         "\nProjected, not measured: ResNet-50, 224 px, bfloat16, TPU v5e-256",
         f"{'K':>6}{'M':>3}{'views a chip':>14}{'TFLOP':>8}{'of the loss':>13}"

@@ -1,25 +1,24 @@
-"""SGI: an update of the agent and a step of pre-training, and what surrounds them.
+"""SGI: cost of an agent's update, a pre-training step, the environment and batches.
 
     python -m benchmarks.sgi [--output FILE.json]
     python -m benchmarks.sgi --smoke    # small sizes, writes nothing: does it work?
 
-An update is that of `sgi.agent` on 32 steps of play, a step of pre-training that of
-`sgi.pretrain` on 256 windows; each is compiled with its state donated and takes a batch
-of noise that stays on the device, of a game of 18 actions. Rows for depthwise "lax" use
-XLA's grouped convolution in place of shifts; rows for several seeds are one program for
-all of them.
+An update is that of `sgi.agent` on 32 steps of play; a pre-training step is that of
+`sgi.pretrain` on 256 windows. Each is compiled with its state donated and takes a batch
+of noise that stays on the device, from a game of 18 actions. Rows for depthwise "lax"
+use XLA's grouped convolution instead of shifts. A row for several seeds is one program
+for all of them.
 
-FLOPs are counted twice. Products: 2 for each multiply-add of the step's matrix products
-and convolutions, forward and backward, as `polyview.training.flops` finds them in the
-traced step; the share is theirs, a second, of what a large float32 matrix product
-reaches.
-All: XLA's cost analysis of the step before it is optimised, elementwise work included,
-of which depthwise shifts are a part. Each row is a process of its own, so that its peak
-memory is its own.
+FLOPs are counted in two ways. Products: 2 for each multiply-add of the step's matrix
+products and convolutions, forward and backward, counted by `polyview.training.flops` in
+the traced step; the share is their rate over that of a large float32 matrix product.
+All: XLA's cost analysis of the unoptimised step, including elementwise work such as
+depthwise shifts. Each row is a separate process, so that peak memory is measured per
+row.
 
 The environment is one game of `sgi.atari` under random actions, four emulator frames a
-step. A batch of pre-training is what `sgi.replay.Window` makes of 256 moments; stacks
-are what the official code's batches hold, four frames for each of 60 times.
+step. A pre-training batch holds 256 windows of `sgi.replay.Window`; "stacks" are the
+frames in a batch of the official code, four for each of 60 times.
 """
 
 import argparse
@@ -51,7 +50,7 @@ OFFICIAL_TIMES = 60
 GAME_STEPS = 5000
 ROWS = [{"kind": kind, "size": size} for size in ("S", "M") for kind in BATCHES]
 ROWS.append({"kind": "update", "size": "M", "depthwise": "lax"})
-# In a smoke test every network is tiny, batches are small and compiling is hurried.
+# In a smoke test networks are tiny, batches small and compilation unoptimised.
 SMOKE_ROWS = [{"kind": kind, "size": "tiny"} for kind in BATCHES]
 SMOKE_BATCH = 8
 HURRY = {"xla_backend_optimization_level": 0}
@@ -62,10 +61,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--smoke", action="store_true", help="small sizes, any machine")
-    add("--seeds", type=int, default=10, help="of the row with several (default: 10)")
-    add("--repeats", type=int, default=3, help="of each step (default: 3)")
-    add("--game", default="pong", help="that is played (default: pong)")
-    add("--output", type=Path, default=RESULTS, help="a JSON (default: %(default)s)")
+    add("--seeds", type=int, default=10, help="in the row of several (default: 10)")
+    add("--repeats", type=int, default=3, help="timed steps a row (default: 3)")
+    add("--game", default="pong", help="game to play (default: pong)")
+    add("--output", type=Path, default=RESULTS, help="JSON (default: %(default)s)")
     add("--row", type=json.loads, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.row:
@@ -97,7 +96,7 @@ def main() -> None:
 
 
 def measured_apart(row: dict) -> dict:
-    """What a process of its own measures of a row, or the last line of its error."""
+    """Measure a row in a separate process; return the last line of any error."""
     command = [sys.executable, "-m", "benchmarks.sgi", *sys.argv[1:]]
     done = subprocess.run(
         [*command, "--row", json.dumps(row)], capture_output=True, text=True
@@ -113,7 +112,7 @@ def measured(
     depthwise: str = "shifts",
     seeds: int | None = None,
 ) -> dict:
-    """Seconds, FLOPs and memory of a step, as it is trained."""
+    """Measure seconds, FLOPs and memory of a training step."""
     b = SMOKE_BATCH if flags.smoke else BATCHES[kind]
     create, take = program(kind, size, depthwise)
     batch, seed = {"update": replayed, "pretrain": windows}[kind](b), np.uint32(0)
@@ -141,7 +140,7 @@ def measured(
         seconds.append(time.perf_counter() - began)
     if not np.asarray(values["healthy"]).all():
         raise ArithmeticError("a step was not finite")
-    memory = cost.memory(compiled)  # before the rate is measured, which needs some
+    memory = cost.memory(compiled)  # now, since measuring the rate needs memory too
     rate = matmul_rate("float32")
     low, median, high = cost.quartiles(seconds[1:])
     return {
@@ -157,14 +156,14 @@ def measured(
 
 
 def program(kind: str, size: str, depthwise: str):
-    """`create(seed) -> state` and the engine's step, with the paper's numbers."""
+    """Return `create(seed) -> state` and the engine's step, as set in the paper."""
     floats = {"dtype": "float32", "param_dtype": "float32"}
     sigma = 0.5 if kind == "update" else 0.0
     network = parts.network(size, ACTIONS, sigma=sigma, **floats)
     if "depthwise" in network["encoder"]:
         network["encoder"]["depthwise"] = depthwise
     network = build(network)
-    sizes = {"steps": 1, "batch_size": 1}  # which constant rates do not read
+    sizes = {"steps": 1, "batch_size": 1}  # unused by constant learning rates
     if kind == "update":
         objective = agent.Rainbow()
         rates = {"encoder": 1e-6, "first": 3e-5, "rest": 1e-4}
@@ -183,7 +182,7 @@ def program(kind: str, size: str, depthwise: str):
 
 
 def replayed(b: int) -> dict:
-    """A batch that `polyview.rl.replay` draws from noise."""
+    """Return a batch that `polyview.rl.replay` draws from noise."""
     steps, rng = 200, np.random.default_rng(0)
     seen = replay.Buffer(
         frames=rng.integers(0, 256, (steps, 84, 84), np.uint8),
@@ -199,7 +198,7 @@ def replayed(b: int) -> dict:
 
 
 def windows(b: int) -> dict:
-    """A batch that `sgi.replay` cuts out of noise."""
+    """Return a batch that `sgi.replay` cuts from noise."""
     steps, rng = 60, np.random.default_rng(0)
     example = {
         "frames": rng.integers(0, 256, (steps, 84, 84), np.uint8),
@@ -213,7 +212,7 @@ def windows(b: int) -> dict:
 
 
 def batch_bytes(b: int) -> dict:
-    """Bytes of the frames of a pre-training batch, and of the official code's."""
+    """Return the bytes of frames in a pre-training batch, ours and the official."""
     views = windows(b)["views"]
     return {
         "frames": sum(frames.nbytes for frames in views.values()),
@@ -222,7 +221,7 @@ def batch_bytes(b: int) -> dict:
 
 
 def played(name: str, steps: int) -> float:
-    """Steps a second of a game under random actions."""
+    """Measure steps a second of a game under random actions."""
     game = Game(name)
     actions = np.random.default_rng(0).integers(len(game.actions), size=steps)
     game.reset()
@@ -241,7 +240,7 @@ def name_of(row: dict) -> str:
 
 
 def line(row: dict) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     if "error" in row:
         return f"{name_of(row):32}{row['error']}"
     text = f"{name_of(row):32}{1e3 * row['seconds']['median']:10.1f} ms"
@@ -252,7 +251,7 @@ def line(row: dict) -> str:
 
 
 def ratio(row: dict, rows: list[dict]) -> str | None:
-    """What another form, or several seeds, take of the time of the row as it is."""
+    """Compare the time of a variant (depthwise, seeds) with its plain row."""
     plain = {"kind": row["kind"], "size": row["size"]}
     (base,) = (
         r for r in rows if r | plain == r and not {"depthwise", "seeds"} & set(r)

@@ -1,12 +1,12 @@
-"""Fine-tuning on a budget that two CPU cores can afford: pre-trained against scratch.
+"""Fine-tuning on a budget for two CPU cores: pre-trained against from scratch.
 
     python -m benchmarks.sgi_finetune --workdir runs/sgi_finetune
 
-Far from Atari 100k, and no sign of what would come of it: the small network of
-configs/sgi_demo.py, 3,000 steps in place of 100,000, 2,000 updates in place of 196,000,
-20 games of evaluation. Rates are ten times the official ones, as the updates are so
-few. Each seed is a run of its own: a CPU takes several in one program slowly. Finished
-runs are kept in the workdir: run the command again to go on.
+This is far from Atari 100k and does not predict its results: the small network of
+configs/sgi_demo.py, 3,000 steps instead of 100,000, 2,000 updates instead of 196,000,
+20 games of evaluation. Learning rates are ten times the official ones, since there are
+so few updates. Each seed is a separate run: several in one program are slow on a CPU.
+Finished runs are kept in the workdir: run the command again to resume.
 """
 
 import argparse
@@ -44,7 +44,7 @@ RATES = {
 
 
 def main() -> None:
-    """Run what is missing, then print the scores and write the JSON and the plot."""
+    """Run missing runs, then print the scores and write the JSON and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--game", default="boxing")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def pretrained(workdir: Path, game: str) -> Path:
-    """The demo's network of that game, trained unless it is there."""
+    """Return the run of the demo's network on a game, trained if it is missing."""
     if not (workdir / "checkpoints").is_dir():
         prepare.main(["--game", game, "--steps", "30000"])
         train(Trainer(load_config(f"configs/sgi_demo.py:game={game}")), workdir)
@@ -71,7 +71,7 @@ def pretrained(workdir: Path, game: str) -> Path:
 
 
 def config(start: str, seed: int, game: str, donor: Path):
-    """That of a run, with the network of the donor."""
+    """Return the config of a run, with the network of the donor."""
     network = load_config(f"configs/sgi_demo.py:game={game}").model
     changes = (
         BUDGET
@@ -125,7 +125,7 @@ def write(flags, runs: list[Run]) -> None:
 
 @drawing.styled
 def curves(runs: list[Run]) -> Figure:
-    """Loss of the returns over the steps; games of evaluation before and after."""
+    """Plot the loss of returns over steps, and evaluation games before and after."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, run in enumerate(sorted(runs, key=lambda run: run.name)):

@@ -1,12 +1,12 @@
-"""Does pre-training on recorded play tell an encoder where things are?
+"""Does pre-training on recorded play teach an encoder where objects are?
 
     python -m benchmarks.sgi_probes --workdir runs/sgi_probes
 
-The demo of SGI in several games and from several seeds: its features against those of
-the same encoder untrained and raw pixels, by the probes of `sgi.probes`. A game has one
-recording to learn from and another for the probes; a seed draws the initial weights,
-the order and the noise. Finished runs are kept in the workdir: run the command again to
-go on.
+Runs the SGI demo on several games and seeds. Compares its features with those of the
+untrained encoder and with raw pixels, by the probes of `sgi.probes`. Each game has one
+recording for training and another for the probes; a seed sets the initial weights, the
+order and the noise. Finished runs are kept in the workdir: run the command again to
+resume.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from polyview.training.trainer import Trainer
 from sgi import prepare
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 (the backend comes first)
+from matplotlib import pyplot  # noqa: E402 (select the backend first)
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "configs/sgi_demo.py"
@@ -36,7 +36,7 @@ MEASURES = ("r2", "accuracy", "f1", "validation_r2")
 
 
 def main() -> None:
-    """Run what is missing, then write the table, the JSON and the plot."""
+    """Run missing runs, then write the table, the JSON and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--games", nargs="+", default=["pong", "breakout", "boxing"])
@@ -46,7 +46,7 @@ def main() -> None:
     # The seeds of a game share one program.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
     for game in flags.games:
-        # As launch/demo_sgi.sh does.
+        # As in launch/demo_sgi.sh.
         record = ["--game", game, "--steps"]
         prepare.main([*record, "30000"])
         prepare.main([*record, "16000", "--seed", "1", "--name", f"{game}_probe"])
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def run(workdir: Path, game: str, seed: int) -> dict[str, dict]:
-    """Train and evaluate one run, unless that is done: {features: evaluation}."""
+    """Train and evaluate one run unless done; return {features: evaluation}."""
     config = load_config(f"{CONFIG}:game={game},seed={seed}")
     paths = {
         "sgi": workdir / "eval" / f"{config.steps}-variables.json",
@@ -82,21 +82,21 @@ def write(flags, found: dict) -> None:
         for variable in found[game, 0]["sgi"]["variables"]:
             row = {"game": game, "variable": variable}
             for name in FEATURES:
-                said = [
+                scores = [
                     found[game, seed][name]["variables"][variable]
                     for seed in range(flags.seeds)
                 ]
                 row[name] = {
-                    measure: spread([of[measure] for of in said])
+                    measure: spread([score[measure] for score in scores])
                     for measure in MEASURES
                 }
             rows.append(row)
-            told = "  ".join(
+            line = "  ".join(
                 f"{label} {row[name]['r2']['mean']:.3f} +- "
                 f"{row[name]['r2']['std'] or 0:.3f}"
                 for name, label in FEATURES.items()
             )
-            print(f"{game:9s} {variable:9s} R^2: {told}")
+            print(f"{game:9s} {variable:9s} R^2: {line}")
     runs = found.values()
     record = {
         "command": "python -m benchmarks.sgi_probes --workdir DIR",
@@ -104,7 +104,7 @@ def write(flags, found: dict) -> None:
         "config": load_config(f"{CONFIG}:game={flags.games[0]}").to_dict(),
         "protocol": {game: found[game, 0]["sgi"]["protocol"] for game in flags.games},
         "left_out": {game: found[game, 0]["sgi"]["left_out"] for game in flags.games},
-        "seconds_of_training": spread([of["sgi"]["seconds"] for of in runs]),
+        "seconds_of_training": spread([run["sgi"]["seconds"] for run in runs]),
         "machine": hosts.machine(),
         "rows": rows,
     }
@@ -115,7 +115,7 @@ def write(flags, found: dict) -> None:
 
 
 def plot(rows: list[dict], games: list[str]):
-    """R^2 of each variable: a panel a game, a dot a seed."""
+    """Plot R^2 of each variable: one panel per game, one dot per seed."""
     counts = [sum(row["game"] == game for row in rows) for game in games]
     figure, panels = pyplot.subplots(
         1,

@@ -2,13 +2,13 @@
 
     python -m benchmarks.soak --minutes 60
 
-Trains the digits on two cores with a checkpoint about every 20 seconds and evaluations,
-kills the run (-9) now and then and gives the same command again; the second half of
-the time is one life, long enough to see whether memory grows. Every second the memory
-(resident) and the open files of the process are read. After each life, every checkpoint
-is read whole, with its checksums. The disk is slowed by writing and flushing a file of
-64 MB beside it, over and over. Writes results/soak.json at each kill, so that a soak
-that was stopped has its figures too.
+Trains on the digits on two cores, with evaluations and a checkpoint about every 20
+seconds. Kills the run (-9) from time to time and runs the same command again. The
+second half of the time is one life, long enough to see whether memory grows. Every
+second, resident memory and open files of the process are read. After each life, every
+checkpoint is read in full and its checksums are verified. The disk is slowed by
+repeatedly writing and flushing a file of 64 MB. Writes results/soak.json at each kill,
+so that a soak that is stopped keeps its figures.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from polyview.runs import checkpoint
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "soak.json"
-WARM = 60  # seconds of a life that do not count: it starts and compiles
+WARM = 60  # uncounted first seconds of a life: it starts and compiles
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def slow_disk(path: Path, stop: threading.Event) -> None:
-    """Keep the disk busy until told to stop."""
+    """Keep the disk busy until `stop` is set."""
     block = os.urandom(2**20)
     while not stop.is_set():
         with path.open("wb") as file:
@@ -90,7 +90,7 @@ def slow_disk(path: Path, stop: threading.Event) -> None:
 
 
 def live(command: list[str], folder: Path, end: float) -> dict:
-    """Run until `end`, kill, and read every checkpoint; what was seen each second."""
+    """Run until `end`, kill, read every checkpoint; return memory, files and status."""
     seen = []
     with (folder / "log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -111,7 +111,7 @@ def live(command: list[str], folder: Path, end: float) -> dict:
 
 
 def used(pid: int) -> tuple[float, int]:
-    """Resident memory in MiB and open files of a process; zeros where it has ended."""
+    """Return a process's resident MiB and open files, zeros if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         files = len(os.listdir(f"/proc/{pid}/fd"))
@@ -121,7 +121,7 @@ def used(pid: int) -> tuple[float, int]:
 
 
 def readable(folder: Path) -> dict:
-    """How many checkpoints are there, and how many of them cannot be read whole."""
+    """Return the number of checkpoints, and how many cannot be read in full."""
     one = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     steps, broken = checkpoint.saved_steps(folder), 0
     for step in steps:
@@ -140,8 +140,8 @@ def readable(folder: Path) -> dict:
 
 
 def write(lives: list[dict], folder: Path) -> None:
-    """Keep what was seen so far."""
-    # Each life warms up by itself: growth is within a life, and from one to the next.
+    """Write the figures so far."""
+    # Each life warms up anew: look for growth within a life, and between lives.
     longest = max(lives, key=lambda life: life["seconds"])
     words = " ".join(sys.argv[1:]).partition(" --workdir")[0]
     record = {

@@ -1,10 +1,10 @@
-"""What the trainer costs: its views per second against the bare compiled step's.
+"""Overhead of the trainer: its views per second against the bare compiled step's.
 
     python -m benchmarks.step
 
-The bare step runs on one batch that lies on the device; the trainer reads, augments and
-transfers a new batch each step, logs, and checks for NaN. The two take turns, so that a
-busy machine slows both; the ratio is of the medians.
+The bare step runs on one batch that stays on the device. The trainer reads, augments
+and transfers a new batch each step, logs, and checks for NaN. The two take turns, so
+that a busy machine slows both; the ratio is that of the medians.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     """Measure, print the table and write results/step.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/polyview_fashion_mnist.py")
-    parser.add_argument("--steps", type=int, default=60, help="of each turn")
+    parser.add_argument("--steps", type=int, default=60, help="per turn")
     parser.add_argument("--turns", type=int, default=4)
     flags = parser.parse_args()
     config = load_config(flags.config, {"steps": str(flags.steps)})
@@ -42,7 +42,7 @@ def main() -> None:
         shapes = run.trace()
         views = sum(s.shape[0] * s.shape[1] for s in shapes["views"].values())
         bare_step(run, 2)
-        trainer(run, views)  # compiles what is left
+        trainer(run, views)  # compiles the rest
         rates = {"trainer": [], "bare step": []}
         for _ in range(flags.turns):
             rates["bare step"].append(views * flags.steps / bare_step(run, flags.steps))
@@ -64,11 +64,11 @@ def main() -> None:
 
 
 def bare_step(run: Trainer, steps: int) -> float:
-    """Seconds of `steps` steps on one batch that stays on the device."""
+    """Measure the seconds of `steps` steps on one batch that stays on the device."""
     state, fixed = run.initial(run.seed)
     with contextlib.closing(prefetch(run.batches(0, 1), run.mesh)) as batches:
         _, _, batch = next(batches)
-    # Each step must be given its own number, or it would refuse to be taken.
+    # A step rejects a batch drawn for another step number.
     numbers = [devices.put_replicated(np.int32(i), run.mesh) for i in range(steps)]
     jax.block_until_ready((batch, numbers))
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def bare_step(run: Trainer, steps: int) -> float:
 
 
 def trainer(run: Trainer, views: int) -> float:
-    """Seconds of a run by the trainer's own loop, with its logs and its last save."""
+    """Measure the seconds of a run by the training loop, with logs and last save."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):

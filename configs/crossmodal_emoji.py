@@ -1,23 +1,22 @@
-"""Emoji: one concept drawn by four vendors, and its name; predict from any of them.
+"""Emoji: one concept drawn by four vendors, plus its name; predict from any view.
 
     python -m polyview.prepare emoji
     python -m polyview.main --config configs/crossmodal_emoji.py --workdir runs/emoji
     python -m polyview.evaluate --run runs/emoji
 
 Arguments: method (supervised | intra | clip | cmim | polyview), weight of its terms,
-drop (chance of each look to be left out of a prediction), steps, split (test |
-validation).
+drop (chance that a prediction leaves out each view), steps, split (test | validation).
 The drawings share one encoder: they are four views of the modality "image".
 Hardware: two laptop cores, minutes. Measured (`python -m benchmarks.missing emoji`,
-accuracy of the subgroup from one drawing, test, three seeds): .151 with
-method=polyview, .154 clip, .125 cmim, .113 supervised, .071 with drop=0 too.
+subgroup accuracy from one drawing, test split, three seeds): .151 with method=polyview,
+.154 clip, .125 cmim, .113 supervised, .071 supervised with drop=0.
 """
 
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
 
 VENDORS = ("noto", "twemoji", "openmoji", "fluent")
-SIZE = 32  # pixels of a view, half of what is prepared
+SIZE = 32  # pixels of a view, half the prepared size
 WORDS, LENGTH = 2048, 24  # as prepared
 GROUPS, SUBGROUPS = 9, 96
 
@@ -58,7 +57,7 @@ def get_config(argument: str = "") -> dict:
                         "strength": 0.5,
                         "blur_chance": 0.0,
                     },
-                    mean=0.8,  # about that of drawings on white
+                    mean=0.8,  # roughly the mean of drawings on white
                     std=0.3,
                 ),
                 "text": parts.tower(
@@ -84,7 +83,7 @@ def get_config(argument: str = "") -> dict:
             weight=args["weight"],
             estimator="info_nce",
             drop=args["drop"],
-            positions=4,  # of 16 of a drawing, and up to 24 words
+            positions=4,  # out of 16 of a drawing, or up to 24 words
         ),
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
@@ -101,14 +100,14 @@ def get_config(argument: str = "") -> dict:
                 "retrieval": True,
                 "batch_size": 500,
             },
-            # kNN and probe on the mean of the four drawings' representations.
+            # kNN and a probe on the mean of the four drawings' representations.
             "frozen": frozen | {"views": whole, "label": "group"},
         },
     }
 
 
 def views(augment: str, **options) -> dict:
-    """The four drawings as one modality, the name as another."""
+    """Return views of two modalities: the four drawings, and the name."""
     return parts.observed(
         fields={"image": VENDORS, "text": ("text",)},
         shapes={"image": (SIZE, SIZE, 3), "text": (LENGTH,)},

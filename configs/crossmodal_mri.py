@@ -1,4 +1,4 @@
-"""MRI with sequences missing: segment from any subset of T1, T1ce, T2 and FLAIR.
+"""MRI with missing sequences: segment from any subset of T1, T1ce, T2 and FLAIR.
 
     python -m polyview.prepare mri_phantom
     python -m polyview.main --config configs/crossmodal_mri.py --workdir runs/mri
@@ -6,9 +6,9 @@
 
 Arguments: model (hemis | early: one U-Net, missing sequences filled with zeros), method
 (supervised | intra | clip | cmim | polyview; hemis only), weight of its terms, drop
-(chance of each sequence to be left out), data (mri_phantom | brats), steps, batch,
-split (test | validation). The phantom is one anatomy: a check of the machinery, and no
-medical claim.
+(chance that each sequence is left out), data (mri_phantom | brats), steps, batch, split
+(test | validation). The phantom is a single anatomy: it checks that the code works and
+supports no medical claim.
 Hardware: a laptop core for the phantom. Measured there (`python -m
 benchmarks.missing mri --seeds 2`, mean Dice of 15 subsets): .46 with method=cmim and
 supervised, .44 with model=early; the seeds differ by more. BraTS: not yet measured.
@@ -43,8 +43,8 @@ def get_config(argument: str = "") -> dict:
         raise InputError(
             "model=early has no features of single sequences; add method=supervised"
         )
-    # Slices of one patient are no negatives of each other; a slice of the phantom is
-    # a patient.
+    # Slices of one patient are not negatives of each other. In the phantom each slice
+    # is a patient.
     study = "patient" if args["data"] == "brats" else None
     size = SIZES[args["data"]]
     views = parts.observed(
@@ -82,7 +82,7 @@ def get_config(argument: str = "") -> dict:
             weight=args["weight"],
             estimator="info_nce",
             drop=args["drop"],
-            # Of 144 at the bottleneck of the phantom.
+            # Out of 144 at the bottleneck for the phantom.
             positions=16,
             study=study,
         ),

@@ -2,9 +2,9 @@
 
     python -m polyview.main --config configs/finetune.py:run=runs/in1k --workdir runs/ft
 
-Arguments: run, data, epochs, batch_size, as of `configs/probe.py`. All is trained. A
-part of the labels: `--config.source.split='train[:10%]'` (Chen et al. train 60 epochs
-on 1 %). The learning rate wants a sweep on held-out training rows for each data set.
+Arguments: run, data, epochs, batch_size, as in `configs/probe.py`. All weights are
+trained. For a part of the labels: `--config.source.split='train[:10%]'` (Chen et al.
+train 60 epochs on 1 %). Sweep the learning rate on held-out training rows for new data.
 Hardware: one GPU or more for ImageNet. Expected result: not yet measured.
 """
 

@@ -13,8 +13,8 @@ from polyview.config.overrides import parse_arguments
 
 
 def get_config(argument: str = "") -> dict:
-    """The recipe of the multi-view baselines of Koromilas et al. 2025 (their released
-    CIFAR-10 config), unless a line says otherwise."""
+    """Follows the multi-view baselines of Koromilas et al. 2025 (their released
+    CIFAR-10 config) unless a line says otherwise."""
     args = parse_arguments(
         argument,
         objective="geometric",
@@ -44,7 +44,7 @@ def get_config(argument: str = "") -> dict:
         "model": parts.image_model(
             encoder={
                 "partial": "polyview.nn.resnet:resnet18",
-                # As Chen et al. 2020 do for CIFAR-10 (appendix B.9).
+                # As in Chen et al. 2020 for CIFAR-10 (appendix B.9).
                 "stem": "small",
             },
             projector={

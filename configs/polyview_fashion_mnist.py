@@ -4,10 +4,10 @@
     python -m polyview.main --config configs/polyview_fashion_mnist.py --workdir runs/a
 
 Arguments: objective, views, batch (fixed | growing), dtype, param_dtype, as in
-`configs/polyview_fashion_mnist.py:objective=nt_xent,views=2`, which is SimCLR with four
-times the unique samples and the same number of views.
-Hardware: two cores of a laptop, or one small GPU; a run takes minutes. Measured: see
-what the demo measured, in the README.
+`configs/polyview_fashion_mnist.py:objective=nt_xent,views=2`: SimCLR with four times
+the unique samples and the same total number of views.
+Hardware: two laptop cores or one small GPU; a run takes minutes. Measured: see the
+results of the demo in the README.
 """
 
 from polyview.config import parts
@@ -52,7 +52,7 @@ def get_config(argument: str = "") -> dict:
                 "hidden": (256,),
                 "out": 64,
             },
-            # Half of SimCLR's strength, as on CIFAR-10 (Chen et al. 2020, appendix
+            # Half of SimCLR's strength, as for CIFAR-10 (Chen et al. 2020, appendix
             # B.9).
             photometry={
                 "target": "polyview.nn.photometry:Photometry",

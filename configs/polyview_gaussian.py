@@ -1,11 +1,11 @@
-"""Gaussian views, whose mutual information is known (Shidani et al. 2024).
+"""Gaussian views with known mutual information (Shidani et al. 2024).
 
     python -m polyview.main --config configs/polyview_gaussian.py --workdir runs/a
 
 Arguments: objective (geometric, arithmetic, sufficient_statistics or multi_crop),
-views, batch_size, steps, deviation (of the noise; the factor's is 1), seed. Each step
-draws new samples; one CPU core is enough. `benchmarks/gaussian.py` trains them all and
-compares their bounds with the closed form.
+views, batch_size, steps, deviation (standard deviation of the noise; the factor's is
+1), seed. Each step draws new samples; one CPU core is enough. `benchmarks/gaussian.py`
+trains all objectives and compares their bounds with the closed form.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config(argument=""):
     name = given["objective"]
     if name not in OBJECTIVES:
         raise InputError(f"objective={name} is unknown{nearest(name, OBJECTIVES)}")
-    # A bound on mutual information needs scores of any size: no unit vectors.
+    # A bound on mutual information needs unbounded scores, so no unit vectors.
     loss = {
         "partial": f"polyview.objectives.contrastive:{name}",
         "temperature": 1.0,

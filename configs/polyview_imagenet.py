@@ -1,19 +1,19 @@
-"""Poly-view learning on ImageNet, ResNet-50 or a ViT at 224 px.
+"""Poly-view learning on ImageNet with a ResNet-50 or a ViT at 224 px.
 
     python -m polyview.prepare imagenet2012 --manual_dir DIR_OF_THE_TWO_TARS
     python -m polyview.main --config configs/polyview_imagenet.py --workdir runs/in1k
 
 Arguments: encoder (resnet50 | vit_s | vit_b), objective, views, batch (fixed |
 growing), dtype, param_dtype, as in `configs/polyview_imagenet.py:views=8,batch=fixed`;
-data, the name of your own images (`polyview.prepare folder`), in place of ImageNet.
-SimCLR is `objective=nt_xent,views=2`. batch=fixed keeps the views of a step at 2 x
-4096, whatever their number a sample; batch=growing keeps 4096 samples. Hardware: a pod
-slice or 8 GPUs; see the README. Expected result: not yet measured.
+data, the name of your own images (`polyview.prepare folder`), instead of ImageNet.
+SimCLR is `objective=nt_xent,views=2`. batch=fixed keeps 2 x 4096 views a step, for any
+number of views a sample; batch=growing keeps 4096 samples. Hardware: a pod slice or 8
+GPUs; see the README. Expected result: not yet measured.
 
-Where memory is short, from what costs least: remat=dots, then remat=blocks (see
+If memory is short, try in order of increasing cost: remat=dots, then remat=blocks (see
 `polyview.nn.rematerialisation`); `--config.mesh.fsdp=8` for the state; microbatch=512
-(see `polyview.training.microbatch`), for which the encoder must be a ViT and norm=none
-takes BatchNorm out of the projector; last accumulate=4, which is another loss.
+(see `polyview.training.microbatch`), which requires a ViT and norm=none, that is, no
+BatchNorm in the projector; last accumulate=4, which changes the loss.
 """
 
 from polyview.config import parts
@@ -22,10 +22,10 @@ from polyview.errors import InputError, nearest
 
 
 def get_config(argument: str = "") -> dict:
-    """SimCLR's recipe (Chen et al. 2020, as released), unless a line says otherwise.
+    """Follows SimCLR (Chen et al. 2020, as released) unless a line says otherwise.
 
-    The learning rate of the poly-view paper is not public: ours scales with unique
-    samples, and sweeping it is left to the user.
+    The learning rate of the poly-view paper is not public. Ours scales with the unique
+    samples; sweeping it is left to the user.
     """
     args = parse_arguments(
         argument,
@@ -79,7 +79,7 @@ def get_config(argument: str = "") -> dict:
                 "norm": args["norm"],
             },
             photometry={"target": "polyview.nn.photometry:Photometry"},
-            mean=(0.485, 0.456, 0.406),  # torchvision's, of ImageNet
+            mean=(0.485, 0.456, 0.406),  # torchvision's for ImageNet
             std=(0.229, 0.224, 0.225),
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],
@@ -91,7 +91,7 @@ def get_config(argument: str = "") -> dict:
 
 
 def encoder(name: str) -> dict:
-    """The spec of a named encoder."""
+    """Return the spec of a named encoder."""
     encoders = {
         "resnet50": {"partial": "polyview.nn.resnet:resnet50", "zero_scale": True},
         "vit_s": {"partial": "polyview.nn.vit:vit_s", "patch": 16, "image": 224},
@@ -103,7 +103,7 @@ def encoder(name: str) -> dict:
 
 
 def optimizer(name: str, epochs: int) -> dict:
-    """LARS for a ResNet; for a ViT, AdamW as in MoCo v3 (Chen et al. 2021)."""
+    """Return LARS for a ResNet; for a ViT, AdamW as in MoCo v3 (Chen et al. 2021)."""
     linear = {"partial": "polyview.training.optimizer:linear", "per": 256}
     if name == "resnet50":
         return {

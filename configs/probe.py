@@ -1,13 +1,13 @@
-"""The linear probe of a trained encoder, with augmentation, by the trainer.
+"""A linear probe of a trained encoder, with augmentation, by the trainer.
 
     python -m polyview.main --config configs/probe.py:run=runs/in1k --workdir runs/probe
 
-Arguments: run, a directory (of `polyview.main` or `polyview.import_weights`), whose
-encoder, geometry and data these are; data, the name of another prepared data set;
-epochs, batch_size. The encoder is frozen, its BatchNorm included.
-`--config.init_from=None` leaves it untrained: the reference that any probe should be
-compared with. It resumes, logs and checkpoints like any run; top-1 of the test split is
-written at its end.
+Arguments: run, a directory (of `polyview.main` or `polyview.import_weights`), which
+gives the encoder, its geometry and the data; data, the name of another prepared data
+set; epochs, batch_size. The encoder is frozen, its BatchNorm included.
+`--config.init_from=None` leaves it untrained, as the baseline of any probe. The probe
+resumes, logs and checkpoints like any run; at the end it writes top-1 on the test
+split.
 Hardware: one GPU or more for ImageNet. Expected result: not yet measured.
 """
 

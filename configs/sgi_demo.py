@@ -1,14 +1,14 @@
-"""A small SGI for two CPU cores: what `make demo-sgi` trains.
+"""A small SGI for two CPU cores: the config of `make demo-sgi`.
 
     POLYVIEW_DATA=runs/demo_sgi/data python -m sgi.prepare --game pong --steps 30000
     POLYVIEW_DATA=runs/demo_sgi/data python -m polyview.main \
         --config configs/sgi_demo.py:game=pong --workdir runs/demo_sgi/pong
 
-Arguments: game, seed. What differs from configs/sgi_pretrain.py is ours, chosen in Pong
-by the probes' validation episodes so that a few minutes suffice. More steps at this
-rate help no more: what the latents say of the ball was at its best between 250 and 750.
-In so few steps the inverse model stays at chance, and cosines between projections come
-near 1: the figures of the probes are no figures of SGI at its full length.
+Arguments: game, seed. Numbers that differ from configs/sgi_pretrain.py are ours, chosen
+on the probes' validation episodes in Pong so that a few minutes suffice. More steps at
+this learning rate do not help: probes read the ball best between steps 250 and 750. In
+so few steps the inverse model stays at chance, and cosines between projections approach
+1: the probe scores do not represent SGI at full length.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def get_config(argument: str = "") -> dict:
     config = load_config(f"{PRETRAIN}:size=tiny,game={args['game']}").to_dict()
     config["model"]["encoder"]["widths"] = (12, 24, 24)
     config["model"]["hidden"] = 256
-    # In so few steps the official 1e-4 and 1.5e-4 hardly move anything.
+    # In so few steps the official 1e-4 and 1.5e-4 hardly change the weights.
     config["optimizer"]["learning_rate"]["base"] = 3e-3
     config["optimizer"]["epsilon"] = 1e-8
     return config | {

@@ -5,12 +5,12 @@
     python -m sgi.finetune --config configs/sgi_finetune.py:game=pong --workdir runs/b \
         --config.init_from=runs/a
 
-Arguments: game; size (tiny, S, M or L), that of the pre-trained run; start, pretrained
-or scratch: the latter takes no init_from, has one learning rate and cuts gradients;
-dtype, param_dtype. All seeds play side by side in one process.
-Hardware: one GPU, with 0.7 GB of memory a seed for what it has seen; size=tiny on two
-CPU cores. Time and scores: not yet measured.
-Numbers without a source are those of the official code, github.com/mila-iqia/SGI.
+Arguments: game; size (tiny, S, M or L), as in the pre-trained run; start (pretrained or
+scratch): scratch takes no init_from, has one learning rate and clips gradients; dtype,
+param_dtype. All seeds play side by side in one process.
+Hardware: one GPU, with 0.7 GB of replay memory a seed; size=tiny on two CPU cores. Time
+and scores: not yet measured.
+Numbers without a source are from the official code, github.com/mila-iqia/SGI.
 """
 
 from polyview.config.overrides import parse_arguments
@@ -39,16 +39,16 @@ def get_config(argument: str = "") -> dict:
         "game": args["game"],
         "start": args["start"],
         "init_from": None,
-        "seed": 0,  # of the first agent; the others have the next ones
+        "seed": 0,  # the first agent's; the others count up from it
         "seeds": 10,
-        "steps": 100_000,  # of four frames
+        "steps": 100_000,  # four frames each
         "random_steps": 2000,
         "updates_per_step": 2,
         "batch_size": 32,
         "n_step": 10,
         "discount": 0.99,
         "priority": {"alpha": 0.5, "beta": (0.4, 1.0)},  # beta: first and last
-        "log_every": 500,  # ours, as the next two
+        "log_every": 500,  # ours, as are the next two
         "checkpoint_every": 10_000,
         "evaluate_every": 0,  # at the end only
         "keep": 2,

@@ -4,23 +4,23 @@
     python -m polyview.main --config configs/sgi_pretrain.py:game=pong --workdir runs/a
 
 Arguments: game; size (tiny, S, M or L); objective: sgi, or cloning, the baseline that
-copies the actions; dtype, param_dtype; mix, the recording to learn from: R is play at
-random (`GAME_random`), the others are agents' play. The paper's are parts of the DQN
+copies the actions; dtype, param_dtype; mix, the recording to train on: R is random play
+(`GAME_random`), the others are agents' play. The paper's mixes are parts of the DQN
 Replay data set, if you have its files:
 
     M   --game pong --name pong_m --import DIR --checkpoints 1,25,50
     ML  --game pong --name pong_ml --import DIR --checkpoints 1,5,10,15,20,25
     W   --game pong --name pong_w --import RUN1 RUN2 RUN3 RUN4 RUN5 --checkpoints 1
 
-after `python -m sgi.prepare`; SGI-M/L is `mix=ML,size=L`, the others are of size M. An
-agent of your own can stand in, under the same name: `--agent RUN@STEP RUN@STEP ...`.
-Evaluation, where the game's variables are known, is on play of another seed:
+after `python -m sgi.prepare`; SGI-M/L is `mix=ML,size=L`, the others have size M. You
+can record your own agent under the same name instead: `--agent RUN@STEP RUN@STEP ...`.
+If the game's variables are known, evaluation uses play from another seed:
 
     python -m sgi.prepare --game pong --steps 20000 --seed 1 --name pong_probe
     python -m polyview.evaluate --run runs/a --references
 
 Hardware: one GPU; size=tiny on two CPU cores. Time and scores: not yet measured.
-Numbers without a source are those of the official code, github.com/mila-iqia/SGI.
+Numbers without a source are from the official code, github.com/mila-iqia/SGI.
 """
 
 from polyview.config import parts as config_parts
@@ -29,7 +29,7 @@ from polyview.errors import InputError, nearest
 from sgi import parts, recording
 from sgi.ram import ADDRESSES
 
-# Recordings, and epochs of them; the paper's R was not released, ours is 20 as well.
+# Recordings and epochs; the paper's R was not released, and its 20 epochs are ours.
 MIXES = {"R": ("random", 20), "M": ("m", 20), "ML": ("ml", 10), "W": ("w", 20)}
 WEIGHTS = {
     "sgi": {"spr": 1.0, "goal": 1.0, "inverse": 1.0, "cloning": 0.0},
@@ -54,7 +54,9 @@ def get_config(argument: str = "") -> dict:
     name = f"{args['game']}_{suffix}"
     play = recording.describe(name)
     if args["mix"] != "R" and play.get("policy") == "random":
-        raise InputError(f"{name} is play at random; for mix={args['mix']} it is not")
+        raise InputError(
+            f"{name} is random play; mix={args['mix']} requires agents' play"
+        )
     variables = {
         "target": "sgi.probes:Variables",
         "recording": f"{args['game']}_probe",
@@ -74,7 +76,7 @@ def get_config(argument: str = "") -> dict:
         "checkpoint_every": 2500,
         "evaluate_every": 0,
         "keep": 3,
-        "workers": 0,  # another process would hold the recording once more
+        "workers": 0,  # each worker process would load the recording again
         "mesh": {"data": -1, "fsdp": 1},
         "source": {
             "target": "sgi.replay:Replay",
@@ -90,7 +92,7 @@ def get_config(argument: str = "") -> dict:
         },
         "model": parts.network(
             args["size"],
-            # The game's own action set, as it was recorded.
+            # The game's own action set, as recorded.
             len(play["actions"]),
             sigma=0.0,
             dtype=args["dtype"],
@@ -107,7 +109,7 @@ def get_config(argument: str = "") -> dict:
             "distance_scale": 5.0,
             "reward_scale": 10.0,
             "window_terminals": "correct",  # the official code's: "upstream"
-            "goal_noise_scale": "upstream",  # or "unit": as strong as it looks
+            "goal_noise_scale": "upstream",  # or "unit": latents scaled to length 1
         },
         "optimizer": {
             "partial": "sgi.pretrain:adam",

@@ -1,14 +1,19 @@
 """The documentation site: `sphinx-build -W -b html docs build/docs`.
 
 Its pages are Markdown that GitHub shows as well, so they hold no directive. The side
-bar lists the pages in the order in which `index.md` links them. Formulas become MathML
+bar lists the pages in the order in which `index.md` links them; the public API's
+docstrings are appended to `api.md`. Formulas become MathML
 when the site is built: it reads without a network.
 """
 
+import inspect
 import re
+import textwrap
 
 from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
+
+import polyview
 
 project = "polyview"
 html_title = "polyview"
@@ -37,6 +42,21 @@ def add_contents(app, page, source):
         source[0] += f"\n\n{contents}\n"
 
 
+def add_docstrings(app, page, source):
+    """Append the head and the docstring of each public name to the API page."""
+    if page != "api":
+        return
+    entries = [(name, getattr(polyview, name)) for name in polyview.__all__]
+    position = 1 + [name for name, _ in entries].index("load")
+    loaded = inspect.signature(polyview.load).return_annotation
+    entries[position:position] = [("Loaded", loaded), ("Loaded.encode", loaded.encode)]
+    for name, entry in entries:
+        head = inspect.getsource(entry).partition('"""')[0]
+        head = inspect.cleandoc("\n" + head)
+        text = f"{head}\n{textwrap.indent(inspect.getdoc(entry), '    ')}"
+        source[0] += f"\n\n## {name}\n\n```python\n{text}\n```\n"
+
+
 def formula(display):
     """A visitor that writes a formula as MathML."""
 
@@ -54,4 +74,5 @@ def formula(display):
 def setup(app):
     """Called by Sphinx."""
     app.connect("source-read", add_contents)
+    app.connect("source-read", add_docstrings)
     app.add_html_math_renderer("mathml", formula("inline"), formula("block"))

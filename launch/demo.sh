@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The demo: poly-view learning against SimCLR at one encoder cost, on real images.
-# Usage: launch/demo.sh [PYTHON] [RUNS]     (run from the top of the project)
+# Demo: poly-view learning against SimCLR at equal encoder cost, on real images.
+# Usage: launch/demo.sh [PYTHON] [RUNS]     (run from the project root)
 set -euo pipefail
 python=${1:-python}
 runs=${2:-runs/demo}
 
 data=fashion_mnist
 if ! "$python" -m polyview.prepare "$data"; then
-    echo "Fashion-MNIST is not to be had here; going on with the digits."
+    echo "Fashion-MNIST is not available; using the digits instead."
     data=digits
     "$python" -m polyview.prepare "$data"
 fi
@@ -18,7 +18,7 @@ echo; echo "== Poly-view: 8 views of few samples"
 echo; echo "== SimCLR: 2 views of four times the samples"
 "$python" -m polyview.main --config "$config:views=2,objective=nt_xent" \
     --workdir "$runs/simclr"
-echo; echo "== The same probe for both, an untrained encoder and raw pixels"
+echo; echo "== The same probe for both runs, an untrained encoder and raw pixels"
 "$python" -m polyview.evaluate --run "$runs/simclr"
 "$python" -m polyview.evaluate --run "$runs/polyview" --references
 echo

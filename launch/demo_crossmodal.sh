@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The demo of cross-modal learning: emoji by four vendors and their names.
-# Usage: launch/demo_crossmodal.sh [PYTHON] [RUNS]     (run from the top of the project)
+# Demo of cross-modal learning: emoji by four vendors and their names.
+# Usage: launch/demo_crossmodal.sh [PYTHON] [RUNS]     (run from the project root)
 set -euo pipefail
 python=${1:-python}
 runs=${2:-runs/demo_crossmodal}
 
-echo "== One concept, drawn by four vendors, with a name"
+echo "== Emoji: each concept drawn by four vendors, and its name"
 "$python" -m polyview.prepare emoji
 for method in supervised polyview; do
     echo; echo "== $method"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Evaluate the checkpoints of runs that have no result yet, each as a job of its own.
+# Evaluate the checkpoints that have no result yet, each in its own job.
 #
 #   bash launch/evaluate.sh [options] RUN... [-- LAUNCHER WORDS...]
 #   bash launch/evaluate.sh runs/a runs/b -- bash launch/slurm.sh --gpus 1 --batch
 #
-#   --python P      (python)
-#   --option WORD   handed to polyview.evaluate: --config.evaluations.frozen.knn.k=5; repeatable
-#   --newest        of each run only the newest checkpoint
-#   --dry-run       print what would run
+#   --python P      the interpreter (python)
+#   --option WORD   pass to polyview.evaluate: --config.evaluations.frozen.knn.k=5; repeatable
+#   --newest        only the newest checkpoint of each run
+#   --dry-run       print the commands without running them
 #
-# A result is RUN/eval/STEP-NAME.json (STEP.json of a config with one evaluation); one on
-# another data set does not count. The status is that of the first job that fails; the
-# others are run all the same.
+# A result is RUN/eval/STEP-NAME.json (STEP.json for a config with one evaluation).
+# Results on other data sets do not count. If jobs fail, the others still run, and the
+# status is that of the first failed job.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -53,7 +53,7 @@ for run in "${runs[@]}"; do
     if [[ -n $newest ]]; then steps=("${steps[@]: -1}"); fi
     for step in "${steps[@]}"; do
         if evaluated "$run" "$step"; then
-            echo "$run: step $step has a result" >&2
+            echo "$run: step $step has a result already" >&2
             continue
         fi
         found=0

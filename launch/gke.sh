@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Run a command on every host of a JobSet on Google Kubernetes Engine, through xpk.
+# Run a command on every host of a JobSet on Google Kubernetes Engine, with xpk.
 #
 #   bash launch/gke.sh --name NAME --cluster C --tpu v6e-16 --image I -- python -m ...
 #
-#   --tpu TYPE      a slice of TPUs; or --gpu TYPE, h100-mega-80gb-8 say
-#   --slices N      of TPUs, or nodes of GPUs (1)
-#   --image I       a container that holds the project and its dependencies
-#   --project P     of Google Cloud;  --zone Z
-#   --restarts R    of the whole job, where a host fails or is taken away (50)
-#   --cache DIR     of compiled programs, in the container (/tmp/polyview)
-#   --detach        return once it is submitted; without it wait for its end
-#   --dry-run       print what would run
+#   --tpu TYPE      type of a TPU slice; or --gpu TYPE, such as h100-mega-80gb-8
+#   --slices N      number of TPU slices or GPU nodes (1)
+#   --image I       a container image with the project and its dependencies
+#   --project P     the Google Cloud project;  --zone Z
+#   --restarts R    most restarts of the whole job if a host fails or is preempted (50)
+#   --cache DIR     compilation cache in the container (/tmp/polyview)
+#   --detach        return after submitting the job instead of waiting for its end
+#   --dry-run       print the commands without running them
 #
-# The cluster must have been made by xpk. The workdir must be on a disk that every host
-# sees. The status is 0 if the job succeeds.
+# The cluster must have been created by xpk. The workdir must be on a disk shared by all
+# hosts. The status is 0 if the job succeeds.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -39,7 +39,7 @@ while (($#)); do
     esac
 done
 (($#)) || fail "no command after --"
-[[ -n $name && -n $cluster && -n $image ]] || fail "--name, --cluster and --image are needed"
+[[ -n $name && -n $cluster && -n $image ]] || fail "--name, --cluster and --image are required"
 [[ -n $tpu || -n $gpu ]] || fail "give --tpu or --gpu"
 [[ -z $tpu || -z $gpu ]] || fail "give --tpu or --gpu, not both"
 
@@ -48,7 +48,7 @@ if [[ -n $tpu ]]; then
 else
     hardware=("--device-type=$gpu" "--num-nodes=$slices")
 fi
-# A shell of the container reads the line.
+# A shell in the container parses the line.
 line="env $(quoted "JAX_COMPILATION_CACHE_DIR=${cache:-/tmp/polyview}" "$@" --distributed)"
 run xpk workload create "--workload=$name" "--cluster=$cluster" "${where[@]}" \
     "${hardware[@]}" "--docker-image=$image" "--max-restarts=$restarts" \

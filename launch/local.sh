@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Run a command on this host: as it is, or as several processes on the CPU that find
-# one another, to try at home what a cluster does.
+# Run a command on this host: unchanged, or as several connected CPU processes, to try
+# a distributed run without a cluster.
 #
 #   bash launch/local.sh [options] -- python -m polyview.main --config ... --workdir ...
 #
-#   --processes N   how many (1); with more each gets --distributed and its number
+#   --processes N   number of processes (1); several get --distributed and their number
 #   --devices D     virtual CPU devices of each of several processes (1)
-#   --restarts R    start it again where it saved and stopped by itself, status 75 (0)
-#   --port P        on which several processes meet (one at random)
-#   --cache DIR     of compiled programs ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/polyview)
-#   --dry-run       print what would run
+#   --restarts R    most restarts after the run saved and stopped, status 75 (0)
+#   --port P        port where several processes connect (random)
+#   --cache DIR     compilation cache ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/polyview)
+#   --dry-run       print the commands without running them
 #
-# The status is the command's: the first that is not 0 of several. SIGTERM is handed on;
-# then nothing is started again. Where one process fails, the others are ended; where it
-# was killed, or aborted, the status is 75.
+# The status is the command's; of several processes, the first that is not 0. SIGTERM is
+# forwarded, and then nothing restarts. If one process fails, the others are stopped; if
+# it was killed or aborted, the status is 75.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -35,7 +35,7 @@ done
 (($#)) || fail "no command after --"
 cache=${cache:-$home_cache}
 
-# The words of process $1 of the command "${@:2}".
+# Set `words` to the command "${@:2}" for process $1.
 of_process() {
     local process=$1
     shift
@@ -60,7 +60,7 @@ fi
 children=() told=
 trap 'told=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 
-# Start all processes, wait for all, and leave the status of the first that failed.
+# Start all processes, wait for all, and return the status of the first that failed.
 attempt() {
     local process child status=0 found still ended=0
     children=()
@@ -82,7 +82,7 @@ attempt() {
         done
         children=("${still[@]}")
         ((${#children[@]})) || break
-        # The others would wait a minute or more for one that is gone.
+        # The others would wait a minute or more for a dead process.
         if ((status && status != 75)); then
             ((++ended))
             if ((ended == 1)); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
@@ -99,5 +99,5 @@ while :; do
     if ((processes > 1)) && lost "$status"; then status=75; fi
     if ((status != 75 || restarts == 0)) || [[ -n $told ]]; then exit "$status"; fi
     ((restarts--)) || true
-    echo "status 75: starting it again, from its last checkpoint" >&2
+    echo "status 75: starting it again from its last checkpoint" >&2
 done

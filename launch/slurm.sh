@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Run a command on every node of a Slurm job. The processes find one another.
+# Run a command on every node of a Slurm job, as one distributed run.
 #
 #   bash launch/slurm.sh --nodes 2 --gpus 8 -- python -m polyview.main --config ... --workdir ...
 #
-#   --nodes N       (1)
-#   --gpus G        of each node (0: CPUs)
-#   --per node|gpu  one process a node, which has all its GPUs (node), or one a GPU
-#   --batch         submit a job and return; without it run in the foreground
-#   --time T        limit of the job, as Slurm writes it; SIGTERM comes 2 minutes before
-#   --slurm WORD    another option of srun or sbatch, --partition=x; may be repeated
-#   --cache DIR     of compiled programs, which every node sees
+#   --nodes N       number of nodes (1)
+#   --gpus G        GPUs per node (0: run on CPUs)
+#   --per node|gpu  one process per node, with all its GPUs (node), or one per GPU
+#   --batch         submit a job and return instead of running in the foreground
+#   --time T        time limit in Slurm's format; SIGTERM comes 2 minutes before
+#   --slurm WORD    another option of srun or sbatch, such as --partition=x; repeatable
+#   --cache DIR     compilation cache, on a disk shared by all nodes
 #                   ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/polyview)
-#   --dry-run       print what would run
+#   --dry-run       print the commands without running them
 #
-# The workdir must be on a disk that every node sees. The status is the command's. A run
-# that saved and stopped (SIGTERM, status 75) is queued again with --batch.
+# The workdir must be on a disk shared by all nodes. The status is the command's. With
+# --batch, a run that saved and stopped (SIGTERM, status 75) is queued again.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -37,13 +37,13 @@ while (($#)); do
 done
 (($#)) || fail "no command after --"
 [[ $per == node || $per == gpu ]] || fail "--per is '$per', not node or gpu"
-[[ $per == node ]] || ((gpus)) || fail "--per gpu needs --gpus"
+[[ $per == node ]] || ((gpus)) || fail "--per gpu requires --gpus"
 cache=${cache:-$home_cache}
 
 resources=("--nodes=$nodes")
 tasks=1
-# Every process sees all GPUs of its node, and JAX takes the one of its number; where
-# there is one process it must be told to take them all.
+# Every process sees all GPUs of its node, and JAX takes the GPU with the process's
+# number. A single process must be told to take all.
 environment=("JAX_COMPILATION_CACHE_DIR=$cache")
 if ((gpus)); then
     resources+=("--gpus-per-node=$gpus")

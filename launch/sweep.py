@@ -1,13 +1,13 @@
-"""Print a grid of commands, one a line, for a shell or any launcher.
+"""Print a grid of commands, one per line, for a shell or any launcher.
 
     python launch/sweep.py rate=1e-3,3e-3 seed=0,1 -- \\
         python -m polyview.main --config configs/x.py --workdir 'runs/{rate}-{seed}' \\
         '--config.optimizer.learning_rate.base={rate}' '--config.seed={seed}' | sh
 
-Before `--` stand names and their values, after it a command in which {name} is replaced
-by each value in turn; the last name varies fastest. The command may begin with a
-launcher: `-- bash launch/slurm.sh --gpus 8 --batch -- python -m ...`. Every line must
-have a workdir of its own.
+Give names and their values before `--`, and a command after it. Each {name} in the
+command is replaced by each value in turn; the last name varies fastest. The command can
+start with a launcher: `-- bash launch/slurm.sh --gpus 8 --batch -- python -m ...`. Each
+line must have its own workdir.
 """
 
 import itertools
@@ -16,7 +16,7 @@ import sys
 
 
 def main(words: list[str]) -> int:
-    """Print the commands; 2 where the words make no grid."""
+    """Print the commands and return the exit status: 2 if `words` give no grid."""
     if "--help" in words[: words.index("--") if "--" in words else None]:
         print(__doc__.strip())
         return 0
@@ -30,24 +30,24 @@ def main(words: list[str]) -> int:
 
 
 def grid(words: list[str]) -> list[list[str]]:
-    """The commands of `name=value,value ... -- command`, each as its words.
+    """Return the commands of `name=value,value ... -- command`, each as its words.
 
-    Raises ValueError for a word that names no values, a {name} without values, values
-    that stand nowhere in the command, and commands that share a workdir.
+    Raises ValueError for a malformed or repeated name=value,value, a name that does not
+    occur in the command, and commands that share a workdir.
     """
     if "--" not in words or words[-1] == "--":
         raise ValueError("no command after --")
     end = words.index("--")
     values = {}
     for word in words[:end]:
-        name, equals, of = word.partition("=")
-        if not (name.isidentifier() and equals and of) or name in values:
-            raise ValueError(f"{word!r} is no new name=value,value")
-        values[name] = of.split(",")
+        name, equals, choices = word.partition("=")
+        if not (name.isidentifier() and equals and choices) or name in values:
+            raise ValueError(f"{word!r} is not a new name=value,value")
+        values[name] = choices.split(",")
     command = words[end + 1 :]
     for name in values:
         if not any(f"{{{name}}}" in word for word in command):
-            raise ValueError(f"{{{name}}} stands nowhere in the command")
+            raise ValueError(f"{{{name}}} does not occur in the command")
     lines = [
         [_filled(word, dict(zip(values, chosen, strict=True))) for word in command]
         for chosen in itertools.product(*values.values())

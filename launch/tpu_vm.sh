@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Cloud TPU VMs, v2 to v6e: make them, install the project, run a command on every one.
+# Create Cloud TPU VMs (v2 to v6e), install the project, run a command on all of them.
 #
 #   bash launch/tpu_vm.sh VERB --name NAME --zone ZONE [options] [-- COMMAND...]
 #
-#   create    --type v5litepod-16 --version v2-alpha-tpuv5-lite; with --queue ask for
-#             them and return, with --spot the cheap ones that may be taken away
-#   install   copy what this checkout has committed to every worker and install it there
-#   run       the command on every worker, in the checkout; output to ~/polyview.log too
+#   create    --type v5litepod-16 --version v2-alpha-tpuv5-lite; with --queue request
+#             the VMs and return; with --spot use cheaper, preemptible VMs
+#   install   copy this checkout's committed files to every worker and install them
+#   run       run the command on every worker, in the checkout; log to ~/polyview.log
 #   logs      follow the log of worker 0
-#   stop      SIGTERM: the run saves its state and ends, and is not started again
-#   delete    and with --queue what was asked for
+#   stop      send SIGTERM: the run saves its state and ends, and is not restarted
+#   delete    delete the VMs; with --queue the queued request
 #
-#   --project P     of Google Cloud
-#   --restarts R    of run: start it again where it saved and stopped, status 75 (0)
-#   --cache DIR     of compiled programs, on the workers (~/.cache/polyview there)
-#   --dry-run       print what would run
+#   --project P     the Google Cloud project
+#   --restarts R    for run: most restarts after it saved and stopped, status 75 (0)
+#   --cache DIR     compilation cache on the workers (~/.cache/polyview there)
+#   --dry-run       print the commands without running them
 #
-# The workdir must be on a disk that every worker sees: a Filestore share, say, or a
-# bucket that gcsfuse mounts. The status of run is that of the command on worker 0, or
-# of gcloud where the command has none.
+# The workdir must be on a disk shared by all workers, such as a Filestore share or a
+# bucket mounted with gcsfuse. The status of run is that of the command on worker 0, or
+# of gcloud if the command has none.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -44,17 +44,17 @@ while (($#)); do
     esac
 done
 [[ -n $verb ]] || fail "name a verb"
-[[ -n $name && -n $zone ]] || fail "$verb needs --name and --zone"
-[[ $verb == run || $# == 0 ]] || fail "only run takes a command"
+[[ -n $name && -n $zone ]] || fail "$verb requires --name and --zone"
+[[ $verb == run || $# == 0 ]] || fail "only the verb run takes a command"
 
 where=("--zone=$zone")
 if [[ -n $project ]]; then where+=("--project=$project"); fi
-# on WORKER COMMAND: a line of shell on one worker, or on all of them.
+# on WORKER COMMAND: run a line of shell on one worker, or on all.
 on() { run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"; }
 
 case $verb in
     create)
-        [[ -n $type && -n $version ]] || fail "create needs --type and --version"
+        [[ -n $type && -n $version ]] || fail "create requires --type and --version"
         if [[ -n $queue ]]; then
             run gcloud compute tpus queued-resources create "$name" "${where[@]}" \
                 "--node-id=$name" "--accelerator-type=$type" \
@@ -75,9 +75,9 @@ case $verb in
         ;;
     run)
         (($#)) || fail "no command after --"
-        cache=${cache:-../.cache/polyview} # of the worker's home, seen from the checkout
-        # The status is kept on the worker: gcloud has one for all of them. So is the
-        # number of the process, which is what `stop` signals, and not its shells.
+        cache=${cache:-../.cache/polyview} # in the worker's home, relative to the checkout
+        # Each worker keeps the command's status, since gcloud returns one status for
+        # all workers, and its process id, so that `stop` signals it and not its shells.
         line="cd polyview || exit; PATH=\$PWD/.venv/bin:\$PATH; rm -f ../polyview.status; "
         line+="{ env $(quoted "JAX_COMPILATION_CACHE_DIR=$cache" "$@" --distributed) & "
         line+="echo \$! > ../polyview.pid; wait \$!; echo \$? > ../polyview.status; } "
@@ -93,10 +93,10 @@ case $verb in
                 if [[ $found =~ ^[0-9]+$ ]] && ((found)); then status=$found; fi
             fi
             if ((status != 75 || restarts == 0)); then exit "$status"; fi
-            # What was told to stop stays so.
+            # After `stop` the run is not restarted.
             if on 0 "test -e polyview.told" 2>/dev/null; then exit "$status"; fi
             ((restarts--)) || true
-            echo "status 75: it saved its state; starting it again" >&2
+            echo "status 75: the run saved its state; starting it again" >&2
         done
         ;;
     logs) on 0 "tail -n 100 -f polyview.log" ;;

@@ -1,4 +1,4 @@
-"""`polyview COMMAND ...`, or `python -m polyview COMMAND ...`: any of the commands."""
+"""The program `polyview COMMAND ...`, or `python -m polyview COMMAND ...`."""
 
 from polyview import cli
 
@@ -15,7 +15,7 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Run the command that is named; without one, list them."""
+    """Run the named command; without a name, list the commands."""
     cli.choose("polyview", COMMANDS)
 
 

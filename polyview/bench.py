@@ -1,8 +1,8 @@
-"""Measure what a config costs here: rate, MFU, waiting for input, memory.
+"""Measure the cost of a config on this machine: rate, MFU, input wait, memory.
 
     python -m polyview.bench --config configs/x.py [--steps 30] [--output bench.json]
 
-The measures are those of `polyview.training.cost`.
+`polyview.training.cost` defines the measures.
 """
 
 import json
@@ -17,14 +17,14 @@ from polyview.terminal import say
 
 
 def main() -> None:
-    """Read the command line, measure, print the table and write the JSON."""
+    """Read the command line, measure, print the table and write the JSON file."""
     parser = cli.Parser(
         prog="python -m polyview.bench",
         description=__doc__.splitlines()[0],
-        epilog="Any key of the config: --config.key=value, --config.group.key=value.",
+        epilog="Override any config key: --config.key=value, --config.group.key=value.",
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]", required=True)
-    parser.add_argument("--steps", type=int, default=30, help="measured in each run")
+    parser.add_argument("--steps", type=int, default=30, help="steps to measure")
     parser.add_argument(
         "--output", metavar="FILE.json", type=Path, default=Path("bench.json")
     )
@@ -37,7 +37,7 @@ def main() -> None:
     cli.check_output(flags.output)
 
     cli.start(flags)
-    # JAX is imported here, after the mistakes that need none of it.
+    # JAX is imported late, so that usage errors do not wait for it.
     from polyview import hosts
     from polyview.training import cost
 

@@ -1,35 +1,39 @@
-"""What the command lines share: one-line answers, and joining the other processes."""
+"""Shared by all commands: flags, one-line errors, joining the other processes."""
 
 import argparse
 import ast
 import importlib
-import importlib.util
 import os
 import re
 import sys
+from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
+from typing import Any, NoReturn
 
 from polyview import errors
 from polyview.errors import InputError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`s of one line.
+    """An argument parser that raises errors as `InputError`s of one line.
 
-    Flags are not to be abbreviated: a mistyped one would pass for another.
+    Flags cannot be abbreviated, so that a mistyped flag never matches another.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
-        self.add_argument(  # read by `errors.run`, before any parser
+        self.add_argument(  # `errors.run` reads it before any parser does
             "--traceback",
             action="store_true",
             default=argparse.SUPPRESS,
-            help="print the whole traceback of an error",
+            help="print the full traceback of an error",
         )
 
-    def parse_args(self, args=None, namespace=None):
-        """Parse; an unknown flag is answered with the nearest there is."""
+    def parse_args(
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Parse; for an unknown flag, raise InputError with the nearest known flag."""
         flags, rest = self.parse_known_args(args, namespace)
         if rest:
             known = [word for word in self._option_string_actions if word[:2] == "--"]
@@ -37,14 +41,14 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"unknown argument {rest[0]!r}{hint}")
         return flags
 
-    def error(self, message: str) -> None:
-        """Raise instead of printing the whole usage."""
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError instead of printing the whole usage."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
 def choose(package: str, names: tuple[str, ...]) -> None:
-    """Run the command of a package that the first argument names: what its installed
-    program does. Ends the process with the command's status."""
+    """Run the command of `package` that the first argument names (the entry point of an
+    installed program). Ends the process with the command's status."""
     errors.run(lambda: _choose(package, names))
 
 
@@ -53,8 +57,8 @@ def _choose(package: str, names: tuple[str, ...]) -> None:
     if name in ("--help", "-h"):
         print(f"usage: {package} COMMAND ...; each has --help\n")
         for name in names:
-            path = Path(importlib.util.find_spec(f"{package}.{name}").origin)
-            text = ast.get_docstring(ast.parse(path.read_bytes()))
+            source = resources.files(package).joinpath(f"{name}.py").read_bytes()
+            text = ast.get_docstring(ast.parse(source)) or ""
             print(f"  {name:9} {text.splitlines()[0]}")
         return
     if name not in names:
@@ -65,54 +69,54 @@ def _choose(package: str, names: tuple[str, ...]) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which checkpoint is read, and what it may name."""
-    parser.add_argument("--step", type=int, help="a checkpoint other than the newest")
+    """Add the flags that select a checkpoint and its fixed weights, and --trust."""
+    parser.add_argument("--step", type=int, help="checkpoint to read (default: newest)")
     parser.add_argument(
         "--weights",
         metavar="FILE",
         nargs="+",
         default=[],
         type=Path,
-        help="files of fixed weights that the checkpoint names by their sha256",
+        help="files of the fixed weights that the checkpoint lists by sha256",
     )
     add_trust(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the flag for what the config of an untrusted run may name."""
+    """Add --trust: packages that the config of an untrusted run may call."""
     parser.add_argument(
         "--trust",
         metavar="PACKAGE",
         nargs="*",
         default=[],
-        help="packages, beside this project's, that the config of a run may name",
+        help="packages, besides this project's, that the run's config may call",
     )
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:
-    """Add the flags by which several processes find one another."""
+    """Add the flags that connect the processes of a run."""
     parser.add_argument(
         "--distributed",
         action="store_true",
         help="join the other processes of this run",
     )
     parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="where JAX cannot know it"
+        "--coordinator", metavar="HOST:PORT", help="of process 0, if not detected"
     )
-    parser.add_argument("--processes", type=int, help="how many there are")
-    parser.add_argument("--process", type=int, help="which one this is, from 0")
+    parser.add_argument("--processes", type=int, help="number of processes")
+    parser.add_argument("--process", type=int, help="index of this process, from 0")
     parser.add_argument(
         "--heartbeat",
         metavar="SECONDS",
         type=int,
-        help="after how long a silent process counts as dead, and all end (100)",
+        help="silence after which a process counts as dead and all stop (100)",
     )
 
 
 def check_output(path: Path) -> None:
-    """Raise InputError for a file that cannot be made, before the work for it is done.
+    """Raise InputError if a file cannot be created, before the work for it is done.
 
-    Its folder must be there.
+    Its folder must exist.
     """
     if not path.parent.is_dir():
         raise InputError(f"--output {path}: its folder does not exist")
@@ -123,26 +127,26 @@ def check_output(path: Path) -> None:
 
 
 def start(flags: argparse.Namespace) -> None:
-    """Join the other processes, if asked to; call before any device is touched.
+    """With --distributed, join the other processes; call before any device is used.
 
-    Without more flags JAX finds them itself under Slurm, Open MPI, Kubernetes and on
-    TPU pods. Raises InputError when it finds no cluster.
+    Under Slurm, Open MPI, Kubernetes and on TPU pods JAX needs no further flags. Raises
+    InputError for a bad flag, or if JAX finds no cluster or cannot join it.
     """
     if not flags.distributed:
         for name in ("coordinator", "processes", "process", "heartbeat"):
             if getattr(flags, name) is not None:
-                raise InputError(f"--{name} requires a cluster: add --distributed")
+                raise InputError(f"--{name} requires --distributed")
         return
     if flags.coordinator is not None:
         port = re.fullmatch(r".+:(\d{1,5})", flags.coordinator)
         if not port or not 0 < int(port[1]) < 2**16:
             raise InputError(
-                f"--coordinator {flags.coordinator} is not HOST:PORT, as node0:1234"
+                f"--coordinator {flags.coordinator} is not HOST:PORT, like node0:1234"
             )
     heartbeat = 100 if flags.heartbeat is None else flags.heartbeat
     if heartbeat < 1:
         raise InputError(f"--heartbeat is {heartbeat}; give 1 second or more")
-    import jax  # a mistyped flag is answered without it
+    import jax  # late, so that usage errors do not wait for it
 
     try:
         jax.distributed.initialize(
@@ -159,5 +163,5 @@ def start(flags: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise InputError(
             f"--distributed could not join the others ({str(error).splitlines()[0]}); "
-            "start all of them with one --coordinator and --processes"
+            "start all processes with the same --coordinator and --processes"
         ) from error

@@ -1,16 +1,18 @@
-"""The style that all figures share: colours, widths, fonts, and pieces of a figure.
+"""The style that all figures share: colours, widths, fonts, and small parts.
 
-A function decorated with `styled` draws one figure: arrays in, Figure out. Each is
-about as wide as a phone, so that a page can lay several side by side. Colours are those
-of Okabe & Ito and of Tol's "muted", which colour-blind readers can tell apart; no
-figure says by colour alone what matters in it.
+A function decorated with `styled` draws one figure: arrays in, Figure out. A figure is
+about as wide as a phone, so that a page can show several side by side. The colours are
+those of Okabe & Ito and of Tol's "muted", which colour-blind readers can tell apart; no
+figure relies on colour alone.
 """
 
 import io
+from typing import Any
 
 import matplotlib
 import matplotlib.text
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, QUIET, FAINT = "#1f2933", "#616e7c", "#e4e7eb"
@@ -23,12 +25,12 @@ RIGHT, WRONG = "#009E73", "#D55E00"
 
 DPI = 140
 WIDTH = 5.2  # inches
-_MOST_PARTS = 1000  # texts or pictures of a figure: more take minutes
+_MOST_PARTS = 1000  # texts or images in a figure; more take minutes
 _MOST_LETTERS = 10_000
-# Decorates a function that draws, also one of another module.
+# A decorator for drawing functions, also of other modules.
 styled = matplotlib.rc_context(
     {
-        "text.parse_math": False,  # a name with two $ in it is no formula
+        "text.parse_math": False,  # a name with two $ is not a formula
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "text.color": INK,
@@ -53,9 +55,9 @@ styled = matplotlib.rc_context(
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file of `DPI` dots an inch.
+    """Return the figure as a PNG file of `DPI` dots per inch.
 
-    Raises ValueError for a figure whose names are so long that it takes minutes.
+    Raises ValueError for a figure with so much text that drawing takes minutes.
     """
     texts = figure.findobj(matplotlib.text.Text)
     if (letters := sum(len(text.get_text()) for text in texts)) > _MOST_LETTERS:
@@ -70,19 +72,19 @@ def set_title(figure: Figure, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
-def name_ends(axes, ends: list) -> None:
-    """Write each name beside the end of its line, moved apart where they would meet.
+def name_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write each line's name beside its end; names that would overlap move apart.
 
-    `ends` are (value, step, name, colour) of each line; the limits of y must be final.
+    ends: (value, step, name, colour) of each line. The y limits must be final.
     """
     low, high = axes.get_ylim()
     line_height = 0.065 * (high - low)
     ends = sorted(ends)
     places = np.asarray([end[0] for end in ends])
-    for place in range(1, len(ends)):  # upwards
-        places[place] = max(places[place], places[place - 1] + line_height)
+    for row in range(1, len(ends)):  # move up
+        places[row] = max(places[row], places[row - 1] + line_height)
     if len(ends):
-        places -= max(0, places[-1] - high)  # and back, if that left the figure
+        places -= max(0, places[-1] - high)  # move down again if that left the axes
     for (value, step, name, color), place in zip(ends, places, strict=True):
         axes.annotate(
             name,
@@ -96,8 +98,8 @@ def name_ends(axes, ends: list) -> None:
         )
 
 
-def show_image(axes, image: np.ndarray, frame: str) -> None:
-    """Show an image, in colour or grey, in a frame of the given colour."""
+def show_image(axes: Axes, image: np.ndarray, frame: str) -> None:
+    """Show a colour or grey image in a frame of the given colour."""
     axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -105,29 +107,31 @@ def show_image(axes, image: np.ndarray, frame: str) -> None:
 
 
 def short(name: str) -> str:
-    """The name, cut to 11 characters."""
+    """Return the name, cut to 11 characters."""
     return name if len(name) <= 11 else f"{name[:10]}…"
 
 
-def write_cell(axes, row: int, column: int, text: str, dark: bool, **style) -> None:
-    """Write into a cell of a heat-map."""
+def write_cell(
+    axes: Axes, row: int, column: int, text: str, dark: bool, **style: Any
+) -> None:
+    """Write text into a cell of a heat-map, in white if the cell is dark."""
     color = "white" if dark else INK
     axes.text(column, row, text, ha="center", va="center", color=color, **style)
 
 
-def hide_frame(axes) -> None:
-    """Hide the spines and tick marks of axes, but keep the labels of the ticks."""
+def hide_frame(axes: Axes) -> None:
+    """Hide the spines and tick marks of axes; keep the tick labels."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
 def check_parts(count: int) -> None:
-    """Raise ValueError for a figure of so many parts that it takes minutes to draw."""
+    """Raise ValueError if a figure has so many parts that drawing takes minutes."""
     if count > _MOST_PARTS:
         raise ValueError(f"a figure of {count} parts takes too long to draw")
 
 
-def one_axes(height: float):
-    """A figure of the usual width and one axes in it; the height is in inches."""
+def one_axes(height: float) -> tuple[Figure, Axes]:
+    """Return a figure of the usual width and its only axes; height is in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()

@@ -1,12 +1,12 @@
-"""Embed a data set or a folder of images: a row for each, in order -> npz or parquet.
+"""Embed a data set or a folder of images, one row each, in order -> npz or parquet.
 
     python -m polyview.embed --run runs/a --input fashion_mnist:test --output x.npz
     python -m polyview.embed --run runs/a --input photos/ --output x.parquet
 
-Images are seen as in the evaluation of the run: whole, central views. `id` is a file's
-path below the folder or a row's number, `embedding` float32[n, d], `label` is present
-where the data have one, and `about` names the run, step, views and classes. Files that
-cannot be read have no row. After an interruption the same command resumes.
+Images get the views of the run's evaluation: whole and central. `id` is the file's path
+below the folder or the row number, `embedding` is float32[n, d], `label` is present if
+the data have labels, and `about` gives the run, step, views and classes. Unreadable
+files have no row. After an interruption the same command resumes.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def main() -> None:
         "--input",
         metavar="FOLDER|NAME[:SPLIT]",
         required=True,
-        help="images, or a prepared data set (split: test)",
+        help="folder of images, or prepared data set (default split: test)",
     )
     parser.add_argument(
         "--output", metavar="FILE.npz|FILE.parquet", required=True, type=Path
@@ -37,18 +37,18 @@ def main() -> None:
         "--features",
         choices=("h", "z"),
         default="h",
-        help="the representation (h), or what the loss compares (z)",
+        help="the representation (h), or the projection that the loss compares (z)",
     )
-    parser.add_argument("--modality", help="where the model has several")
-    parser.add_argument("--batch_size", type=int, default=256, help="global")
+    parser.add_argument("--modality", help="if the model has several")
+    parser.add_argument("--batch_size", type=int, default=256, help="global batch size")
     cli.add_distributed(parser)
     flags = parser.parse_args()
     check_new(flags.output, (".npz", ".parquet"))
     if flags.batch_size < 1:
-        raise InputError(f"--batch_size is {flags.batch_size}, not 1 or more")
+        raise InputError(f"--batch_size is {flags.batch_size}; give 1 or more")
     check_run(flags.run)
     cli.start(flags)
-    # JAX is imported here, after the mistakes that need none of it.
+    # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.embedding import embed
 
     with fits_together(f"{flags.run} and {flags.input}"):

@@ -11,15 +11,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 from polyview.terminal import printable
 
 
 class Stop(Exception):
-    """The program ends here, with a message for the user and an exit status.
+    """Ends the program with a message for the user and an exit status.
 
-    It quotes what was given, however long that is and whoever gave it: of more than
-    2,000 letters the middle is left out, and what would steer a terminal is spelt out.
+    A message may quote untrusted input. Beyond 2,000 characters its middle is left out;
+    control characters are escaped.
     """
 
     status = 1
@@ -30,36 +31,36 @@ class Stop(Exception):
 
 
 class InputError(Stop):
-    """What the user gave is wrong; the message says what, where, and what to do."""
+    """The user's input is wrong; the message says what, where, and what to do."""
 
     status = 2
 
 
 class NonFiniteError(Stop):
-    """A loss, gradient or state is not finite; the state before it is in a dump."""
+    """A loss, gradient or state is not finite; the state before it was dumped."""
 
     status = 3
 
 
 class Preempted(Stop):
-    """The run was told to end (SIGTERM), saved its state, and can be resumed."""
+    """The run got SIGTERM and saved its state; it can be resumed."""
 
     status = 75  # EX_TEMPFAIL: run the same command again
 
 
 class OutOfRange(ValueError):
-    """A number is outside the range that what takes it asks for."""
+    """A number is outside its allowed range."""
 
 
 HUGE = 2**31 - 1  # steps are counted in 32 bits
-TINY = 1e-9  # the lowest value of what must be above zero
+TINY = 1e-9  # lower bound of a number that must be above zero
 
 
-def check_range(low: float, high: float = math.inf, **numbers) -> None:
-    """Raise OutOfRange for a number, or one of several, that is not in [low, high].
+def check_range(low: float, high: float = math.inf, **numbers: Any) -> None:
+    """Raise OutOfRange if a number, or one in a list, is not in [low, high].
 
-    A `low` that is an int asks for whole numbers. What is no Python number, as an array
-    that is traced, passes.
+    An int as `low` requires integers. None and values that are not Python scalars, such
+    as traced arrays, pass.
     """
     whole = isinstance(low, int)
     for name, value in numbers.items():
@@ -78,13 +79,12 @@ def check_range(low: float, high: float = math.inf, **numbers) -> None:
 
 
 def place(error: BaseException) -> str:
-    """Where an error is from, as file:line: its innermost frame outside libraries."""
+    """Return the file:line of an error: its innermost frame outside libraries."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not _is_library(f.filename)]
-    at = (own or frames or [None])[-1]
+    shown = [f for f in frames if not _is_library(f.filename)] or frames
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
-    return f"{Path(at.filename).name}:{at.lineno}" if at else "nowhere"
+    return f"{Path(shown[-1].filename).name}:{shown[-1].lineno}" if shown else "nowhere"
 
 
 def _is_library(filename: str) -> bool:
@@ -98,11 +98,11 @@ def _is_library(filename: str) -> bool:
 
 @contextlib.contextmanager
 def fits_together(what: str) -> Iterator[None]:
-    """Turn what goes wrong with a config, or with an untrusted file, into one line.
+    """Report any failure of a config or an untrusted file as an InputError of one line.
 
-    Untrusted input can fail in any way; the line names the innermost frame outside
-    libraries, so that a user's own bug keeps its place. Errors of devices, of the
-    system and of other processes propagate.
+    Untrusted input can fail in any way. The line names the innermost frame outside
+    libraries, so that users can find bugs of their own. Errors of devices, the system
+    and other processes propagate. what: the inputs, for the message.
     """
     try:
         yield
@@ -120,25 +120,25 @@ def fits_together(what: str) -> Iterator[None]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return '; did you mean ...?' for a mistyped name, or the names there are."""
+    """Return '; did you mean ...?' for a mistyped name, or a list of the names."""
     names = [str(n) for n in names]
     match = difflib.get_close_matches(name, names, 1, cutoff=0.5)
     if match:
         return f"; did you mean {match[0]!r}?"
-    return f"; there are: {', '.join(sorted(names))}" if names else ""
+    return f"; available: {', '.join(sorted(names))}" if names else ""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command line; a `Stop` becomes its message on stderr and its status.
+    """Run a command; a `Stop` becomes a message on stderr and an exit status.
 
-    So does what the system refuses, wherever it does: a path that may not be looked at,
-    a log on a full disk. `--traceback` anywhere in the command line prints all of it.
+    So does an OSError from anywhere, such as a path without permission or a full disk.
+    `--traceback` anywhere on the command line also prints the traceback of a `Stop`.
     """
     whole = "--traceback" in sys.argv[1:]
     if whole:
         sys.argv.remove("--traceback")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # letters that the terminal has not
+        if hasattr(stream, "reconfigure"):  # for characters that the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
@@ -148,7 +148,7 @@ def run(main: Callable[[], None]) -> None:
             traceback.print_exception(stop)
         print(f"{'error: ' if stop.status < 75 else ''}{stop}", file=sys.stderr)
         _leave(stop.status)
-    except BrokenPipeError:  # nobody reads on, as behind `| head`
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
@@ -167,16 +167,16 @@ def run(main: Callable[[], None]) -> None:
             raise
         why = str(error).splitlines()[0]
         print(
-            f"error: another process of this run is gone ({why}); start all of them "
-            "again by the same command: it goes on from its last checkpoint",
+            f"error: another process of this run is gone ({why}); start all processes "
+            "again with the same command: the run resumes from its last checkpoint",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(Preempted.status)  # to leave politely is to wait for who is gone
+        os._exit(Preempted.status)  # a normal exit would wait for the lost process
 
 
-def _leave(status: int) -> None:
-    """Exit, without waiting long for threads: those of a save that failed wait for one
+def _leave(status: int) -> NoReturn:
+    """Exit without waiting long for threads: after a failed save they can block one
     another for minutes."""
 
     def soon() -> None:

@@ -1,10 +1,10 @@
-"""Evaluate checkpoints of runs -> `RUN/eval/<step>-<name>.json`, and figures beside it.
+"""Evaluate checkpoints of runs -> `RUN/eval/<step>-<name>.json`, with figures.
 
     python -m polyview.evaluate --run runs/a [--references | --watch]
     python -m polyview.evaluate --run runs/a --evaluation configs/evaluations/frozen.py
 
-Without --evaluation the run's own evaluations are made; a key of one may be overridden,
-as --config.evaluations.frozen.knn.k=5, and stands in the result.
+Without --evaluation the run's own evaluations are used. Their keys may be overridden,
+as in --config.evaluations.frozen.knn.k=5; the result records it.
 """
 
 from pathlib import Path
@@ -26,34 +26,34 @@ def main() -> None:
     add(
         "--evaluation",
         metavar="FILE.py[:key=value,...]",
-        help="evaluations of a file in place of the run's own",
+        help="use the evaluations of this file instead of the run's own",
     )
     add(
         "--watch",
         action="store_true",
-        help="every checkpoint without a result, as they appear, up to the last",
+        help="evaluate each new checkpoint without a result, up to the last",
     )
     add("--pause", type=float, default=10, help="polling interval for --watch (s)")
-    add("--on", metavar="NAME", help="another prepared data set with labels")
+    add("--on", metavar="NAME", help="use another prepared data set with labels")
     add(
         "--references",
         action="store_true",
-        help="also raw pixels and the untrained encoder, by the same protocol",
+        help="also evaluate raw pixels and the untrained encoder, in the same way",
     )
     cli.add_distributed(parser)
     flags, rest = parser.parse_known_args()
     overrides = parse_flags(rest, known=vars(flags))
     several = len(flags.run) > 1 or flags.step is not None or flags.references
     if flags.watch and several:
-        raise InputError("--watch follows one run, without --step and --references")
+        raise InputError("--watch takes one run, without --step and --references")
     if not 0 < flags.pause < 1e6:
-        raise InputError(f"--pause is {flags.pause}, not a number of seconds above 0")
+        raise InputError(f"--pause is {flags.pause}; give a number of seconds above 0")
     for run in flags.run:
         if not flags.watch:
             check_run(run, {} if flags.evaluation else overrides)
         files.check_folder(run / "eval")
     cli.start(flags)
-    # JAX is imported here, after the mistakes that need none of it.
+    # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.evaluating import Asked, evaluate, watch
 
     asked = Asked(
@@ -65,7 +65,7 @@ def main() -> None:
         weights=flags.weights,
     )
     for run in flags.run:
-        with fits_together(f"{run} and what is asked of it"):
+        with fits_together(f"{run} and the requested evaluations"):
             if flags.watch:
                 watch(run, asked, pause=flags.pause)
             else:

@@ -3,8 +3,8 @@
     python -m polyview.export --run runs/a --format timm --output a.safetensors
 
 Formats: safetensors (our names and axes), torchvision, timm (state dictionaries of
-their models, without a classifier). The file's content is loaded again before anything
-is written, and the features of some images must agree to 1e-4 of the largest.
+their models, without a classifier). Before anything is written, the file's content is
+loaded again, and the features of some images must agree to 1e-4 of the largest.
 """
 
 from pathlib import Path
@@ -30,13 +30,13 @@ def main() -> None:
     parser.add_argument(
         "--input",
         metavar="FOLDER|NAME[:SPLIT]",
-        help="images to compare features on (the test split of the run's evaluation)",
+        help="images to compare features on (default: the evaluation's test split)",
     )
-    parser.add_argument("--modality", help="where the model has several")
+    parser.add_argument("--modality", help="if the model has several")
     flags = parser.parse_args()
     check_new(flags.output, (".safetensors",))
     cli.check_output(flags.output)
-    # JAX is imported here, after the mistakes that need none of it.
+    # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.exporting import export
 
     with fits_together(f"{flags.run} and --format {flags.format}"):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read only as far as they may go."""
+"""Atomic writes, and reads of limited size."""
 
 import contextlib
 import json
@@ -11,26 +11,26 @@ from typing import Any
 
 from polyview.errors import InputError
 
-LONGEST_JSON = 2**24  # bytes: what describes data, a run or a result is never longer
+LONGEST_JSON = 2**24  # bytes; no description of data, run or result is longer
 
 
 def read_bounded(path: Path, most: int = LONGEST_JSON) -> bytes:
-    """Read a regular file of at most `most` bytes, which may be untrusted.
+    """Read a regular file, maybe untrusted, of at most `most` bytes.
 
-    Raises OSError, and ValueError for what is no file or too long.
+    Raises OSError, and ValueError if it is not a regular file or is too long.
     """
     about = path.stat()
-    if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for, for ever
-        raise ValueError("it is no file")
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe could block for ever
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
-        content = file.read(min(most, about.st_size) + 1)  # room is made for so many
+        content = file.read(min(most, about.st_size) + 1)  # `read` allocates this much
     if len(content) > most:
         raise ValueError(f"it is longer than {most} bytes")
     return content
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file, maybe untrusted, holds. Raises OSError and ValueError."""
+    """Parse a JSON file, maybe untrusted. Raises OSError and ValueError."""
     try:
         return json.loads(read_bounded(path))
     except RecursionError:
@@ -38,23 +38,23 @@ def read_json(path: Path) -> Any:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, and the folder it lies in; raises InputError where it cannot."""
+    """Write a file atomically, creating its folder; raises InputError if it cannot."""
     with writing_whole(path) as unfinished:
         unfinished.write_bytes(content)
 
 
 @contextlib.contextmanager
 def writing_whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the name of `path` once all is written.
+    """Yield a path to write to; it is renamed to `path` once all is written.
 
-    What was there before stays until then; what was written in part is removed. Of two
-    that write at once one wins. Raises InputError where the disk does not take it.
+    An existing file stays until then; an incomplete file is removed. Of two concurrent
+    writers one wins. Raises InputError if the disk refuses the write.
     """
     try:
         if path.exists() and not path.is_file():  # a folder, or a device: /dev/null
-            raise InputError(f"cannot write {path}: it is there, and no file")
+            raise InputError(f"cannot write {path}: it exists and is not a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A new file by a name that nobody knows: no link that lies there is followed.
+        # A new file with an unpredictable name, so that no planted link is followed.
         handle, name = tempfile.mkstemp(".unfinished", f".{path.name}.", path.parent)
         unfinished = Path(name)
         try:
@@ -73,7 +73,7 @@ def writing_whole(path: Path) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let the new name outlive a loss of power, where the file system can."""
+    """Make the new name survive a loss of power, where the file system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -83,31 +83,31 @@ def _flush_folder(folder: Path) -> None:
 
 
 def umask() -> int:
-    """What the user takes from the rights of new files."""
+    """Return the permissions that the user withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def check_new(path: Path, endings: tuple[str, ...]) -> None:
-    """Raise InputError for an output that exists, or whose name ends otherwise."""
+    """Raise InputError if an output exists or has none of the given endings."""
     if path.suffix not in endings:
         raise InputError(f"--output {path} must end in {' or '.join(endings)}")
     if path.exists():
-        raise InputError(f"{path} is there already; remove it, or name another")
+        raise InputError(f"{path} already exists; remove it, or name another")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError where no file can be made in a folder, which need not exist.
+    """Raise InputError if no file can be created in a folder, which need not exist.
 
-    Nor through a link: in a run from an untrusted source it could lead anywhere.
+    A link is refused: in an untrusted run it could lead anywhere.
     """
     if folder.is_symlink():
         raise InputError(f"cannot write into {folder}: it is a link; remove it")
-    there = folder
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise InputError(f"cannot write into {folder}: {there} is no folder")
-    if not os.access(there, os.W_OK):
-        raise InputError(f"cannot write into {folder}: it is not yours to write to")
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"cannot write into {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write into {folder}: you have no permission")

@@ -1,22 +1,23 @@
-"""The processes of a run, and the machine each is on.
+"""The processes of a run, and the machine of each.
 
-JAX is imported by what asks it: the rest answers without that second.
+Only the functions that need JAX import it; the others need not wait for it.
 """
 
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 
 def is_first_process() -> bool:
-    """True on the one process that writes logs and prints."""
+    """Whether this is the one process that writes logs and prints."""
     import jax
 
     return jax.process_index() == 0
 
 
 def of_first_process(number: int) -> int:
-    """The number that the first process has, on all of them."""
+    """Return the first process's `number` on every process."""
     import jax
     import numpy as np
 
@@ -28,7 +29,7 @@ def of_first_process(number: int) -> int:
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process of the run has come to the place named `what`."""
+    """Wait until every process of the run has reached the point named `what`."""
     import jax
 
     if jax.process_count() > 1:
@@ -37,7 +38,7 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def machine() -> dict:
+def machine() -> dict[str, Any]:
     """Describe the machine for a record of a run: processor, devices, cores."""
     import jax
 
@@ -52,14 +53,14 @@ def machine() -> dict:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: not all that there are, in a cgroup
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: in a cgroup, not all cores
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The name of the machine's processor, as far as the system says it."""
+    """Return the name of the processor, as far as the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

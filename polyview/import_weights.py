@@ -1,12 +1,12 @@
-"""Make a run of another library's encoder, to be evaluated like any -> a run directory.
+"""Turn another library's encoder into a run, for evaluation -> a run directory.
 
     python -m polyview.import_weights --weights resnet50.safetensors \\
         --config configs/polyview_imagenet.py:encoder=resnet50 --workdir runs/theirs
 
-Reads ResNets and ViTs as torchvision and timm name their arrays, and what
-`polyview.export` wrote; a classifier in the file is left out. The config says which
-encoder it is and how images are normalised and evaluated. The run has one checkpoint,
-of step 0; its projector is untrained. Only safetensors are read: a pickle can run code.
+Reads ResNets and ViTs with the array names of torchvision or timm, and files of
+`polyview.export`; a classifier in the file is ignored. The config gives the encoder's
+architecture and how images are normalised and evaluated. The run has one checkpoint, of
+step 0; its projector is untrained. Only safetensors are read: a pickle can run code.
 """
 
 from pathlib import Path
@@ -24,14 +24,14 @@ def main() -> None:
     parser = cli.Parser(
         prog="python -m polyview.import_weights",
         description=__doc__.splitlines()[0],
-        epilog="Any key of the config: --config.key=value, --config.group.key=value.",
+        epilog="Override any config key: --config.key=value, --config.group.key=value.",
     )
     parser.add_argument(
         "--weights", metavar="FILE.safetensors", required=True, type=Path
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]", required=True)
     parser.add_argument("--workdir", metavar="DIR", required=True, type=Path)
-    parser.add_argument("--modality", default="image", help="the encoder it is (image)")
+    parser.add_argument("--modality", default="image", help="(default: image)")
     flags, rest = parser.parse_known_args()
     overrides = parse_flags(rest, known=vars(flags))
     if not flags.weights.is_file():
@@ -39,7 +39,7 @@ def main() -> None:
     config = load_config(flags.config, overrides)
     check_config(config)
     check_unused(flags.workdir)
-    # JAX is imported here, after the mistakes that need none of it.
+    # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.importing import import_weights
 
     print(import_weights(flags.weights, config, flags.workdir, flags.modality))

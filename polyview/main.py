@@ -1,4 +1,4 @@
-"""Train what a config describes."""
+"""Train the run that a config describes."""
 
 from pathlib import Path
 
@@ -15,22 +15,22 @@ def main() -> None:
     """Read the command line and train; see `--help`."""
     parser = cli.Parser(
         prog="python -m polyview.main",
-        description="Train what a config describes; the same command again resumes it.",
-        epilog="Any key of the config: --config.key=value, --config.group.key=value. "
+        description="Train the run of a config; the same command resumes it.",
+        epilog="Override a config key: --config.key=value, --config.group.key=value. "
         "Status: 0 finished, 2 bad input, 3 not finite, 75 saved after SIGTERM.",
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
     parser.add_argument("--workdir", metavar="DIR", type=Path)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--replay", action="store_true", help="take the dumped step of DIR once more"
+        "--replay", action="store_true", help="repeat the dumped step of DIR"
     )
     instead.add_argument(
         "--list",
         nargs="?",
         const="configs",
         metavar="FOLDER",
-        help="print the configs of a folder (configs), each with its first line",
+        help="list the configs of a folder (configs), with their first lines",
     )
     instead.add_argument(
         "--print-config", action="store_true", help="print the config as JSON"
@@ -55,7 +55,7 @@ def main() -> None:
         )
     if not flags.replay:
         if flags.config is None:
-            raise InputError("give --config FILE.py (or --replay); --list names some")
+            raise InputError("give --config FILE.py (or --replay); --list shows some")
         config = load_config(flags.config, overrides)
         check_config(config)
         if flags.print_config:
@@ -67,7 +67,7 @@ def main() -> None:
     if not (flags.replay or flags.dry_run):
         check_workdir(flags.workdir, config)
     cli.start(flags)
-    # JAX is imported here, after the mistakes that need none of it.
+    # JAX is imported late, so that usage errors do not wait for it.
     if flags.dry_run:
         from polyview.training.dry_run import dry_run
 

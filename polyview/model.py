@@ -1,10 +1,10 @@
-"""A module as plain dicts of arrays, and as what evaluations are given.
+"""A module as plain dicts of arrays, and the `Model` that evaluations call.
 
-The only file that splits and merges modules. Outside of a traced function a model is
-its structure and three dicts, by the type of their variables:
+Only this file splits and merges modules. Outside of a traced function a model is its
+structure and three dicts, by the type of their variables:
 
     params      trained: `nnx.Param`
-    statistics  written while training runs forward, as BatchNorm's: all other variables
+    statistics  written by forward passes in training, as BatchNorm's: all others
     fixed       never written: `polyview.nn.fixed.Fixed`
 """
 
@@ -21,7 +21,7 @@ from polyview.nn.fixed import Fixed
 
 
 class Parts(NamedTuple):
-    """What `split_module` makes of a module; the dicts are plain and nested."""
+    """A module split by `split_module`; the dicts are plain and nested."""
 
     graph: nnx.GraphDef
     params: dict
@@ -39,9 +39,9 @@ def split_module(module: nnx.Module) -> Parts:
 def merge_module(
     graph: nnx.GraphDef, params: dict, statistics: dict, fixed: dict | None = None
 ) -> nnx.Module:
-    """Return the module that `split_module` took apart.
+    """Return the module that `split_module` split.
 
-    Where the mesh in scope splits weights, each is gathered where a layer reads it.
+    If the mesh in scope splits weights, each is gathered when a layer reads it.
     """
     # Without the copy, BatchNorm would write into arrays of an outer trace.
     module = nnx.merge(graph, params, statistics, fixed or {}, copy=True)
@@ -53,66 +53,65 @@ def merge_module(
 
 
 def _gathered(variable: nnx.Variable, value: Any) -> Any:
-    """A weight as a layer reads it, one row of a table as it is."""
-    of = variable.get_raw_value()
-    whole = isinstance(value, jax.Array) and value.shape == of.shape
+    """Gather a weight that a layer reads whole; leave a row of a table as it is."""
+    raw = variable.get_raw_value()
+    whole = isinstance(value, jax.Array) and value.shape == raw.shape
     return gather(value) if whole else value
 
 
 def abstract_module(make_module: Callable[..., nnx.Module]) -> Parts:
-    """Return what `split_module` would, shapes in place of arrays."""
+    """Return `split_module` of the module, with shapes instead of arrays."""
     return split_module(nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0))))
 
 
 def initialise_module(
     make_module: Callable[..., nnx.Module], seed: jax.Array
 ) -> nnx.Module:
-    """Return the module of a seed, before any step."""
-    # 0 for the parameters, 1 for the noise of the steps: no key serves twice.
+    """Return the module initialised from a seed."""
+    # Key 0 is for the parameters, 1 for the noise of the steps.
     return make_module(rngs=nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 0)))
 
 
 class Model:
-    """A module with its weights, as evaluations are given it.
+    """A module with its weights, for evaluation.
 
-    `model(batch) -> {name: Features}`, without noise and by running statistics. Its
-    functions are compiled once for all models of one structure; what they return lies
-    on `sharding`.
+    `model(batch) -> {name: Features}` has no noise and uses running statistics. It is
+    compiled once for all models of one structure; outputs have `sharding`.
     """
 
     def __init__(self, parts: Parts, sharding: Any):
         self._parts, self._sharding = parts, sharding
 
     def __call__(self, batch: Mapping) -> dict[str, Any]:
-        """The features of a batch."""
+        """Return the features of a batch by modality."""
         return self._compiled(_features)(*self._parts[1:], batch)
 
     def taps(self, batch: Mapping, paths: Sequence[str]) -> dict[str, Any]:
-        """What modules return for a batch, by path, as "towers.image.encoder".
+        """Return the outputs of modules by path, such as "towers.image.encoder".
 
-        A module that is called several times gives its last value. Raises ValueError
-        for a path at which there is none, or that is not called.
+        A module that is called several times gives its last output. Raises ValueError
+        if there is no module at a path, or if it is not called.
         """
         return self._compiled(_taps, tuple(paths))(*self._parts[1:], batch)
 
-    def call(self, method: str, *arguments) -> Any:
-        """What `module.METHOD(*arguments)` returns, as a sampler or a policy does.
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Return `module.METHOD(*arguments)`, for example of a sampler or a policy.
 
-        Raises ValueError for a name that is not public: it may come from a config.
+        Raises ValueError if the name, which a config may give, is not public.
         """
         if not method.isidentifier() or method.startswith("_"):
-            raise ValueError(f"{method!r} is no public method of a model")
+            raise ValueError(f"{method!r} is not a public method of a model")
         return self._compiled(_method, method)(*self._parts[1:], *arguments)
 
-    def _compiled(self, use: Callable, *static) -> Callable:
+    def _compiled(self, use: Callable, *static: Any) -> Callable:
         return _compiled(self._parts.graph, self._sharding, use, *static)
 
 
 @functools.lru_cache(maxsize=24)
-def _compiled(graph: nnx.GraphDef, sharding: Any, use: Callable, *static) -> Callable:
-    """`use(module, *static, *arguments)`, given the parts of the module."""
+def _compiled(graph: nnx.GraphDef, sharding: Any, use: Callable, *static: Any) -> Any:
+    """Compile `use(module, *static, *arguments)`, given the parts of the module."""
 
-    def call(params, statistics, fixed, *arguments):
+    def call(params: dict, statistics: dict, fixed: dict, *arguments: Any) -> Any:
         module = merge_module(graph, params, statistics, fixed)
         return use(module, *static, *arguments)
 
@@ -123,32 +122,30 @@ def _features(module: nnx.Module, batch: Mapping) -> dict[str, Any]:
     return module(batch, key=None, train=False)
 
 
-def _method(module: nnx.Module, name: str, *arguments) -> Any:
+def _method(module: nnx.Module, name: str, *arguments: Any) -> Any:
     return getattr(module, name)(*arguments)
 
 
 def _taps(module: nnx.Module, paths: tuple[str, ...], batch: Mapping) -> dict[str, Any]:
     parts = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     for path in paths:
         if path not in parts:
-            raise ValueError(
-                f"the model has no module at {path!r}{nearest(path, parts)}"
-            )
-        _tap(parts[path], path, found)
+            raise ValueError(f"there is no module at {path!r}{nearest(path, parts)}")
+        _tap(parts[path], path, outputs)
     module(batch, key=None, train=False)
-    if silent := [path for path in paths if path not in found]:
+    if silent := [path for path in paths if path not in outputs]:
         raise ValueError(f"the module at {silent[0]!r} is not called")
-    return found
+    return outputs
 
 
-def _tap(module: nnx.Module, path: str, found: dict[str, Any]) -> None:
-    """Let a module, a copy of its own, put what it returns into `found`."""
-    kind = type(module)
+def _tap(module: nnx.Module, path: str, outputs: dict[str, Any]) -> None:
+    """Make a module, which must be a copy, store what it returns in `outputs`."""
+    kind: Any = type(module)
 
     class Tapped(kind):
-        def __call__(self, *arguments, **options):
-            found[path] = kind.__call__(self, *arguments, **options)
-            return found[path]
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            outputs[path] = kind.__call__(self, *arguments, **options)
+            return outputs[path]
 
     object.__setattr__(module, "__class__", Tapped)

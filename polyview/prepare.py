@@ -1,9 +1,9 @@
-"""Prepare a data set: find or fetch it, check it, write it so that it can be indexed.
+"""Prepare a data set: find or download it, check it, write it in an indexed format.
 
     python -m polyview.prepare fashion_mnist
 
-A set that is there already is checked and left alone; an interrupted one leaves no
-trace under its name.
+An existing data set is checked and left unchanged; an interrupted preparation leaves
+nothing under its name.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(prepare(flags.dataset, flags.data_dir, flags.manual_dir))
         return
     if flags.input is None or flags.name is None:
-        raise InputError("folder needs --input DIR and --name NAME")
+        raise InputError("folder requires --input DIR and --name NAME")
     fraction = 0.1 if flags.test_fraction is None else flags.test_fraction
     print(prepare_folder(flags.name, flags.data_dir, flags.input, fraction))
 
@@ -42,20 +42,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         epilog=f"data sets:\n{DATA_SETS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", help="what to prepare, see below")
+    parser.add_argument("dataset", help="the data set to prepare; see below")
     parser.add_argument(
         "--data_dir",
         type=Path,
         default=default_data_dir(),
-        help="holds the data sets (default: $POLYVIEW_DATA, else ./data)",
+        help="folder of the data sets (default: $POLYVIEW_DATA, else ./data)",
     )
-    parser.add_argument("--manual_dir", type=Path, help="holds files you downloaded")
-    parser.add_argument("--input", type=Path, help="folder: the folder of images")
-    parser.add_argument("--name", help="folder: what to call the data set")
+    parser.add_argument("--manual_dir", type=Path, help="folder of downloaded files")
+    parser.add_argument("--input", type=Path, help="(folder) the folder of images")
+    parser.add_argument("--name", help="(folder) name of the new data set")
     parser.add_argument(
         "--test_fraction",
         type=float,
-        help="folder: share of each class held out (default: 0.1)",
+        help="(folder) fraction of each class held out (default: 0.1)",
     )
     return parser.parse_args(arguments)
 

@@ -1,10 +1,10 @@
-"""Compare runs on one page that works offline: table, curves, features, configs.
+"""Compare runs on one offline page: table, curves, features, configs.
 
     python -m polyview.report --run runs/a runs/b --output report.html
 
-Reads what training and `polyview.evaluate` left in each run (config.json,
-metrics.jsonl, eval/), draws it, and embeds every picture: the page asks the network for
-nothing. The table also goes to stdout.
+Reads the files that training and `polyview.evaluate` wrote in each run (config.json,
+metrics.jsonl, eval/), draws them, and embeds every figure: the page loads nothing from
+the network. The table also goes to stdout.
 """
 
 from pathlib import Path

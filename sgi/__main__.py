@@ -1,4 +1,4 @@
-"""`sgi COMMAND ...`, or `python -m sgi COMMAND ...`: any of the commands."""
+"""`sgi COMMAND ...` or `python -m sgi COMMAND ...`: run one of the commands."""
 
 from polyview import cli
 
@@ -6,7 +6,7 @@ COMMANDS = ("prepare", "finetune", "report", "video")
 
 
 def main() -> None:
-    """Run the command that is named; without one, list them."""
+    """Run the named command; without one, list the commands."""
     cli.choose("sgi", COMMANDS)
 
 

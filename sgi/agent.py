@@ -2,31 +2,34 @@
 
     loss = mean_i weight_i (L_C51_i + spr L_SPR_i)
 
-of steps out of `polyview.rl.replay`, by the weights of prioritised replay. With f, P,
-h, q the encoder, the projection of the agent's own head, the transition and the
-predictor, f' and P' those of the network's moving average, every x augmented anew:
+over steps sampled from `polyview.rl.replay`, with the weights of prioritised replay.
+f, P, h and q are the encoder, the projection of the agent's own head, the transition
+and the predictor; f' and P' belong to the network's moving average. Each x is augmented
+anew:
 
     L_C51   cross-entropy of Z(f(x_t), a_t) to return + discount Z(f(x_{t+n}), a*), a*
             the action of the highest expected return there (Bellemare et al. 2017)
-    L_SPR   mean over k = 1..K of |l2 q(P z_k) - l2 P' f'(x_{t+k})|^2, steps behind an
-            end left out, z_0 = f(x_t), z_k = h(z_{k-1}, a_{t+k-1})
+    L_SPR   mean over k = 1..K of |l2 q(P z_k) - l2 P' f'(x_{t+k})|^2, steps past an
+            episode end left out, z_0 = f(x_t), z_k = h(z_{k-1}, a_{t+k-1})
 
-Ends are read where they are; the official code, here as in pre-training, reads them
-one step late and one too many (`window_terminals` of `sgi.pretrain`).
+Episode ends are read at their own steps. The official code reads them one step late and
+one too many, here as in pre-training (`window_terminals` of `sgi.pretrain`).
 
-There is no target network besides: the official code copies its own into it at each
-step, so the bootstrap is of the network itself, under noise drawn anew. a* is chosen
+There is no other target network: the official code copies the network into its target
+at each step, so it bootstraps from the network itself, under fresh noise. a* is chosen
 under the noise of the prediction. The update is `polyview.training.step.make_step` with
 a `target_decay` of 0.99.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from polyview.objectives.base import Batch
 from polyview.rl.distributional import (
     at,
     double_target,
@@ -44,7 +47,7 @@ SIGMAS = ("kernel_sigma", "bias_sigma")
 
 
 class Keys(NamedTuple):
-    """The noise of a step, by its use."""
+    """Keys for the noise of a step, one per use."""
 
     own_looks: jax.Array
     average_looks: jax.Array
@@ -54,36 +57,41 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True)
 class Rainbow:
-    """Distributional n-step double Q-learning, and `spr` times self-prediction.
+    """Distributional n-step double Q-learning plus `spr` times self-prediction.
 
-    The batch is that of `polyview.rl.replay.sample`, whose discount and n it takes. The
-    metrics hold, besides scalars, "priority" `[b]`: the divergence of each row's
-    prediction, for `polyview.rl.replay.update_priorities`. With `spr` 0 no
-    self-prediction is computed. Raises InputError where the run keeps no moving average
-    or cuts batches into slices.
+    The batch comes from `polyview.rl.replay.sample`, which sets discount and n. Besides
+    scalars, the metrics hold "priority" `[b]`: the divergence of each row's prediction,
+    for `polyview.rl.replay.update_priorities`. With `spr` 0, self-prediction is not
+    computed. Raises InputError if the run keeps no moving average or sets `microbatch`.
     """
 
     spr: float = 5.0
     jumps: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.jumps < 1:
-            raise ValueError(f"jumps={self.jumps}: a window has 1 or more")
+            raise ValueError(f"jumps={self.jumps}: it must be 1 or more")
 
-    def __call__(self, module: Network, target_module: Network | None, batch, key):
-        pretrain.check(module, target_module)
+    def __call__(
+        self,
+        module: Network,
+        target_module: Network | None,
+        batch: Batch,
+        key: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        target_module = pretrain.check(module, target_module)
         keys = Keys(*jax.random.split(key, len(Keys._fields)))
         targets = batch["targets"]
         frames = batch["views"]["frames"][:, : module.history + self.jumps]
         stacks = pretrain.stacked(frames, module.history)
         after = pretrain.stacked(batch["views"]["next"], module.history)
-        own = jnp.concatenate([stacks[:, :1], after], 1)
-        own = pretrain.augment(own, jax.random.split(keys.own_looks, len(own)))
-        z = module.encode(own[:, 0], train=True)
+        views = jnp.concatenate([stacks[:, :1], after], 1)
+        views = pretrain.augment(views, jax.random.split(keys.own_looks, len(views)))
+        z = module.encode(views[:, 0], train=True)
 
         logits = module.head(z, key=keys.head)
         loss, divergence = self._distributional(
-            module, logits, own[:, 1], targets, keys
+            module, logits, views[:, 1], targets, keys
         )
         metrics = {
             "distributional": loss.mean(),
@@ -92,15 +100,22 @@ class Rainbow:
             "priority": jax.lax.stop_gradient(divergence),
         }
         if self.spr:
-            looks = jax.random.split(keys.average_looks, len(stacks))
-            looks = pretrain.augment(stacks[:, 1:], looks)
-            apart, cosine = self._spr(module, target_module, z, looks, targets)
-            metrics |= {"spr": apart.mean(), "cosine": cosine}
-            loss += self.spr * apart
+            row_keys = jax.random.split(keys.average_looks, len(stacks))
+            later = pretrain.augment(stacks[:, 1:], row_keys)
+            distance, cosine = self._spr(module, target_module, z, later, targets)
+            metrics |= {"spr": distance.mean(), "cosine": cosine}
+            loss += self.spr * distance
         return (targets["weight"] * loss).mean(), metrics
 
-    def _distributional(self, module, logits, after, targets, keys):
-        """The loss and the divergence, `[b]` each; `after` is the stack at t + n."""
+    def _distributional(
+        self,
+        module: Network,
+        logits: jax.Array,
+        after: jax.Array,
+        targets: Mapping[str, jax.Array],
+        keys: Keys,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return loss and divergence, `[b]` each; `after` is the stack at t + n."""
         after = jax.lax.stop_gradient(module.encode(after, train=True))
         target = double_target(
             module.head(after, key=keys.head),
@@ -114,16 +129,23 @@ class Rainbow:
             jax.nn.log_softmax(taken), jax.lax.stop_gradient(target)
         )
 
-    def _spr(self, module, target_module, z, looks, targets):
-        """The loss `[b]` of the stacks from t + 1 on, and the mean cosine of rows."""
+    def _spr(
+        self,
+        module: Network,
+        target_module: Network,
+        z: jax.Array,
+        later: jax.Array,
+        targets: Mapping[str, jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the loss `[b]` of stacks from t + 1 on, and the rows' mean cosine."""
         masks = losses.windows(targets["terminal"], jumps=self.jumps)
         path = pretrain.roll(module, z, targets["action"][:, : self.jumps])[:, 1:]
         projected = _project(module.head, path)
-        seen = pretrain.encode_all(target_module, looks)
-        seen = jax.lax.stop_gradient(_project(target_module.head, seen))
-        apart = losses.self_prediction(module.predict(projected), seen)
+        averaged = pretrain.encode_all(target_module, later)
+        averaged = jax.lax.stop_gradient(_project(target_module.head, averaged))
+        distance = losses.self_prediction(module.predict(projected), averaged)
         cosine = losses.mean_cosine(projected[:, 0])
-        return (masks.predicted * apart).mean(1), cosine
+        return (masks.predicted * distance).mean(1), cosine
 
 
 def act(
@@ -134,18 +156,18 @@ def act(
     epsilon: float | jax.Array,
     key: jax.Array,
 ) -> jax.Array:
-    """The actions `int32[n]` on `stacks: uint8[n, h, w, history]`.
+    """Return the actions `int32[n]` for `stacks: uint8[n, h, w, history]`.
 
-    The action of the highest expected return, or with probability `epsilon` any, by
-    `key`. `noise` is the key of the heads' noise, one draw for all rows; None is none.
-    Running statistics, no augmentation.
+    Takes the action of the highest expected return or, with probability `epsilon`, a
+    random one drawn from `key`. `noise` is the key of the heads' noise, one draw for
+    all rows; None adds none. Uses running statistics and no augmentation.
     """
     latents = module.encode(stacks, train=False)
     returns = expected(module.head(latents, key=noise), support())
     best = returns.argmax(-1).astype(jnp.int32)
-    which, whether = jax.random.split(key)
-    other = jax.random.randint(which, best.shape, 0, module.actions)
-    return jnp.where(jax.random.uniform(whether, best.shape) < epsilon, other, best)
+    action_key, chance_key = jax.random.split(key)
+    drawn = jax.random.randint(action_key, best.shape, 0, module.actions)
+    return jnp.where(jax.random.uniform(chance_key, best.shape) < epsilon, drawn, best)
 
 
 def grouped_adam(
@@ -158,10 +180,10 @@ def grouped_adam(
     clip: float | None = None,
     epsilon: float = 1.5e-4,
 ) -> Optimizer:
-    """Adam at three constant rates: of the encoder, of the first linear layers of both
-    heads, of the rest. Gradients are cut as in pre-training, or not at all.
+    """Return Adam with three constant learning rates; the schedule is that of `rest`.
 
-    The schedule is that of the rest.
+    They are of the encoder, of the first linear layers of both heads, and of the rest.
+    `clip` clips gradients as in pre-training; None does not clip.
     """
     del steps, batch_size
     rates = {"encoder": encoder, "first": first, "rest": rest}
@@ -177,23 +199,23 @@ def grouped_adam(
 
 
 def transfer_map(run: str) -> dict:
-    """The `init` of an agent that begins with a pre-trained network.
+    """Return the `init` of an agent that starts from a pre-trained network.
 
-    All is the donor's, statistics included, but for the agent's head: its first linear
-    layers are those of the donor's goal head, its second ones start fresh, as do all
-    sigmas of noise.
+    The donor gives all weights and statistics except the agent's head. The head's first
+    linear layers come from the donor's goal head; its second layers start fresh, as do
+    all noise sigmas.
     """
-    quiet = {"from": run, "fresh": [f"*.{name}" for name in SIGMAS]}
-    same = ("encoder", "transition", "predictor", "inverse")
+    without_noise = {"from": run, "fresh": [f"*.{name}" for name in SIGMAS]}
+    whole = ("encoder", "transition", "predictor", "inverse")
     return (
-        dict.fromkeys(same, run)
-        | {"goal_head": {**quiet, "path": "goal_head"}}
-        | {f"head.{n}": {**quiet, "path": f"goal_head.head.{n}"} for n in FIRST}
+        dict.fromkeys(whole, run)
+        | {"goal_head": {**without_noise, "path": "goal_head"}}
+        | {f"head.{n}": {**without_noise, "path": f"goal_head.head.{n}"} for n in FIRST}
     )
 
 
-def _group(path, leaf) -> str:
-    """Which rate a parameter has."""
+def _group(path: tuple[Any, ...], leaf: jax.Array) -> str:
+    """Return the name of a parameter's learning rate."""
     del leaf
     names = [entry.key for entry in path]
     if names[0] == "encoder":
@@ -202,6 +224,6 @@ def _group(path, leaf) -> str:
 
 
 def _project(head: Head, latents: jax.Array) -> jax.Array:
-    """Projections `[b, k, d]` of `latents[b, k, ...]`, by a head's first layers."""
+    """Project `latents[b, k, ...]` to `[b, k, d]` by the first layers of a head."""
     b, k = latents.shape[:2]
     return head.project(latents.reshape(b * k, -1)).reshape(b, k, -1)

@@ -1,12 +1,12 @@
 """One Atari game: four emulator frames a step, 84x84 grey pixels, the console's RAM.
 
-The preprocessing is that of Mnih et al. 2015 as in the DQN Replay data: an action is
-held for four frames, an observation is the pixelwise maximum of the last two, resized
-with cv2.INTER_AREA. A lost life and the end of the game are told apart, since training
-may end an episode at the one while the game goes on to the other.
+The preprocessing is that of Mnih et al. 2015, as in the DQN Replay data: an action is
+held for four frames; an observation is the pixelwise maximum of the last two, resized
+with cv2.INTER_AREA. Lost lives are reported apart from the end of the game, because
+training may end an episode at a lost life while the game continues.
 
-The emulator and the games come in ale-py, under the GPL: it is installed by those who
-want it and no part of this project.
+The emulator and the games come with ale-py, which is under the GPL. Users install it
+separately; it is not part of this project.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from polyview.errors import InputError
 
 SIZE = 84
 FRAME_SKIP = 4
-FRAME_CAP = 108_000  # half an hour of play, then the game is cut off
-NOOPS = 30  # frames without action at a game's start, at most
+FRAME_CAP = 108_000  # half an hour of play; the game is then truncated
+NOOPS = 30  # most frames without action at a game's start
 RAM = 128
 
 
 class Step(NamedTuple):
-    """What an action led to.
+    """The result of an action.
 
     Attributes:
-      frame: uint8[84, 84], what is seen after it.
+      frame: uint8[84, 84], the observation after the action.
       reward: the change of the score, not clipped.
-      life_lost: a life went but the game goes on; never so in a game without lives.
-      game_over: the game has ended by its own rules.
+      life_lost: a life was lost but the game continues; never in a game without lives.
+      game_over: the game ended by its own rules.
       truncated: the game was cut off after 108,000 frames.
     """
 
@@ -50,20 +50,20 @@ class Step(NamedTuple):
 
 
 class Game:
-    """A game in progress; call `reset` first, and after the game has ended.
+    """A game in progress; call `reset` first, and again after the game has ended.
 
     Args:
       name: as ale-py spells it, such as `ms_pacman`.
       sticky: the probability that the console repeats the last action at a frame
         (Machado et al. 2018: 0.25).
-      seed: of the sticky actions.
+      seed: seed of the sticky actions.
 
     Attributes:
-      name: of the game.
-      actions: the names of its minimal set of actions; an action is an index into it.
+      name: the name of the game.
+      actions: names of the game's minimal action set; an action is an index into it.
 
     Raises:
-      InputError: there is no such game, its ROM is missing or another one, or ale-py
+      InputError: the game is unknown, its ROM is missing or the wrong one, or ale-py
         is not installed.
     """
 
@@ -84,7 +84,7 @@ class Game:
         self._frame = np.zeros((SIZE, SIZE), np.uint8)
 
     def reset(self, noops: int = 0) -> np.ndarray:
-        """Begin a game, let `noops` frames pass and return the frame that is seen."""
+        """Start a game, wait `noops` frames and return the current frame."""
         self._emulator.reset_game()
         return self.wait(noops)
 
@@ -99,7 +99,7 @@ class Game:
     def step(self, action: int) -> Step:
         """Hold an action, an index into `actions`, for four frames.
 
-        A game that ends within them stands still for the rest.
+        If the game ends within them, it does not change in the rest.
         """
         emulator, held = self._emulator, self._actions[action]
         lives, reward = emulator.lives(), 0
@@ -124,12 +124,12 @@ class Game:
     def screen(self) -> np.ndarray:
         """Return the console's picture in colour, uint8[210, 160, 3] in most games.
 
-        It is that of the last emulator frame alone: what flickers may be missing.
+        It shows the last emulator frame only, so flickering objects may be missing.
         """
         return self._emulator.getScreenRGB()
 
     def state(self) -> bytes:
-        """Return all that decides how the game goes on, sticky actions included."""
+        """Return the whole state of the game, the sticky actions' included."""
         emulator = self._emulator.cloneState(include_rng=True).serialize()
         return pack(
             {
@@ -141,17 +141,16 @@ class Game:
         )
 
     def restore(self, state: bytes) -> np.ndarray:
-        """Go on from a `state` of the same game; returns the frame that is seen.
+        """Continue from a `state` of the same game; return the current frame.
 
-        Raises:
-          InputError: the bytes are no such state; the game is then as it was.
+        Raises InputError if the bytes are not such a state; the game is then unchanged.
         """
         try:
             fields = unpack(state)
             kind = fields["game"], fields["sticky"]
             emulator = _ale().ALEState(fields["emulator"])
             frame = fields["frame"].reshape(SIZE, SIZE)
-        # What ale-py raises for bytes it cannot read is a SystemError.
+        # ale-py raises SystemError for bytes that it cannot read.
         except (CorruptRecord, KeyError, AttributeError, TypeError, ValueError) as e:
             raise InputError(f"not a state of {self.name} ({e})") from None
         except SystemError:
@@ -177,17 +176,17 @@ def _ale() -> ModuleType:
         import ale_py.roms
     except ImportError as error:
         raise InputError(
-            f"Atari games need ale-py ({error}); it is under the GPL and installed "
-            "apart: pip install ale-py==0.12.1"
+            f"Atari games need ale-py ({error}); it is under the GPL, so install it "
+            "separately: pip install ale-py==0.12.1"
         ) from None
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return ale_py
 
 
 def _rom(name: str) -> Path:
-    """Return a game's ROM, of ale-py or of the folder that ALE_ROMS_DIR names."""
+    """Return the path of a game's ROM, in ale-py or in the folder ALE_ROMS_DIR."""
     try:
-        with contextlib.redirect_stdout(None):  # it prints the folder
+        with contextlib.redirect_stdout(None):  # ale-py prints the folder
             return _ale().roms.get_rom_path(name)
     except OSError as error:
         folder = os.environ.get("ALE_ROMS_DIR")
@@ -195,13 +194,13 @@ def _rom(name: str) -> Path:
         what = error.strerror or str(error).partition("\n")[0]
         raise InputError(
             f"no ROM of '{name}' in {where}: {what}; "
-            + ("unset ALE_ROMS_DIR" if folder else "install ale-py once more")
-            + " to play with the ROMs that come with ale-py"
+            + ("unset ALE_ROMS_DIR" if folder else "reinstall ale-py")
+            + " to use the ROMs that come with ale-py"
         ) from error
 
 
 def _nearest(name: str) -> str:
-    """Name the games whose letters come nearest, however they were spelt."""
+    """Suggest the games with the most similar names, ignoring case and punctuation."""
     letters = {game.replace("_", ""): game for game in _ale().roms.get_all_rom_ids()}
     wanted = "".join(filter(str.isalnum, name)).lower()
     nearest = difflib.get_close_matches(wanted, letters, n=3)

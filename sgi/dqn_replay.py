@@ -1,10 +1,10 @@
-"""The files of the DQN Replay data set (Agarwal et al. 2020), read and written.
+"""Read and write the files of the DQN Replay data set (Agarwal et al. 2020).
 
-A checkpoint N of a game is four files, each the gzip of one .npy of up to a million
-rows: `$store$_observation_ckpt.N.gz` uint8[n, 84, 84], `..._action_...` int32[n],
+Checkpoint N of a game is four files, each a gzipped .npy of up to a million rows:
+`$store$_observation_ckpt.N.gz` uint8[n, 84, 84], `..._action_...` int32[n],
 `..._reward_...` float32[n] and `..._terminal_...` uint8[n]. SGI renames them to
-`observation_N.gz` and so on. Before each episode stand three rows of zeros, which pad
-the first stacks of four frames; they are no play and are left out when read.
+`observation_N.gz` and so on. Three rows of zeros precede each episode and pad its first
+stacks of four frames; they are not play, and reading drops them.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import tokenize
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -32,58 +31,58 @@ _TYPES = {
     "terminal": ("|u1", ()),
 }
 _NAME = re.compile(r"(?:\$store\$_)?([a-z]+)_(?:ckpt\.)?(\d+)\.gz")
-_ROWS = 2**22  # at most; the data set has a million in a file
-_BLOCK = 1024  # frames held at a time, of files that unpack to 7 GB
+_ROWS = 2**22  # most rows accepted; the data set has a million a file
+_BLOCK = 1024  # frames held in memory at a time; a file unpacks to 7 GB
 _PADDING = HISTORY - 1
 _HELP = (
-    "They were published as gs://atari-replay-datasets/dqn/<Game>/<run>/replay_logs/, "
-    "which has answered 403 to the public since 2025; without a copy of your own, "
-    "record play instead: leave out --import"
+    "They were published at gs://atari-replay-datasets/dqn/<Game>/<run>/replay_logs/, "
+    "which has returned 403 to the public since 2025; without your own copy, record "
+    "play instead: leave out --import"
 )
 
 Files = dict[str, Path]
 
 
 def find(directory: Path, checkpoints: Sequence[int] | None = None) -> list[Files]:
-    """Return the four files of each checkpoint, in the order of their numbers.
+    """Return the four files of each checkpoint.
 
     Args:
-      directory: holds the files under either name.
-      checkpoints: the numbers wanted, in this order; by default all.
+      directory: holds the files, under either name.
+      checkpoints: numbers of the checkpoints, in this order; by default all, ascending.
 
     Raises:
-      InputError: there are none, or one is missing.
+      InputError: there are no files, or one is missing.
     """
-    found: dict[int, Files] = {}
+    by_number: dict[int, Files] = {}
     for path in directory.iterdir() if directory.is_dir() else ():
         match = _NAME.fullmatch(path.name)
         if match and match[1] in _TYPES:
-            found.setdefault(int(match[2]), {})[match[1]] = path
-    if not found:
+            by_number.setdefault(int(match[2]), {})[match[1]] = path
+    if not by_number:
         raise InputError(
             f"{directory} holds no files of the {SOURCE}, such as "
             f"$store$_observation_ckpt.1.gz or observation_1.gz. {_HELP}"
         )
-    numbers = sorted(found) if checkpoints is None else checkpoints
+    numbers = sorted(by_number) if checkpoints is None else checkpoints
     for number in numbers:
-        missing = [kind for kind in _TYPES if kind not in found.get(number, ())]
+        missing = [kind for kind in _TYPES if kind not in by_number.get(number, ())]
         if missing:
             raise InputError(
-                f"checkpoint {number} in {directory} lacks its file of: "
-                f"{', '.join(missing)} (there are checkpoints "
-                f"{', '.join(map(str, sorted(found)))}). {_HELP}"
+                f"checkpoint {number} in {directory} has no file of: "
+                f"{', '.join(missing)} (checkpoints found: "
+                f"{', '.join(map(str, sorted(by_number)))}). {_HELP}"
             )
-    return [found[number] for number in numbers]
+    return [by_number[number] for number in numbers]
 
 
 class Checkpoint:
-    """The play of one checkpoint, without padding: iterates over its steps.
+    """The play of one checkpoint, without padding; iterates over its steps.
 
-    Frames are unpacked twice, once to find the padding and once to hand them on, since
-    a million of them need 7 GB.
+    Frames are unpacked twice, once to find the padding and once to yield them, because
+    holding a million of them takes 7 GB.
 
     Raises:
-      InputError: a file is damaged, or does not fit the others or the game.
+      InputError: a file is damaged, or does not match the others or the game.
     """
 
     def __init__(self, files: Files, actions: int):
@@ -100,14 +99,14 @@ class Checkpoint:
                     f"{files[kind]} has {len(column)} rows, but {files['action']} has "
                     f"{len(self._action)}"
                 )
-        strange = (self._action < 0) | (self._action >= actions)
-        if strange.any():
+        invalid = (self._action < 0) | (self._action >= actions)
+        if invalid.any():
             raise InputError(
-                f"{files['action']} holds action {self._action[strange][0]}, but the "
-                f"game has {actions}; is it another game's?"
+                f"{files['action']} holds action {self._action[invalid][0]}, but the "
+                f"game has {actions} actions; is the file from another game?"
             )
         black = np.concatenate(
-            [~block.any((1, 2)) for block in self._blocks("looking for episodes")]
+            [~block.any((1, 2)) for block in self._blocks("finding episodes")]
         )
         idle = (self._action == 0) & (self._reward == 0) & ~self._terminal
         padding = padding_rows(black & idle)
@@ -131,30 +130,29 @@ class Checkpoint:
                     )
                 row += 1
 
-    def _blocks(self, doing: str | None = None) -> Iterator[np.ndarray]:
+    def _blocks(self, task: str | None = None) -> Iterator[np.ndarray]:
         path, rows = self._files["observation"], len(self._action)
         with _named(path), gzip.open(path) as file:
             _header(file, "observation", rows)
-            bar = tqdm(
-                total=rows, desc=doing, unit=" frames", delay=3, disable=not doing
-            )
+            bar = tqdm(total=rows, desc=task, unit=" frames", delay=3, disable=not task)
             with bar:
                 for start in range(0, rows, _BLOCK):
                     count = min(_BLOCK, rows - start)
                     data = file.read(count * SIZE * SIZE)
                     if len(data) < count * SIZE * SIZE:
-                        raise ValueError("there is less than its header says")
+                        raise ValueError("it holds less than its header says")
                     bar.update(count)
                     yield np.frombuffer(data, np.uint8).reshape(count, SIZE, SIZE)
             if file.read(1):  # also checks the sum at the end
-                raise ValueError("there is more than its header says")
+                raise ValueError("it holds more than its header says")
 
 
 def padding_rows(blank: np.ndarray) -> np.ndarray:
-    """Say which rows are padding, given which are all zeros: bool[n] to bool[n].
+    """Return which rows are padding, given which are all zeros: bool[n] to bool[n].
 
-    The first three of three zero rows or more pad an episode's start; so do fewer at
-    the start of a file, which may begin among them. A shorter black screen is play.
+    In a run of three or more zero rows, the first three pad an episode's start. At the
+    start of a file, which may begin within padding, fewer count too. Elsewhere a
+    shorter run is play: a black screen.
     """
     padding = np.zeros(len(blank), bool)
     edges = np.flatnonzero(
@@ -169,23 +167,22 @@ def padding_rows(blank: np.ndarray) -> np.ndarray:
 def export(play: Recording, directory: Path) -> None:
     """Write a recording as checkpoint 1, padded, under the original names.
 
-    Raises:
-      InputError: the folder is there already, or cannot be written.
+    Raises InputError if the folder exists or cannot be written.
     """
     if directory.exists():
-        raise InputError(f"{directory} is there already; export into a new folder")
-    # Row r of play stands behind all padding so far; the other rows are zeros.
-    at = np.arange(len(play.first)) + _PADDING * np.cumsum(play.first)
+        raise InputError(f"{directory} already exists; export into a new folder")
+    # Row r of play comes after all padding so far; the other rows are zeros.
+    places = np.arange(len(play.first)) + _PADDING * np.cumsum(play.first)
     rows = len(play.first) + _PADDING * int(play.first.sum())
     with records.whole_folder(directory) as folder:
         for kind in _TYPES:
             path = folder / f"$store$_{kind}_ckpt.1.gz"
             with records.writing(directory), gzip.open(path, "wb", 6) as file:
-                _write(file, kind, play, at, rows)
+                _write(file, kind, play, places, rows)
 
 
 def _write(
-    file: BinaryIO, kind: str, play: Recording, at: np.ndarray, rows: int
+    file: gzip.GzipFile, kind: str, play: Recording, places: np.ndarray, rows: int
 ) -> None:
     dtype, shape = _TYPES[kind]
     header = {"descr": dtype, "fortran_order": False, "shape": (rows, *shape)}
@@ -193,8 +190,8 @@ def _write(
     column = play.frames if kind == "observation" else getattr(play, kind)
     for start in range(0, rows, _BLOCK):
         block = np.zeros((min(_BLOCK, rows - start), *shape), dtype)
-        first, last = np.searchsorted(at, [start, start + len(block)])
-        block[at[first:last] - start] = column[first:last]
+        first, last = np.searchsorted(places, [start, start + len(block)])
+        block[places[first:last] - start] = column[first:last]
         file.write(block.tobytes())
 
 
@@ -202,7 +199,7 @@ def _column(path: Path, kind: str) -> np.ndarray:
     dtype, _ = _TYPES[kind]
     with _named(path), gzip.open(path) as file:
         rows = _header(file, kind)
-        # One byte more than there should be: a small file can unfold to gigabytes.
+        # Read at most one byte too many: a small file can unpack to gigabytes.
         content = file.read(rows * np.dtype(dtype).itemsize + 1)
         column = np.frombuffer(content, dtype)
         if len(column) != rows:
@@ -210,26 +207,26 @@ def _column(path: Path, kind: str) -> np.ndarray:
         return column
 
 
-def _header(file: BinaryIO, kind: str, rows: int | None = None) -> int:
-    """Read the header of a .npy, check it and return the number of its rows."""
+def _header(file: gzip.GzipFile, kind: str, rows: int | None = None) -> int:
+    """Read and check the header of a .npy file; return its number of rows."""
     dtype, shape = _TYPES[kind]
     if np.lib.format.read_magic(file) == (1, 0):
-        found, fortran, kind_found = np.lib.format.read_array_header_1_0(file)
+        stored, fortran, stored_dtype = np.lib.format.read_array_header_1_0(file)
     else:
-        found, fortran, kind_found = np.lib.format.read_array_header_2_0(file)
-    expected = (found[:1] if rows is None else (rows,)) + shape
-    if found != expected or kind_found != np.dtype(dtype) or fortran or not found:
+        stored, fortran, stored_dtype = np.lib.format.read_array_header_2_0(file)
+    expected = (stored[:1] if rows is None else (rows,)) + shape
+    if stored != expected or stored_dtype != np.dtype(dtype) or fortran or not stored:
         raise ValueError(
-            f"it holds {kind_found}{list(found)}, not {dtype}{list(expected)}"
+            f"it holds {stored_dtype}{list(stored)}, not {dtype}{list(expected)}"
         )
-    if not 0 < found[0] <= _ROWS:
-        raise ValueError(f"it says it has {found[0]} rows, not 1 to {_ROWS}")
-    return found[0]
+    if not 0 < stored[0] <= _ROWS:
+        raise ValueError(f"its header gives {stored[0]} rows, not 1 to {_ROWS}")
+    return stored[0]
 
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn the ways in which a file can be damaged into an error with its name."""
+    """Report a damaged file as an InputError that names it."""
     try:
         yield
     except (OSError, EOFError, zlib.error, ValueError, tokenize.TokenError) as error:

@@ -1,21 +1,22 @@
-"""The encoders of SGI (Schwarzer et al. 2021): images to maps of features.
+"""The encoders of SGI (Schwarzer et al. 2021): images to feature maps.
 
     Nature      three plain convolutions, SGI's S
     Residual    three groups of inverted residuals, SGI's M and L
     Pooled      either of them as the encoder of a `polyview.nn.towers.Tower`
 
-Initial values are those of the official code: torch's default, but for the kernels of
+Initial values follow the official code: torch's defaults, except for the kernels of
 `Residual`, which are normal.
 """
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jax.typing import DTypeLike
 
 from polyview.errors import check_range
 from polyview.nn.norm import BatchNorm
@@ -29,11 +30,11 @@ def depthwise(
     stride: int = 1,
     form: Literal["shifts", "lax"] = "shifts",
 ) -> jax.Array:
-    """3x3 convolution of each channel by itself, padded by 1.
+    """Convolve each channel of `x[n, h, w, c]` with `kernel[3, 3, c]`, padded by 1.
 
-    `x[n, h, w, c]`, `kernel[3, 3, c]`. "shifts" adds up nine shifted products, "lax" is
-    XLA's grouped convolution: the same values to rounding, several times slower on a
-    CPU, its gradient above all.
+    "shifts" adds nine shifted products; "lax" is XLA's grouped convolution, which
+    returns the same values up to rounding but is several times slower on a CPU, above
+    all in the gradient.
     """
     if form == "lax":
         return jax.lax.conv_general_dilated(
@@ -45,10 +46,10 @@ def depthwise(
             feature_group_count=x.shape[-1],
         )
     if form != "shifts":
-        raise ValueError(f'form is "shifts" or "lax", not {form!r}')
+        raise ValueError(f'form must be "shifts" or "lax", not {form!r}')
     height, width = ((size - 1) // stride * stride + 1 for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(
+    return sum(  # type: ignore[return-value]  # of nine arrays, so never the int 0
         padded[:, i : i + height : stride, j : j + width : stride]
         * kernel[None, None, None, i, j]
         for i in range(3)
@@ -57,7 +58,7 @@ def depthwise(
 
 
 class Depthwise(nnx.Module):
-    """`depthwise` with a bias; kernels drawn from N(0, deviation)."""
+    """`depthwise` with a bias; its kernel is normal with deviation `deviation`."""
 
     def __init__(
         self,
@@ -65,9 +66,9 @@ class Depthwise(nnx.Module):
         *,
         stride: int,
         deviation: float,
-        form: str,
-        dtype,
-        param_dtype,
+        form: Literal["shifts", "lax"],
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         normal = initializers.normal(deviation)
@@ -82,12 +83,13 @@ class Depthwise(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """shortcut(x) + branch(x), without an activation after the sum.
+    """shortcut(x) + branch(x), with no activation after the sum.
 
-    branch: 1x1 to `expand` times the channels, depthwise 3x3 of the stride, 1x1 to
-    `features`; a BatchNorm after each, whose last scale starts at zero (Sandler et al.
-    2018). shortcut: x, or a convolution whose kernel is as large as its stride.
-    `layers` of the whole encoder make the initial kernels of the branch smaller.
+    branch: 1x1 to `expand` times the channels, depthwise 3x3 with the stride, 1x1 to
+    `features`; a BatchNorm after each, the last with an initial scale of zero (Sandler
+    et al. 2018). shortcut: x, or a convolution with kernel size equal to its stride.
+    The initial kernels of the branch are scaled by layers^(-1/4); `layers` counts the
+    blocks of the whole encoder.
     """
 
     def __init__(
@@ -98,11 +100,11 @@ class InvertedResidual(nnx.Module):
         stride: int,
         expand: float,
         layers: int,
-        form: str,
-        **options,
+        form: Literal["shifts", "lax"],
+        **options: Any,
     ):
         if stride == 1 and inputs != features:
-            raise ValueError(f"a block of stride 1 keeps its {inputs} channels")
+            raise ValueError(f"stride=1 requires features={inputs}, not {features}")
         hidden = round(inputs * expand)
         small = layers**-0.25
         shortcut = {"deviation": _deviation(features, stride), **options}
@@ -131,8 +133,8 @@ class InvertedResidual(nnx.Module):
 class Residual(nnx.Module):
     """The encoder of SGI-M: three groups of inverted residuals, strides 3, 2 and 2.
 
-    `x[n, h, w, history] -> [n, h / 12, w / 12, widths[2]]`; h and w are multiples of
-    12. The paper's M is `blocks=3, expand=2, widths=(32, 64, 64)`, its L `blocks=5,
+    `x[n, h, w, history] -> [n, h / 12, w / 12, widths[2]]`; h and w must be multiples
+    of 12. The paper's M is `blocks=3, expand=2, widths=(32, 64, 64)`, its L `blocks=5,
     expand=4, widths=(48, 96, 96)`.
     """
 
@@ -145,14 +147,20 @@ class Residual(nnx.Module):
         expand: float = 2,
         widths: Sequence[int] = (32, 64, 64),
         history: int = 4,
-        depthwise: str = "shifts",
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        depthwise: Literal["shifts", "lax"] = "shifts",
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         check_range(1, blocks=blocks, widths=widths)
-        options |= {"form": depthwise, "expand": expand, "layers": 3 * blocks}
+        options: dict[str, Any] = {
+            "form": depthwise,
+            "expand": expand,
+            "layers": 3 * blocks,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         layers, inputs = [], history
         for width, group_stride in zip(widths, self.STRIDES, strict=True):
             for block in range(blocks):
@@ -163,9 +171,9 @@ class Residual(nnx.Module):
         self.channels = inputs
 
     def side(self, size: int) -> int:
-        """The side of the map of an image. Raises ValueError if it does not divide."""
+        """Return the map's side. Raises ValueError unless 12 divides `size`."""
         if size % prod(self.STRIDES):
-            raise ValueError(f"image={size} is no multiple of {prod(self.STRIDES)}")
+            raise ValueError(f"image={size} is not a multiple of {prod(self.STRIDES)}")
         return size // prod(self.STRIDES)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -184,12 +192,13 @@ class Nature(nnx.Module):
         *,
         widths: Sequence[int] = (32, 64, 64),
         history: int = 4,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_range(1, widths=widths)
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        options["rngs"] = rngs
         layers, inputs = [], history
         for width, (size, stride) in zip(widths, self.LAYERS, strict=True):
             layers.append(conv(inputs, width, size, stride, **options))
@@ -198,13 +207,13 @@ class Nature(nnx.Module):
         self.channels = inputs
 
     def side(self, size: int) -> int:
-        """The side of the map of an image. Raises ValueError where nothing is left."""
-        left = size
+        """Return the map's side. Raises ValueError if the image is too small."""
+        side = size
         for kernel, stride in self.LAYERS:
-            left = (left - kernel) // stride + 1
-        if left < 1:
+            side = (side - kernel) // stride + 1
+        if side < 1:
             raise ValueError(f"image={size} is too small for this encoder")
-        return left
+        return side
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         del train
@@ -214,14 +223,14 @@ class Nature(nnx.Module):
 
 
 class Pooled(nnx.Module):
-    """An encoder of maps as the encoder of a tower: its map, and the mean of the map.
+    """Makes a tower's encoder of `Residual` or `Nature`: mean of the map, and the map.
 
-    `x[n, h, w, history] -> (h[n, c], local[n, p, c])`. `encoder(rngs=)` makes the other
-    one, whose weights lie at `map`: a network of SGI begins with them by
+    `x[n, h, w, history] -> (h[n, c], local[n, p, c])`. `encoder(rngs=)` makes the inner
+    encoder; its weights are at `map`. A network of SGI starts from them by
     `init={"encoder": (run, "towers.frames.encoder.map")}`.
     """
 
-    def __init__(self, encoder: Callable[..., nnx.Module], *, rngs: nnx.Rngs):
+    def __init__(self, encoder: Callable[..., Residual | Nature], *, rngs: nnx.Rngs):
         self.map = encoder(rngs=rngs)
         self.features = self.map.channels
 
@@ -229,16 +238,16 @@ class Pooled(nnx.Module):
         self, x: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         del key
-        found = self.map(x, train=train)
-        local = found.reshape(len(found), -1, self.features)
+        feature_map = self.map(x, train=train)
+        local = feature_map.reshape(len(feature_map), -1, self.features)
         return local.mean(1), local
 
 
 def _deviation(features: int, size: int) -> float:
-    """He et al.'s deviation of a kernel by what leaves it."""
+    """Return He et al.'s standard deviation of a kernel, by fan-out."""
     return (2 / (features * size * size)) ** 0.5
 
 
 def _last(a: jax.Array, x: jax.Array) -> jax.Array:
-    """`a[c]` along the last axis of x."""
+    """Reshape `a[c]` to broadcast along the last axis of x."""
     return a.reshape((1,) * (x.ndim - 1) + (-1,))

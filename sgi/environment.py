@@ -1,7 +1,7 @@
-"""A game as an agent meets it in training: a lost life ends what it learns from.
+"""A game as an agent trains in it: a lost life ends the episode it learns from.
 
-As in the official code: a game begins with 1 to 30 frames without action; after a lost
-life one such frame passes and the game goes on. Nothing is sticky.
+As in the official code, a game begins with 1 to 30 frames without action. After a lost
+life one such frame passes and the game continues. Actions are not sticky.
 """
 
 import hashlib
@@ -13,18 +13,18 @@ from sgi.atari import NOOPS, Game
 
 
 class Environment:
-    """One game after another; all that happens is a function of seed and actions.
+    """Plays one game after another, as a function of the seed and the actions.
 
-    An episode is a whole game; an outcome is `done` where a life or the game ended, or
-    the game was cut off. Follows `polyview.rl.environment.Environment`.
+    An episode is a whole game. An outcome is `done` if a life was lost, or the game
+    ended or was cut off. Follows `polyview.rl.environment.Environment`.
 
     Attributes:
-      frame: uint8[84, 84], what is seen now: the observation.
+      frame: uint8[84, 84], the current observation.
       steps: actions taken since the reset.
-      last: the last game that has ended since the reset, or None.
+      last: the last finished game since the reset, or None.
 
     Raises:
-      InputError: there is no such game, or ale-py is not installed.
+      InputError: the game is unknown, or ale-py is not installed.
     """
 
     def __init__(self, game: str, seed: int):
@@ -32,8 +32,8 @@ class Environment:
         self.reset(seed)
 
     def reset(self, seed: int) -> np.ndarray:
-        """Begin anew, as a new environment of that seed does."""
-        self._game = Game(self._name, seed=seed)  # the emulator takes its seed once
+        """Start again, exactly as a new environment with that seed does."""
+        self._game = Game(self._name, seed=seed)  # an emulator is seeded only once
         self._rng = np.random.default_rng(seed)
         self.last: Finished | None = None
         self.steps = 0
@@ -41,7 +41,7 @@ class Environment:
         return self.frame
 
     def step(self, action: int) -> Outcome:
-        """Take an action, an index into the game's own."""
+        """Take an action, an index into the game's actions."""
         step = self._game.step(action)
         self.frame = step.frame
         self._score += step.reward
@@ -61,12 +61,12 @@ class Environment:
         )
 
     def legal(self) -> None:
-        """All of a game's own actions are legal at any time."""
+        """Return None: all of the game's actions are always legal."""
 
     def fingerprint(self) -> np.ndarray:
-        """The SHA-256 of everything that decides how the game continues: uint8[32].
+        """Return the SHA-256 of all that determines how the game continues: uint8[32].
 
-        The waits at the start of later games are not in it: they follow from the seed
+        It excludes the waits at the start of later games, which follow from the seed
         and the number of games played.
         """
         return np.frombuffer(hashlib.sha256(self._game.state()).digest(), np.uint8)

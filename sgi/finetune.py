@@ -1,4 +1,4 @@
-"""Fine-tune an agent in its game, several seeds side by side in one process.
+"""Fine-tune agents in a game, several seeds side by side in one process.
 
     python -m sgi.finetune --config configs/sgi_finetune.py:game=pong --workdir DIR \\
         --config.init_from=runs/a
@@ -13,29 +13,29 @@ from polyview.errors import InputError
 
 
 def main() -> None:
-    """Read the command line and fine-tune; see `--help`."""
+    """Parse the command line and fine-tune; see `--help`."""
     parser = cli.Parser(
         prog="python -m sgi.finetune",
-        description="Fine-tune agents in their game, from a pre-trained run or from "
-        "scratch; the same command again resumes it.",
-        epilog="Any key of the config: --config.key=value, --config.group.key=value, "
+        description="Fine-tune agents in a game, from a pre-trained run or from "
+        "scratch. To resume, run the same command again.",
+        epilog="Set any config key by --config.key=value or --config.group.key=value, "
         "such as --config.init_from=RUN, --config.seeds=10, --config.steps=100000. "
-        "Status: 0 finished, 2 bad input, 3 not finite, 75 saved after SIGTERM.",
+        "Exit status: 0 finished, 2 bad input, 3 not finite, 75 saved after SIGTERM.",
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
     parser.add_argument("--workdir", metavar="DIR", required=True, type=Path)
     parser.add_argument(
-        "--replay", action="store_true", help="take the dumped step of DIR once more"
+        "--replay", action="store_true", help="replay the step that was dumped in DIR"
     )
     cli.add_trust(parser)
     flags, rest = parser.parse_known_args()
     overrides = parse_flags(rest, known=vars(flags))
     if flags.replay == (flags.config is not None):
-        raise InputError("give --config FILE.py, or --replay without it")
+        raise InputError("give either --config FILE.py or --replay")
     if not flags.replay:
         config = load_config(flags.config, overrides)
 
-    # JAX is imported here, after the mistakes that need none of it.
+    # These import JAX, so a wrong command line is reported before.
     from polyview.training.nonfinite import replay_run
     from polyview.training.train import train
     from sgi.learner import Player

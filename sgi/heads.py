@@ -1,16 +1,20 @@
-"""What SGI's network and its agent predict from a latent.
+"""Prediction heads of SGI's network and of its agent.
 
     head         logits of Z(z, a): value + advantage - its mean over the actions
-    projection   the first linear layers of a head, side by side, without its noise
-    goal head    the same, its hidden layers scaled and shifted by a function of a goal
+    projection   the first linear layers of a head, concatenated, without noise
+    goal head    a head with its hidden layers scaled and shifted according to a goal
     inverse      logits of the action between two projections
 
-No module keeps a random state: noise is drawn from a key that the call is given.
+No module keeps random state: each call is given the key of its noise.
 """
+
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from sgi.layers import cast, conv, flat, linear, torch_uniform, wide
 
@@ -18,17 +22,18 @@ ATOMS = 51
 LIMIT = 10.0
 
 
-def support(dtype=float) -> jax.Array:
-    """The returns that the heads' distributions are over: 51 from -10 to 10."""
+def support(dtype: DTypeLike = float) -> jax.Array:
+    """Return the atoms of the heads' distributions: 51 returns from -10 to 10."""
     return jnp.linspace(-LIMIT, LIMIT, ATOMS, dtype=dtype)
 
 
 class NoisyLinear(nnx.Module):
     """A linear layer with learned, factorised Gaussian noise (Fortunato et al. 2018).
 
-    y = (W + S * f(e) f(e')^T) x + b + s * f(e), f(e) = sign(e) sqrt|e|, e and e' normal
-    draws of `key`, one for the whole batch; without a key, the means alone. S starts at
-    `sigma / sqrt(inputs)`, s at `sigma / sqrt(outputs)`: they are trained even from 0.
+    y = (W + S * f(e) f(e')^T) x + b + s * f(e), f(e) = sign(e) sqrt|e|. e and e' are
+    normal, drawn from `key` once for the whole batch; without a key, y = W x + b. S
+    starts at `sigma / sqrt(inputs)`, s at `sigma / sqrt(outputs)`; both are trained,
+    even from 0.
     """
 
     def __init__(
@@ -37,8 +42,8 @@ class NoisyLinear(nnx.Module):
         outputs: int,
         *,
         sigma: float,
-        dtype,
-        param_dtype,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         uniform = torch_uniform(inputs)
@@ -54,11 +59,11 @@ class NoisyLinear(nnx.Module):
     def __call__(self, x: jax.Array, *, key: jax.Array | None) -> jax.Array:
         kernel, bias = self.kernel[...], self.bias[...]
         if key is not None:
-            keys = jax.random.split(key)
-            into, out = (
-                jnp.sign(e) * jnp.sqrt(abs(e))
-                for e in map(jax.random.normal, keys, kernel.shape, 2 * (kernel.dtype,))
+            draws = (
+                jax.random.normal(k, (size,), kernel.dtype)
+                for k, size in zip(jax.random.split(key), kernel.shape, strict=True)
             )
+            into, out = (jnp.sign(e) * jnp.sqrt(abs(e)) for e in draws)
             kernel += self.kernel_sigma[...] * (into[:, None] * out[None])
             bias += self.bias_sigma[...] * out
         x, kernel, bias = cast(self.dtype, x, kernel, bias)
@@ -69,12 +74,12 @@ class Head(nnx.Module):
     """Distributions of the return of each action, duelling and noisy.
 
     `latent[n, ...] -> logits[n, actions, atoms]` (Bellemare et al. 2017; Wang et al.
-    2016). What flows back into the latent is scaled by 1 / sqrt(2), as each of two
-    streams returns a gradient.
+    2016). The gradient into the latent is scaled by 1 / sqrt(2), because each of the
+    two streams contributes one.
     """
 
     def __init__(
-        self, inputs: int, actions: int, *, hidden: int, sigma: float, **options
+        self, inputs: int, actions: int, *, hidden: int, sigma: float, **options: Any
     ):
         self.actions = actions
         options |= {"sigma": sigma}
@@ -87,18 +92,20 @@ class Head(nnx.Module):
         first, second = _split(key)
         return self.logits(*self.hidden(latent, key=first), key=second)
 
-    def hidden(self, latent: jax.Array, *, key: jax.Array | None):
-        """The hidden layers of advantage and value, `[n, hidden]` each."""
-        kept = jax.lax.stop_gradient(latent)
-        x = flat(kept + 2**-0.5 * (latent - kept))
+    def hidden(self, latent: jax.Array, *, key: jax.Array | None) -> list[jax.Array]:
+        """Return the hidden layers of advantage and value, `[n, hidden]` each."""
+        constant = jax.lax.stop_gradient(latent)
+        x = flat(constant + 2**-0.5 * (latent - constant))
         layers = self.advantage1, self.value1
         return [
             jax.nn.relu(layer(x, key=k))
             for layer, k in zip(layers, _split(key), strict=True)
         ]
 
-    def logits(self, advantage: jax.Array, value: jax.Array, *, key: jax.Array | None):
-        """Logits `[n, actions, atoms]` of both hidden layers."""
+    def logits(
+        self, advantage: jax.Array, value: jax.Array, *, key: jax.Array | None
+    ) -> jax.Array:
+        """Return logits `[n, actions, atoms]` of both hidden layers."""
         first, second = _split(key)
         advantage = self.advantage2(advantage, key=first)
         advantage = advantage.reshape(-1, self.actions, ATOMS)
@@ -106,20 +113,20 @@ class Head(nnx.Module):
         return wide(value + advantage - advantage.mean(1, keepdims=True))
 
     def project(self, latent: jax.Array) -> jax.Array:
-        """The projection `[n, 2 hidden]`: the first layers, before their ReLU."""
+        """Return the projection `[n, 2 hidden]`: the first layers, before the ReLU."""
         layers = self.advantage1, self.value1
         x = flat(latent)
         return wide(jnp.concatenate([layer(x, key=None) for layer in layers], -1))
 
 
 class Conditioner(nnx.Module):
-    """What a goal does to two hidden layers: `goal[n, y, x, c] -> [n, 2, 2, hidden]`.
+    """FiLM of two hidden layers by a goal: `goal[n, y, x, c] -> [n, 2, 2, hidden]`.
 
-    The axes after n: the stream (advantage, value), then shift and scale (FiLM; Perez
-    et al. 2018).
+    The axes after n: the stream (advantage, value), then shift and scale (Perez et al.
+    2018).
     """
 
-    def __init__(self, side: int, channels: int, *, hidden: int, **options):
+    def __init__(self, side: int, channels: int, *, hidden: int, **options: Any):
         wide = 2 * channels
         self.hidden = hidden
         self.first = conv(channels, wide, 3, padding=1, **options)
@@ -132,12 +139,12 @@ class Conditioner(nnx.Module):
 
 
 class GoalHead(nnx.Module):
-    """A head whose hidden layers are conditioned on a goal, a latent as it is.
+    """A head with hidden layers conditioned on a goal, which is itself a latent.
 
-    `film_value_from` says what the goal scales and shifts for the value: "value" its
-    own hidden layer, "advantage" the hidden layer of the advantage that the goal has
-    already changed. The latter is what the official code does; the first layer of the
-    value then learns through the projection alone.
+    `film_value_from` selects the layer that the goal scales and shifts for the value:
+    "value", its own hidden layer; "advantage", the advantage's hidden layer after its
+    own conditioning. The official code does the latter; the first layer of the value
+    then learns through the projection only.
     """
 
     def __init__(
@@ -148,12 +155,13 @@ class GoalHead(nnx.Module):
         *,
         hidden: int,
         sigma: float,
-        film_value_from: str,
-        **options,
+        film_value_from: Literal["advantage", "value"],
+        **options: Any,
     ):
         if film_value_from not in ("advantage", "value"):
             raise ValueError(
-                f'film_value_from is "advantage" or "value", not {film_value_from!r}'
+                'film_value_from must be "advantage" or "value", not '
+                f"{film_value_from!r}"
             )
         self.film_value_from = film_value_from
         inputs = side * side * channels
@@ -163,7 +171,7 @@ class GoalHead(nnx.Module):
     def __call__(
         self, latent: jax.Array, goal: jax.Array, *, key: jax.Array | None
     ) -> jax.Array:
-        """Logits `[n, actions, atoms]` of `latent[n, y, x, c]` and such a goal."""
+        """Return logits `[n, actions, atoms]`; latent and goal are `[n, y, x, c]`."""
         first, second = _split(key)
         advantage, value = self.head.hidden(latent, key=first)
         film = self.conditioner(goal)
@@ -174,9 +182,9 @@ class GoalHead(nnx.Module):
 
 
 class Inverse(nnx.Module):
-    """The action between two projections: `[n, d]` twice -> logits `[n, actions]`."""
+    """Predicts the action between two projections: `[n, d]` each -> `[n, actions]`."""
 
-    def __init__(self, inputs: int, actions: int, **options):
+    def __init__(self, inputs: int, actions: int, **options: Any):
         self.first = linear(2 * inputs, 256, **options)
         self.last = linear(256, actions, **options)
 
@@ -185,6 +193,6 @@ class Inverse(nnx.Module):
         return wide(self.last(jax.nn.relu(x)))
 
 
-def _split(key: jax.Array | None):
-    """Two keys, or twice None."""
+def _split(key: jax.Array | None) -> Iterable[jax.Array | None]:
+    """Return two keys, or None twice."""
     return (None, None) if key is None else jax.random.split(key)

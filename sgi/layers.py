@@ -1,21 +1,25 @@
-"""Layers whose initial values are torch's default, as those of the official code.
+"""Layers with torch's default initial values, as in the official code.
 
 Kernels and biases are uniform in +-1 / sqrt(inputs).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jax.typing import ArrayLike, DTypeLike
 
 
-def torch_uniform(inputs: int) -> Callable:
-    """torch's default initialiser of kernels and biases: `draw(key, shape, dtype)`."""
+def torch_uniform(inputs: int) -> Callable[..., jax.Array]:
+    """Return torch's default initialiser for a fan-in: `draw(key, shape, dtype)`."""
     bound = inputs**-0.5
 
-    def draw(key, shape, dtype=jnp.float32):
+    def draw(
+        key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+    ) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return draw
@@ -28,9 +32,9 @@ def conv(
     stride: int = 1,
     padding: int = 0,
     deviation: float | None = None,
-    **options,
+    **options: Any,
 ) -> nnx.Conv:
-    """A square convolution; `deviation` draws its kernel from a normal instead."""
+    """Return a square convolution; with `deviation`, its kernel is normal instead."""
     uniform = torch_uniform(inputs * size * size)
     return nnx.Conv(
         inputs,
@@ -44,8 +48,8 @@ def conv(
     )
 
 
-def linear(inputs: int, features: int, **options) -> nnx.Linear:
-    """A linear layer."""
+def linear(inputs: int, features: int, **options: Any) -> nnx.Linear:
+    """Return a linear layer."""
     uniform = torch_uniform(inputs)
     return nnx.Linear(
         inputs, features, kernel_init=uniform, bias_init=uniform, **options
@@ -57,11 +61,11 @@ def flat(x: jax.Array) -> jax.Array:
     return x.reshape(len(x), -1)
 
 
-def cast(dtype, *arrays) -> list[jax.Array]:
+def cast(dtype: DTypeLike, *arrays: ArrayLike) -> list[jax.Array]:
     """Convert arrays to the type that a layer computes in."""
     return [jnp.asarray(a, dtype) for a in arrays]
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """Convert to float32 or better, as losses need it whatever layers compute in."""
+    """Convert to float32 or better, which losses need whatever the layers' type."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,14 +1,14 @@
-"""Agents that fine-tune by playing: several side by side, each in its game.
+"""Agents that fine-tune by playing: several side by side, each in its own game.
 
-Writes, beside what every run has, a line of `episodes.jsonl` for each game that ends;
-its evaluation of step 0 is play at random.
+Besides the usual files of a run, writes a line of `episodes.jsonl` for each finished
+game. The evaluation at step 0 is of random play.
 
 A run is a function of its config and seed. A checkpoint holds the networks, the
-priorities and the actions, but no frame: play is repeated when a run resumes.
+priorities and the actions, but no frames: a resumed run replays the actions.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from polyview.config.schema import RANGES, check_config
@@ -66,12 +67,12 @@ LIMITS = RANGES | {
     "priority.alpha": (0.0, 1.0),
     "priority.beta": (0.0, 1.0),
 }
-# What a network may have otherwise than the one whose weights it begins with.
+# Settings in which a network may differ from the pre-trained one.
 OWN = {"sigma", "dtype", "param_dtype", "depthwise"}
 
 
 class Played(NamedTuple):
-    """What goes into a step: its number, and what came of the actions before it."""
+    """The input of a step: its number, and the outcomes of the previous actions."""
 
     time: int
     outcomes: list[Outcome]
@@ -80,9 +81,9 @@ class Played(NamedTuple):
 
 @dataclass(frozen=True)
 class Agents:
-    """What an evaluation is given: agents of several seeds, on a leading axis.
+    """The model of an evaluation: agents of several seeds, on a leading axis.
 
-    step: of training. random: every action is to be drawn, whatever they would do.
+    step: the training step. random: draw every action at random, not by the agents.
     """
 
     game: str
@@ -98,21 +99,21 @@ class Player(Learner):
     """A config's agents, on the device, and their games, on the host.
 
     Attributes:
-      programs: of the device.
-      seeds: of the agents, in the order of the arrays' leading axis.
+      programs: the compiled programs of the device.
+      seeds: seeds of the agents, in the order of the arrays' leading axis.
       actions: uint8[seeds, steps + 1]; at step t those up to t are known.
-      environments: one a seed.
+      environments: one per seed.
     """
 
     acts = True
 
-    def __init__(self, config, trusted: frozenset[str] | None = None):
+    def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
         check(config)
         self.config, self.steps = config, config.steps
         self.samples = config.seeds * config.updates_per_step * config.batch_size
         self.seeds = list(range(config.seed, config.seed + config.seeds))
-        # Named a device, all that comes of them is bound to it, as what a checkpoint
-        # holds is: a run that resumes takes the programs that were compiled before.
+        # Commits arrays to the device, as restoring a checkpoint does: a resumed run
+        # then uses the programs that were compiled before.
         device = jax.local_devices()[0]
         self.mesh = Mesh(np.array([[device]]), AXES)
         self.sharding = SingleDeviceSharding(device)
@@ -123,9 +124,9 @@ class Player(Learner):
         self.games: metrics.Lines | None = None
 
     def check(self, workdir: Path) -> None:
-        """Read the network to begin with, for a run that is yet to begin."""
-        begun = checkpoint.saved_steps(workdir / "checkpoints")
-        if self.config.start == "pretrained" and not begun:
+        """Read the pre-trained weights, for a run without checkpoints."""
+        existing = checkpoint.saved_steps(workdir / "checkpoints")
+        if self.config.start == "pretrained" and not existing:
             self.laid_over = donated(self.config, self.sharding)
 
     def create(self, workdir: Path) -> State:
@@ -134,21 +135,22 @@ class Player(Learner):
         return self.begin()
 
     def begin(self) -> State:
-        """The agents before their first step; writes no file."""
+        """Return the agents before their first step; writes no file."""
         self.environments = [Environment(self.config.game, s) for s in self.seeds]
         drawn = self.programs.random_actions(self.keys)
         rest = self.steps + 1 - drawn.shape[1]
         self.actions = np.pad(drawn, ((0, 0), (0, rest)))
         network = self.programs.create(self.keys)
         if self.laid_over is not None:
-            made = network.params, network.statistics, {}
-            params, statistics, _ = self.laid_over.over(made)
+            params, statistics, _ = self.laid_over.over(
+                (network.params, network.statistics, {})
+            )
             network = begin_with(network, params, statistics)
         frames = np.stack([e.frame for e in self.environments])
         return self.programs.begin(network, frames, self.actions[:, 0])
 
     def template(self) -> dict:
-        """The shapes of `saved`."""
+        """Return the shapes of what `saved` returns."""
         count = len(self.seeds)
         shapes = {
             "train": jax.eval_shape(self.programs.create, self.keys),
@@ -159,25 +161,25 @@ class Player(Learner):
         return jax.tree.map(lambda shape: shape.update(sharding=self.sharding), shapes)
 
     def saved(self, state: State) -> dict:
-        """What a checkpoint holds of the run."""
+        """Return what a checkpoint holds."""
         return {
             "train": state.train,
-            # A copy: an array on a CPU can be the host's own memory, and it is written
-            # while the next actions are.
+            # A copy: on a CPU, device_put may share the host's memory, and the next
+            # actions are written while the checkpoint is being saved.
             "actions": jax.device_put(self.actions.copy()),
             "priority": state.buffer.priority,
             "emulator": jax.device_put(self._fingerprints(int(state.buffer.size[0]))),
         }
 
     def restored(self, workdir: Path, saved: dict, folder: Path, step: int) -> State:
-        """The agents of a checkpoint after `step` steps.
+        """Return the agents of a checkpoint after `step` steps.
 
-        Frames, rewards and ends come from playing the same actions again. Raises
-        InputError where that does not end as it did.
+        Frames, rewards and ends come from replaying the actions. Raises InputError if
+        that leads to another emulator state.
         """
         state = self.begin()
         self.actions = np.array(saved["actions"])
-        for time in tqdm(range(step), "playing again", delay=3):
+        for time in tqdm(range(step), "replaying actions", delay=3):
             taken = arrays(self.play(time))
             state = self.programs.store(
                 state, *taken, jax.device_put(self.actions[:, time + 1])
@@ -188,30 +190,29 @@ class Player(Learner):
         ):
             if (environment.fingerprint() != expected).any():
                 raise InputError(
-                    f"playing the actions of seed {seed} again does not lead where it "
-                    "did: another ale-py began this run; resume it with that, or "
+                    f"replaying the actions of seed {seed} leads to another state: the "
+                    "run was started with another ale-py; resume it with that one, or "
                     "choose another --workdir"
                 )
-        if folder.parent.name == "checkpoints":  # a replay writes nothing
+        if folder.parent.name == "checkpoints":  # --replay writes nothing
             self._open(workdir, step)
-        seen = replace(state.buffer, priority=saved["priority"])
-        return replace(state, train=saved["train"], buffer=seen)
+        buffer = replace(state.buffer, priority=saved["priority"])
+        return replace(state, train=saved["train"], buffer=buffer)
 
     def inputs(self, start: int) -> Iterator[Played]:
-        """Let the emulators take the actions that are known, a step at a time."""
+        """Play the known actions, one step at a time, and yield the outcomes."""
         for time in range(start + 1, self.steps + 1):
             outcomes = self.play(time - 1)
-            if self.games is not None:
-                self._record(outcomes, time)
+            self._record(outcomes, time)
             yield Played(time, outcomes, arrays(outcomes))
 
     def play(self, time: int) -> list[Outcome]:
-        """Let each emulator take action `time`."""
+        """Take action `time` in each game; return the outcomes."""
         taken = self.actions[:, time]
         return [e.step(int(a)) for e, a in zip(self.environments, taken, strict=True)]
 
     def take(self, state: State, inputs: Played) -> tuple[State, dict]:
-        """Keep what came of the actions; past the random ones, update and choose."""
+        """Store the outcomes; after the random steps, update and choose actions."""
         time = inputs.time
         if time <= self.config.random_steps:
             known = jax.device_put(self.actions[:, time])
@@ -222,26 +223,26 @@ class Player(Learner):
         return state, values
 
     def logged(self, step: int) -> bool:
-        """Whether a step is written: those without an update have nothing to say."""
+        """Return whether a step is logged; steps without an update have no metrics."""
         first = self.config.random_steps + 1
-        every = step % self.config.log_every == 0
-        return step >= first and (every or step in (first, self.steps))
+        due = step % self.config.log_every == 0
+        return step >= first and (due or step in (first, self.steps))
 
     def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """The metrics, and the mean score of the seeds' last games."""
-        last = [environment.last for environment in self.environments]
-        if None in last:
+        """Return the metrics and the mean score of the seeds' last finished games."""
+        scores = [e.last.score for e in self.environments if e.last is not None]
+        if len(scores) < len(self.environments):
             return metrics
-        return metrics | {"score": float(np.mean([game.score for game in last]))}
+        return metrics | {"score": float(np.mean(scores))}
 
     def evaluated(self, step: int) -> bool:
-        """Before the first step, after the last, and as often as the config says."""
+        """Return whether to evaluate: at the first, last and every so many-th step."""
         every = self.config.get("evaluate_every", 0)
         due = step in (0, self.steps) or (bool(every) and step % every == 0)
         return bool(self.evaluations) and due
 
     def model(self, state: State, step: int) -> Agents:
-        """The agents as they stand."""
+        """Return the current agents."""
         return Agents(
             game=self.config.game,
             step=step,
@@ -253,15 +254,15 @@ class Player(Learner):
         )
 
     def banner(self, state: State, start: int) -> dict[str, str]:
-        """What is about to run."""
+        """Return a summary of the run, printed before it begins."""
         config, seeds = self.config, self.config.seeds
-        begun = f"{self.laid_over}" if self.laid_over else "random weights"
+        origin = f"{self.laid_over}" if self.laid_over else "random weights"
         size = sum(x.size for x in jax.tree.leaves(state.train.params)) // seeds
         updates = config.updates_per_step * (config.steps - config.random_steps)
         return {
             "game": f"{config.game}, {config.model.actions} actions",
             "seeds": f"{seeds}, from {config.seed}",
-            "begins with": begun if start == 0 else f"checkpoint {start:,}",
+            "begins with": origin if start == 0 else f"checkpoint {start:,}",
             "parameters": f"{size:,} a seed",
             "replay": f"{state.buffer.frames.nbytes / 1e9:.1f} GB of frames",
             "updates": f"{updates:,} of {config.batch_size} samples",
@@ -270,7 +271,7 @@ class Player(Learner):
         }
 
     def told(self, inputs: Played) -> str:
-        """The actions that led to a step."""
+        """Return a line with the actions that led to a step."""
         return f"actions {self.actions[:, inputs.time - 1].tolist()}"
 
     def close(self) -> None:
@@ -284,17 +285,19 @@ class Player(Learner):
         self.games = metrics.Lines(path)
 
     def _record(self, outcomes: Sequence[Outcome], time: int) -> None:
-        """Write a line for each game that ended at a step."""
+        """Write a line for each game that ended at this step, but not in --replay."""
+        if self.games is None:
+            return
         for seed, outcome in zip(self.seeds, outcomes, strict=True):
             if outcome.finished is not None:
                 line = {"step": time, "seed": seed, **outcome.finished._asdict()}
                 self.games.write(line)
 
     def _fingerprints(self, time: int) -> np.ndarray:
-        """Of the emulators after `time` actions: uint8[seeds, 32].
+        """Return the emulators' fingerprints after `time` actions: uint8[seeds, 32].
 
-        A state from before a step that was refused lies one action back: its emulators
-        are played there anew.
+        After a step that was not finite, the state is one action behind the emulators;
+        new ones then replay the actions up to it.
         """
         environments = self.environments
         if any(e.steps != time for e in environments):
@@ -306,7 +309,7 @@ class Player(Learner):
 
 
 def arrays(outcomes: Sequence[Outcome]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Frames uint8[seeds, h, w], rewards float32[seeds] and dones bool[seeds]."""
+    """Return frames uint8[seeds, h, w], rewards float32[seeds], dones bool[seeds]."""
     columns = (
         np.stack([outcome.observation for outcome in outcomes]),
         np.array([outcome.reward for outcome in outcomes], np.float32),
@@ -315,8 +318,8 @@ def arrays(outcomes: Sequence[Outcome]) -> tuple[jax.Array, jax.Array, jax.Array
     return jax.device_put(columns)
 
 
-def check(config) -> None:
-    """Hold a config to what it must contain. Raises InputError for what is amiss."""
+def check(config: ConfigDict) -> None:
+    """Check a config. Raises InputError for a key that is missing or does not fit."""
     check_config(config, REQUIRED, LIMITS)
     if config.random_steps >= config.steps:
         raise InputError(
@@ -324,40 +327,43 @@ def check(config) -> None:
             "steps: nothing would be learned"
         )
     if config.seed + config.seeds > 2**32:
-        raise InputError(f"seed={config.seed}: there are no {config.seeds} from it on")
+        raise InputError(
+            f"seed={config.seed}, seeds={config.seeds}: the last seed must be below "
+            "2**32"
+        )
     actions = len(Game(config.game).actions)
     if config.model.actions != actions:
         raise InputError(
             f"{config.game} has {actions} actions, but model.actions is "
-            f"{config.model.actions}; name the game in the config's argument, "
+            f"{config.model.actions}; set the game by the config's argument, "
             f"game={config.game}"
         )
     if config.get("init") is not None:
-        raise InputError("init is not read here; agents begin with init_from=RUN")
+        raise InputError("init is not supported here; agents start from init_from=RUN")
     donor = config.get("init_from")
     if config.start == "pretrained" and donor is None:
         raise InputError(
-            "start=pretrained begins with the weights of a run: give "
+            "start=pretrained requires the weights of a run: give "
             "--config.init_from=RUN, or start=scratch in the config's argument"
         )
     if config.start == "scratch" and donor is not None:
         raise InputError(
-            f"start=scratch makes no use of init_from={donor}; leave one of them out"
+            f"start=scratch does not use init_from={donor}; leave one of them out"
         )
 
 
-def donated(config, sharding: SingleDeviceSharding) -> LaidOver:
-    """The network to begin with, laid over the shapes of one agent's.
+def donated(config: ConfigDict, sharding: SingleDeviceSharding) -> LaidOver:
+    """Return the pre-trained network, laid over the shapes of one agent's network.
 
-    Raises InputError unless it is of the same kind.
+    Raises InputError if the two networks differ.
     """
     theirs, ours = (_network(c) for c in (_donor_config(config.init_from), config))
     for key in sorted(theirs | ours):
         there, here = theirs.get(key, "absent"), ours.get(key, "absent")
         if there != here and key.rpartition(".")[2] not in OWN:
             raise InputError(
-                f"the network of {config.init_from} is another one: model.{key} is "
-                f"{there!r} there, {here!r} here"
+                f"the network of {config.init_from} differs from the config's: "
+                f"model.{key} is {there!r} there, {here!r} here"
             )
     module = abstract_module(build(config.model, where="model"))
     shapes = jax.tree.map(lambda shape: shape.update(sharding=sharding), module[1:])
@@ -365,23 +371,23 @@ def donated(config, sharding: SingleDeviceSharding) -> LaidOver:
     return lay_over(entries, merge_module(*module), shapes)
 
 
-def _donor_config(run: str):
-    """The config of a pre-trained run. Raises InputError for one of agents."""
+def _donor_config(run: str) -> ConfigDict:
+    """Return the config of a pre-trained run. Raises InputError for a run of agents."""
 
-    def read(folder: Path, number: int) -> Any:
-        found = checkpoint.read_config(folder)
-        if "seeds" in found:
+    def read(folder: Path, number: int) -> ConfigDict:
+        config = checkpoint.read_config(folder)
+        if "seeds" in config:
             raise InputError(
-                f"{run} holds fine-tuned agents; begin with the run of polyview.main "
+                f"{run} holds fine-tuned agents; start from the run of polyview.main "
                 "that pre-trained them"
             )
-        return found
+        return config
 
     return newest_checkpoint(run, None, read)
 
 
-def _network(config) -> Mapping[str, Any]:
-    """What a config says of its network, by names that hold today."""
+def _network(config: ConfigDict) -> dict[str, Any]:
+    """Return a config's model by dotted keys, with current names for old ones."""
     keys = dotted(json.loads(to_json(config.get("model"))))
     return {
         key: current_name(value) if key.endswith(("partial", "target")) else value

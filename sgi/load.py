@@ -1,9 +1,11 @@
-"""From the path of a run to the network of one agent, and to a policy that plays by it.
+"""Load the network of one agent from a run, and play with it.
 
-What `polyview.runs.load` is for runs of one model, for runs that hold several seeds.
+The counterpart of `polyview.runs.load` for runs that hold several seeds.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
@@ -19,14 +21,15 @@ from polyview.runs.load import (
     read_parts,
 )
 from sgi.agent import act
+from sgi.network import Network
 from sgi.playing import Policy
 
 
 def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
-    """The network of a run's newest undamaged checkpoint, or of step `at`.
+    """Return the network of a run's newest undamaged checkpoint, or of step `at`.
 
-    Of a pre-trained run, or of one of the seeds of a fine-tuned run. Raises InputError
-    when there is no such checkpoint or seed.
+    `seed` selects the agent of a fine-tuned run; a pre-trained run has one network.
+    Raises InputError if there is no such checkpoint or seed.
     """
 
     def read(folder: Path, number: int) -> Loaded:
@@ -39,26 +42,25 @@ def load(run: str | Path, seed: int = 0, at: int | None = None) -> Loaded:
             raise InputError(f"{run} has no seed {seed}; it has 0 to {seeds - 1}")
         parts = abstract_module(model_of(config))
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        template = jax.tree.map(
+        params, statistics, fixed = jax.tree.map(
             lambda one: one.update(shape=(seeds, *one.shape), sharding=sharding),
             parts[1:],
         )
-        found = read_parts(folder, *template, within="train")
-        arrays = jax.tree.map(lambda x: x[seed], found)
+        all_seeds = read_parts(folder, params, statistics, fixed, within="train")
+        arrays = jax.tree.map(lambda x: x[seed], all_seeds)
         return Loaded(config, number, Parts(parts.graph, *arrays))
 
     return newest_checkpoint(run, at, read)
 
 
 def greedy(model: Loaded) -> Policy:
-    """The policy that takes the best action, without noise, one stack at a time."""
-
+    """Return the policy that takes the best action, without noise."""
     graph, *arrays = model.parts
 
     @jax.jit
-    def best(arrays, stack):
-        module = merge_module(graph, *arrays)
-        key = jax.random.key(0)  # of no use where epsilon is 0
+    def best(arrays: Sequence[dict], stack: jax.Array) -> jax.Array:
+        module = cast(Network, merge_module(graph, *arrays))
+        key = jax.random.key(0)  # without effect, as epsilon is 0
         return act(module, stack[None], noise=None, epsilon=0.0, key=key)[0]
 
     def policy(stack: np.ndarray, rng: np.random.Generator) -> int:

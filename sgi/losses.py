@@ -1,8 +1,8 @@
 """The losses of SGI as functions of arrays (Schwarzer et al. 2021).
 
-Axes: b samples, k steps ahead, d features, a actions, n atoms of a return. Where an
-equation of the official code (mila-iqia/SGI) is not the one it means, both forms are
-here, by name: `windows` and `noisy_goals` take them. Distributional Q-learning is
+Axes: b samples, k steps ahead, d features, a actions, n atoms of a return. In two
+places the official code (mila-iqia/SGI) differs from its evident intent; `windows` and
+`noisy_goals` have both forms, by name. For distributional Q-learning see
 `polyview.rl.distributional`.
 """
 
@@ -15,7 +15,7 @@ from polyview.rl.distributional import at, expected
 
 
 class Masks(NamedTuple):
-    """What of a window counts, as factors; steps past an episode's end do not."""
+    """Weights of the terms of a window; steps past an episode's end have weight 0."""
 
     predicted: jax.Array  # float[b, K]: the latent k = 1..K steps ahead
     inverse: jax.Array  # float[b, K]: the action between steps k and k + 1
@@ -30,31 +30,33 @@ def windows(
     window_terminals: Literal["correct", "upstream"] = "correct",
     discount: float = 0.99,
 ) -> Masks:
-    """The masks of windows, from `terminal[b, jumps + 1 or more]`: did step t+k end it?
+    """Return masks; `terminal[b, jumps + 1 or more]` is whether step t+k ended it.
 
     "correct": the state k steps ahead counts if none of the steps 0..k-1 was the last,
-    an action if neither its step nor one before it was.
-    "upstream", as the official code: terminals are read one step late and one too many,
-    so that step k needs none among 1..k+1 (those not given count as none) and an end at
-    step 0 goes unseen; no action is masked; the reward is discounted once too often.
+    an action if neither its step nor an earlier one was.
+    "upstream", as the official code: terminals are read one step late and one too many.
+    State k requires no end at steps 1..k+1 (absent steps count as none), and an end at
+    step 0 is missed; no action is masked; the reward is discounted once too often.
     """
     if terminal.shape[1] <= jumps:
-        raise ValueError(f"terminal{terminal.shape} of {jumps} jumps and the step at t")
+        raise ValueError(f"terminal{terminal.shape} needs {jumps + 1} steps or more")
     if window_terminals == "correct":
-        going = _none_so_far(terminal[:, : max(jumps, 1)])
-        return Masks(going[:, :jumps], going[:, :jumps], going[:, 0], going[:, 0])
+        alive = _none_so_far(terminal[:, : max(jumps, 1)])
+        return Masks(alive[:, :jumps], alive[:, :jumps], alive[:, 0], alive[:, 0])
     if window_terminals != "upstream":
         raise ValueError(
-            f'window_terminals is "correct" or "upstream", not {window_terminals!r}'
+            'window_terminals must be "correct" or "upstream", not '
+            f"{window_terminals!r}"
         )
     late = jnp.pad(terminal[:, 1:], ((0, 0), (0, 2)))
-    going = _none_so_far(late)
-    predicted = going[:, 1 : jumps + 1]
+    alive = _none_so_far(late)
+    predicted = alive[:, 1 : jumps + 1]
     inverse = jnp.ones_like(predicted)
-    return Masks(predicted, inverse, discount * going[:, 0], going[:, 1])
+    return Masks(predicted, inverse, discount * alive[:, 0], alive[:, 1])
 
 
 def _none_so_far(happened: jax.Array) -> jax.Array:
+    """Return 1.0 up to the first True of each row `[b, k]`, exclusive, then 0.0."""
     return (jnp.cumsum(happened, 1) == 0).astype(float)
 
 
@@ -76,7 +78,7 @@ def self_prediction(predicted: jax.Array, target: jax.Array) -> jax.Array:
 def mean_cosine(z: jax.Array) -> jax.Array:
     """Mean cosine between different rows of `z[b, d]`; near 1 the rows have collapsed.
 
-    In time linear in b: the sum over all pairs is the square of the sum of the rows.
+    Takes time linear in b: the sum over all pairs is the square of the sum of rows.
     """
     unit = l2_normalize(z)
     own = jnp.sum(unit**2)
@@ -87,7 +89,7 @@ def mean_cosine(z: jax.Array) -> jax.Array:
 def cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
     """-log softmax(logits)[class] of `logits[..., a]` and `classes: int[...]`.
 
-    Of the inverse model's logits and the actions taken: inverse dynamics.
+    With the inverse model's logits and the actions taken, this is inverse dynamics.
     """
     return -at(jax.nn.log_softmax(logits), classes)
 
@@ -95,9 +97,9 @@ def cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
 def behaviour_cloning(
     logits: jax.Array, actions: jax.Array, support: jax.Array
 ) -> jax.Array:
-    """Cross-entropy to the actions `[b]`, expected returns as the logits of a policy.
+    """Cross-entropy to `actions[b]`, with expected returns as logits of a policy.
 
-    `logits[b, a, n]` of returns `support[n]`.
+    `logits[b, a, n]` are over the returns `support[n]`.
     """
     return cross_entropy(expected(logits, support), actions)
 
@@ -109,20 +111,20 @@ def noisy_goals(
     noise: float = 0.5,
     goal_noise_scale: Literal["upstream", "unit"] = "upstream",
 ) -> jax.Array:
-    """l2(alpha e + (1 - alpha) z) of `latents[b, d]`, e a random direction.
+    """l2(alpha e + (1 - alpha) z), z a row of `latents[b, d]`, e a random direction.
 
-    alpha is uniform in [0, noise], drawn with e by the row's key `keys[b]`. "unit"
-    gives z the length of e, 1. "upstream" leaves it as it is: latents of thousands of
-    entries in [0, 1] are far longer than 1, and the noise is much weaker than alpha.
+    alpha is uniform in [0, noise]; alpha and e are drawn from the row's key `keys[b]`.
+    "unit" scales z to the length of e, 1. "upstream" does not: latents with thousands
+    of entries in [0, 1] are far longer than 1, so the noise is much weaker than alpha.
     """
     if goal_noise_scale not in ("upstream", "unit"):
         raise ValueError(
-            f'goal_noise_scale is "upstream" or "unit", not {goal_noise_scale!r}'
+            f'goal_noise_scale must be "upstream" or "unit", not {goal_noise_scale!r}'
         )
     if goal_noise_scale == "unit":
         latents = l2_normalize(latents)
 
-    def of_row(latent, key):
+    def of_row(latent: jax.Array, key: jax.Array) -> jax.Array:
         mix, direction = jax.random.split(key)
         alpha = noise * jax.random.uniform(mix, (), latent.dtype)
         normal = jax.random.normal(direction, latent.shape, latent.dtype)
@@ -134,13 +136,13 @@ def noisy_goals(
 def permuted_goals(
     goals: jax.Array, keys: jax.Array, *, chance: float = 0.2
 ) -> jax.Array:
-    """`goals[b, d]`, each with a chance replaced by any row's, its own included."""
+    """`goals[b, d]`, each with a `chance` replaced by any row's, its own included."""
     b = len(goals)
 
-    def source(own, key):
-        which, whether = jax.random.split(key)
-        other = jax.random.randint(which, (), 0, b)
-        return jnp.where(jax.random.uniform(whether) < chance, other, own)
+    def source(own: jax.Array, key: jax.Array) -> jax.Array:
+        row_key, chance_key = jax.random.split(key)
+        drawn = jax.random.randint(row_key, (), 0, b)
+        return jnp.where(jax.random.uniform(chance_key) < chance, drawn, own)
 
     return goals[jax.vmap(source)(jnp.arange(b), keys)]
 
@@ -158,9 +160,9 @@ def goal_reward(
     distance_scale: float = 5.0,
     reward_scale: float = 10.0,
 ) -> jax.Array:
-    """How much nearer a step came: reward_scale (d(before, goal) - d(after, goal)).
+    """Approach to the goal: reward_scale (d(before, goal) - d(after, goal)).
 
-    Latents `[..., d]`; over a path the rewards add up to that of its two ends.
+    Latents are `[..., d]`. Over a path the rewards add up to that of its two ends.
     """
     d_before = goal_distance(before, goal, scale=distance_scale)
     d_after = goal_distance(after, goal, scale=distance_scale)

@@ -7,22 +7,24 @@ The encoders are in `sgi.encoders`, the heads in `sgi.heads`.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from polyview.errors import check_range
 from polyview.nn.norm import BatchNorm
 from polyview.nn.towers import Features
+from polyview.objectives.base import Batch
 from sgi.encoders import Nature, Residual
 from sgi.heads import GoalHead, Head, Inverse
 from sgi.layers import conv, flat, linear, wide
 
 
 def renormalise(x: jax.Array) -> jax.Array:
-    """Each row of `x[n, ...]` from its least to its greatest value, onto [0, 1].
+    """Map each row of `x[n, ...]` from its minimum and maximum onto [0, 1].
 
     (x - min) / (max - min + 1e-5), in float32 or better; a constant row becomes zero.
     """
@@ -33,9 +35,9 @@ def renormalise(x: jax.Array) -> jax.Array:
 
 
 class Transition(nnx.Module):
-    """The latent after an action: `latent[n, y, x, c]`, `action: int[n]`."""
+    """Predicts the latent after an action: `latent[n, y, x, c]`, `action: int[n]`."""
 
-    def __init__(self, channels: int, actions: int, **options):
+    def __init__(self, channels: int, actions: int, **options: Any):
         self.actions = actions
         self.first = conv(channels + actions, channels, 3, padding=1, **options)
         self.norm = BatchNorm(channels, **options)
@@ -48,17 +50,17 @@ class Transition(nnx.Module):
         shape = (*latent.shape[:-1], self.actions)
         chosen = jnp.broadcast_to(chosen[:, None, None], shape)
         x = self.first(jnp.concatenate([latent, chosen], -1))
-        x = self.norm(jax.nn.relu(x), train=train)  # in this order
+        x = self.norm(jax.nn.relu(x), train=train)  # the norm follows the ReLU
         return renormalise(jax.nn.relu(self.last(x)))
 
 
 class Network(nnx.Module):
-    """All of SGI for one game: what is pre-trained, and the agent's own head.
+    """The whole of SGI for one game: the pre-trained parts and the agent's own head.
 
-    `actions` is the size of the game's own action set. `encoder(rngs=)` makes an
-    encoder of stacks of `history` frames of `image` pixels a side; `hidden` is the
-    width of the heads. `sigma` is their initial noise: 0 in pre-training, 0.5 in
-    fine-tuning. `film_value_from` as in `GoalHead`.
+    `actions` is the size of the game's action set. `encoder(history=, rngs=, ...)`
+    makes an encoder of stacks of `history` frames, `image` pixels a side. `hidden` is
+    the width of the heads, `sigma` their initial noise: 0 in pre-training, 0.5 in
+    fine-tuning. See `GoalHead` for `film_value_from`.
     """
 
     def __init__(
@@ -71,11 +73,12 @@ class Network(nnx.Module):
         film_value_from: Literal["advantage", "value"] = "advantage",
         history: int = 4,
         image: int = 84,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        options["rngs"] = rngs
         check_range(1, actions=actions, hidden=hidden, history=history, image=image)
         self.history, self.actions = history, actions
         self.encoder = encoder(history=history, **options)
@@ -90,28 +93,30 @@ class Network(nnx.Module):
         self.inverse = Inverse(2 * hidden, actions, **options)
 
     def encode(self, stacks: jax.Array, *, train: bool) -> jax.Array:
-        """Latents `[n, y, x, c]` in [0, 1] of `stacks[n, h, w, history]`: uint8, or
-        floats in [0, 1] or near it."""
+        """Return latents `[n, y, x, c]` in [0, 1] of `stacks[n, h, w, history]`.
+
+        Stacks are uint8, or floats in or near [0, 1].
+        """
         if stacks.dtype == jnp.uint8:
             stacks = stacks.astype(float) / 255
         return renormalise(self.encoder(stacks, train=train))
 
     def project(self, latents: jax.Array) -> jax.Array:
-        """Projections `[..., d]` of `latents[..., y, x, c]` by the goal head."""
+        """Project `latents[..., y, x, c]` to `[..., d]` by the goal head."""
         leading = latents.shape[:-3]
         z = self.goal_head.head.project(latents.reshape(-1, *latents.shape[-3:]))
         return z.reshape(*leading, -1)
 
     def predict(self, projections: jax.Array) -> jax.Array:
-        """What the target's projections should be, `[..., d]`."""
+        """Predict the target network's projections, `[..., d]`."""
         return wide(self.predictor(projections))
 
     def __call__(
-        self, batch, *, key: jax.Array | None, train: bool
+        self, batch: Batch, *, key: jax.Array | None, train: bool
     ) -> dict[str, Features]:
-        """The features of the stack at time t, as "frames": h the latent, z projected.
+        """Return {"frames": features} of the stack at time t: h latent, z projection.
 
-        `batch["views"]["frames"]: uint8[b, history or more, h, w]`. Nothing is noisy.
+        `batch["views"]["frames"]: uint8[b, history or more, h, w]`. Uses no noise.
         """
         del key
         frames = batch["views"]["frames"][:, : self.history]
@@ -120,5 +125,5 @@ class Network(nnx.Module):
 
 
 def features(latents: jax.Array, projections: jax.Array) -> Features:
-    """One view a row: the latent, flat, is the representation."""
+    """Return features with one view a row; h is the flattened latent."""
     return Features(z=projections[:, None], h=flat(latents)[:, None], local=None)

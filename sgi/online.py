@@ -1,17 +1,21 @@
-"""Agents that learn while they play: what a step does on the device, for all seeds.
+"""Agents that learn while they play: one step on the device, for all seeds.
 
-At step t an agent has chosen action t on the frame it sees. The emulator takes it; what
-came of it goes into the buffer, the network is updated, and action t + 1 is chosen: one
-program. The mathematics is that of one agent; arrays of `State` and all arguments have
-a leading axis of seeds. Everything random is a function of (seed, t).
+At step t an agent has chosen action t for its current frame. The emulator takes it.
+Then one program stores the outcome in the buffer, updates the network and chooses
+action t + 1. The code is written for one agent; arrays of `State` and all arguments
+have a leading axis of seeds. All randomness is a function of (seed, t).
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from polyview.config.spec import build
 from polyview.errors import fits_together
@@ -21,16 +25,16 @@ from polyview.rl.replay import Buffer
 from polyview.training.step import TrainState, create_state, make_step
 from sgi import agent
 from sgi.atari import SIZE
+from sgi.network import Network
 
 _HURRY = {"xla_backend_optimization_level": 0}
-_PLAY = 2  # the noise of play, by its use; 0 and 1 are those of `polyview.model`
+_PLAY = 2  # keys the noise of play; `polyview.model` uses 0 and 1
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """An agent: `frame` uint8[h, w] is what it sees, `action` int32[] what it has
-    chosen to do."""
+    """An agent: `frame` uint8[h, w] is its observation, `action` int32[] its choice."""
 
     train: TrainState
     buffer: Buffer
@@ -39,20 +43,20 @@ class State:
 
 
 class Programs:
-    """What the agents of a config do, compiled when they are first used.
+    """The programs of a config's agents, compiled on first use.
 
-    create(seeds) -> the networks of seeds, before any step
-    begin(networks, frames, actions) -> agents that see and have chosen these
-    store(agents, frames, rewards, dones, actions) -> what came of their actions is kept
-    learn(agents, frames, rewards, dones, seeds) -> the same, with updates and actions
-        of their own; and metrics, "healthy" among them: where it is False, the agents
-        are those from before
+    create(seeds) -> the initial networks of the seeds
+    begin(networks, frames, actions) -> agents with these observations and choices
+    store(agents, frames, rewards, dones, actions) -> agents after these outcomes, with
+        `actions` as their next choices
+    learn(agents, frames, rewards, dones, seeds) -> the same, but updated and with their
+        own choices; and metrics. If "healthy" is False, agents are those from before
 
-    The first argument of all but `create` is donated. Raises InputError where the parts
-    of the config do not fit together.
+    The first argument of all but `create` is donated. Raises InputError if the parts of
+    the config do not fit together.
     """
 
-    def __init__(self, config, trusted: frozenset[str] | None = None):
+    def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
         self._config = config
         with fits_together("optimizer"):
             optimizer = build(config.optimizer, trusted, where="optimizer")(
@@ -65,13 +69,13 @@ class Programs:
         parts = optimizer.transformation, config.target_decay
         self._take = make_step(self.graph, self._objective, *parts)
 
-        def create(seed):
+        def create(seed: jax.Array) -> TrainState:
             return create_state(make_module, parts[0], seed, parts[1])[0]
 
-        def compiled(function, in_axes=0):
+        def compiled(function: Callable[..., State], in_axes: int = 0) -> Callable:
             return jax.jit(jax.vmap(function, in_axes), donate_argnums=0)
 
-        # Runs once: to compile it well takes minutes on a CPU.
+        # Runs once; compiling it with optimisation takes minutes on a CPU.
         self.create = jax.jit(jax.vmap(create), compiler_options=_HURRY)
         self.begin = compiled(self._begin)
         self.store = compiled(_store)
@@ -80,66 +84,83 @@ class Programs:
             self._trace()
 
     def random_actions(self, seeds: jax.Array) -> np.ndarray:
-        """uint8[seeds, random_steps + 1]: uniform, the actions before the updates."""
+        """Return uniform actions before the updates, uint8[seeds, random_steps + 1]."""
         times = jnp.arange(self._config.random_steps + 1)
 
-        def draw(seed, time):
+        def draw(seed: jax.Array, time: jax.Array) -> jax.Array:
             count = self._config.model.actions
             return jax.random.randint(_key(seed, time), (), 0, count)
 
         draw = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))
         return np.asarray(jax.jit(draw)(seeds, times), np.uint8)
 
-    def _begin(self, network: TrainState, frame, action) -> State:
+    def _begin(self, network: TrainState, frame: jax.Array, action: jax.Array) -> State:
         empty = replay.create(self._config.steps, SIZE)
         return State(network, empty, frame, action.astype(jnp.int32))
 
-    def _learn_all(self, state: State, frame, reward, done, seed) -> tuple[State, dict]:
+    def _learn_all(
+        self,
+        state: State,
+        frame: jax.Array,
+        reward: jax.Array,
+        done: jax.Array,
+        seed: jax.Array,
+    ) -> tuple[State, dict]:
         new, values = jax.vmap(self._learn)(state, frame, reward, done, seed)
         healthy = values.pop("healthy").all()
 
-        def kept(after, before):
+        def if_healthy(after: Any, before: Any) -> Any:
             return jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, before)
 
-        # What lies behind the end of a buffer is written again: frames may stay.
-        seen = replace(
+        # The other columns may keep the new step: beyond `size` they are overwritten.
+        buffer = replace(
             new.buffer,
-            size=kept(new.buffer.size, state.buffer.size),
-            priority=kept(new.buffer.priority, state.buffer.priority),
+            size=if_healthy(new.buffer.size, state.buffer.size),
+            priority=if_healthy(new.buffer.priority, state.buffer.priority),
         )
         return State(
-            train=kept(new.train, state.train),
-            buffer=seen,
-            frame=kept(new.frame, state.frame),
-            action=kept(new.action, state.action),
+            train=if_healthy(new.train, state.train),
+            buffer=buffer,
+            frame=if_healthy(new.frame, state.frame),
+            action=if_healthy(new.action, state.action),
         ), values | {"healthy": healthy}
 
-    def _learn(self, state: State, frame, reward, done, seed) -> tuple[State, dict]:
+    def _learn(
+        self,
+        state: State,
+        frame: jax.Array,
+        reward: jax.Array,
+        done: jax.Array,
+        seed: jax.Array,
+    ) -> tuple[State, dict]:
         state = _store(state, frame, reward, done, state.action)
         draws, noise, chance = jax.random.split(_key(seed, state.buffer.size), 3)
         sample = self._sampler(state.buffer.size)
 
-        def update(carry, key):
-            network, seen = carry
-            batch = sample(seen, key)
+        def update(
+            carry: tuple[TrainState, Buffer], key: jax.Array
+        ) -> tuple[tuple[TrainState, Buffer], dict[str, jax.Array]]:
+            network, buffer = carry
+            batch = sample(buffer, key)
             network, values = self._take(network, {}, batch, network.step, seed)
             priority = values.pop("priority")
-            seen = replay.update_priorities(seen, batch["index"], priority)
-            return (network, seen), values
+            buffer = replay.update_priorities(buffer, batch["index"], priority)
+            return (network, buffer), values
 
         keys = jax.random.split(draws, self._config.updates_per_step)
         carry, values = jax.lax.scan(update, (state.train, state.buffer), keys)
-        network, seen = carry
-        module = merge_module(self.graph, network.params, network.statistics)
-        stack = jnp.moveaxis(replay.current_stack(seen, frame), 0, -1)[None]
+        network, buffer = carry
+        parts = self.graph, network.params, network.statistics
+        module = cast(Network, merge_module(*parts))
+        stack = jnp.moveaxis(replay.current_stack(buffer, frame), 0, -1)[None]
         (action,) = agent.act(module, stack, noise=noise, epsilon=0.0, key=chance)
         healthy = values.pop("healthy").all()
         values = {name: value.mean() for name, value in values.items()}
-        state = replace(state, train=network, buffer=seen, action=action)
+        state = replace(state, train=network, buffer=buffer, action=action)
         return state, values | {"healthy": healthy}
 
-    def _sampler(self, size):
-        """`sample(buffer, key)` of a buffer of that size: beta grows with it."""
+    def _sampler(self, size: jax.Array) -> Callable[..., dict]:
+        """Return `sample(buffer, key)` for a buffer's size; beta grows with it."""
         config = self._config
         start = config.random_steps
         first, last = config.priority.beta
@@ -154,32 +175,38 @@ class Programs:
         )
 
     def _trace(self) -> None:
-        """Trace a step on shapes; see that the first update has what to sample."""
+        """Trace a step on shapes; check that the first update has steps to sample."""
         config = self._config
         reach = {"jumps": self._objective.jumps, "n_step": config.n_step}
         lacking = 1 - replay.sampleable(config.random_steps + 1, **reach)
         if lacking > 0:
             raise ValueError(
-                f"random_steps={config.random_steps}: at the first update there is no "
-                f"step with n_step and jumps behind it; give "
+                f"random_steps={config.random_steps}: at the first update, no step has "
+                f"n_step and jumps steps after it; give "
                 f"{config.random_steps + lacking} or more"
             )
 
-        def of(dtype, *shape):
+        def shaped(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((config.seeds, *shape), dtype)
 
-        seeds, frame = of(np.uint32), of(np.uint8, SIZE, SIZE)
+        seeds, frame = shaped(np.uint32), shaped(np.uint8, SIZE, SIZE)
         network = jax.eval_shape(self.create, seeds)
-        state = jax.eval_shape(self.begin, network, frame, of(np.uint8))
-        outcome = frame, of(np.float32), of(bool)
+        state = jax.eval_shape(self.begin, network, frame, shaped(np.uint8))
+        outcome = frame, shaped(np.float32), shaped(bool)
         jax.eval_shape(self.learn, state, *outcome, seeds)
 
 
-def _store(state: State, frame, reward, done, action) -> State:
-    seen = replay.append(state.buffer, state.frame, state.action, reward, done)
+def _store(
+    state: State,
+    frame: jax.Array,
+    reward: jax.Array,
+    done: jax.Array,
+    action: jax.Array,
+) -> State:
+    buffer = replay.append(state.buffer, state.frame, state.action, reward, done)
     action = action.astype(jnp.int32)
-    return replace(state, buffer=seen, frame=frame, action=action)
+    return replace(state, buffer=buffer, frame=frame, action=action)
 
 
-def _key(seed, time) -> jax.Array:
+def _key(seed: jax.Array, time: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PLAY), time)

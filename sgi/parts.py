@@ -1,8 +1,10 @@
-"""Parts that SGI's configs share, as specs: nothing here is built or imported."""
+"""Specs that SGI's configs share; nothing here is built or imported."""
+
+from typing import Any
 
 from polyview.errors import InputError, nearest
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"blocks": 1, "expand": 2, "widths": (8, 16, 16)},  # ours, for a CPU
     "S": {"widths": (32, 64, 64)},
     "M": {"blocks": 3, "expand": 2, "widths": (32, 64, 64)},
@@ -13,7 +15,7 @@ SIZES = {
 def network(
     size: str, actions: int, *, sigma: float, dtype: str, param_dtype: str
 ) -> dict:
-    """The network of a size for a game of so many actions, its heads' noise `sigma`."""
+    """Return the spec of a network for a number of actions, with noise `sigma`."""
     if size not in SIZES:
         raise InputError(f"size={size}{nearest(size, SIZES)}")
     encoder = {"partial": "sgi.encoders:Residual", "depthwise": "shifts"}  # or "lax"

@@ -1,7 +1,7 @@
-"""Play: a policy acts, and what was seen, done and earned is handed on step by step.
+"""Play a game with a policy, and yield the steps.
 
-A policy is any function of the last four frames; ours are the uniform one (SGI-R) and
-the epsilon-mixture that turns a checkpoint of an agent into play of a certain strength.
+A policy is any function of the last four frames. Ours are the uniform policy (SGI-R)
+and an epsilon-greedy mixture, which turns an agent into play of a certain strength.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ import numpy as np
 from sgi.atari import SIZE, Game
 from sgi.recording import HISTORY, Step
 
-# Frames uint8[4, 84, 84], the newest last, to an index into the game's actions.
+# Maps frames uint8[4, 84, 84], the newest last, to an index into the game's actions.
 Policy = Callable[[np.ndarray, np.random.Generator], int]
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every one of `actions` is as likely as another."""
+    """Draws each of `actions` actions with equal probability."""
 
     actions: int
 
@@ -28,7 +28,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class EpsilonGreedy:
-    """A policy that is uniform over `actions` with probability `epsilon`."""
+    """A policy that acts uniformly over `actions` with probability `epsilon`."""
 
     policy: Policy
     epsilon: float
@@ -45,8 +45,8 @@ def play(
 ) -> Iterator[Step]:
     """Yield `steps` steps of whole games; the last one may be left unfinished.
 
-    A game starts with 1 .. `noops` frames without action (none if `noops` is 0). As in
-    the DQN Replay data a lost life does not end an episode.
+    A game starts with 1 .. `noops` frames without action (none if `noops` is 0). A lost
+    life does not end an episode, as in the DQN Replay data.
     """
     stack = np.zeros((HISTORY, SIZE, SIZE), np.uint8)
     first = True

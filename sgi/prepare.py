@@ -1,20 +1,20 @@
-"""Record play of an Atari game, or import the files of the DQN Replay data set.
+"""Record play of an Atari game, or import files of the DQN Replay data set.
 
     python -m sgi.prepare --game pong
     python -m sgi.prepare --game pong --name pong_m --agent runs/b@20000 runs/b
     python -m sgi.prepare --game pong --name pong_m --import FOLDER \\
         --checkpoints 1,25,50
 
-Play is uniformly random, or that of agents which `sgi.finetune` trained, each for an
-equal share of the steps: of early, middle and late checkpoints, say. All give one
-format (see `sgi.recording`). A recording that is there already is checked and left
-alone; an interrupted one leaves no trace under its name.
+Play is uniformly random, or by agents trained with `sgi.finetune`, each for an equal
+share of the steps: early, middle and late checkpoints, say. All give one format (see
+`sgi.recording`). An existing recording is checked and left unchanged; an interrupted
+one leaves nothing under its name.
 """
 
 import argparse
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ from sgi import dqn_replay, recording
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE, Game
 from sgi.playing import EpsilonGreedy, Policy, Uniform, play
 
+# The recording's default name, the function that writes it to a folder, its settings.
+Plan = tuple[str, Callable[[Path], None], dict[str, Any]]
+
 PREPROCESSING = {
     "frame_skip": FRAME_SKIP,
     "maximum_of_frames": 2,
@@ -40,23 +43,23 @@ PREPROCESSING = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prepare the recording that the command line describes."""
+    """Prepare the recording that the command line asks for; see `--help`."""
     options = _parse(arguments)
     game = Game(options.game, sticky=options.sticky, seed=options.seed)
     if options.folders is None:
-        name, prepare, asked = _record(options, game)
+        name, prepare, settings = _record(options, game)
     else:
-        name, prepare, asked = _import(options, game)
+        name, prepare, settings = _import(options, game)
     name = options.name or name
     directory = options.data_dir / name
-    there = records.prepared(directory)
-    if there:
-        _check_same(directory, name, asked, options.data_dir)
+    exists = records.prepared(directory)
+    if exists:
+        _check_same(directory, name, settings, options.data_dir)
     else:
         prepare(directory)
     counts = recording.describe(name, options.data_dir)["counts"]
     print(
-        f"{directory} {'is there already' if there else 'written'}: "
+        f"{directory} {'already exists' if exists else 'written'}: "
         f"{counts['steps']:,} steps, {counts['episodes']:,} episodes"
         + (f", mean return {counts['mean_return']:.1f}" if counts["finished"] else "")
     )
@@ -67,8 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{options.export} written: checkpoint 1 in the layout of DQN Replay")
 
 
-def _record(options: argparse.Namespace, game: Game):
-    asked = {
+def _record(options: argparse.Namespace, game: Game) -> Plan:
+    settings = {
         "game": game.name,
         "policy": "agent" if options.agent else "random",
         "steps": options.steps,
@@ -78,8 +81,8 @@ def _record(options: argparse.Namespace, game: Game):
     }
     policies = _policies(options, game)
     if options.agent:
-        asked["agents"] = list(policies)
-        asked |= {"agent_seed": options.agent_seed, "epsilon": options.epsilon}
+        settings["agents"] = list(policies)
+        settings |= {"agent_seed": options.agent_seed, "epsilon": options.epsilon}
 
     def prepare(directory: Path) -> None:
         rng = np.random.default_rng(options.seed)
@@ -89,17 +92,17 @@ def _record(options: argparse.Namespace, game: Game):
             for policy, count in zip(policies.values(), np.diff(ends), strict=True)
         )
         source = f"recorded with ale-py {metadata.version('ale-py')}"
-        _write(directory, steps, options.steps, asked, game, source)
+        _write(directory, steps, options.steps, settings, game, source)
 
-    return f"{game.name}_{asked['policy']}", prepare, asked
+    return f"{game.name}_{settings['policy']}", prepare, settings
 
 
 def _policies(options: argparse.Namespace, game: Game) -> dict[str, Policy]:
-    """Who plays, in turn; agents by run and step, also where that is the newest."""
+    """Return the policies in order of play; agents are named RUN@STEP throughout."""
     count = len(game.actions)
     if not options.agent:
         return {"random": Uniform(count)}
-    from sgi.load import greedy, load  # play at random needs no JAX
+    from sgi.load import greedy, load  # imports JAX, which random play does not need
 
     def policy(name: str) -> tuple[str, Policy]:
         run, at, step = name.rpartition("@") if "@" in name else (name, "", "")
@@ -113,34 +116,34 @@ def _policies(options: argparse.Namespace, game: Game) -> dict[str, Policy]:
 
     policies = dict(map(policy, options.agent))
     if len(policies) < len(options.agent):
-        raise InputError("--agent names a checkpoint twice; each plays once")
+        raise InputError("--agent names a checkpoint twice; name each once")
     return policies
 
 
-def _import(options: argparse.Namespace, game: Game):
-    found = [
+def _import(options: argparse.Namespace, game: Game) -> Plan:
+    sources = [
         files
         for folder in options.folders
         for files in dqn_replay.find(folder, options.checkpoints)
     ]
     top = os.path.commonpath([folder.absolute() for folder in options.folders])
-    names = [os.path.relpath(path, top) for files in found for path in files.values()]
-    # Dopamine's defaults, with which the data set was made.
-    asked = {"game": game.name, "policy": "DQN", "sticky": 0.25, "files": names}
+    names = [os.path.relpath(path, top) for files in sources for path in files.values()]
+    # The data set was recorded with Dopamine's defaults.
+    settings = {"game": game.name, "policy": "DQN", "sticky": 0.25, "files": names}
 
     def prepare(directory: Path) -> None:
-        parts = [dqn_replay.Checkpoint(files, len(game.actions)) for files in found]
+        parts = [dqn_replay.Checkpoint(files, len(game.actions)) for files in sources]
         steps, count = itertools.chain(*parts), sum(map(len, parts))
-        _write(directory, steps, count, asked, game, dqn_replay.SOURCE)
+        _write(directory, steps, count, settings, game, dqn_replay.SOURCE)
 
-    return f"{game.name}_dqn", prepare, asked
+    return f"{game.name}_dqn", prepare, settings
 
 
 def _write(
     directory: Path,
     steps: Iterable[recording.Step],
     count: int,
-    asked: dict[str, Any],
+    settings: dict[str, Any],
     game: Game,
     source: str,
 ) -> None:
@@ -151,21 +154,21 @@ def _write(
         source=source,
         licence="the screens are the game's",
         provenance={
-            **asked,
+            **settings,
             "actions": game.actions,
             "preprocessing": PREPROCESSING,
         },
     )
 
 
-def _check_same(directory: Path, name: str, asked: dict, data_dir: Path) -> None:
-    """Refuse to take a recording for another that was asked for."""
-    there = recording.describe(name, data_dir)
-    for key, value in asked.items():
-        if there.get(key) != value:
+def _check_same(directory: Path, name: str, settings: dict, data_dir: Path) -> None:
+    """Raise InputError if the existing recording has other settings."""
+    existing = recording.describe(name, data_dir)
+    for key, value in settings.items():
+        if existing.get(key) != value:
             raise InputError(
-                f"{directory} was prepared with {key} {there.get(key)}, not {value}; "
-                "give another --name, or remove it"
+                f"{directory} was prepared with {key} {existing.get(key)}, not {value};"
+                " give another --name, or remove it"
             )
 
 
@@ -177,13 +180,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--game", required=True, help="such as pong, breakout, ms_pacman")
-    add("--steps", type=int, help="of four frames (default: 100,000)")
+    add("--steps", type=int, help="steps of four frames (default: 100,000)")
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
         "--agent",
         nargs="+",
         metavar="RUN[@STEP]",
-        help="runs of sgi.finetune that play in turn (default: play is random)",
+        help="runs of sgi.finetune that play in turn (default: random play)",
     )
     who.add_argument(
         "--import",
@@ -191,32 +194,41 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="folders of DQN Replay files, as of several runs",
+        help="folders of DQN Replay files, such as one per run",
     )
-    add("--agent_seed", type=int, help="which of a run's (default: 0)")
+    add("--agent_seed", type=int, help="which seed of a run plays (default: 0)")
     add(
         "--epsilon",
         type=float,
-        help="how often an agent acts at random instead (default: 0.1)",
+        help="probability that an agent acts at random (default: 0.1)",
     )
-    add("--sticky", type=float, help="probability (default: 0.25)")
-    add("--noops", type=int, help="at a start, at most (default: 30)")
-    add("--seed", type=int, help="of the policy and the game (default: 0)")
-    add("--checkpoints", type=_numbers, help="import only these of a folder: 1,25,50")
+    add(
+        "--sticky",
+        type=float,
+        help="probability that the last action repeats (default: 0.25)",
+    )
+    add("--noops", type=int, help="most no-op frames at a game's start (default: 30)")
+    add("--seed", type=int, help="seed of the policy and the game (default: 0)")
+    add(
+        "--checkpoints",
+        type=_numbers,
+        help="import only these checkpoints of each folder, such as 1,25,50",
+    )
     add(
         "--export",
         type=Path,
         metavar="DIR",
-        help="a new folder: also write DQN Replay files",
+        help="also write DQN Replay files to this new folder",
     )
     add(
-        "--name", help="of the recording (default: GAME_random, GAME_agent or GAME_dqn)"
+        "--name",
+        help="name of the recording (default: GAME_random, GAME_agent or GAME_dqn)",
     )
     add(
         "--data_dir",
         type=Path,
         default=default_data_dir(),
-        help="holds the data sets (default: $POLYVIEW_DATA, else ./data)",
+        help="folder of the data sets (default: $POLYVIEW_DATA, else ./data)",
     )
     options = parser.parse_args(arguments)
     _complete(options)
@@ -231,23 +243,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}; give 0 or more")
     if options.name and Path(options.name).name != options.name:
-        raise InputError(f"--name {options.name} is a path; give --data_dir beside it")
+        raise InputError(
+            f"--name {options.name} is a path; give its folder as --data_dir"
+        )
     return options
 
 
 def _complete(options: argparse.Namespace) -> None:
-    """Refuse options that would do nothing, and give the others their defaults."""
+    """Reject options that have no effect here, and fill in defaults."""
     of_play = {"steps": 100_000, "sticky": 0.25, "noops": NOOPS, "seed": 0}
     of_agents = {"agent_seed": 0, "epsilon": 0.1}
-    idle = {"--agent": of_agents} if not options.agent else {}
+    idle: dict[str, Iterable[str]] = {}
+    if not options.agent:
+        idle["with --agent"] = of_agents
     if options.folders is None:
-        idle["--import"] = {"checkpoints": None}
+        idle["with --import"] = ["checkpoints"]
     else:
-        idle["play, not --import"] = of_play
+        idle["without --import"] = of_play
     for use, names in idle.items():
         for name in names:
             if getattr(options, name) is not None:
-                raise InputError(f"--{name} is of {use}; leave it out")
+                raise InputError(f"--{name} only applies {use}; leave it out")
     for name, value in (of_play | of_agents).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -257,7 +273,9 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not as 1,25,50") from None
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a list of numbers such as 1,25,50"
+        ) from None
 
 
 if __name__ == "__main__":

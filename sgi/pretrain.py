@@ -2,34 +2,35 @@
 
     loss = spr L_spr + goal L_goal + inverse L_inverse + cloning L_cloning
 
-of windows of recorded play (Schwarzer et al. 2021). With f, P, h and q the encoder, the
-projection, the transition and the predictor, f' and P' those of the network's moving
-average, and x_t the stack of frames at t, augmented anew wherever it is read:
+over windows of recorded play (Schwarzer et al. 2021). f, P, h and q are the encoder,
+the projection, the transition and the predictor; f' and P' belong to the network's
+moving average. x_t is the stack of frames at t, augmented anew each time it is read:
 
     z_0 = f(x_t),  z_k = h(z_{k-1}, a_{t+k-1}),  u_k = f'(x_{t+k})
     L_spr      mean over k = 1..K of |l2 q(P z_k) - l2 P' u_k|^2
     L_inverse  mean over k = 0..K-1 of the cross-entropy of (P z_k, P' u_{k+1}) to
                a_{t+k}
-    L_goal     one step of double C51 from (z_0, a_t), rewarded by how much nearer u_1
+    L_goal     one step of double C51 from (z_0, a_t); the reward is how much nearer u_1
                is than u_0 to the latent of a later frame
     L_cloning  cross-entropy of the agent's own head at z_0 to a_t, a baseline
 
-The moving average is the engine's (`target_decay` 0.99): what a step reads contains the
-weights that the step starts from. The official code keeps two. Its second Q network is
-averaged like this one; its second encoder after it was read, so that it is one step
-older: it differs by 1% of its distance to the weights. All of the loss is normalised by
-the statistics of its batch, there as here; running statistics, and their average, are
-for those who use the encoder afterwards.
+The moving average is the engine's (`target_decay` 0.99): a step reads an average that
+contains the weights it starts from. The official code keeps two averages. The one of
+the Q network is updated likewise. The one of the encoder is updated after it is read,
+so it is one step older: it differs by 1% of its distance to the weights. The whole loss
+uses batch statistics, there as here; running statistics, and their average, are for
+later uses of the encoder.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from polyview.errors import InputError
+from polyview.objectives.base import Batch
 from polyview.rl import distributional
 from polyview.training.optimizer import Optimizer, ScalingRule
 from sgi import losses
@@ -41,7 +42,7 @@ INTENSITY = 0.05
 
 
 class Keys(NamedTuple):
-    """The noise of a step, by its use."""
+    """Keys for the noise of a step, one per use."""
 
     own_looks: jax.Array
     average_looks: jax.Array
@@ -52,10 +53,10 @@ class Keys(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Latents `[b, y, x, c]` of the moving average; `future` has K + 1 after b."""
+    """Latents `[b, y, x, c]` by the moving average; `future` has K + 1 after b."""
 
     future: jax.Array  # u_0 .. u_K
-    after: jax.Array  # x_{t+1} again, whose return is read
+    after: jax.Array  # of x_{t+1} augmented once more, for its return
     goal: jax.Array
 
 
@@ -63,11 +64,11 @@ class Seen(NamedTuple):
 class Pretrain:
     """The weighted sum of SGI's losses; a loss of weight 0 is not computed.
 
-    The batch has the views "frames" `uint8[b, history + jumps, h, w]`, from the first
-    of the stack at t on, and "goal" `uint8[b, history, h, w]`; the targets "action"
-    `int[b, jumps]` and "terminal" `bool[b, jumps + 1 or more]`, from t on. What
-    `window_terminals` and `goal_noise_scale` choose stands in `sgi.losses`. Raises
-    InputError where the run keeps no moving average or cuts batches into slices.
+    Views are "frames" `uint8[b, history + jumps, h, w]`, starting with the first frame
+    of the stack at t, and "goal" `uint8[b, history, h, w]`. Targets are "action"
+    `int[b, jumps]` and "terminal" `bool[b, jumps + 1 or more]`, from t on. `sgi.losses`
+    documents `window_terminals` and `goal_noise_scale`. Raises InputError if the run
+    keeps no moving average or sets `microbatch`.
     """
 
     spr: float = 1.0
@@ -83,12 +84,18 @@ class Pretrain:
     window_terminals: Literal["correct", "upstream"] = "correct"
     goal_noise_scale: Literal["upstream", "unit"] = "upstream"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.jumps < 1:
-            raise ValueError(f"jumps={self.jumps}: a window has 1 or more")
+            raise ValueError(f"jumps={self.jumps}: it must be 1 or more")
 
-    def __call__(self, module: Network, target_module: Network | None, batch, key):
-        check(module, target_module)
+    def __call__(
+        self,
+        module: Network,
+        target_module: Network | None,
+        batch: Batch,
+        key: jax.Array,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        target_module = check(module, target_module)
         keys = Keys(*jax.random.split(key, len(Keys._fields)))
         actions = batch["targets"]["action"][:, : self.jumps]
         masks = losses.windows(
@@ -102,23 +109,23 @@ class Pretrain:
         own = augment(stacks[:, :2], _of_rows(keys.own_looks, batch))
         z = module.encode(own[:, 0], train=True)
         path = z[:, None]
-        seen = None
         if self.spr or self.inverse or self.goal:
             goal = stacked(batch["views"]["goal"], module.history)
-            looks = jnp.concatenate([stacks, stacks[:, 1:2], goal], 1)
-            looks = augment(looks, _of_rows(keys.average_looks, batch))
-            latents = encode_all(target_module, looks)
-            seen = Seen(latents[:, :-2], latents[:, -2], latents[:, -1])
+            views = jnp.concatenate([stacks, stacks[:, 1:2], goal], 1)
+            views = augment(views, _of_rows(keys.average_looks, batch))
+            latents = encode_all(target_module, views)
+            averaged = Seen(latents[:, :-2], latents[:, -2], latents[:, -1])
         if self.spr or self.inverse:
             path = roll(module, z, actions)
-            targets = target_module.project(seen.future)
+            targets = target_module.project(averaged.future)
         projected = module.project(path)
 
-        terms, metrics = {}, {}
+        terms: dict[str, jax.Array] = {}
+        metrics: dict[str, Any] = {}
         if self.spr:
-            apart = losses.self_prediction(module.predict(projected), targets)
-            terms["spr"] = (masks.predicted * apart[:, 1:]).mean()
-            metrics["spr_now"] = apart[:, 0].mean()
+            distance = losses.self_prediction(module.predict(projected), targets)
+            terms["spr"] = (masks.predicted * distance[:, 1:]).mean()
+            metrics["spr_now"] = distance[:, 0].mean()
         if self.inverse:
             logits = module.inverse(projected[:, :-1], targets[:, 1:])
             entropy = losses.cross_entropy(logits, actions)
@@ -126,7 +133,7 @@ class Pretrain:
             metrics["inverse_accuracy"] = (logits.argmax(-1) == actions).mean()
         if self.goal:
             loss, error = self._goal(
-                module, target_module, z, own[:, 1], seen, masks, batch, keys
+                module, target_module, z, own[:, 1], averaged, masks, batch, keys
             )
             terms["goal"], metrics["goal_error"] = loss.mean(), error.mean()
         if self.cloning:
@@ -138,11 +145,21 @@ class Pretrain:
         loss = sum(getattr(self, name) * term for name, term in terms.items())
         return loss, terms | metrics
 
-    def _goal(self, module, target_module, z, after, seen, masks, batch, keys):
-        """The goal loss and its divergence, `[b]` each; `after` is the stack at t+1."""
+    def _goal(
+        self,
+        module: Network,
+        target_module: Network,
+        z: jax.Array,
+        after: jax.Array,
+        averaged: Seen,
+        masks: losses.Masks,
+        batch: Batch,
+        keys: Keys,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return goal loss and divergence, `[b]` each; `after` is the stack at t+1."""
         b = len(z)
         goals = losses.noisy_goals(
-            seen.goal.reshape(b, -1),
+            averaged.goal.reshape(b, -1),
             _of_rows(keys.goals, batch),
             noise=self.goal_noise,
             goal_noise_scale=self.goal_noise_scale,
@@ -152,20 +169,20 @@ class Pretrain:
         )
         goals = renormalise(goals)
         reward = masks.reward * losses.goal_reward(
-            seen.future[:, 0].reshape(b, -1),
-            seen.future[:, 1].reshape(b, -1),
+            averaged.future[:, 0].reshape(b, -1),
+            averaged.future[:, 1].reshape(b, -1),
             goals,
             distance_scale=self.distance_scale,
             reward_scale=self.reward_scale,
         )
         goals = goals.reshape(z.shape)
-        # One draw of a network's noise for all that it says in a step.
+        # A network draws its noise once and uses it for all outputs of a step.
         logits = module.goal_head(z, goals, key=keys.own_head)
-        chooses = module.encode(after, train=True)
-        chooses = module.goal_head(chooses, goals, key=keys.own_head)
-        returns = target_module.goal_head(seen.after, goals, key=keys.average_head)
+        choice = module.encode(after, train=True)
+        choice = module.goal_head(choice, goals, key=keys.own_head)
+        returns = target_module.goal_head(averaged.after, goals, key=keys.average_head)
         target = distributional.double_target(
-            jax.lax.stop_gradient(chooses),
+            jax.lax.stop_gradient(choice),
             returns,
             reward,
             self.discount * masks.bootstrap,
@@ -176,21 +193,21 @@ class Pretrain:
 
 
 def stacked(frames: jax.Array, history: int) -> jax.Array:
-    """The stacks `[b, t - history + 1, h, w, history]` in `frames[b, t, h, w]`."""
+    """Stack `frames[b, t, h, w]` to `[b, t - history + 1, h, w, history]`."""
     frames = jnp.asarray(frames)
     count = frames.shape[1] - history + 1
     return jnp.stack([frames[:, k : k + count] for k in range(history)], -1)
 
 
 def augment(stacks: jax.Array, keys: jax.Array) -> jax.Array:
-    """Floats of `stacks: uint8[b, m, h, w, c]`, shifted and made brighter or darker.
+    """Shift `stacks: uint8[b, m, h, w, c]` and scale their brightness; return floats.
 
-    Shifted by -4..4 pixels each way, edges repeated, and multiplied by 1 + 0.05 e with
-    e normal, clipped to [-2, 2] (Yarats et al. 2021); one draw a stack. Stack a of row
-    i is a function of stacks[i, a], keys[i] and a.
+    Shifts are -4..4 pixels each way, with edges repeated; the factor is 1 + 0.05 e with
+    e normal, clipped to [-2, 2] (Yarats et al. 2021). Each stack has its own draw:
+    stack a of row i is a function of stacks[i, a], keys[i] and a.
     """
 
-    def of_stack(stack, key):
+    def of_stack(stack: jax.Array, key: jax.Array) -> jax.Array:
         place, light = jax.random.split(key)
         y, x = jax.random.randint(place, (2,), 0, 2 * SHIFT + 1)
         edge = (SHIFT, SHIFT)
@@ -199,7 +216,7 @@ def augment(stacks: jax.Array, keys: jax.Array) -> jax.Array:
         factor = 1 + INTENSITY * jnp.clip(jax.random.normal(light), -2, 2)
         return moved.astype(factor.dtype) * (factor / 255)
 
-    def of_row(row, key):
+    def of_row(row: jax.Array, key: jax.Array) -> jax.Array:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(row)))
         return jax.vmap(of_stack)(row, keys)
 
@@ -207,7 +224,7 @@ def augment(stacks: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def roll(module: Network, latent: jax.Array, actions: jax.Array) -> jax.Array:
-    """`latent[b, y, x, c]` and the K latents that `actions[b, K]` make of it."""
+    """Return `latent[b, y, x, c]` and the K latents predicted for `actions[b, K]`."""
     path = [latent]
     for k in range(actions.shape[1]):
         path.append(module.transition(path[-1], actions[:, k], train=True))
@@ -222,8 +239,7 @@ def adam(
     epsilon: float = 1.5e-4,
     clip: float = 10.0,
 ) -> Optimizer:
-    """Adam at a constant rate; the gradients of encoder and heads together, and those
-    of the transition, are cut to the norm `clip`."""
+    """Return Adam at a constant learning rate, after `cut_by_group(clip)`."""
     del steps
     rate = learning_rate(batch_size)
     transformation = optax.chain(cut_by_group(clip), optax.adam(rate, eps=epsilon))
@@ -231,8 +247,7 @@ def adam(
 
 
 def cut_by_group(norm: float) -> optax.GradientTransformation:
-    """The gradients of encoder and heads together, and those of the transition, cut to
-    a norm."""
+    """Clip gradients to a norm: encoder and heads together, transition separately."""
     groups = {"encoder": "q", "head": "q", "goal_head": "q", "transition": "model"}
     cut = optax.clip_by_global_norm(norm)
     return optax.partition(
@@ -244,24 +259,26 @@ def cut_by_group(norm: float) -> optax.GradientTransformation:
     )
 
 
-def _of_rows(key: jax.Array, batch) -> jax.Array:
-    """A key for each row, by its index: the same on any number of devices."""
+def _of_rows(key: jax.Array, batch: Batch) -> jax.Array:
+    """Return a key for each row, by its index: the same on any number of devices."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
 
 
 def encode_all(network: Network, looks: jax.Array) -> jax.Array:
-    """Latents of `looks[b, m, ...]`, in one call that normalises them together."""
+    """Encode `looks[b, m, ...]` in one call, which normalises all of them together."""
     b, m = looks.shape[:2]
     latents = network.encode(looks.reshape(b * m, *looks.shape[2:]), train=True)
     return latents.reshape(b, m, *latents.shape[1:])
 
 
-def check(module, target_module) -> None:
+def check(module: Any, target_module: Network | None) -> Network:
+    """Return the target module. Raises InputError without one, or under microbatch."""
     if not isinstance(module, Network):
         raise InputError(
             "microbatch: SGI reads more of a network than its features; set it to None"
         )
     if target_module is None:
         raise InputError(
-            "SGI's targets are a moving average; set target_decay, as 0.99"
+            "SGI's targets are a moving average; set target_decay, such as 0.99"
         )
+    return target_module

@@ -1,13 +1,13 @@
-"""Probes: what does a linear function of frozen features say of the game's variables?
+"""Linear probes: how well do frozen features predict the variables of a game?
 
     python -m sgi.prepare --game pong --steps 20000 --seed 1 --name pong_probe
     python -m polyview.evaluate --run runs/a --references
 
-As Anand et al. 2019 (AtariARI) ask, of bytes of the console's memory in recorded play.
-A variable is predicted as a number, by ridge regression, and as one of the values that
-it takes, by a linear classifier: ridge regression onto one-hot rows, whose greatest
-output answers. Their strengths are chosen for each variable on episodes held out from
-training; other, later episodes are for the test alone.
+As in Anand et al. 2019 (AtariARI), variables are bytes of the console's RAM in recorded
+play. Each is predicted as a number, by ridge regression, and as one of its values, by a
+linear classifier: ridge regression onto one-hot rows, then the largest output. The
+penalties are chosen for each variable on episodes held out from training; the test uses
+other, later episodes only.
 """
 
 import dataclasses
@@ -28,13 +28,14 @@ from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
 from sgi import recording
 from sgi.ram import ADDRESSES
+from sgi.recording import HISTORY
 from sgi.replay import Replay, Window
 
 _SHOWN = 12  # frames of the test episodes kept for a figure
 
 
 class Parts(NamedTuple):
-    """Masks bool[n] of the rows, by their episodes, in the order of play."""
+    """Masks bool[n] of the rows; each episode is in one part, in the order of play."""
 
     fit: np.ndarray
     validation: np.ndarray
@@ -46,20 +47,20 @@ class Variables:
     """R^2, accuracy and macro F1 of each variable; called as `(represent, mesh)`.
 
     Attributes:
-      recording: play whose memory was recorded; read when called.
-      data_dir: where it is; see `sgi.replay.Replay`.
-      every: of its steps every so many-th is a row: neighbours are much alike.
+      recording: name of a recording with RAM; read when called.
+      data_dir: its folder; see `sgi.replay.Replay`.
+      every: use every so many-th step as a row: neighbours are much alike.
       history: frames of an observation.
-      validation, test: shares of the episodes, one at least; test takes the last.
-      strengths: of the penalty, to choose from; see `polyview.evaluation.ridge`.
-      entropy: in nats; a variable below it is left out (AtariARI: 0.6).
-      batch_size: global, of the encoder.
+      validation, test: shares of the episodes, at least one each; test takes the last.
+      strengths: ridge penalties to choose from; see `polyview.evaluation.ridge`.
+      entropy: in nats; variables below it are left out (AtariARI: 0.6).
+      batch_size: global batch size of the encoder.
     """
 
     recording: str
     data_dir: str | None = None
     every: int = 2
-    history: int = recording.HISTORY
+    history: int = HISTORY
     validation: float = 0.2
     test: float = 0.2
     strengths: Sequence[float] = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -67,21 +68,21 @@ class Variables:
     batch_size: int = 100
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
-        """Evaluate `represent(batch) -> {"frames": features}` of stacks of frames.
+        """Evaluate `represent(batch) -> {"frames": features}` on stacks of frames.
 
-        Raises InputError where the game has no known variables or the recording no
-        memory, or too few episodes.
+        Raises InputError if the game has no known variables, or if the recording has no
+        RAM or too few episodes.
         """
         began = time.perf_counter()
         game = recording.describe(self.recording, self.data_dir)["game"]
         if game not in ADDRESSES:
             raise InputError(
-                f"no variables of '{game}' known{nearest(game, ADDRESSES)}"
+                f"no known variables of '{game}'{nearest(game, ADDRESSES)}"
             )
         source = Replay(
             self.recording, data_dir=self.data_dir, ahead=0, every=self.every
         )
-        found = extract(
+        features = extract(
             represent,
             source,
             Window(jumps=0, history=self.history, goal=None),
@@ -90,22 +91,22 @@ class Variables:
             modality="frames",
             name="probes",
         )
-        if "ram" not in found.targets:
+        if "ram" not in features.targets:
             raise InputError(
-                f"recording '{self.recording}' has no memory of the console, as none "
-                "that was imported; record play with sgi.prepare"
+                f"recording '{self.recording}' has no RAM of the console (imported "
+                "recordings have none); record play with sgi.prepare"
             )
-        parts = self._parts(source.episode[found.index])
+        parts = self._parts(source.episode[features.index])
         values = {
-            name: found.targets["ram"][:, address].astype(int)
+            name: features.targets["ram"][:, address].astype(int)
             for name, address in ADDRESSES[game].items()
         }
-        entropies = {name: entropy(of) for name, of in values.items()}
+        entropies = {name: entropy(column) for name, column in values.items()}
         kept = {n: v for n, v in values.items() if entropies[n] >= self.entropy}
         extracted = time.perf_counter()
-        variables, readings = self._probe(found.h, kept, parts)
+        variables, readings = self._probe(features.h, kept, parts)
         numbers = {
-            "protocol": self._describe(game, found, source, parts),
+            "protocol": self._describe(game, features, source, parts),
             "variables": variables,
             "left_out": {
                 name: f"entropy {entropies[name]:.2f} nats, below {self.entropy}"
@@ -121,7 +122,9 @@ class Variables:
         rows = np.flatnonzero(parts.test)
         shown = np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int)
         sample = {
-            "frame": np.stack([_newest(source[i]) for i in found.index[rows[shown]]]),
+            "frame": np.stack(
+                [_newest(source[i]) for i in features.index[rows[shown]]]
+            ),
             "value": np.stack([v[rows[shown]] for v in kept.values()], 1),
             "reading": readings[shown],
         }
@@ -134,29 +137,29 @@ class Variables:
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
-        """R^2 of each variable, and the means of the other measures."""
-        each = [f"{n} {of['r2']:.2f}" for n, of in numbers["variables"].items()]
+        """Return a line: R^2 of each variable, and means of the other measures."""
+        each = [f"{n} {one['r2']:.2f}" for n, one in numbers["variables"].items()]
         columns = Variables.columns(numbers)
         accuracy, f1 = columns["accuracy %"], columns["F1 %"]
         return f"R^2 {', '.join(each)}; accuracy {accuracy:.1f} %, F1 {f1:.1f} %"
 
     @staticmethod
     def columns(numbers: Mapping) -> dict[str, float]:
-        """Means over the variables."""
-        found = [*numbers["variables"].values()]
+        """Return the means over the variables."""
+        variables = [*numbers["variables"].values()]
         measures = {
             "R^2": ("r2", 1),
             "accuracy %": ("accuracy", 100),
             "F1 %": ("f1", 100),
         }
         return {
-            column: scale * sum(one[measure] for one in found) / max(len(found), 1)
+            column: scale * sum(v[measure] for v in variables) / max(len(variables), 1)
             for column, (measure, scale) in measures.items()
         }
 
     @staticmethod
     def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
-        """Bars of the variables, and readings beside frames."""
+        """Draw bars of the variables, and frames with readings."""
         from sgi import probes_figures
 
         return probes_figures.figures(numbers, figure_data)
@@ -165,15 +168,15 @@ class Variables:
     def comparison_table(
         results: Mapping[str, Mapping],
     ) -> tuple[list[str], list[list[str]]]:
-        """Head and body: a line a variable, the mean last; a column a measure and
-        result."""
+        """Return head and body: a row per variable, the mean last; a column per measure
+        and result."""
         measures = {"r2": "R^2", "accuracy": "accuracy", "f1": "F1"}
         head = ["variable"]
         head += [f"{title} {name}" for title in measures.values() for name in results]
         names = [*next(iter(results.values()))["variables"]]
         scores = np.array(
             [
-                [results[of]["variables"][name][m] for m in measures for of in results]
+                [r["variables"][name][m] for m in measures for r in results.values()]
                 for name in names
             ]
         )
@@ -182,13 +185,13 @@ class Variables:
 
     @staticmethod
     def comparison(results: Mapping[str, Mapping]) -> dict[str, Any]:
-        """The same bars for a run and its references, by their names."""
+        """Draw the bars of a run and its references, given by name."""
         from sgi import probes_figures
 
         return {"variables": probes_figures.variables(results)}
 
-    def raw(self, batch):
-        """The features of the reference: the stack at half its size, mean of 2 x 2."""
+    def raw(self, batch: Mapping[str, Any]) -> dict[str, Features]:
+        """Return the reference's features: the stack at half size, by 2 x 2 means."""
         frames = jnp.asarray(batch["views"]["frames"])[:, : self.history]
         b, t, h, w = frames.shape
         small = frames.reshape(b, t, h // 2, 2, w // 2, 2).mean((3, 5))
@@ -200,8 +203,8 @@ class Variables:
         count = [max(1, round(s * len(order))) for s in (self.validation, self.test)]
         if len(order) <= sum(count):
             raise InputError(
-                f"recording '{self.recording}' has {len(order)} episodes: too few to "
-                "fit, choose and test on different ones; record more steps"
+                f"recording '{self.recording}' has {len(order)} episodes: too few for "
+                "fitting, validation and test; record more steps"
             )
         test = order[-count[1]]
         validation = order[-sum(count)]
@@ -211,17 +214,19 @@ class Variables:
             test <= episode,
         )
 
-    def _probe(self, h: np.ndarray, values: dict[str, np.ndarray], parts: Parts):
-        """What is said of each variable, and float[test rows, v] as numbers."""
+    def _probe(
+        self, h: np.ndarray, values: dict[str, np.ndarray], parts: Parts
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Return the scores of each variable, and the readings float[test rows, v]."""
         train = ~parts.test
         columns = np.stack([*values.values()], 1)
         classes = [np.unique(column) for column in columns[train].T]
-        hot = [columns[:, [i]] == values for i, values in enumerate(classes)]
+        hot = [columns[:, [i]] == taken for i, taken in enumerate(classes)]
         targets = np.concatenate([columns, *hot], 1).astype(np.float64)
         ends = np.cumsum([columns.shape[1], *map(len, classes)])[:-1]
 
-        def read(rows: np.ndarray, at: np.ndarray):
-            """The rows `at` as numbers and as values: [strengths, rows, v] both."""
+        def read(rows: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """Fit `rows`; predict `at` as numbers and values, [strengths, rows, v]."""
             numbers, answers = [], []
             for predicted in predictions(h[rows], targets[rows], h[at], self.strengths):
                 number, *votes = np.split(predicted, ends, 1)
@@ -243,10 +248,10 @@ class Variables:
         )
         true = columns[parts.test]
         test_r2, accuracy = r2(true, numbers), (answers == true).mean(0)
-        said = {}
+        scores = {}
         for i, name in enumerate(values):
             usual = np.bincount(columns[train, i]).argmax()
-            said[name] = {
+            scores[name] = {
                 "r2": float(test_r2[i]),
                 "accuracy": float(accuracy[i]),
                 "f1": macro_f1(true[:, i], answers[:, i]),
@@ -259,10 +264,12 @@ class Variables:
                     "accuracy": self.strengths[best_accuracy[i]],
                 },
             }
-        return said, numbers
+        return scores, numbers
 
-    def _describe(self, game, found: Extracted, source, parts: Parts) -> dict[str, Any]:
-        episode = source.episode[found.index]
+    def _describe(
+        self, game: str, features: Extracted, source: Replay, parts: Parts
+    ) -> dict[str, Any]:
+        episode = source.episode[features.index]
         return {
             "recording": repr(source),
             "game": game,
@@ -278,7 +285,7 @@ class Variables:
             "order": "fit, validation and test are whole episodes, in order of play",
             "features": {
                 "read": "h, frozen, not trained, centred",
-                "dimensions": found.h.shape[1],
+                "dimensions": features.h.shape[1],
             },
             "r2": "ridge regression of the value",
             "accuracy": "greatest output of ridge regression onto one-hot values",
@@ -290,21 +297,21 @@ class Variables:
 
 
 def entropy(values: np.ndarray) -> float:
-    """Entropy of the frequencies of `values: int[n]`, in nats."""
+    """Return the entropy of the frequencies of `values: int[n]`, in nats."""
     frequency = np.unique(values, return_counts=True)[1] / len(values)
     return float((frequency * np.log(1 / frequency)).sum())
 
 
 def r2(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """1 - squared error / variance of `true[n, v]`, for `predicted[..., n, v]`; 0 where
-    it does not vary."""
+    """Return 1 - squared error / variance of `true[n, v]`, for `predicted[..., n, v]`;
+    0 where the variance is 0."""
     variance = true.var(0)
     error = ((predicted - true) ** 2).mean(-2)
     return np.where(variance > 0, 1 - error / np.maximum(variance, 1e-9), 0)
 
 
 def macro_f1(true: np.ndarray, answers: np.ndarray) -> float:
-    """F1 of each value that occurs in `true: int[n]`, and their mean."""
+    """Return the mean F1 over the values that occur in `true: int[n]`."""
     return float(
         f1_score(
             true, answers, labels=np.unique(true), average="macro", zero_division=0

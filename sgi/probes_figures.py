@@ -1,6 +1,7 @@
-"""Figures of probes of variables: bars of what is read, and frames beside it."""
+"""Figures of probes: bars of their scores, and frames with their readings."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,21 +19,23 @@ from polyview.drawing import (
 )
 
 
-def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
-    """Those of one evaluation, by name."""
-    frames = (figure_data[name] for name in ("frame", "value", "reading"))
+def figures(
+    numbers: Mapping[str, Any], figure_data: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    """Return the figures of one evaluation, by name."""
+    frame, value, reading = (figure_data[n] for n in ("frame", "value", "reading"))
     return {
         "variables": variables({"": numbers}),
-        "readings": readings(*frames, [*numbers["variables"]]),
+        "readings": readings(frame, value, reading, [*numbers["variables"]]),
     }
 
 
 @styled
-def variables(results: Mapping[str, Mapping]) -> Figure:
-    """What linear probes say of each variable: bars of R^2 and of accuracy.
+def variables(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw R^2 and accuracy of the probes of each variable as bars.
 
-    `results` maps a name, of a run or a reference, to an evaluation with "variables";
-    all of them measure the same ones. A negative R^2 is drawn as 0, with its number.
+    `results` maps the name of a run or a reference to an evaluation with "variables",
+    the same in all. A negative R^2 is drawn as 0 but labelled with its value.
     """
     names = [*next(iter(results.values()))["variables"]]
     count = len(results)
@@ -45,15 +48,15 @@ def variables(results: Mapping[str, Mapping]) -> Figure:
     measures = {"r2": "R² as a number", "accuracy": "Accuracy as a value"}
     for axes, (measure, title) in zip(panels, measures.items(), strict=True):
         for number, (label, result) in enumerate(results.items()):
-            found = [result["variables"][name][measure] for name in names]
+            scores = [result["variables"][name][measure] for name in names]
             bars = axes.barh(
                 place + (number - (count - 1) / 2) * 0.8 / count,
-                np.maximum(found, 0),
+                np.maximum(scores, 0),
                 height=0.7 / count,
                 color=RUNS[number % len(RUNS)],
                 label=label,
             )
-            texts = [f"{value:.2f}" for value in found]
+            texts = [f"{score:.2f}" for score in scores]
             axes.bar_label(bars, texts, padding=2, fontsize=6.5, color=QUIET)
         axes.set_title(title)
         axes.set_xlim(0, 1.15)
@@ -77,7 +80,7 @@ def variables(results: Mapping[str, Mapping]) -> Figure:
 def readings(
     frame: np.ndarray, value: np.ndarray, reading: np.ndarray, names: Sequence[str]
 ) -> Figure:
-    """Frames, and beneath each what the variables are and, in brackets, what was read.
+    """Draw frames, each above the variables and, in brackets, the probes' readings.
 
     frame: uint8[n, h, w]; value, reading: float[n, variables].
     """
@@ -98,6 +101,6 @@ def readings(
             for name, t, r in zip(names, true, read, strict=True)
         ]
         axes.set_xlabel("\n".join(lines), fontsize=6.5, labelpad=2)
-    title = "Test frames: variables, and in brackets what the probes read"
+    title = "Test frames: variables, and in brackets the probes' readings"
     set_title(figure, title)
     return figure

@@ -1,9 +1,9 @@
-"""Where games keep the places of what moves on the screen: addresses of their memory.
+"""RAM addresses of the positions of moving objects, for each game.
 
-Facts, published by Anand et al. 2019 (AtariARI, the table of the authors' code); of its
-other variables, such as scores, clocks and directions, none is here. A byte may be
-offset, or upside down, against the picture, and it rests while its object is away. Of
-`SEEN` we have checked that bytes follow the screen; the others stand as published.
+Facts published by Anand et al. 2019 (AtariARI, the table in the authors' code), without
+its other variables, such as scores, clocks and directions. A byte may be offset or
+inverted relative to the picture, and does not change while its object is absent. For
+`SEEN` we have checked that the bytes follow the screen; the others are as published.
 """
 
 SEEN = ("boxing", "breakout", "pong")

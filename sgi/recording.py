@@ -1,9 +1,9 @@
 """Recorded play on disk: chunks of 256 steps in array_record, and a manifest.
 
 A step is (frame, action, reward, terminal): the frame *before* the action, and whether
-the action ended the episode. Frames are single, not stacked, and stand once: 256 of
-them compressed together take 1 to 4 % of their size and a few milliseconds to unpack,
-so a recording is read whole into memory, once, and any window of it is then at hand.
+the action ended the episode. Each frame is stored once, not in stacks: 256 frames
+compressed together take 1 to 4 % of their size and a few milliseconds to unpack. So a
+recording is read into memory as a whole, once, and any window is then a slice.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from sgi.atari import RAM, SIZE
 
 HISTORY = 4  # frames of an observation
 _CHUNK = 256
-_LONGEST_CHUNK = 4096  # of a recording that is read
+_LONGEST_CHUNK = 4096  # most steps of a chunk accepted when reading
 _LEVEL = 6  # half the size of level 1, still ten times as fast as the emulator
 _VERSION = "1.0.0"
 
@@ -38,9 +38,9 @@ class Step(NamedTuple):
       frame: uint8[84, 84], before the action.
       action: an index into the game's actions.
       reward: raw, not clipped.
-      terminal: the action ended the episode.
-      first: an episode begins here.
-      ram: uint8[128] with the frame, where known.
+      terminal: whether the action ended the episode.
+      first: whether the step begins an episode.
+      ram: uint8[128] at the time of the frame, or None if unknown.
     """
 
     frame: np.ndarray
@@ -73,14 +73,14 @@ def write(
     licence: str,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write `count` steps and their manifest, wholly or not at all.
+    """Write `count` steps and their manifest, all or nothing.
 
     Args:
-      directory: of the recording; it must not exist.
-      steps: in the order of play.
-      count: how many there are.
-      source, licence: in words.
-      provenance: how they came about: game, actions, policy, sticky ...; the counts of
+      directory: folder of the recording; it must not exist.
+      steps: the steps, in the order of play.
+      count: the number of steps.
+      source, licence: descriptions for the manifest.
+      provenance: how the steps were made: game, actions, policy, sticky ...; counts of
         steps and episodes and the mean return are added.
     """
     chunks = _Chunks(steps, count)
@@ -91,14 +91,14 @@ def write(
         targets={},
         source=source,
         licence=licence,
-        # `chunks.counts` is full by the time the manifest is written.
+        # `chunks.counts` is complete by the time the manifest is written.
         provenance={**provenance, "chunk": _CHUNK, "counts": chunks.counts},
     )
 
 
 @dataclass
 class _Chunks:
-    """Steps as records; it has a length, so that a progress bar knows the end."""
+    """Steps as records, with a length for the progress bar."""
 
     unit: ClassVar[str] = f" records of {_CHUNK} steps"
 
@@ -126,26 +126,24 @@ class _Chunks:
 
 
 def _pack(chunk: list[Step]) -> dict[str, Any]:
-    columns = Step(*zip(*chunk, strict=True))
+    columns: Any = Step(*zip(*chunk, strict=True))  # each field a tuple over the chunk
     record = {
-        "frames": zlib.compress(np.stack(columns.frame), _LEVEL),
+        "frames": zlib.compress(np.stack(columns.frame).tobytes(), _LEVEL),
         "action": np.array(columns.action, np.uint8),
         "reward": np.array(columns.reward, np.float32),
         "terminal": np.array(columns.terminal, bool),
         "first": np.array(columns.first, bool),
     }
     if columns.ram[0] is not None:
-        # By address: most of them keep their value for long.
-        ram = np.ascontiguousarray(np.stack(columns.ram).T)
-        record["ram"] = zlib.compress(ram, _LEVEL)
+        # By address, which compresses well: most bytes rarely change.
+        record["ram"] = zlib.compress(np.stack(columns.ram).T.tobytes(), _LEVEL)
     return record
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
-    """Return how a recording came about: its game, actions, policy, counts ...
+    """Return the provenance of a recording: its game, actions, policy, counts ...
 
-    Raises:
-      InputError: there is no such recording, or what it says of itself is damaged.
+    Raises InputError if the recording does not exist or its manifest is damaged.
     """
     directory = Path(data_dir or default_data_dir()) / name
     if not (directory / "manifest.json").is_file():
@@ -157,11 +155,11 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     if not isinstance(provenance, dict) or not all(
         type(provenance.get(key)) is kind for key, kind in known.items()
     ):
-        raise InputError(f"{directory} holds no recorded play but other data")
+        raise InputError(f"{directory} holds no recorded play, but other data")
     counts = provenance["counts"]
     finished = counts.get("finished")
-    relied_on = {  # what is said, and the least and the most that it can be
-        "steps of a record": (provenance["chunk"], 1, _LONGEST_CHUNK),
+    relied_on = {  # value, minimum, maximum
+        "steps per record": (provenance["chunk"], 1, _LONGEST_CHUNK),
         "steps": (counts.get("steps"), 1, math.inf),
         "episodes": (counts.get("episodes"), 0, math.inf),
         "finished episodes": (finished, 0, math.inf),
@@ -169,21 +167,21 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     for what, (number, least, most) in relied_on.items():
         if type(number) is not int or not least <= number <= most:
             raise InputError(
-                f"{directory} is damaged: it says {number!r} of its {what}"
+                f"{directory} is damaged: its number of {what} is {number!r}"
             )
     if finished and type(counts.get("mean_return")) is not float:
-        raise InputError(f"{directory} is damaged: its mean return is no number")
+        raise InputError(f"{directory} is damaged: its mean return is not a number")
     if not all(type(action) is str for action in provenance["actions"]):
         raise InputError(f"{directory} is damaged: its actions are not names")
     return provenance
 
 
 def _advice(name: str) -> str:
-    """How a recording comes about, by what the names in configs stand for."""
+    """Say how to make a missing recording, by the naming scheme of the configs."""
     game, _, kind = name.rpartition("_")
     if kind == "random":
         return f"run: python -m sgi.prepare --game {game}"
-    if kind == "probe":  # another seed than that of the play it is compared with
+    if kind == "probe":  # the seed differs from that of the training play
         how = f"--game {game} --steps 20000 --seed 1 --name {name}"
         return f"run: python -m sgi.prepare {how}"
     return (
@@ -197,10 +195,8 @@ def read(
 ) -> Recording:
     """Read steps into memory; `split` counts steps, as in `train[:90%]`.
 
-    A step at which the split begins begins an episode, whatever went before.
-
-    Raises:
-      InputError: the recording is absent or damaged.
+    The first step of the split counts as the start of an episode. Raises InputError if
+    the recording is missing or damaged.
     """
     provenance = describe(name, data_dir)
     size = provenance["chunk"]
@@ -209,7 +205,7 @@ def read(
     source = ArrayRecord(name, data_dir=data_dir)
     if -(-counts["train"] // size) != len(source):
         raise InputError(
-            f"recording '{name}' has {len(source)} records, which are not "
+            f"recording '{name}' has {len(source)} records, which does not match "
             f"{counts['train']} steps; remove it and prepare it again"
         )
     skipped = start // size * size
@@ -226,7 +222,7 @@ def read(
         return {key: record[key][: len(into)] for key in record}
 
     try:
-        # zlib lets go of the interpreter lock.
+        # Threads help because zlib releases the GIL.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             chunks = list(pool.map(unpack, range(start // size, -(-stop // size))))
         columns = {
@@ -251,6 +247,6 @@ def read(
 
 
 def _array(compressed: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    # No more than what must come out: a few bytes can unfold to gigabytes.
-    unfolded = zlib.decompressobj().decompress(compressed, math.prod(shape) + 1)
-    return np.frombuffer(unfolded, np.uint8).reshape(shape)
+    # Limited to the expected size: a few bytes can unpack to gigabytes.
+    unpacked = zlib.decompressobj().decompress(compressed, math.prod(shape) + 1)
+    return np.frombuffer(unpacked, np.uint8).reshape(shape)

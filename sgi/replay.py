@@ -1,9 +1,9 @@
-"""Recorded play as a Source, and the views of a moment of it: what comes later.
+"""Recorded play as a Source, and the views of a time step in it: later frames.
 
-An example is an episode and a time in it, as slices of arrays in memory that nobody
-copies. `Stacks` takes whole observations, for any objective on views. `Window` takes
-the few frames of it that the losses need: with the paper's numbers 9 around the time
-and 4 of a goal, where stacks for the whole window of 50 steps would be 240.
+An example is an episode and a time in it, as slices of arrays in memory, not copies.
+`Stacks` takes whole observations, for any objective on views. `Window` takes only the
+frames that the losses need: with the paper's numbers 9 around the time and 4 of a goal,
+whereas stacks for the whole window of 50 steps would be 240.
 """
 
 from collections.abc import Sequence
@@ -22,29 +22,29 @@ from sgi.recording import HISTORY
 class Replay:
     """A recording as a source: example i is the i-th time at which a window may start.
 
-    That is every step, the last of an episode included, except in an episode that was
-    left unfinished at the end of the recording or of the split: there `ahead` steps
-    must follow, since what came later is not known.
+    A window may start at any step, the last of an episode included. In an episode left
+    unfinished at the end of the recording or of the split, `ahead` steps must follow,
+    because later frames are unknown.
 
     An example holds the whole episode, frames uint8[t, 84, 84], action int32[t], reward
     float32[t], terminal bool[t] and, where recorded, ram uint8[t, 128], and the `time`.
 
     The arrays are in memory once (7 kB a step), shared by threads. A copy sent to
-    another process reads them anew, so leave `workers` at 0.
+    another process reads them again, so leave `workers` at 0.
 
     Args:
-      name: of the recording, a folder of `data_dir`; see `python -m sgi.prepare`.
+      name: the recording, a folder in `data_dir`; see `python -m sgi.prepare`.
       split: counts steps; see `polyview.data.sources.protocol.parse_split`.
       data_dir: by default `$POLYVIEW_DATA`, else `./data`.
-      ahead: how far a window looks: the larger of its jumps and its latest goal.
-      every: of those times, take every so many-th, as for probes.
+      ahead: how far a window reaches: the larger of its jumps and its latest goal.
+      every: keep every so many-th of these times, as for probes.
 
     Attributes:
-      actions: the names of the game's actions.
-      episode: int[n], which episode of the split example i is of.
+      actions: names of the game's actions.
+      episode: int[n], the number of example i's episode within the split.
 
     Raises:
-      InputError: the recording is absent, damaged or too short.
+      InputError: the recording is missing, damaged or too short.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Replay:
         self.episode = episode[self._rows]
         if not len(self._rows):
             raise InputError(
-                f"{self!r} has no ended episode and none of {ahead + 1} steps; "
+                f"{self!r} has no finished episode and none of {ahead + 1} steps; "
                 "record more steps"
             )
 
@@ -86,7 +86,7 @@ class Replay:
         example = {key: column[start:stop] for key, column in self._columns.items()}
         return {**example, "time": int(row - start)}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Replay"], tuple]:
         return type(self), self._arguments
 
     def __repr__(self) -> str:
@@ -95,19 +95,19 @@ class Replay:
 
 @dataclass(frozen=True)
 class Window:
-    """The frames around a time t of an episode and a goal further on; K = `jumps`.
+    """The frames around a time t of an episode, and a later goal; K = `jumps`.
 
         views    frames uint8[history + K, h, w]: times t - history + 1 .. t + K
                  goal   uint8[history, h, w]: up to t + j, j uniform in `goal`
         targets  action int32[K], reward float32[K]: steps t .. t + K - 1
                  terminal bool[K + 2]: whether step t + k ended the episode; the last
-                 is read only where the official code's masks are wanted
-                 ram uint8[128]: with frame t, where recorded
+                 is read only for the masks of the official code
+                 ram uint8[128]: at frame t, where recorded
 
-    The stack of frames seen at t + k is frames[k : k + history]. Before the episode's
-    start there is nothing: zeros, and `present` is False. After its end its last frame
-    stands in, and the goal is the last stack (as in Schwarzer et al. 2021), while
-    actions, rewards and terminals are zero; `terminal` says where that begins.
+    The observation at t + k is frames[k : k + history]. Frames before the episode's
+    start are zeros, and `present` is False. After its end the last frame repeats and
+    the goal is the last stack (as in Schwarzer et al. 2021); actions, rewards and
+    terminals are zero. `terminal` marks that end.
 
     Attributes:
       jumps: steps of the latent dynamics, K.
@@ -148,17 +148,17 @@ class Window:
 class Stacks:
     """Stacks of frames from a time t of an episode on, each a view of the same moment.
 
-        views    frames uint8[m, h, w, history]: the stack seen at t + offset
+        views    frames uint8[m, h, w, history]: the observation at t + offset
         targets  action int32[]: taken at t
 
-    for each of the m `offsets`, 0 or more. As in `Window`, frames from before the
-    episode's start are zeros, and after its end its last stack stands in.
+    for each of the m `offsets`, 0 or more. As in `Window`, frames before the episode's
+    start are zeros, and after its end the last stack repeats.
     """
 
     offsets: Sequence[int] = (0, 3)
     history: int = HISTORY
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range(0, offsets=self.offsets)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
@@ -177,10 +177,10 @@ class Stacks:
 
 
 def _check_reach(reach: int, left: int, ended: bool) -> None:
-    """Refuse to let a last frame stand in where the episode did not end."""
+    """Raise InputError if a window reaches beyond an unfinished episode."""
     if left < reach and not ended:
         raise InputError(
-            f"a window reaches {reach} steps ahead, of which an unfinished episode has "
+            f"a window reaches {reach} steps ahead, but an unfinished episode has only "
             f"{left} left; set `ahead` of the source to {reach}"
         )
 
@@ -193,7 +193,7 @@ def _frames_at(frames: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def _filled(values: np.ndarray, length: int) -> np.ndarray:
-    """Return `values` with zeros behind, up to `length`."""
+    """Return `values`, padded at the end with zeros to `length`."""
     filled = np.zeros(length, values.dtype)
     filled[: len(values)] = values
     return filled

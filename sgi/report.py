@@ -3,9 +3,9 @@
     python -m sgi.report --run runs/a runs/b --output report.html
     python -m sgi.report --run runs/a runs/b --output curves.png
 
-Reads what `sgi.finetune` left in each run (config.json, metrics.jsonl, episodes.jsonl,
-eval/<step>.json). A page holds its pictures and asks the network for nothing; a .png
-holds the learning curves alone. The table of scores also goes to stdout.
+Reads the files that `sgi.finetune` wrote in each run (config.json, metrics.jsonl,
+episodes.jsonl, eval/<step>.json). An .html page contains its figures and needs no
+network; a .png has the learning curves only. The scores are also printed.
 """
 
 from pathlib import Path
@@ -21,13 +21,16 @@ from sgi.reporting.tables import summary
 
 
 def main() -> None:
-    """Read the command line, print the scores and write the page; see `--help`."""
+    """Print the scores and write the page or picture; see `--help`."""
     parser = cli.Parser(
         prog="python -m sgi.report", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
     parser.add_argument(
-        "--output", type=Path, default=Path("report.html"), help=".html, or .png"
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        help="a .html page, or the learning curves as .png (default: report.html)",
     )
     flags = parser.parse_args()
     if flags.output.suffix not in (".html", ".png"):

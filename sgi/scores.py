@@ -1,12 +1,13 @@
-"""Human-normalised scores of Atari games, by the references that Atari 100k uses.
+"""Human-normalised scores of Atari games, with the references that Atari 100k uses.
 
-A human-normalised score (HNS) is 0 for random play and 1 for the human's score. Its
-aggregates over games are those of `polyview.rl.aggregates`.
+A human-normalised score (HNS) is 0 for random play and 1 for the human score. For
+aggregates over games see `polyview.rl.aggregates`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from polyview.errors import InputError, nearest
 
@@ -15,10 +16,10 @@ class Reference(NamedTuple):
     """Mean raw scores of a game.
 
     Attributes:
-      random, human: what normalises scores.
-      spr, der: of two agents after 100,000 steps: SPR (Schwarzer et al. 2021) and
+      random, human: references for normalisation.
+      spr, der: two agents after 100,000 steps: SPR (Schwarzer et al. 2021) and
         data-efficient Rainbow (van Hasselt et al. 2019).
-      data: of the play in the DQN Replay data set.
+      data: the play in the DQN Replay data set.
     """
 
     random: float
@@ -28,9 +29,9 @@ class Reference(NamedTuple):
     data: float
 
 
-# All columns are those of src/rlpyt_utils.py in the official code of SGI,
-# github.com/mila-iqia/SGI. Other score sets of SPR are in circulation; the median HNS
-# of this one is 0.444. Scores of SGI for each game are not publicly confirmed.
+# All columns are from src/rlpyt_utils.py in the official code of SGI,
+# github.com/mila-iqia/SGI. Other sets of SPR scores exist; the median HNS of this one
+# is 0.444. SGI's scores for each game are not publicly confirmed.
 SOURCE = "SGI's official code (src/rlpyt_utils.py of mila-iqia/SGI)"
 GAMES = {
     "alien": Reference(227.8, 7127.7, 919.6, 739.9, 2766.8),
@@ -60,18 +61,22 @@ GAMES = {
     "seaquest": Reference(68.4, 42054.7, 603.8, 354.1, 3233.5),
     "up_n_down": Reference(533.4, 11693.2, 7307.8, 2877.4, 15677.9),
 }
-# How such scores are made; `step` counts those of training.
-PROTOCOL = {"step": 100_000, "episodes": 100, "epsilon": 0.001, "cap": 27_000}
+# The protocol of such scores; `step` counts steps of training.
+PROTOCOL: dict[str, Any] = {
+    "step": 100_000,
+    "episodes": 100,
+    "epsilon": 0.001,
+    "cap": 27_000,
+}
 # Median and mean HNS over the 26 games, as paperswithcode lists them for the paper; not
 # checked against the paper itself.
 PUBLISHED = {"SGI-M/L": (0.753, 1.598), "SGI-None": (0.343, 0.565)}
 
 
-def human_normalised(game: str, score):
+def human_normalised(game: str, score: ArrayLike) -> np.ndarray:
     """Scale raw scores so that random play is 0 and the human 1.
 
-    (score - random) / (human - random). Raises InputError for a game that the table
-    lacks.
+    (score - random) / (human - random). Raises InputError if the table lacks the game.
     """
     if game not in GAMES:
         near = nearest(game, GAMES)

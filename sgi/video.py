@@ -2,9 +2,9 @@
 
     python -m sgi.video --run runs/b --output game.gif
 
-Plays as evaluation does: without noise, a random action with probability 0.001, to the
-end of the game or of `--steps`. A step is four frames of the console, a 15th of a
-second; GIF knows hundredths only, and the film runs at 14.3 steps a second.
+Plays as in evaluation: without noise, a random action with probability 0.001, to the
+end of the game or of `--steps`. A step is four console frames, a 15th of a second. GIF
+times are in hundredths of a second, so the film runs at 14.3 steps a second.
 """
 
 from collections.abc import Iterable
@@ -19,19 +19,19 @@ from sgi.atari import NOOPS, Game
 from sgi.playing import EpsilonGreedy, Policy, play
 from sgi.scores import PROTOCOL
 
-MILLISECONDS = 70  # that a picture is shown
+MILLISECONDS = 70  # each picture is shown for
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Film what the command line asks for; see `--help`."""
+    """Parse the command line and film a game; see `--help`."""
     parser = cli.Parser(prog="python -m sgi.video", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--run", metavar="DIR", required=True, type=Path)
-    add("--output", type=Path, default=Path("game.gif"), help="(default: game.gif)")
+    add("--output", type=Path, default=Path("game.gif"), help="default: game.gif")
     add("--seed", type=int, default=0, help="which agent of the run (default: 0)")
     add("--at", type=int, metavar="STEP", help="a checkpoint (default: the newest)")
-    add("--game_seed", type=int, default=0, help="of the game (default: 0)")
-    add("--steps", type=int, default=900, help="at most (default: 900, a minute)")
+    add("--game_seed", type=int, default=0, help="seed of the game (default: 0)")
+    add("--steps", type=int, default=900, help="most steps (default: 900, a minute)")
     options = parser.parse_args(arguments)
     if options.steps < 1:
         raise InputError(f"--steps is {options.steps}; give 1 or more")
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"--output {options.output} must end in .gif")
     cli.check_output(options.output)
 
-    # JAX comes with it: after the mistakes that need none of it.
+    # This imports JAX, so a wrong command line is reported before.
     from sgi.load import greedy, load
 
     model = load(options.run, options.seed, options.at)
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 def film(
     game: Game, policy: Policy, steps: int, seed: int
 ) -> tuple[list[np.ndarray], float, bool]:
-    """Play one game, `steps` at most: its screens, its score, and whether it ended."""
+    """Play up to `steps` steps of one game; return screens, score, whether it ended."""
     screens, score = [], 0.0
     for played in play(game, policy, steps, np.random.default_rng(seed), NOOPS):
         screens.append(game.screen())
@@ -71,7 +71,7 @@ def film(
 
 
 def write(path: Path, screens: Iterable[np.ndarray]) -> None:
-    """Write screens uint8[h, w, 3], of 256 colours at most, as a GIF that repeats."""
+    """Write screens uint8[h, w, 3], of at most 256 colours, as a looping GIF."""
     first, *rest = map(_indexed, screens)
     with files.writing_whole(path) as unfinished:
         first.save(
@@ -85,7 +85,7 @@ def write(path: Path, screens: Iterable[np.ndarray]) -> None:
 
 
 def _indexed(screen: np.ndarray) -> Image.Image:
-    """The screen by a palette of its own, so that no colour is changed."""
+    """Return the screen with a palette of its own, so that no colour changes."""
     packed = screen.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colors, index = np.unique(packed, return_inverse=True)
     image = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), "P")

@@ -1,4 +1,4 @@
-"""A recipe of two packages: poly-view learning of SGI's encoder on recorded play."""
+"""A config of two packages: poly-view training of SGI's encoder on recorded play."""
 
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
@@ -7,7 +7,7 @@ ENCODER = {"partial": "sgi.encoders:Nature", "widths": (8, 16, 16)}
 
 
 def get_config(argument: str = "") -> dict:
-    """Two stacks of frames, three steps apart, are views of one moment."""
+    """Two stacks of frames, three steps apart, are the views of one sample."""
     args = parse_arguments(argument, name="play")
     return {
         "seed": 0,

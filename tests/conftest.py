@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict settings and one small data set for every test."""
 
 import atexit
+import functools
 import os
 import shutil
 import subprocess
@@ -68,9 +69,19 @@ def digits(data_dir, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def digits_run(data_dir, tmp_path_factory):
-    """`digits_run(target_decay=0.5, ...)` -> the folder of a finished run of digits."""
+def small_digits():
+    """`digits`, for fixtures that outlive a test; they set `POLYVIEW_DATA`."""
+    return _small_digits
 
+
+@pytest.fixture(scope="session")
+def digits_run(data_dir, tmp_path_factory):
+    """`digits_run(target_decay=0.5, ...)` -> the folder of a finished run of digits.
+
+    Trained once a worker; only read it, or copy it.
+    """
+
+    @functools.cache
     def make(**overrides) -> Path:
         from polyview.training.train import train
         from polyview.training.trainer import Trainer

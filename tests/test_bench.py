@@ -1,4 +1,4 @@
-"""The bench counts a model's FLOPs exactly, and what it reports hangs together."""
+"""The benchmark counts a model's FLOPs exactly, and its report is consistent."""
 
 import json
 import sys
@@ -24,14 +24,14 @@ def arrays(*shapes):
 
 
 def counted(function, params, *inputs):
-    """FLOPs of `function(params, *inputs)`, and of the gradients of its parameters."""
+    """FLOPs of `function(params, *inputs)` and of its parameters' gradients."""
     program = jax.make_jaxpr(function)(params, *inputs).jaxpr
     trained = len(jax.tree.leaves(params))
     depends = [place < trained for place in range(len(program.invars))]
-    found, _ = flops.products(program, depends)
+    products, _ = flops.products(program, depends)
     return (
-        sum(product.flops for product in found),
-        sum(product.flops * product.gradients for product in found),
+        sum(product.flops for product in products),
+        sum(product.flops * product.gradients for product in products),
     )
 
 
@@ -42,7 +42,7 @@ def test_products_of_a_perceptron():
         return jax.nn.relu(x @ w[0]) @ w[1]
 
     first, second = 2 * n * a * b, 2 * n * b * c
-    # The images need no gradient, the hidden layer and both weights do.
+    # The hidden layer and both weights need gradients, the images do not.
     expected = first + second, first + 2 * second
     assert counted(perceptron, arrays((a, b), (b, c)), *arrays((n, a))) == expected
 
@@ -88,7 +88,7 @@ def test_products_of_a_convolution_and_of_its_gradients(stride, groups):
 
 
 def of_its_gradient(function, params, *inputs):
-    """FLOPs of the program that JAX makes of a function and its gradient."""
+    """FLOPs of the program for a function and its gradient made by JAX."""
     gradient = jax.value_and_grad(lambda *given: function(*given).sum())
     return counted(gradient, params, *inputs)[0]
 
@@ -98,7 +98,7 @@ def block(x, w):
 
 
 @pytest.mark.parametrize("body", [block, jax.checkpoint(block)])
-def test_a_loop_counts_as_often_as_it_runs_and_recomputation_does_not(body):
+def test_loops_count_every_trip_but_not_recomputation(body):
     depth, n, d, e = 7, 3, 4, 6
 
     def function(w, x):
@@ -118,7 +118,7 @@ def test_a_product_in_a_loop_of_unknown_length_is_refused():
         counted(function, *arrays((3, 3), (2, 3)))
 
 
-def test_what_scatters_holds_no_product_but_those_around_it_count():
+def test_a_scatter_has_no_product_but_its_inputs_count():
     def function(w, x):
         return jnp.zeros((9, 3)).at[jnp.array([4, 4])].add(x @ w)
 
@@ -144,20 +144,20 @@ def encoder(make, shape):
         ),
     ],
 )
-def test_encoders_cost_what_their_gradients_do_and_what_the_compiler_says(make, shape):
+def test_encoder_flops_match_their_gradients_and_the_compiler(make, shape):
     given = encoder(make, shape)
     total = sum(counted(*given))
     assert total == of_its_gradient(*given)
     function, *inputs = given
     gradient = jax.value_and_grad(lambda *given: function(*given).sum())
     program = jax.jit(gradient).lower(*inputs).compile()
-    # The compiler leaves out products with padding, and counts what is no product.
+    # The compiler skips products with padding and also counts other operations.
     assert total == pytest.approx(program.cost_analysis()["flops"], rel=0.06)
 
 
-def test_resnet50_costs_what_is_published():
+def test_resnet50_flops_match_the_published_count():
     forward, _ = counted(*encoder(resnet.resnet50, (1, 224, 224, 3)))
-    # torchvision's 4.089 G multiply-adds, without the classifier's 2,048 x 1,000.
+    # torchvision: 4.089 G multiply-adds, less 2,048 x 1,000 of the classifier.
     assert forward / 2 == pytest.approx(4.089e9 - 2.048e6, rel=2e-4)
 
 
@@ -166,7 +166,7 @@ def run_command(monkeypatch, *arguments):
     bench.main()
 
 
-def test_the_command_writes_what_hangs_together(
+def test_the_command_writes_a_consistent_record(
     data_dir, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
@@ -190,14 +190,14 @@ def test_the_command_writes_what_hangs_together(
     assert model["total"] == sum(model[part] for part in parts)
     assert model["convention"].startswith("Model FLOPs are 2 for each")
     for name in ("pipeline", "fixed_batch"):
-        found = record[name]
-        mean = found["step_seconds"]["mean"]
-        median = found["step_seconds"]["median"]
-        low, high = found["step_seconds"]["quartiles"]
+        timing = record[name]
+        mean = timing["step_seconds"]["mean"]
+        median = timing["step_seconds"]["median"]
+        low, high = timing["step_seconds"]["quartiles"]
         assert 0 < low <= median <= high
-        assert found["images_per_second"] == pytest.approx(16 / mean)
-        assert found["views_per_second"] == pytest.approx(3 * 16 / mean)
-        assert found["mfu"] == pytest.approx(model["total"] / mean / peak)
+        assert timing["images_per_second"] == pytest.approx(16 / mean)
+        assert timing["views_per_second"] == pytest.approx(3 * 16 / mean)
+        assert timing["mfu"] == pytest.approx(model["total"] / mean / peak)
     assert "measured: a large float32 matmul" in record["peak"]["source"]
     assert 0 <= record["input_wait_share"] < 1
     memory = record["memory"]
@@ -213,7 +213,7 @@ def test_the_command_writes_what_hangs_together(
     assert "16 images of 3 views" in table and "input wait" in table
 
 
-def test_photometry_counts_nothing(digits):
+def test_photometry_is_not_counted(digits):
     def of_step(photometry):
         config = digits("views=2")
         config.model.towers.image.photometry = photometry
@@ -224,26 +224,26 @@ def test_photometry_counts_nothing(digits):
     assert of_step({"target": f"{__name__}:blurred"}) == of_step(None)
 
 
-def test_the_parts_of_an_accumulated_batch_have_a_loss_each(digits):
-    found = []
+def test_each_part_of_an_accumulated_batch_has_a_loss(digits):
+    costs = []
     for parts in (1, 2):
         config = digits("views=2", batch_size=16)
         with config.unlocked():
             config.accumulate = parts
         run = Trainer(config)
         with jax.set_mesh(run.mesh):
-            found.append(flops.of_step(run, run.trace())[0])
-    once, twice = found
+            costs.append(flops.of_step(run, run.trace())[0])
+    once, twice = costs
     assert once["loss"] == 6 * 32**2 * 32 == 2 * twice["loss"]
     assert once["backward"] == twice["backward"]
 
 
 def blurred():
-    """A photometry with a matrix product in it."""
+    """A photometry that contains a matrix product."""
     return lambda images, keys: images @ jnp.ones((images.shape[-1],) * 2)
 
 
-def test_waiting_is_the_time_until_a_batch_comes(monkeypatch):
+def test_wait_is_the_time_until_a_batch_arrives(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
@@ -261,8 +261,8 @@ def test_waiting_is_the_time_until_a_batch_comes(monkeypatch):
     assert seconds == [5.0] * 6 and waits == [2.0] * 6
 
 
-def test_bursts_of_batches_are_timed_as_a_whole(monkeypatch):
-    """Four workers: four batches each 12 seconds, of which the first ones lie ready."""
+def test_bursts_of_batches_are_timed_over_whole_bursts(monkeypatch):
+    """Four workers: four batches every 12 seconds; the first batches are ready."""
     clock, workers = [0.0], 4
     monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
@@ -284,7 +284,7 @@ def test_bursts_of_batches_are_timed_as_a_whole(monkeypatch):
         assert len(seconds) == 8 and sum(seconds) == sum(waits) == 24
 
 
-def test_a_vendors_peak_is_used_for_its_type_alone(monkeypatch):
+def test_a_vendor_peak_applies_only_to_its_dtype(monkeypatch):
     device = SimpleNamespace(device_kind="TPU v5 lite")
     monkeypatch.setattr(jax, "devices", lambda: [device])
     monkeypatch.setattr(jax, "device_count", lambda: 4)
@@ -296,7 +296,7 @@ def test_a_vendors_peak_is_used_for_its_type_alone(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--steps", "0"], "--steps 0: it must be 1 or more"),
         (["--output", "/"], "is a folder"),
@@ -304,6 +304,6 @@ def test_a_vendors_peak_is_used_for_its_type_alone(monkeypatch):
         (["--stepz", "3"], "did you mean '--steps'"),
     ],
 )
-def test_a_mistake_is_answered_before_anything_runs(arguments, said, monkeypatch):
-    with pytest.raises(InputError, match=said):
+def test_invalid_arguments_are_refused_first(arguments, message, monkeypatch):
+    with pytest.raises(InputError, match=message):
         run_command(monkeypatch, "--config", "configs/polyview_digits.py", *arguments)

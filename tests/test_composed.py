@@ -1,4 +1,4 @@
-"""Configs are where packages meet: neither imports the other for a run of both."""
+"""A config can combine two packages although neither imports the other."""
 
 import json
 
@@ -25,7 +25,7 @@ EPISODES = (40, 25)
 
 @pytest.fixture
 def data_dir(tmp_path, rng, monkeypatch):
-    """Recorded play of two episodes that ended."""
+    """Recorded play of two finished episodes."""
     monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
     steps = (
         Step(
@@ -50,7 +50,7 @@ def data_dir(tmp_path, rng, monkeypatch):
     return tmp_path
 
 
-def test_stacks_are_the_frames_up_to_each_time(data_dir, rng):
+def test_stacks_hold_the_frames_up_to_each_step(data_dir, rng):
     play = Replay("play", ahead=0)
     first = play[0]["frames"].copy()
     for index, time in ((0, 0), (2, 2), (38, 38), (40, 0), (64, 24)):
@@ -65,13 +65,13 @@ def test_stacks_are_the_frames_up_to_each_time(data_dir, rng):
                 expected = frames[past] if past >= 0 else np.zeros_like(frames[0])
                 np.testing.assert_array_equal(stack[..., place], expected)
         assert seen["targets"]["action"] == example["action"][time]
-    np.testing.assert_array_equal(play[0]["frames"], first)  # nothing was written into
+    np.testing.assert_array_equal(play[0]["frames"], first)  # not modified
     cut = Replay("play", "train[:20]", ahead=0)
     with pytest.raises(InputError, match="set `ahead` of the source to 3"):
         Stacks(offsets=(0, 3))(cut[18], rng)
 
 
-def test_an_encoder_of_sgi_learns_by_poly_view_and_goes_back(data_dir, tmp_path):
+def test_an_sgi_encoder_trained_by_poly_view_initialises_sgi(data_dir, tmp_path):
     run = tmp_path / "run"
     train(Trainer(load_config("tests/composed.py")), run)
     written = (run / "metrics.jsonl").read_text().splitlines()
@@ -93,5 +93,5 @@ def test_an_encoder_of_sgi_learns_by_poly_view_and_goes_back(data_dir, tmp_path)
     encoder = [name for name in taken if name.startswith("encoder.")]
     assert len(encoder) == 6 and laid.fresh and not set(encoder) & set(laid.fresh)
     for name in encoder:
-        there = name.replace("encoder.", "towers.frames.encoder.map.", 1)
-        np.testing.assert_array_equal(taken[name], theirs[there])
+        source_name = name.replace("encoder.", "towers.frames.encoder.map.", 1)
+        np.testing.assert_array_equal(taken[name], theirs[source_name])

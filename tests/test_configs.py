@@ -1,10 +1,11 @@
-"""Every config of the project, and every variant it names, builds and traces a step."""
+"""Every config of the project, in every variant, builds and traces a step."""
 
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from golden import VARIANTS
 
 from polyview.config import parts
 from polyview.config.file import load_config
@@ -20,44 +21,9 @@ from sgi import recording
 from sgi.learner import check
 
 ROOT = Path(__file__).parent.parent
-LOSSES = (
-    "geometric",
-    "arithmetic",
-    "sufficient_statistics",
-    "multi_crop",
-    "supcon",
-    "mv_infonce",
-    "mv_dhel",
-)
-VARIANTS = {
-    "polyview_digits": [f"objective={loss},views=3" for loss in LOSSES]
-    + ["objective=nt_xent,views=2", "batch=growing,views=4", "dtype=bfloat16"],
-    "polyview_fashion_mnist": ["", "objective=nt_xent,views=2"],
-    "polyview_cifar10": ["", "views=2,batch=growing,objective=nt_xent"],
-    "polyview_imagenet": [
-        "remat=blocks,accumulate=1",
-        "encoder=vit_s,norm=none,microbatch=8,remat=dots",
-        "encoder=vit_b,batch=growing,views=2",
-    ],
-    "polyview_gaussian": [
-        f"objective={loss},views=3,steps=2,batch_size=8"
-        for loss in ("geometric", "arithmetic", "sufficient_statistics", "multi_crop")
-    ],
-    "sgi_pretrain": ["size=tiny", "size=tiny,objective=cloning", "dtype=bfloat16"],
-    "sgi_demo": [""],
-    "crossmodal_openi": [
-        "encoder=conv,method=cmim,alone=0.5",
-        "encoder=transformer,method=intra,estimator=jensen_shannon",
-        "method=polyview,views=indication+mesh",
-        "method=supervised,views=indication,drop=0.0",
-        "method=clip,views=findings+image",
-    ],
-    "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")],
-    "crossmodal_mri": ["method=cmim", "model=early,method=supervised"],
-}
 
 
-def test_imagenets_recipe_takes_other_images():
+def test_the_imagenet_config_accepts_another_data_set():
     config = load_config("configs/polyview_imagenet.py:data=mine")
     mine = [
         config.source,
@@ -71,7 +37,7 @@ def test_imagenets_recipe_takes_other_images():
     ]
 
 
-def test_a_data_set_is_read_in_the_format_it_has(tmp_path, monkeypatch):
+def test_a_data_set_is_read_in_its_own_format(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
     (tmp_path / "mine" / "1.0.0").mkdir(parents=True)
     (tmp_path / "mine" / "1.0.0" / "dataset_info.json").touch()
@@ -82,7 +48,7 @@ def test_a_data_set_is_read_in_the_format_it_has(tmp_path, monkeypatch):
 
 
 def photographs(name: str = "", split: str = "") -> InMemory:
-    """Sixteen images that stand in for a data set that cannot be here."""
+    """Sixteen images in place of a data set that tests cannot download."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (16, 50, 60, 3), np.uint8)
     labels = random.integers(0, 10, 16)
@@ -136,7 +102,7 @@ STAND_INS = {"openi": "reports", "emoji": "drawings", "mri_phantom": "scans"}
 
 
 def with_stand_in(source):
-    """The spec of the stand-in, unless the source makes its own examples."""
+    """The spec of a stand-in source, unless the source makes its own examples."""
     if source.target in (
         "polyview.data.sources.tfds:Tfds",
         "polyview.data.sources.array_record:ArrayRecord",
@@ -149,7 +115,7 @@ def with_stand_in(source):
 
 @pytest.fixture(scope="module", autouse=True)
 def play(tmp_path_factory):
-    """A recording of Pong under the name that the configs of SGI read."""
+    """A recording of Pong under the name used by the SGI configs."""
     step = {"frame": np.zeros((84, 84), np.uint8), "action": 0, "reward": 0.0}
     steps = [recording.Step(**step, terminal=t == 99, first=t == 0) for t in range(100)]
     folder = tmp_path_factory.mktemp("play")
@@ -169,14 +135,14 @@ def play(tmp_path_factory):
 
 def test_every_config_is_in_this_list():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")}
-    # sgi.finetune reads one; two are made from a run, in test_probe_run.
+    # sgi.finetune reads the first; test_probe_run tests the other two.
     assert names == {*VARIANTS, "sgi_finetune", "probe", "finetune"}
 
 
-def test_the_recipes_of_sgi_have_the_official_numbers(monkeypatch):
+def test_the_sgi_configs_have_the_official_numbers(monkeypatch):
     pytest.importorskip("ale_py")
-    said = {"policy": "DQN", "actions": ["NOOP"] * 6}
-    monkeypatch.setattr(recording, "describe", lambda name: said)
+    description = {"policy": "DQN", "actions": ["NOOP"] * 6}
+    monkeypatch.setattr(recording, "describe", lambda name: description)
     path = f"{ROOT}/configs/sgi_pretrain.py"
     made = dotted(load_config(f"{path}:game=pong,mix=M").to_dict())
     expected = {
@@ -236,10 +202,10 @@ def test_the_recipes_of_sgi_have_the_official_numbers(monkeypatch):
     assert scratch.clip == 10.0
 
 
-def test_play_at_random_is_no_mix_of_agents(monkeypatch):
-    said = {"policy": "random", "actions": ["NOOP"]}
-    monkeypatch.setattr(recording, "describe", lambda name: said)
-    with pytest.raises(InputError, match="pong_w is play at random; for mix=W"):
+def test_random_play_is_refused_as_a_mix_of_agents(monkeypatch):
+    description = {"policy": "random", "actions": ["NOOP"]}
+    monkeypatch.setattr(recording, "describe", lambda name: description)
+    with pytest.raises(InputError, match="pong_w is random play; mix=W"):
         load_config(f"{ROOT}/configs/sgi_pretrain.py:game=pong,mix=W")
 
 
@@ -251,16 +217,14 @@ def test_play_at_random_is_no_mix_of_agents(monkeypatch):
         ("pong_m", "--agent.* or import .*--import"),
     ],
 )
-def test_the_advice_for_a_missing_recording_gives_what_is_missing(
-    name, advice, tmp_path
-):
+def test_a_missing_recording_gives_the_command_to_make_it(name, advice, tmp_path):
     with pytest.raises(InputError, match=advice):
         recording.describe(name, tmp_path)
 
 
 @pytest.mark.parametrize("size", ["tiny", "S", "M", "L"])
 @pytest.mark.parametrize("start", ["pretrained", "scratch"])
-def test_the_config_of_fine_tuning_builds(size, start):
+def test_the_fine_tuning_config_builds(size, start):
     pytest.importorskip("ale_py")
     text = f"{ROOT}/configs/sgi_finetune.py:game=pong,size={size},start={start}"
     flags = {"init_from": "runs/a"} if start == "pretrained" else {}
@@ -296,13 +260,13 @@ def test_a_config_builds_and_traces_a_step(name, argument):
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "probe", "finetune"])
-def test_a_config_says_how_to_run_it(name):
+def test_a_config_documents_how_to_run_it(name):
     text = (ROOT / "configs" / f"{name}.py").read_text().split('"""')[1]
     assert f"--config configs/{name}.py" in text
     assert "python -m polyview.main" in text
 
 
-def test_a_misspelt_field_is_said_to_be_in_no_row():
+def test_a_misspelt_field_is_reported_as_missing_in_all_rows():
     path = f"{ROOT}/configs/crossmodal_openi.py"
     config = load_config(f"{path}:method=supervised,views=findings+impression")
     config.source = with_stand_in(config.source)
@@ -315,5 +279,5 @@ def test_a_misspelt_field_is_said_to_be_in_no_row():
         config.views.fields.findings = ("fndings",)
         run = Trainer(config)
         run.shapes = run.trace()
-    told = run.banner(run.shape, 0)["missing"]
-    assert "findings: a view in no row of the first batch" in told
+    report = run.banner(run.shape, 0)["missing"]
+    assert "findings: a view in no row of the first batch" in report

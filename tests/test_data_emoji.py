@@ -324,8 +324,9 @@ def test_a_vendor_that_lacks_one_drawing_too_many_is_named(
 def test_without_npm_the_files_wanted_are_named(tmp_path, shelf):
     folder = shelf()
     (folder / emoji.PACKAGES["fluent"].file).unlink()
-    wanted = r"put lobehub-fluent-emoji-3d-1.1.0.tgz into a folder for --manual_dir"
-    one_line(f"npm, .* is not here; install npm .*{wanted}", tmp_path / "emoji", folder)
+    wanted = r"pass a folder with lobehub-fluent-emoji-3d-1.1.0.tgz as --manual_dir"
+    says = f"npm, .* is not installed; install npm .*{wanted}"
+    one_line(says, tmp_path / "emoji", folder)
 
 
 def npm(monkeypatch, folder, code=0, says=""):
@@ -362,7 +363,7 @@ def test_npm_is_asked_for_what_is_not_there(tmp_path, shelf, monkeypatch):
 def test_what_npm_says_is_told(tmp_path, shelf, monkeypatch):
     npm(monkeypatch, shelf(), code=1, says="npm error code ETARGET\nnpm error more\n")
     one_line(
-        r"could not fetch the emoji \(npm error code ETARGET\)", tmp_path / "e", None
+        r"cannot download the emoji \(npm error code ETARGET\)", tmp_path / "e", None
     )
 
 

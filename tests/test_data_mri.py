@@ -136,7 +136,9 @@ def test_a_sequence_that_is_not_there_is_a_missing_view(tmp_path, capsys):
     brats.prepare(tmp_path / "brats", tmp_path / "in")
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "1 of 3 cases" in said and "t1ce in 1 (the first: BraTS2021_00001)" in said
+    assert (
+        "1 of 3 cases" in said and "t1ce in 1 (the first case: BraTS2021_00001)" in said
+    )
     views = Observed(
         fields={s: [s] for s in brats.SEQUENCES},
         shapes=dict.fromkeys(brats.SEQUENCES, (120, 120, 1)),
@@ -201,15 +203,15 @@ def mixed(paths):
         (lambda p: save(p["t2"], volumes(0)["t2"][:, :-1]), r"_t2.*\(60, 65, 9\).*oth"),
         (lambda p: save(p["t2"], np.ones((241, 9, 9), np.int8)), "_t2.*240x240x155"),
         (lambda p: save(p["t2"], np.ones((*SHAPE, 2), np.int8)), "_t2.*240x240x155"),
-        (lambda p: save(p["t2"], np.ones(SHAPE, np.int8)), "_t2.*same everywhere"),
+        (lambda p: save(p["t2"], np.ones(SHAPE, np.int8)), "_t2.*is constant"),
         (lambda p: p["seg"].unlink(), "no BraTS2021_00001_seg.*W39"),
         (label("seg", 3), "_seg.* label 3;.*0, 1, 2, 4"),
         (label("seg", 7), "_seg.* label 7;"),
         (truncate, "_t2.*cannot be read"),
         (lambda p: p["t2"].write_bytes(b"no NIfTI"), "_t2.*cannot be read"),
         (not_finite, "_t2.*not finite"),
-        (only_mask, "no sequence"),
-        (twice, "already"),
+        (only_mask, "none of its sequences"),
+        (twice, "duplicates"),
         (mixed, r"mixes.*t2w.*older"),
     ],
 )

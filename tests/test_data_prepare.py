@@ -331,7 +331,7 @@ def test_flat_folder_has_no_labels(tmp_path):
     ("arguments", "says"),
     [
         (["no_such_set"], "no data set 'no_such_set'"),
-        (["imagenet2012"], "needs --manual_dir"),
+        (["imagenet2012"], "requires --manual_dir"),
         (["folder"], "--input DIR and --name NAME"),
         (["folder", "--input", "/no/such", "--name", "x"], "/no/such is not a folder"),
         (["digits", "--data_dir", "/proc/nowhere"], "cannot write"),
@@ -350,5 +350,5 @@ def test_the_command_ends_with_status_2_and_no_traceback():
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: imagenet2012 needs --manual_dir")
+    assert done.stderr.startswith("error: imagenet2012 requires --manual_dir")
     assert done.stderr.count("\n") == 1

@@ -66,7 +66,7 @@ def test_an_observed_view_of_another_shape_is_named(rng):
 
 def test_an_observed_view_of_another_kind_of_number_is_named(rng):
     views = Observed(fields={"image": ("a",)}, shapes={"image": (2,)})
-    with pytest.raises(InputError, match="'a' is of type float32, but .* are uint8"):
+    with pytest.raises(InputError, match="'a' has type float32, but .* are uint8"):
         views({"a": np.zeros(2, np.float32)}, rng)
 
 
@@ -76,13 +76,13 @@ def test_an_observed_view_that_is_not_finite_is_named(rng):
     for value in (np.nan, 1e6):  # too large for its type
         with pytest.raises(InputError, match="'a' is not finite as float16"):
             views({"a": np.float32([0, value])}, rng)
-    with pytest.raises(InputError, match="views.fields: scan is a word"):
+    with pytest.raises(InputError, match="views.fields: scan is a string"):
         Observed(**of | {"fields": {"scan": "a"}})
 
 
 def test_an_example_without_any_view_stops_or_is_passed_over_as_the_config_says(rng):
     of = {"fields": {"text": ("a", "b")}, "shapes": {"text": (2,)}}
-    with pytest.raises(InputError, match="none of the views a, b; leave it out"):
+    with pytest.raises(InputError, match="none of the views a, b; remove it"):
         Observed(**of)({"a": None}, rng)
     with pytest.raises(CorruptRecord, match="none of the views a, b"):
         Observed(**of, empty="skip")({"a": None}, rng)

@@ -1,4 +1,4 @@
-"""Embeddings: each row once, in order, on any number of devices, interrupted or not."""
+"""Embeddings hold each row once, in order, on any devices, also after interruption."""
 
 import json
 
@@ -16,6 +16,7 @@ from polyview.evaluation.features import extract
 from polyview.files import check_new
 from polyview.runs import embedding
 from polyview.runs.embedding import embed
+from polyview.runs.encoding import viewing
 from polyview.runs.load import evaluated_model, load
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -32,11 +33,11 @@ def content(path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "PART", 150)  # 360 rows: two parts and a rest
-    said = embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
-    assert "360 of 360 rows, step 4" in said
-    found = content(tmp_path / "x.npz")
+def test_embeddings_match_the_evaluation_in_order(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "PART", 150)  # 360 rows: 150 + 150 + 60
+    report = embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
+    assert "360 of 360 rows, step 4" in report
+    saved = content(tmp_path / "x.npz")
     whole = devices.replicated(mesh := devices.make_mesh())
     model = load(run, None, whole)
     from polyview.config.spec import build
@@ -46,23 +47,23 @@ def test_rows_are_those_of_the_evaluation_in_order(run, tmp_path, monkeypatch):
         expected = extract(
             evaluated_model(model, whole),
             source,
-            build(embedding.viewing(model.config).views),
+            build(viewing(model.config).views),
             batch_size=64,
             mesh=mesh,
         )
-    np.testing.assert_array_equal(found["id"], np.arange(360))
-    np.testing.assert_array_equal(found["label"], expected.targets["label"])
-    np.testing.assert_allclose(found["embedding"], expected.h, rtol=1e-5, atol=1e-6)
-    about = json.loads(str(found["about"]))
+    np.testing.assert_array_equal(saved["id"], np.arange(360))
+    np.testing.assert_array_equal(saved["label"], expected.targets["label"])
+    np.testing.assert_allclose(saved["embedding"], expected.h, rtol=1e-5, atol=1e-6)
+    about = json.loads(str(saved["about"]))
     assert about["step"] == 4 and about["input"] == "ArrayRecord('digits', 'test')"
     embed(run, "digits:test", tmp_path / "z.npz", batch_size=64, features="z")
     z = content(tmp_path / "z.npz")["embedding"]
     np.testing.assert_allclose(z, expected.z, rtol=1e-4, atol=1e-5)
 
 
-def test_interrupted_and_run_again_it_is_the_same_file(run, tmp_path, monkeypatch):
+def test_a_resumed_embedding_gives_the_same_file(run, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "PART", 100)
-    embed(run, "digits:test", tmp_path / "straight.npz", batch_size=64)
+    embed(run, "digits:test", tmp_path / "reference.npz", batch_size=64)
     calls = []
 
     def until_the_third(*arguments, **options):
@@ -79,12 +80,12 @@ def test_interrupted_and_run_again_it_is_the_same_file(run, tmp_path, monkeypatc
         embed(run, "digits:train", tmp_path / "x.npz", batch_size=64)
     embed(run, "digits:test", tmp_path / "x.npz", batch_size=64)
     assert calls == [f"{i} of 4" for i in (1, 2, 3, 3, 4)]
-    straight, again = (tmp_path / f"{name}.npz" for name in ("straight", "x"))
-    assert straight.read_bytes() == again.read_bytes()
+    reference, again = (tmp_path / f"{name}.npz" for name in ("reference", "x"))
+    assert reference.read_bytes() == again.read_bytes()
     assert not list(tmp_path.glob(".x*"))
 
 
-def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
+def test_a_folder_is_embedded_by_name_without_unreadable_files(
     digits, run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(embedding, "PART", 4)
@@ -96,7 +97,7 @@ def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
         Image.fromarray(pixels).save(folder / f"{name}.png")
     (folder / "e.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="do not fit together .*photos"):
-        embed(run, str(folder), tmp_path / "grey.npz")  # pictures of another depth
+        embed(run, str(folder), tmp_path / "grey.npz")  # images with three channels
     config = digits("views=2")
     config.source = {
         "target": "polyview.data.sources.folder:Folder",
@@ -105,33 +106,33 @@ def test_a_folder_is_embedded_by_name_without_what_cannot_be_read(
     config.views.targets = ()
     config.model.towers.image.encoder.in_channels = 3
     train(Trainer(config), run := tmp_path / "colour")
-    said = embed(run, str(folder), tmp_path / "x.npz", batch_size=8)
-    assert "9 of 10 rows" in said and "1 cannot be read" in said
-    found = content(tmp_path / "x.npz")
-    assert found["id"].tolist() == [f"{name}.png" for name in "abcdfgxyz"]
-    assert "label" not in found
+    report = embed(run, str(folder), tmp_path / "x.npz", batch_size=8)
+    assert "9 of 10 rows" in report and "1 cannot be read" in report
+    saved = content(tmp_path / "x.npz")
+    assert saved["id"].tolist() == [f"{name}.png" for name in "abcdfgxyz"]
+    assert "label" not in saved
     embed(run, str(folder), tmp_path / "x.parquet", batch_size=8)
     from pyarrow import parquet
 
     table = parquet.read_table(tmp_path / "x.parquet")
-    assert table["id"].to_pylist() == found["id"].tolist()
-    np.testing.assert_array_equal(table["embedding"].to_pylist(), found["embedding"])
+    assert table["id"].to_pylist() == saved["id"].tolist()
+    np.testing.assert_array_equal(table["embedding"].to_pylist(), saved["embedding"])
     assert json.loads(table.schema.metadata[b"about"])["step"] == 4
 
 
-def test_what_cannot_be_embedded_is_named(run, tmp_path):
+def test_invalid_inputs_and_outputs_are_refused(run, tmp_path):
     with pytest.raises(InputError, match="must end in .npz or .parquet"):
         check_new(tmp_path / "x.csv", embedding.ENDINGS)
     (tmp_path / "x.npz").touch()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         check_new(tmp_path / "x.npz", embedding.ENDINGS)
-    with pytest.raises(InputError, match="--input nothing is no folder, and no data"):
+    with pytest.raises(InputError, match="nothing is not a folder, and no data"):
         embed(run, "nothing", tmp_path / "y.npz")
     with pytest.raises(InputError, match="modality 'text' is not among"):
         embed(run, "digits:test", tmp_path / "y.npz", modality="text")
 
 
-def test_a_modality_that_no_row_has_is_refused(digits, run, tmp_path, monkeypatch):
+def test_a_modality_missing_in_all_rows_is_refused(digits, run, tmp_path, monkeypatch):
     empty = embedding.extract
 
     def without(*arguments, **options):
@@ -144,20 +145,20 @@ def test_a_modality_that_no_row_has_is_refused(digits, run, tmp_path, monkeypatc
     assert not list(tmp_path.glob("*x.npz*"))
 
 
-def test_views_are_those_of_the_first_evaluation_that_has_any(digits):
+def test_views_come_from_the_first_evaluation_that_has_them(digits):
     config = digits("views=2")
     (spec,) = specs_of(config).values()
     with config.unlocked():
         config.evaluation = None
         config.evaluations = {"score": {"target": "a:b"}, "frozen": spec}
-    assert embedding.viewing(config).views == spec.views
+    assert viewing(config).views == spec.views
     config.evaluations.frozen = None
     with pytest.raises(InputError, match="no evaluation that says"):
-        embedding.viewing(config)
+        viewing(config)
 
 
 @pytest.mark.slow
-def test_10001_images_on_1_and_8_devices_killed_and_not(run, tmp_path, command):
+def test_10001_images_match_on_1_and_8_devices_and_after_a_kill(run, tmp_path, command):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (10_001, 8, 8, 1), np.uint8)
     records.write(

@@ -1,4 +1,4 @@
-"""The evaluate command leaves numbers and figures, the same ones each time."""
+"""The evaluate command writes numbers and figures, the same on each call."""
 
 import json
 import shutil
@@ -17,23 +17,21 @@ FIGURES = {"map", "neighbours", "sweep", "confusion"}
 
 
 def numbers(run):
-    """What each JSON file says, the clock apart."""
+    """The contents of each JSON file, without the time."""
     files = (run / "eval").glob("*.json")
-    found = {file.stem: json.loads(file.read_text()) for file in files}
-    return {name: said | {"time": None} for name, said in found.items()}
+    results = {file.stem: json.loads(file.read_text()) for file in files}
+    return {name: result | {"time": None} for name, result in results.items()}
 
 
-def test_numbers_and_figures_are_written_and_are_the_same_again(
-    digits, tmp_path, capsys
-):
+def test_numbers_and_figures_are_written_and_reproducible(digits, tmp_path, capsys):
     config = digits("views=2")
     config.evaluations.frozen.probe.update(learning_rates=(0.1, 1.0), steps=50)
     train(Trainer(config), tmp_path)
     evaluate(tmp_path, None, Asked(references=True))
     names = {"4-frozen", "pixels-frozen", "random-frozen"}
     pictures = {file.name for file in (tmp_path / "eval").glob("*.png")}
-    assert pictures == {f"{name}-{what}.png" for name in names for what in FIGURES}
-    assert not list((tmp_path / "eval").glob(".*")), "nothing is left unfinished"
+    assert pictures == {f"{name}-{figure}.png" for name in names for figure in FIGURES}
+    assert not list((tmp_path / "eval").glob(".*")), "temporary files remain"
     first = numbers(tmp_path)
     assert first.keys() == names
     assert first["pixels-frozen"]["knn"]["top1"] > 0.9
@@ -42,7 +40,7 @@ def test_numbers_and_figures_are_written_and_are_the_same_again(
     assert capsys.readouterr().out.count("4-frozen.json: linear probe ") == 2
 
 
-def test_another_data_set_is_read_by_the_same_protocol(
+def test_another_data_set_uses_the_same_protocol(
     digits, data_dir, tmp_path, capsys, monkeypatch
 ):
     config = digits("views=2")
@@ -54,13 +52,13 @@ def test_another_data_set_is_read_by_the_same_protocol(
     monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path / "data"))
     evaluate(tmp_path / "run", None, Asked(references=True))
     evaluate(tmp_path / "run", None, Asked(references=True, on="figures"))
-    found = numbers(tmp_path / "run")
-    own = {name for name in found if "-on-" not in name}
-    assert found.keys() == own | {f"{name}-on-figures" for name in own}
-    there = found["4-frozen-on-figures"]
-    assert there["protocol"]["train"]["source"] == "ArrayRecord('figures', 'train')"
+    results = numbers(tmp_path / "run")
+    own = {name for name in results if "-on-" not in name}
+    assert results.keys() == own | {f"{name}-on-figures" for name in own}
+    other = results["4-frozen-on-figures"]
+    assert other["protocol"]["train"]["source"] == "ArrayRecord('figures', 'train')"
     for measure in ("knn", "linear_probe", "health"):
-        assert there[measure] == found["4-frozen"][measure]
+        assert other[measure] == results["4-frozen"][measure]
     with pytest.raises(InputError, match="no data set 'absent'"):
         evaluate(tmp_path / "run", None, Asked(on="absent"))
     colour = {"image": np.zeros((9, 9, 3), np.uint8), "label": 1}
@@ -74,11 +72,11 @@ def test_another_data_set_is_read_by_the_same_protocol(
     )
     with pytest.raises(InputError, match=r"run and colour\): images have 3 channels"):
         evaluate(tmp_path / "run", None, Asked(on="colour"))
-    watch(tmp_path / "run", Asked(on="figures"), pause=0.01)  # has nothing to do
+    watch(tmp_path / "run", Asked(on="figures"), pause=0.01)  # nothing is left to do
     assert capsys.readouterr().out.count("4-frozen-on-figures.json: ") == 1
 
 
-def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, capsys):
+def test_a_classifier_reports_accuracy_and_has_no_references(digits, tmp_path, capsys):
     config = digits("views=2")
     config.model.towers.image.projector = {
         "partial": "polyview.nn.heads:Linear",
@@ -96,47 +94,45 @@ def test_a_classifier_says_its_accuracy_and_has_no_references(digits, tmp_path, 
     assert f"4-accuracy.json: top-1 {100 * top1:.2f} %\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="leave out --references"):
         evaluate(tmp_path, None, Asked(references=True))
-    with pytest.raises(InputError, match="--on needs an evaluation by kNN and probe"):
+    with pytest.raises(InputError, match="--on requires an evaluation by kNN"):
         evaluate(tmp_path, None, Asked(on="digits"))
 
 
-def test_a_watch_evaluates_each_checkpoint_once_and_ends_with_the_last(
-    digits, tmp_path, capsys
-):
+def test_watch_evaluates_each_checkpoint_once_then_ends(digits, tmp_path, capsys):
     config = digits("views=2", checkpoint_every=1, keep=9)
     config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
     train(Trainer(config), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "2")  # as `keep` does
     state = tmp_path / "checkpoints" / "3" / "state"
     shutil.rmtree(state)
-    evaluate(tmp_path, 4, Asked())  # as training itself may do with the last
+    evaluate(tmp_path, 4, Asked())  # training may have evaluated the last one
     watch(tmp_path, Asked(), pause=0.01)
-    found = numbers(tmp_path)
-    assert found.keys() == {"1-frozen", "4-frozen"}
-    said = capsys.readouterr().out
-    assert "checkpoint 3 is damaged; passed over" in said
-    assert said.count("1-frozen.json: ") == said.count("4-frozen.json: ") == 1
+    results = numbers(tmp_path)
+    assert results.keys() == {"1-frozen", "4-frozen"}
+    output = capsys.readouterr().out
+    assert "checkpoint 3 is damaged; skipped" in output
+    assert output.count("1-frozen.json: ") == output.count("4-frozen.json: ") == 1
     watch(tmp_path, Asked(), pause=0.01)
-    assert ".json: " not in capsys.readouterr().out, "nothing is evaluated twice"
+    assert ".json: " not in capsys.readouterr().out, "a checkpoint was evaluated twice"
     evaluate(tmp_path, 1, Asked())
-    assert numbers(tmp_path) == found
+    assert numbers(tmp_path) == results
 
 
-def test_a_watch_survives_what_is_deleted_and_stops_at_what_is_wrong(
+def test_watch_skips_deleted_checkpoints_and_stops_at_errors(
     digits, tmp_path, monkeypatch, capsys
 ):
     train(Trainer(digits("views=2", checkpoint_every=1, keep=9)), tmp_path)
     seen = []
 
-    def deleted_under_its_hands(run, step, *_):
+    def deleted_while_read(run, step, *_):
         seen.append(step)
         if step == 2:
             shutil.rmtree(run / "checkpoints" / "2")
-            raise InputError("it is not there")
+            raise InputError("the checkpoint is gone")
         if step == 4:
             raise InputError("no 'evaluation'")
 
-    monkeypatch.setattr("polyview.runs.evaluating.evaluate", deleted_under_its_hands)
+    monkeypatch.setattr("polyview.runs.evaluating.evaluate", deleted_while_read)
     with pytest.raises(InputError, match="no 'evaluation'"):
         watch(tmp_path, Asked(), pause=0.01)
     assert seen == [1, 2, 3, 4]
@@ -144,7 +140,7 @@ def test_a_watch_survives_what_is_deleted_and_stops_at_what_is_wrong(
 
 
 @pytest.mark.slow
-def test_a_watch_beside_a_training_says_what_one_evaluation_says(command, tmp_path):
+def test_watch_during_training_equals_later_evaluations(command, tmp_path):
     options = ["--config.steps=60", "--config.batch_size=8", "--config.keep=9"]
     options += ["--config.checkpoint_every=20", "--config.evaluate_every=0"]
     config = ["--config", "configs/polyview_digits.py:views=2", *options]
@@ -156,13 +152,13 @@ def test_a_watch_beside_a_training_says_what_one_evaluation_says(command, tmp_pa
     assert watching.returncode == 0, watching.output
     output, _ = training.communicate(timeout=60)
     assert training.returncode == 0, output
-    found = numbers(tmp_path)
-    assert found.keys() == {f"{step}-frozen" for step in (20, 40, 60)}
+    results = numbers(tmp_path)
+    assert results.keys() == {f"{step}-frozen" for step in (20, 40, 60)}
     assert watching.output.count(".json: ") == 3
     for step in (20, 40, 60):
         again = command("evaluate", "--run", tmp_path, "--step", step)
         assert again.returncode == 0, again.output
-    assert numbers(tmp_path) == found
+    assert numbers(tmp_path) == results
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""An evaluation reads each row once, chooses nothing on test, and says what it did."""
+"""An evaluation reads each row once, selects without test data and records how."""
 
 import json
 from pathlib import Path
@@ -62,19 +62,19 @@ def one_device():
 
 @pytest.mark.parametrize("rows, batch_size", [(40, 16), (33, 16), (5, 16), (48, 16)])
 @pytest.mark.parametrize("mesh", [one_device, devices.make_mesh])
-def test_every_row_once_and_in_order(rows, batch_size, mesh):
+def test_features_have_every_row_once_in_order(rows, batch_size, mesh):
     data = source(0, rows)
-    found = extract(represent, data, whole, batch_size=batch_size, mesh=mesh())
+    features = extract(represent, data, whole, batch_size=batch_size, mesh=mesh())
     images = np.stack([data[i]["image"] for i in range(rows)])
-    np.testing.assert_array_equal(found.h, images.reshape(rows, -1))
-    np.testing.assert_array_equal(found.z, images.reshape(rows, -1)[:, :4])
-    np.testing.assert_array_equal(found.index, np.arange(rows))
+    np.testing.assert_array_equal(features.h, images.reshape(rows, -1))
+    np.testing.assert_array_equal(features.z, images.reshape(rows, -1)[:, :4])
+    np.testing.assert_array_equal(features.index, np.arange(rows))
     labels = [data[i]["label"] for i in range(rows)]
-    np.testing.assert_array_equal(found.targets["label"], labels)
+    np.testing.assert_array_equal(features.targets["label"], labels)
 
 
-def test_views_are_averaged_over_those_present():
-    def looks(example, rng):
+def test_features_are_averaged_over_present_views():
+    def three_views(example, rng):
         image = example["image"]
         junk = np.full_like(image, 99)
         return {
@@ -83,19 +83,19 @@ def test_views_are_averaged_over_those_present():
             "targets": {},
         }
 
-    found = extract(
-        represent, source(0, 9), looks, batch_size=8, mesh=devices.make_mesh()
+    averaged = extract(
+        represent, source(0, 9), three_views, batch_size=8, mesh=devices.make_mesh()
     )
     once = extract(
         represent, source(0, 9), whole, batch_size=8, mesh=devices.make_mesh()
     )
-    np.testing.assert_array_equal(found.h, 2 * once.h)
+    np.testing.assert_array_equal(averaged.h, 2 * once.h)
 
 
-def test_a_row_without_the_modality_is_marked_and_left_out():
+def test_rows_without_the_modality_are_left_out_and_counted():
     def sometimes(example, rng):
-        there = np.array([example["label"] != 3])
-        return whole(example, rng) | {"present": {"image": there}}
+        present = np.array([example["label"] != 3])
+        return whole(example, rng) | {"present": {"image": present}}
 
     protocol = FrozenFeatures(source(0, 300), source(300, 400), sometimes, probe=QUICK)
     result = pixels(protocol, devices.make_mesh())
@@ -105,7 +105,7 @@ def test_a_row_without_the_modality_is_marked_and_left_out():
     assert result["protocol"]["test"]["left_out"] == threes
 
 
-def test_features_that_are_not_finite_are_an_error_not_dropped():
+def test_nonfinite_features_are_an_error():
     def broken(batch):
         features = represent(batch)["image"]
         bad = (batch["index"] == 7)[:, None, None]
@@ -121,7 +121,7 @@ def test_features_that_are_not_finite_are_an_error_not_dropped():
         )
 
 
-def test_numbers_are_the_same_on_one_and_eight_devices():
+def test_one_and_eight_devices_give_the_same_numbers():
     protocol = FrozenFeatures(source(0, 400), source(400, 603), whole, probe=QUICK)
     alone, spread = (
         protocol(represent, one_device()),
@@ -131,7 +131,7 @@ def test_numbers_are_the_same_on_one_and_eight_devices():
         assert alone[key] == spread[key]
 
 
-def test_the_choice_never_sees_the_test_labels():
+def test_probe_selection_never_uses_test_labels():
     _, truth = load_digits(return_X_y=True)
     permuted = np.random.default_rng(0).permutation(truth[900:])
     mesh = devices.make_mesh()
@@ -146,7 +146,7 @@ def test_the_choice_never_sees_the_test_labels():
     assert honest["top1"] > 0.85 and blind["top1"] < 0.2
 
 
-def test_the_result_carries_its_protocol_and_is_consistent():
+def test_result_records_its_protocol_and_is_consistent():
     protocol = FrozenFeatures(source(0, 900), source(900, 1797), whole, probe=QUICK)
     result = protocol(represent, devices.make_mesh())
     probe = result["linear_probe"]
@@ -160,7 +160,7 @@ def test_the_result_carries_its_protocol_and_is_consistent():
     assert result["protocol"]["linear_probe"]["learning_rates"] == (0.03, 0.1, 0.3)
 
 
-def test_a_source_without_labels_gets_health_only_and_says_so():
+def test_a_source_without_labels_gets_only_health_and_a_note():
     protocol = FrozenFeatures(source(0, 100, {}), source(100, 200, {}), whole)
     result = protocol(represent, devices.make_mesh())
     assert "no labels" in result["note"]
@@ -168,7 +168,7 @@ def test_a_source_without_labels_gets_health_only_and_says_so():
     assert result["health"]["h"]["rankme"] > 1
 
 
-def test_a_result_is_written_whole_and_reads_back(tmp_path):
+def test_a_written_result_reads_back_complete(tmp_path):
     protocol = FrozenFeatures(source(0, 200), source(200, 300), whole, probe=QUICK)
     result = pixels(protocol, devices.make_mesh())
     path = write_result(tmp_path, "pixels", result, protocol)
@@ -192,20 +192,20 @@ def test_a_result_is_written_whole_and_reads_back(tmp_path):
         ({"batch_size": 0}, "batch_size"),
     ],
 )
-def test_bad_settings_are_explained(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         protocol = FrozenFeatures(source(0, 50), source(50, 60), whole, **change)
         protocol(represent, devices.make_mesh())
 
 
-def test_the_end_of_the_sweep_is_answered_with_its_key():
+def test_a_best_value_at_the_grid_edge_warns_with_its_key():
     probe = LinearProbe(learning_rates=(1e-6, 1e-5), steps=60)
     protocol = FrozenFeatures(source(0, 200), source(200, 300), whole, probe=probe)
     warning = protocol(represent, devices.make_mesh())["linear_probe"]["warning"]
     assert "widen probe.learning_rates" in warning
 
 
-def test_views_that_hand_on_no_label_are_named():
+def test_views_without_labels_are_refused():
     def unlabelled(example, rng):
         return whole(example, rng) | {"targets": {}}
 
@@ -214,14 +214,14 @@ def test_views_that_hand_on_no_label_are_named():
         protocol(represent, devices.make_mesh())
 
 
-def test_labels_out_of_range_are_named():
+def test_labels_out_of_range_are_refused():
     labels = np.full(10, 11)
     protocol = FrozenFeatures(source(0, 50), source(50, 60, labels=labels), whole)
     with pytest.raises(InputError, match="row 0 has label 11"):
         protocol(represent, devices.make_mesh())
 
 
-def test_an_unreadable_record_is_counted_as_left_out():
+def test_unreadable_records_are_counted_as_left_out():
     def damaged(example, rng):
         if example["label"] == 5:
             raise CorruptRecord("damaged")

@@ -1,4 +1,4 @@
-"""The measures of health are their formulas, and stay finite where those break down."""
+"""Health measures match their formulas and stay finite on degenerate batches."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_alignment_is_the_mean_over_pairs_of_views(x64):
     np.testing.assert_allclose(health.alignment(jnp.asarray(z)), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("rows", [7, 300])  # 300: more than one block of rows
+@pytest.mark.parametrize("rows", [7, 300])  # 300: more than one block
 def test_uniformity_is_the_mean_over_pairs_of_rows(x64, rows):
     h = np.random.default_rng(0).normal(size=(rows, 3))
     distance = np.sum((unit(h)[:, None] - unit(h)[None]) ** 2, axis=-1)
@@ -48,9 +48,7 @@ def test_rankme_of_known_spectra():
 def test_rankme_keeps_small_singular_values_in_float32():
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(size, 64)))[0] for size in (500, 64))
-    s = np.concatenate(
-        [[1.0], np.full(63, 1e-4)]
-    )  # together as much as a tenth of rank
+    s = np.concatenate([[1.0], np.full(63, 1e-4)])  # together a tenth of the rank
     p = s / s.sum()
     expected = np.exp(-np.sum(p * np.log(p)))
     np.testing.assert_allclose(health.rankme((u * s) @ v.T), expected, rtol=1e-3)

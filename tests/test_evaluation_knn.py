@@ -1,4 +1,4 @@
-"""Weighted kNN is its definition, whatever the size of the blocks."""
+"""Weighted kNN matches its definition for any block size."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TRAIN = (RNG.normal(size=(90, 5)) + LABELS[:, None]).astype(np.float32)
 TEST = RNG.normal(loc=1, size=(41, 5)).astype(np.float32)
 
 
-def test_votes_are_the_definition():
+def test_votes_match_the_definition():
     votes = knn.WeightedKnn(k=7, temperature=0.1).scores(TRAIN, LABELS, TEST, 3)
     for row, votes_of_row in zip(TEST, votes, strict=True):
         cosine = [
@@ -27,7 +27,7 @@ def test_votes_are_the_definition():
         np.testing.assert_allclose(votes_of_row, expected, rtol=1e-4)
 
 
-def test_answers_are_those_of_scikit_learn():
+def test_predictions_match_scikit_learn():
     reference = KNeighborsClassifier(
         7, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.1)
     ).fit(TRAIN, LABELS)
@@ -48,6 +48,6 @@ def test_fewer_rows_than_k_all_vote():
     assert knn.neighbours(TRAIN[:5], TEST, k=20).index.shape == (41, 5)
 
 
-def test_bad_values_are_refused():
+def test_invalid_values_are_refused():
     with pytest.raises(InputError, match="k=0"):
         knn.WeightedKnn(k=0)

@@ -1,4 +1,4 @@
-"""The linear probe finds the optimum, and all pairs at once are each pair alone."""
+"""The linear probe finds the optimum; a sweep equals separate fits."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ def digits():
     return images.astype(np.float32), labels
 
 
-def test_reaches_the_optimum_of_its_objective(digits):
+def test_probe_reaches_the_optimum_of_its_objective(digits):
     h, labels = digits
     probe = LinearProbe(steps=1000)
     fitted = probe.fit(h, labels, 10, [(0.1, 1e-2)], seed=0)
-    # The same objective solved by another method; C = 1 / (rows * decay).
+    # Another solver of the same objective; C = 1 / (rows * decay).
     x = (h - fitted.shift) / fitted.scale
     exact = LogisticRegression(C=1 / (len(h) * 1e-2), max_iter=1000, tol=1e-6)
     exact.fit(x, labels)
@@ -30,7 +30,7 @@ def test_reaches_the_optimum_of_its_objective(digits):
     assert agreement > 0.995
 
 
-def test_a_sweep_is_its_pairs_alone(digits):
+def test_a_sweep_equals_separate_fits(digits):
     h, labels = digits
     probe = LinearProbe(steps=50)
     together = probe.fit(h, labels, 10, PAIRS, seed=3)
@@ -41,7 +41,7 @@ def test_a_sweep_is_its_pairs_alone(digits):
         )
 
 
-def test_the_seed_decides_everything(digits):
+def test_result_depends_only_on_the_seed(digits):
     h, labels = digits
     probe = LinearProbe(steps=20)
     first, again, other = (
@@ -51,7 +51,7 @@ def test_the_seed_decides_everything(digits):
     assert not np.array_equal(first, other)
 
 
-def test_constant_and_badly_scaled_features_do_no_harm(digits):
+def test_constant_and_badly_scaled_features_are_harmless(digits):
     h, labels = digits
     probe = LinearProbe(steps=200)
     scales = np.logspace(-1, 1, h.shape[1], dtype=np.float32)
@@ -70,17 +70,17 @@ def test_held_out_rows_are_a_fraction_of_every_class():
         held_out(labels[:3], 0.1, seed=0)
 
 
-def test_a_best_pair_at_the_end_of_the_grid_is_reported(digits):
+def test_a_best_pair_at_the_grid_edge_is_reported(digits):
     h, labels = digits
     too_small = LinearProbe(learning_rates=(1e-6, 1e-5), weight_decays=(0.0,), steps=50)
     sweep = too_small.sweep(h, labels, 10, validation=0.2, seed=0)
     assert sweep.border == ("learning_rate",)
-    # The largest rate diverges, since rate times decay exceeds two.
+    # The largest rate diverges because rate * decay exceeds two.
     wide = LinearProbe(learning_rates=(1e-6, 0.1, 1e4), weight_decays=(0.1,), steps=50)
     sweep = wide.sweep(h, labels, 10, validation=0.2, seed=0)
     assert (sweep.border, sweep.learning_rate) == ((), 0.1)
 
 
-def test_a_grid_that_does_not_rise_is_refused():
+def test_a_grid_not_in_rising_order_is_refused():
     with pytest.raises(InputError, match="learning_rates"):
         LinearProbe(learning_rates=(0.1, 0.01))

@@ -1,5 +1,6 @@
-"""A new evaluation is one file; several stand side by side, and old ones are read."""
+"""A new evaluation is one file; a run can have several; old results are read."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-FILE = '''"""Width and sparsity of what a module returns."""
+FILE = '''"""The sparsity of a module output."""
 
 import dataclasses
 from typing import Any
@@ -82,7 +83,7 @@ class Sparsity:
 
 
 class Encoding(Towers):
-    """Towers with a method of their own, as a sampler or a policy has."""
+    """Towers with a method of their own, like a sampler or a policy."""
 
     def encoded(self, batch):
         return self(batch, key=None, train=False)["image"].h
@@ -119,7 +120,7 @@ def test_a_new_evaluation_is_one_file(digits, tmp_path, monkeypatch, capsys):
     text = f"{100 * result['sparsity']:.1f} % at or below zero"
     assert f"4-sparsity.json: {text}" in capsys.readouterr().out
     runs = read([tmp_path / "run"])
-    assert runs[0].evaluation("sparsity", result) is None, "a report may not call it"
+    assert runs[0].evaluation("sparsity", result) is None, "untrusted code was called"
     table = summary(runs)
     assert "sparsity %" in table and f"{100 * result['sparsity']:.2f}" in table
     assert 'alt="values of run"' in html_page(runs)
@@ -127,7 +128,7 @@ def test_a_new_evaluation_is_one_file(digits, tmp_path, monkeypatch, capsys):
         run_command(monkeypatch, evaluate_command, *words, "--references")
 
 
-def test_a_file_of_this_project_reads_any_run_of_images(digits, tmp_path, monkeypatch):
+def test_the_frozen_evaluation_file_reads_any_image_run(digits, tmp_path, monkeypatch):
     trained(digits, tmp_path / "run")
     file = f"{ROOT}/configs/evaluations/frozen.py:data=digits"
     flags = ["--config.evaluations.frozen.probe.steps=20", "--references"]
@@ -146,7 +147,7 @@ class Fails:
         raise ValueError("it cannot be measured")
 
 
-def test_each_result_is_written_as_soon_as_it_is_there(digits, tmp_path):
+def test_each_result_is_written_before_the_next_evaluation(digits, tmp_path):
     trained(digits, tmp_path, later={"target": "test_evaluations:Fails"})
     with pytest.raises(InputError, match="it cannot be measured"):
         evaluate(tmp_path, None, Asked(trust=("test_evaluations",)))
@@ -155,7 +156,7 @@ def test_each_result_is_written_as_soon_as_it_is_there(digits, tmp_path):
     ]
 
 
-def test_two_evaluations_of_a_config_stand_side_by_side(digits, tmp_path):
+def test_a_config_can_have_several_evaluations(digits, tmp_path):
     config = digits("views=2", evaluate_every=4)
     config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
     frozen = config.evaluations.frozen
@@ -175,7 +176,7 @@ def test_two_evaluations_of_a_config_stand_side_by_side(digits, tmp_path):
     assert html_page([run]).count(f'alt="confusion of {run.name}"') == 2
 
 
-def test_a_config_of_one_evaluation_and_its_results_are_read(digits, tmp_path):
+def test_version_0_1_configs_and_results_are_read(digits, tmp_path):
     config = digits("views=2", evaluate_every=4)
     config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
     with config.unlocked():
@@ -207,20 +208,20 @@ def test_a_config_of_one_evaluation_and_its_results_are_read(digits, tmp_path):
     assert "raw pixels" in again and "linear probe %" in again
 
 
-def test_a_name_is_part_of_a_file_s_name():
+def test_an_evaluation_name_must_suit_a_file_name():
     for name in ("a-b", "on/x", "", "1"):
-        with pytest.raises(InputError, match="is no name"):
+        with pytest.raises(InputError, match="is not a valid name"):
             viewing_spec({"evaluations": {name: {}}})
 
 
-def test_a_picture_that_is_none_or_too_large_is_refused(tmp_path):
+def test_an_invalid_or_oversized_picture_is_refused(tmp_path):
     (tmp_path / "eval").mkdir()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "eval" / "4-own.json").write_text('{"evaluation": "mine:Own"}')
     picture = tmp_path / "eval" / "4-own-x.png"
     size = np.array([2**20, 2**20], ">u4").tobytes()
     for content, why in (
-        (b"<svg>" * 9, "no PNG file"),
+        (b"<svg>" * 9, "not a PNG file"),
         (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + size, "too large"),
     ):
         picture.write_bytes(content)
@@ -228,24 +229,26 @@ def test_a_picture_that_is_none_or_too_large_is_refused(tmp_path):
             html_page(read([tmp_path]))
 
 
-def test_a_file_cannot_be_made_to_call_what_the_run_names(
+def test_an_evaluation_file_cannot_call_untrusted_targets_of_a_run(
     digits, tmp_path, monkeypatch
 ):
-    """It takes the run's own source, and the run is untrusted."""
+    """The file takes the source of the run, and the run is untrusted."""
     run = tmp_path / "run"
     trained(digits, run)
     real = evaluating.load(run, trust=("test_evaluations",))
     evil = from_json(to_json(real.config))
     evil.source = {"target": "os:system", "command": f"touch {tmp_path}/called"}
-    monkeypatch.setattr(evaluating, "load", lambda *_: real._replace(config=evil))
+    monkeypatch.setattr(
+        evaluating, "load", lambda *_: dataclasses.replace(real, config=evil)
+    )
     asked = Asked(f"{ROOT}/configs/evaluations/frozen.py", trust=("test_evaluations",))
-    with pytest.raises(InputError, match="'os:system', which a checkpoint is not"):
+    with pytest.raises(InputError, match="'os:system', which is not trusted"):
         evaluate(run, None, asked)
     assert not (tmp_path / "called").exists()
 
 
 class Returns:
-    """An evaluation whose result is what it was made with."""
+    """An evaluation that returns a given value."""
 
     def __init__(self, value: str):
         self.value = value
@@ -257,24 +260,22 @@ class Returns:
 
 
 @pytest.mark.parametrize("value", ["infinite", "numpy", "objects"])
-def test_a_result_that_cannot_be_written_is_named_and_no_step_is_lost(
-    digits, tmp_path, value
-):
+def test_an_unwritable_result_is_named_and_loses_no_step(digits, tmp_path, value):
     config = digits("views=2", evaluate_every=4, checkpoint_every=4)
     spec = {"target": "test_evaluations:Returns", "value": value}
     with config.unlocked():
         config.evaluations = {"mine": spec}
-    with pytest.raises(InputError, match="4-mine.*(is no JSON|are no numbers)"):
+    with pytest.raises(InputError, match="4-mine.*(is not JSON|are not numbers)"):
         train(Trainer(config), tmp_path)
     assert saved_steps(tmp_path / "checkpoints") == [4]
 
 
-def test_what_is_no_evaluation_is_told_before_the_first_step(digits, tmp_path):
+def test_an_invalid_evaluation_is_refused_before_training(digits, tmp_path):
     config = digits("views=2", evaluate_every=4)
     for spec in (5, {"partial": "test_evaluations:Returns"}):
         with config.unlocked():
             config.evaluations = {"mine": spec}
-        with pytest.raises(InputError, match="evaluations.mine.* is no evaluation"):
+        with pytest.raises(InputError, match="evaluations.mine.* not an evaluation"):
             Trainer(config)
     with config.unlocked():
         config.evaluation = {"target": "test_evaluations:Fails"}

@@ -32,11 +32,11 @@ FOLDER = "polyview.prepare folder --data_dir new"
 # `new` is not there before, and must not be there after.
 WRONG = [
     # Words left out.
-    ("polyview.main", "--list names some"),
+    ("polyview.main", "--list shows some"),
     (f"polyview.main {DIGITS}", "give --workdir DIR"),
     ("polyview.main --config= --workdir new", "give --config FILE.py"),
     ("polyview.prepare", "required: dataset"),
-    (f"{FOLDER} --name x", "needs --input DIR"),
+    (f"{FOLDER} --name x", "requires --input DIR"),
     ("sgi.prepare --data_dir new", "required: --game"),
     # Words mistyped.
     (f"{TRAIN} --config.stepz=3", "did you mean 'steps'?"),
@@ -44,7 +44,7 @@ WRONG = [
     (f"{TRAIN} --config.steps 3", "write --config.steps=VALUE"),
     (f"{TRAIN} --dry_rum", "did you mean '--dry-run'?"),
     (f"{TRAIN} --config.source.name=digit", "did you mean 'digits'?"),
-    (f"{TRAIN} --config.source.split=trian", "there are: train, test"),
+    (f"{TRAIN} --config.source.split=trian", "the data set has: train, test"),
     (
         f"{TRAIN} --config.objective.target=polyview.objectives.contrastive:Contrast",
         "did you mean 'Contrastive'?",
@@ -74,16 +74,16 @@ WRONG = [
     ("sgi.prepare --game pong --sticky 1.5 --data_dir new", "a probability"),
     (f"{PLAY} --workdir new", "start=scratch"),
     # What is not there, or is something else.
-    ("polyview.main --config configs --workdir new", "name a file of it"),
+    ("polyview.main --config configs --workdir new", "name a file in it"),
     ("polyview.main --config broken.py --workdir new", "SyntaxError"),
     ("polyview.main --config README.md --workdir new", "must end in .py"),
     (f"polyview.main {DIGITS} --workdir file", "name a folder"),
     (f"{TRAIN} --config.init_from=nowhere", "no checkpoint"),
     (f"{FOLDER} --input nowhere --name x", "not a folder"),
     ("polyview.evaluate --run nowhere", "no checkpoint"),
-    ("polyview.embed --run run --input nowhere --output new.npz", "no folder"),
+    ("polyview.embed --run run --input nowhere --output new.npz", "not a folder"),
     ("polyview.report --run run --output new/x.html", "folder does not exist"),
-    ("polyview.evaluate --run stranger", "names 'os:system'"),
+    ("polyview.evaluate --run stranger", "calls 'os:system'"),
     ("sgi.report --run run", "not a run of sgi.finetune"),
     ("sgi.video --run nowhere --output new.gif", "no checkpoint"),
     # Options that contradict one another.
@@ -92,10 +92,10 @@ WRONG = [
     (f"{TRAIN} --dry-run --print-config", "not allowed with"),
     ("polyview.main --replay --workdir run --config.seed=3", "leave out --config"),
     (f"polyview.main {DIGITS} --workdir run", "is a run of another config"),
-    (f"{TRAIN} --processes 2 --process 0", "add --distributed"),
+    (f"{TRAIN} --processes 2 --process 0", "--processes requires --distributed"),
     (f"{TRAIN} --distributed --coordinator node0", "HOST:PORT"),
     ("polyview.prepare digits --data_dir new --name x", "leave it out"),
-    ("polyview.evaluate --run run --watch --references", "follows one run"),
+    ("polyview.evaluate --run run --watch --references", "takes one run"),
     ("sgi.prepare --game pong --import images --steps 5", "leave it out"),
     (f"{PLAY},start=scratch --workdir new --config.init_from=run", "leave one"),
 ]

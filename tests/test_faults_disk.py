@@ -75,7 +75,7 @@ def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
         monkeypatch.setattr(Checkpoints, "save", fills)
         train(Trainer(config()), tmp_path)
     told = str(caught.value)
-    assert "File too large" in told and "it goes on from step 3" in told
+    assert "File too large" in told and "it resumes from step 3" in told
     assert "\n" not in told and capfd.readouterr().err.count("\n") < 5
     assert saved_steps(tmp_path / "checkpoints") == [1, 2, 3]
 
@@ -99,12 +99,12 @@ def test_a_full_disk_does_not_hide_that_a_step_is_not_finite(tmp_path, capfd):
     with files_of(1000), pytest.raises(NonFiniteError) as caught:
         nonfinite.stop(7, save, tmp_path)
     told = str(caught.value)
-    assert "step 8 is not finite; the state before it cannot be kept (" in told
+    assert "step 8 is not finite; the state before it could not be saved (" in told
     assert "File too large" in told and "\n" not in told
     assert (tmp_path / "dump" / "1").is_dir(), (
         "the older one goes after the new is whole"
     )
-    with pytest.raises(NonFiniteError, match="see it again with"):
+    with pytest.raises(NonFiniteError, match="repeat the step with"):
         nonfinite.stop(7, save, tmp_path)
     assert saved_steps(tmp_path / "dump") == [7]
 

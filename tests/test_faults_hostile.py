@@ -701,7 +701,7 @@ def test_a_tfds_folder_cannot_have_a_module_imported(tmp_path, monkeypatch, spel
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text('{"name": "set", "version": "1.0.0"}')
     (version / "features.json").write_text(json.dumps(spelt))
-    with pytest.raises(InputError, match="'stranger.Feature', which is not of TFDS"):
+    with pytest.raises(InputError, match="'stranger.Feature', a feature outside TFDS"):
         Tfds("set", data_dir=tmp_path)
     (version / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match="do not fit together .*set/1.0.0"):
@@ -765,7 +765,7 @@ def test_what_unfolds_to_more_than_it_should_is_not_unfolded(tmp_path, monkeypat
     with zipfile.ZipFile(tmp_path / "x.whl", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(2**20))
     monkeypatch.setattr(fetch, "MAX_MEMBERS", 2**19)
-    with pytest.raises(fetch.Failed, match="would unfold to 1048576 bytes"):
+    with pytest.raises(fetch.Failed, match="would expand to 1048576 bytes"):
         fetch.members(tmp_path / "x.whl", ["a"])
 
     directory = copy_of(exported(), tmp_path / "replay")

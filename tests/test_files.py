@@ -34,7 +34,7 @@ def test_what_is_there_and_no_file_stays(tmp_path):
     """As root, a rename would put a file in the place of /dev/null."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(InputError, match="it is there, and no file"):
+        with pytest.raises(InputError, match="it exists and is not a file"):
             files.write_whole(path, b"new")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
@@ -43,16 +43,16 @@ def test_a_folder_is_checked_before_there_is_one(tmp_path):
     files.check_folder(tmp_path / "new" / "deep")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match="file is no folder"):
+    with pytest.raises(InputError, match="file is not a folder"):
         files.check_folder(tmp_path / "file" / "deep")
 
 
 def test_what_is_read_is_a_file_and_bounded(tmp_path):
     path = tmp_path / "x.json"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         files.read_json(tmp_path / "pipe")
-    with pytest.raises(InputError, match="cannot be read: it is no file"):
+    with pytest.raises(InputError, match="cannot be read: it is not a regular file"):
         metrics.read(tmp_path / "pipe")
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):

@@ -1,4 +1,4 @@
-"""Fixed weights: no part of the state, kept once by their digest, never another's."""
+"""Fixed weights: outside the state, stored once by digest, checked by digest."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ PROBE = {
 
 
 class Body(nnx.Module):
-    """A fixed matrix of `size` numbers, and a trained row behind it."""
+    """A fixed matrix of `size` numbers followed by a trained row."""
 
     def __init__(self, size: int, *, rngs: nnx.Rngs):
         draw = jax.random.normal(rngs.params(), (size // 64, 64)) / 8
@@ -46,7 +46,7 @@ class Body(nnx.Module):
 
 
 def bodied(digits, size: int) -> ConfigDict:
-    """The digits config with such a model."""
+    """The digits config with `Body` as its model."""
     config = digits("views=2", **{"target_decay": 0.9})
     with config.unlocked():
         config.model = {"partial": "test_fixed_weights:Body", "size": size}
@@ -57,9 +57,7 @@ def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_checkpoint_is_as_large_as_the_trained_state_whatever_the_body(
-    digits, tmp_path
-):
+def test_checkpoint_size_depends_only_on_the_trained_state(digits, tmp_path):
     sizes = []
     for size in (2**16, 2**23):
         trainer, workdir = Trainer(bodied(digits, size)), tmp_path / str(size)
@@ -71,11 +69,11 @@ def test_a_checkpoint_is_as_large_as_the_trained_state_whatever_the_body(
         (file,) = (workdir / "fixed").iterdir()
         assert file.stat().st_size >= 4 * size
         assert hashlib.sha256(file.read_bytes()).hexdigest() == file.stem
-    # The little that differs is how well other numbers compress.
+    # The small difference comes from the compression of different numbers.
     assert abs(sizes[0] - sizes[1]) < 5000
 
 
-def test_a_step_changes_nothing_fixed(digits, tmp_path):
+def test_a_step_never_changes_fixed_weights(digits, tmp_path):
     trainer = Trainer(digits("views=2", **PROBE))
     with jax.set_mesh(trainer.mesh):
         trainer.check(tmp_path)
@@ -87,7 +85,7 @@ def test_a_step_changes_nothing_fixed(digits, tmp_path):
     assert values["healthy"]
     names = set(flatten(trainer.fixed))
     assert all(name.startswith("towers.image.encoder.") for name in names)
-    assert any(name.endswith("mean") for name in names), "statistics are fixed, too"
+    assert any(name.endswith("mean") for name in names), "statistics must be fixed, too"
     assert not any("encoder" in name for name in flatten(state))
     jax.tree.map(np.testing.assert_array_equal, before[0], trainer.fixed)
     changed = jax.tree.map(lambda a, b: (a != b).any(), before[1].params, state.params)
@@ -96,13 +94,13 @@ def test_a_step_changes_nothing_fixed(digits, tmp_path):
 
 @pytest.fixture(scope="module")
 def donor(digits_run):
-    """A trained run of digits."""
+    """A trained run on digits."""
     return digits_run()
 
 
 @pytest.fixture
 def probe(digits, donor, tmp_path):
-    """A frozen encoder, laid over from a run that is then deleted."""
+    """A probe run with its encoder from a run that is then deleted."""
     shutil.copytree(donor, tmp_path / "donor")
     config = digits("views=2", **PROBE, init_from=tmp_path / "donor")
     train(Trainer(config), tmp_path / "probe")
@@ -110,7 +108,7 @@ def probe(digits, donor, tmp_path):
     return tmp_path / "probe"
 
 
-def test_a_probe_stands_alone_when_its_donor_is_gone(probe, donor):
+def test_a_probe_loads_after_its_donor_is_deleted(probe, donor):
     ours, theirs = load(probe).arrays, load(donor).arrays
     encoder = [name for name in theirs if ".encoder." in name]
     assert len(encoder) > 10
@@ -118,7 +116,7 @@ def test_a_probe_stands_alone_when_its_donor_is_gone(probe, donor):
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-def test_a_wrong_or_absent_file_is_refused(probe):
+def test_a_damaged_or_missing_file_is_refused(probe):
     (file,) = (probe / "fixed").iterdir()
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -130,8 +128,8 @@ def test_a_wrong_or_absent_file_is_refused(probe):
         load(probe)
 
 
-def test_a_resumed_run_takes_the_weights_that_its_checkpoint_names(probe, digits):
-    """Where the file is gone it is not begun anew."""
+def test_a_resumed_run_uses_the_weights_named_by_its_checkpoint(probe, digits):
+    """If the file is missing, the weights are not initialised again."""
     config = digits("views=2", **PROBE, init_from=probe.parent / "donor")
     (file,) = (probe / "fixed").iterdir()
     moved = probe.parent / "moved.safetensors"
@@ -143,8 +141,10 @@ def test_a_resumed_run_takes_the_weights_that_its_checkpoint_names(probe, digits
     train(Trainer(config), probe)
 
 
-def test_weights_of_a_file_stay_where_they_are(donor, digits, tmp_path, monkeypatch):
-    """The run names the file's digest; it is found there, by hand, or in the data."""
+def test_weights_from_a_file_are_not_copied_into_the_run(
+    donor, digits, tmp_path, monkeypatch
+):
+    """The run stores only the digest; --weights or the data folder gives the file."""
     arrays = {
         name.removeprefix("towers.image.encoder."): np.asarray(array)
         for name, array in load(donor).arrays.items()
@@ -160,13 +160,15 @@ def test_weights_of_a_file_stay_where_they_are(donor, digits, tmp_path, monkeypa
     digest = json.loads((run / "checkpoints/4/digest/metadata").read_text())
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     assert [entry["sha256"] for entry in digest["fixed"]] == [sha]
-    assert str(tmp_path) not in json.dumps(digest["fixed"]), "it names no path"
+    assert str(tmp_path) not in json.dumps(digest["fixed"]), (
+        "the checkpoint must not name a path"
+    )
 
     with pytest.raises(InputError, match=f"{sha} .*--weights FILE"):
         load(run)
-    found = load(run, weights=[file]).arrays
+    loaded = load(run, weights=[file]).arrays
     name = next(iter(arrays))
-    np.testing.assert_array_equal(found[f"towers.image.encoder.{name}"], arrays[name])
+    np.testing.assert_array_equal(loaded[f"towers.image.encoder.{name}"], arrays[name])
     other = tmp_path / "other.safetensors"
     save_file({"x": np.zeros(1)}, other)
     with pytest.raises(InputError, match=f"{sha}.* {other} is [0-9a-f]+"):
@@ -174,19 +176,19 @@ def test_weights_of_a_file_stay_where_they_are(donor, digits, tmp_path, monkeypa
     monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path))
     (tmp_path / "weights").mkdir()
     shutil.copy(file, tmp_path / "weights" / f"{sha}.safetensors")
-    assert load(run).arrays.keys() == found.keys()
+    assert load(run).arrays.keys() == loaded.keys()
 
 
-def test_a_digest_that_is_none_is_never_a_path(probe):
+def test_an_invalid_digest_is_never_used_as_a_path(probe):
     path = probe / "checkpoints/4/digest/metadata"
     digest = json.loads(path.read_text())
     digest["fixed"][0]["sha256"] = "../../../../etc/passwd"
     path.write_text(json.dumps(digest))
-    with pytest.raises(InputError, match="no sha256"):
+    with pytest.raises(InputError, match="not a sha256"):
         load(probe)
 
 
-def test_weights_that_are_not_finite_are_refused(donor, digits, tmp_path):
+def test_nonfinite_weights_are_refused(donor, digits, tmp_path):
     file = tmp_path / "nan.safetensors"
     arrays = {n: np.asarray(a) for n, a in load(donor).arrays.items()}
     name = next(n for n in arrays if n.endswith("kernel") and ".encoder." in n)
@@ -200,24 +202,22 @@ def test_weights_that_are_not_finite_are_refused(donor, digits, tmp_path):
     assert load_file(file).keys() == arrays.keys()
 
 
-def test_a_killed_run_with_fixed_weights_ends_as_a_straight_one(
-    command, donor, tmp_path
-):
+def test_a_resumed_run_with_fixed_weights_is_exact(command, donor, tmp_path):
     arguments = ["main", "--config", "configs/polyview_digits.py:views=2"]
     small = {"steps": 60, "batch_size": 8, "log_every": 5, "checkpoint_every": 10}
     small |= {"model.towers.image.encoder.width": 4, "init_from": donor}
     small |= {"model.towers.image.frozen": True, "target_decay": 0.9}
     arguments += [f"--config.{key}={value}" for key, value in small.items()]
-    straight = command(*arguments, "--workdir", tmp_path / "straight")
-    assert straight.returncode == 0, straight.output
-    arguments += ["--workdir", tmp_path / "broken"]
-    broken = command(*arguments, wait=False)
-    wait_for_step(broken, tmp_path / "broken", 20)
-    broken.send_signal(signal.SIGKILL)
-    broken.communicate()
+    reference = command(*arguments, "--workdir", tmp_path / "reference")
+    assert reference.returncode == 0, reference.output
+    arguments += ["--workdir", tmp_path / "stopped"]
+    stopped = command(*arguments, wait=False)
+    wait_for_step(stopped, tmp_path / "stopped", 20)
+    stopped.send_signal(signal.SIGKILL)
+    stopped.communicate()
     again = command(*arguments)
     assert again.returncode == 0, again.output
-    assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
-    ends = [saved_arrays(tmp_path / name, 60) for name in ("broken", "straight")]
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "reference")
+    ends = [saved_arrays(tmp_path / name, 60) for name in ("stopped", "reference")]
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name], err_msg=name)

@@ -1,4 +1,4 @@
-"""What a new state begins with: laid over by paths; what is left is said."""
+"""Initialisation of a new state from other runs by path; the rest is reported."""
 
 import jax
 import numpy as np
@@ -18,26 +18,24 @@ from polyview.training.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def donor(digits_run):
-    """A trained run of digits, with an average."""
+    """A trained run on digits, with a moving average."""
     return digits_run(target_decay=0.5)
 
 
 def with_init(config, init):
-    """The config with an init, as a file would have it."""
+    """The config with `init`, as if read from a file."""
     return from_json(to_json(config.to_dict() | {"init": init}))
 
 
 def begun(config, tmp_path):
-    """The trainer of a config, and its state before the first step."""
+    """The trainer of a config and its state before the first step."""
     trainer = Trainer(config)
     with jax.set_mesh(trainer.mesh):
         trainer.check(tmp_path)
         return trainer, trainer.create(tmp_path)
 
 
-def test_the_whole_of_a_run_is_laid_over_and_the_average_begins_there(
-    donor, digits, tmp_path
-):
+def test_a_whole_run_initialises_the_state_and_its_average(donor, digits, tmp_path):
     config = with_init(digits("views=2", target_decay=0.9, seed=5), str(donor))
     trainer, state = begun(config, tmp_path)
     theirs = load(donor).parts
@@ -48,10 +46,8 @@ def test_the_whole_of_a_run_is_laid_over_and_the_average_begins_there(
     assert "begins with" in trainer.banner(state, 0)
 
 
-def test_a_path_takes_from_another_path_and_the_rest_starts_fresh(
-    donor, digits, tmp_path
-):
-    """Two towers of one config begin with one encoder; their projectors do not."""
+def test_a_path_is_copied_from_a_path_and_the_rest_is_fresh(donor, digits, tmp_path):
+    """Two towers start with one encoder, but with fresh projectors."""
     plain = digits("views=2").to_dict()
     tower = plain["model"]["towers"]["image"]
     plain["model"]["towers"] = {"image": tower, "twin": tower}
@@ -71,21 +67,21 @@ def test_a_path_takes_from_another_path_and_the_rest_starts_fresh(
             strict=True,
         )
         assert any((np.asarray(a) != np.asarray(b)).any() for a, b in kernels)
-    said = trainer.banner(state, 0)["begins with"]
-    assert "fresh: towers.image.projector, towers.twin.projector" in said
+    report = trainer.banner(state, 0)["begins with"]
+    assert "fresh: towers.image.projector, towers.twin.projector" in report
 
 
 def Twins(**options):
-    """The views of an image, under two names."""
+    """The views of an image under two names."""
     from polyview.data.views import Generated
 
     views = Generated(**options)
 
     def both(example, rng):
-        found = views(example, rng)
+        example_views = views(example, rng)
         for part in ("views", "present"):
-            found[part]["twin"] = found[part]["image"]
-        return found
+            example_views[part]["twin"] = example_views[part]["image"]
+        return example_views
 
     return both
 
@@ -97,18 +93,16 @@ def Twins(**options):
         ({"towers.image.encoder": ("RUN", "nowhere")}, "has nothing at 'nowhere'"),
         ({"": ("RUN", "towers")}, "have no place at 'the model'"),
         ({"towers.image.encoder": "nowhere"}, "nowhere has no checkpoint to load"),
-        ({"towers.image.encoder": 3}, r"is 3; give a run or \(run, path there\)"),
+        ({"towers.image.encoder": 3}, r"is 3; give a run or \(run, path in it\)"),
         ({"towers.image.encoder": {"from": "RUN", "als": "x"}}, "give a run or"),
-        ({"towers.image.encoder": {"from": "RUN", "leave": "*"}}, "lists of patterns"),
-        ({"towers.image.encoder": {"from": "RUN", "fresh": [3]}}, "lists of patterns"),
+        ({"towers.image.encoder": {"from": "RUN", "leave": "*"}}, "the pattern lists"),
+        ({"towers.image.encoder": {"from": "RUN", "fresh": [3]}}, "the pattern lists"),
         ({"towers.image.encoder": {"from": "RUN", "path": 3}}, "give a run or"),
         ({"": "RUN", "towers.image.encoder": ("RUN", "nope")}, "has nothing at 'nope'"),
-        ({"towers.image.encoder": "sha256:00"}, "is absent or has another sha256"),
+        ({"towers.image.encoder": "sha256:00"}, "does not exist or has another sha256"),
     ],
 )
-def test_what_cannot_be_laid_over_is_answered_in_a_line(
-    donor, digits, tmp_path, init, words
-):
+def test_an_invalid_init_is_refused_in_one_line(donor, digits, tmp_path, init, words):
     def named(value):
         if isinstance(value, str):
             return value.replace("RUN", str(donor))
@@ -123,7 +117,7 @@ def test_what_cannot_be_laid_over_is_answered_in_a_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_left_over_is_an_error_unless_allowed(tmp_path):
+def test_unused_arrays_are_an_error_unless_allowed(tmp_path):
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     leaf = jax.ShapeDtypeStruct((2,), np.float32, sharding=one)
     parts = {"a": {"w": leaf, "sigma": leaf}}, {}, {}
@@ -135,13 +129,13 @@ def test_what_is_left_over_is_an_error_unless_allowed(tmp_path):
 
     with pytest.raises(InputError, match="1 arrays of .* as 'b.more'.*`leave`"):
         laid()
-    found = laid(leave=("b.more",), fresh=("*.sigma",))
-    np.testing.assert_array_equal(found.parts[0]["a"]["w"], ones)
-    assert found.parts[0]["a"]["sigma"] is leaf
-    assert found.fresh == ["a.sigma"]
+    allowed = laid(leave=("b.more",), fresh=("*.sigma",))
+    np.testing.assert_array_equal(allowed.parts[0]["a"]["w"], ones)
+    assert allowed.parts[0]["a"]["sigma"] is leaf
+    assert allowed.fresh == ["a.sigma"]
 
 
-def test_init_from_is_the_encoder_of_each_tower(digits):
+def test_init_from_means_the_encoder_of_each_tower(digits):
     config = digits("views=2", init_from="runs/a")
     path = "towers.image.encoder"
     assert entries_of(config) == [Entry(path, "runs/a", path)]
@@ -150,8 +144,8 @@ def test_init_from_is_the_encoder_of_each_tower(digits):
         entries_of(both)
 
 
-def test_where_entries_overlap_the_later_one_wins_and_the_record_says_so(tmp_path):
-    """A file is named by reference for what is its alone; all else is kept whole."""
+def test_later_overlapping_entries_win_and_are_recorded(tmp_path):
+    """Arrays from one file are stored by reference; all others are copied."""
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     leaf = jax.ShapeDtypeStruct((2,), np.float32, sharding=one)
     fixed = {"body": {"a": {"w": leaf}, "b": {"w": leaf}}}
@@ -163,14 +157,12 @@ def test_where_entries_overlap_the_later_one_wins_and_the_record_says_so(tmp_pat
     laid = lay_over(entries, None, ({}, {}, fixed))
     assert [entry["at"] for entry in laid.referenced] == ["body.b"]
     record = keep_fixed(tmp_path / "run", laid.parts[2], laid.referenced, "two files")
-    found = read_fixed(tmp_path / "run", record, fixed, files)
+    arrays = read_fixed(tmp_path / "run", record, fixed, files)
     for part, value in (("a", 1), ("b", 2)):
-        np.testing.assert_array_equal(found["body"][part]["w"], np.full(2, value))
+        np.testing.assert_array_equal(arrays["body"][part]["w"], np.full(2, value))
 
 
-def test_a_run_with_paths_in_its_init_is_evaluated_and_exported(
-    donor, digits, tmp_path
-):
+def test_a_run_with_init_paths_is_evaluated_and_exported(donor, digits, tmp_path):
     config = with_init(digits("views=2"), {"towers.image.encoder": str(donor)})
     config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=5)
     train(Trainer(config), tmp_path)

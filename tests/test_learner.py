@@ -1,4 +1,4 @@
-"""The one loop drives learners that act, too: killed anywhere, they end the same."""
+"""The training loop also drives learners that act; killed runs resume exactly."""
 
 import json
 import os
@@ -16,7 +16,7 @@ STEPS = 400
 
 
 def bandit(workdir, wait=True):
-    """Train the two-armed bandit of tests/bandit.py in a process of its own."""
+    """Train the two-armed bandit of tests/bandit.py in a separate process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bandit", str(workdir), str(STEPS)],
         cwd=ROOT,
@@ -32,28 +32,26 @@ def bandit(workdir, wait=True):
 
 
 @pytest.mark.parametrize("how, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
-def test_a_learner_that_acts_is_killed_and_ends_as_a_straight_one(
-    tmp_path, how, status
-):
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    said = bandit(straight).output
-    assert "gap" in said and f"step {STEPS}/{STEPS}" in said
-    process = bandit(broken, wait=False)
-    wait_for_step(process, broken, 60)
+def test_a_resumed_acting_learner_equals_an_uninterrupted_one(tmp_path, how, status):
+    reference, stopped = tmp_path / "reference", tmp_path / "stopped"
+    log = bandit(reference).output
+    assert "gap" in log and f"step {STEPS}/{STEPS}" in log
+    process = bandit(stopped, wait=False)
+    wait_for_step(process, stopped, 60)
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
-    bandit(broken)
-    assert logged(broken) == logged(straight)
-    ends = [saved_arrays(workdir, STEPS) for workdir in (broken, straight)]
+    bandit(stopped)
+    assert logged(stopped) == logged(reference)
+    ends = [saved_arrays(workdir, STEPS) for workdir in (stopped, reference)]
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
     results = [
         json.loads((workdir / "eval" / f"{STEPS}-better.json").read_text())
-        for workdir in (broken, straight)
+        for workdir in (stopped, reference)
     ]
     assert results[0] == results[1]
-    assert results[0]["gap"] > 0.4, "it has learned which arm pays"
+    assert results[0]["gap"] > 0.4, "it has not learned which arm pays"
 
 
 def test_a_new_acting_learner_is_one_file_of_under_80_lines():

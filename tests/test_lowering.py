@@ -1,9 +1,9 @@
-"""The whole training step lowers for machines that are not here, 256 devices of them.
+"""The whole training step lowers for 256 accelerators that need not be present.
 
-The step is the one `train.Run` jits: photometry, encoder, projector, loss, optimiser,
-with its shardings and its donation. Nothing is compiled or run, so what these tests
-promise is that a program comes out, split over all devices, in which no array holds the
-scores of all embeddings against all.
+The step is the one that `Trainer` jits: photometry, encoder, projector, loss and
+optimiser, with its shardings and donation. Nothing is compiled or run. The tests check
+that a program results, that it is split over all devices, and that none of its arrays
+holds the scores of all pairs of embeddings.
 """
 
 import math
@@ -22,7 +22,7 @@ from polyview.objectives import negatives
 from polyview.training.trainer import Trainer
 
 DEVICES = 256
-ROWS = 512  # unique samples: two on each device
+ROWS = 512  # unique samples, two per device
 RESNET = {
     "partial": "polyview.nn.resnet:resnet_tiny",
     "width": 4,
@@ -51,8 +51,8 @@ OBJECTIVES = [
 
 
 def exported(config, monkeypatch, data: int, fsdp: int):
-    """The step of a config for TPU and CUDA, on a mesh of devices nobody has."""
-    # The tile follows the machine that traces; there it would be the large one.
+    """The step of a config for TPU and CUDA, on an abstract mesh."""
+    # The tile size depends on the tracing machine; accelerators use the large one.
     monkeypatch.setitem(negatives.TILE, "cpu", negatives.LARGE_TILE)
     mesh = AbstractMesh((data, fsdp), devices.AXES, axis_types=(AxisType.Auto,) * 2)
     monkeypatch.setattr(devices, "make_mesh", lambda **_: mesh)
@@ -65,7 +65,7 @@ def exported(config, monkeypatch, data: int, fsdp: int):
 
 
 def elements(text: str) -> list[int]:
-    """How many elements each array type of a StableHLO program has."""
+    """The number of elements of each array type in a StableHLO program."""
     sizes = set(re.findall(r"tensor<((?:\d+x)+)[a-z]", text))
     return [math.prod(map(int, size.rstrip("x").split("x"))) for size in sizes]
 
@@ -74,7 +74,7 @@ def holds_no_scores_of_all(program, m: int) -> None:
     assert program.nr_devices == DEVICES
     assert program.platforms == ("tpu", "cuda")
     text = program.mlir_module()
-    # The rows come in split over all devices, and the old state's memory is reused.
+    # The input rows are split over all devices; the old state's memory is reused.
     assert re.search(
         rf'tensor<{ROWS}x{m}x8x8x1xui8> {{sdy.sharding = [^[]*\[{{"data", "fsdp"}}',
         text,
@@ -85,7 +85,7 @@ def holds_no_scores_of_all(program, m: int) -> None:
 
 
 def small(digits, argument: str, encoder: dict):
-    """The digits config with photometry and an encoder that lowers in a moment."""
+    """The digits config with photometry and an encoder that lowers quickly."""
     config = digits(argument, batch_size=ROWS)
     tower = config.model.towers.image
     with config.unlocked():
@@ -101,13 +101,13 @@ def test_a_step_lowers_for_256_tpus_and_gpus(objective, m, digits, monkeypatch):
     holds_no_scores_of_all(exported(config, monkeypatch, DEVICES, 1), m)
 
 
-def test_the_arithmetic_loss_as_listed_lowers_too(digits, monkeypatch):
+def test_the_listing_variant_of_the_arithmetic_loss_lowers(digits, monkeypatch):
     config = small(digits, "objective=arithmetic,views=3", RESNET)
     config.objective.loss.variant = "listing"
     holds_no_scores_of_all(exported(config, monkeypatch, DEVICES, 1), 3)
 
 
-def test_a_vit_in_bfloat16_lowers_with_its_parameters_split(digits, monkeypatch):
+def test_a_bfloat16_vit_lowers_with_sharded_parameters(digits, monkeypatch):
     monkeypatch.setattr(devices, "SMALLEST_SPLIT", 2**8)
     config = small(digits, "views=3,dtype=bfloat16", VIT)
     program = exported(config, monkeypatch, 32, 8)
@@ -116,7 +116,7 @@ def test_a_vit_in_bfloat16_lowers_with_its_parameters_split(digits, monkeypatch)
     assert split, "no parameter is split over fsdp"
 
 
-# What reads compiled programs, for the tests and the benchmarks.
+# Readers of compiled programs, used by tests and benchmarks.
 
 PROGRAM = """\
 HloModule jit_f, is_scheduled=true, num_partitions=8
@@ -174,7 +174,7 @@ ENTRY %main (a: f32[4,8], b: bf16[4,8]) -> f32[4,8] {
 """
 
 
-def test_bytes_of_collectives_count_loops_branches_and_types():
+def test_collective_bytes_count_loops_branches_and_dtypes():
     assert collective_bytes(PROGRAM) == {
         "all-gather": 32 * 8 * 4,
         "all-reduce": 16 * 4,
@@ -183,33 +183,33 @@ def test_bytes_of_collectives_count_loops_branches_and_types():
         "reduce-scatter": 32 * 8 * 4,
     }
     known = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
-    found = collective_bytes(PROGRAM.replace("body=%body", known))
-    assert found["collective-permute"] == 7 * 4 * 8 * 2
+    seven_trips = collective_bytes(PROGRAM.replace("body=%body", known))
+    assert seven_trips["collective-permute"] == 7 * 4 * 8 * 2
 
 
-def test_a_loop_that_does_not_say_how_often_it_runs_is_an_error():
+def test_a_loop_of_unknown_trip_count_is_an_error():
     unknown = PROGRAM.replace("constant(5)", "parameter(1)")
-    with pytest.raises(ValueError, match="no trip count is known"):
+    with pytest.raises(ValueError, match="the trip count of the loop"):
         collective_bytes(unknown)
 
 
-def test_the_largest_array_is_one_that_is_held():
+def test_largest_array_ignores_arrays_inside_fusions():
     assert largest_array(PROGRAM) == (32 * 8, "f32[32,8]")
 
 
-def test_a_ring_brings_each_device_what_the_others_have():
-    found = dict.fromkeys(collective_bytes(PROGRAM), 800)
-    by_kind = {kind: scaling.bytes_in({kind: 800}, 8) for kind in found}
+def test_received_bytes_per_device_follow_ring_algorithms():
+    kinds = dict.fromkeys(collective_bytes(PROGRAM), 800)
+    by_kind = {kind: scaling.bytes_in({kind: 800}, 8) for kind in kinds}
     assert by_kind == {
-        "all-gather": 700,  # seven blocks of 100
-        "all-reduce": 1400,  # reduced in blocks, and gathered
+        "all-gather": 700,  # seven blocks of 100 bytes
+        "all-reduce": 1400,  # reduce-scatter, then all-gather
         "all-to-all": 700,
         "collective-permute": 800,
         "reduce-scatter": 700,
     }
 
 
-def test_a_program_that_was_just_compiled_is_read():
+def test_a_freshly_compiled_program_is_read():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def local(z):

@@ -67,7 +67,7 @@ def test_a_dry_run_says_sizes_and_writes_nothing(
 
 
 def test_a_run_needs_a_config_and_a_workdir(monkeypatch, capsys):
-    with pytest.raises(InputError, match="--list names some"):
+    with pytest.raises(InputError, match="--list shows some"):
         said(monkeypatch, capsys, "--workdir", "x")
     with pytest.raises(InputError, match="give --workdir DIR"):
         said(monkeypatch, capsys, "--config", "configs/polyview_digits.py")

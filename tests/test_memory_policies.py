@@ -1,4 +1,4 @@
-"""Rematerialisation, bfloat16 and FSDP keep less, and the numbers stay."""
+"""Rematerialisation, bfloat16 and FSDP save memory and keep the numbers."""
 
 from functools import partial
 
@@ -18,8 +18,8 @@ from polyview.nn.vit import ViT, vit_b
 from polyview.training.step import create_state
 from polyview.training.trainer import Trainer
 
-# XLA for CPU drops the barrier between a computation and its repetition, and merges
-# them; without this pass it keeps to it, as the compilers for GPU and TPU do.
+# This pass of XLA for CPU removes the barrier between a computation and its repetition,
+# so that both are merged. Without it the barrier is kept, as on GPU and TPU.
 BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
@@ -32,10 +32,10 @@ VIT = partial(ViT, width=32, depth=4, heads=2, patch=2, image=8)
     [(RESNET, (8, 32, 32, 3), 0.7, 0.95), (VIT, (32, 8, 8, 3), 0.4, 0.6)],
     ids=["resnet", "vit"],
 )
-def test_rematerialisation_gives_the_same_in_less_memory(make, shape, blocks, dots):
-    """Values, gradients and the statistics that BatchNorm writes within a block."""
+def test_rematerialisation_keeps_results_and_saves_memory(make, shape, blocks, dots):
+    """Values, gradients and the BatchNorm statistics written inside a block."""
     x = jax.random.normal(jax.random.key(0), shape)
-    found, memory = {}, {}
+    results, memory = {}, {}
     for remat in ("none", "blocks", "dots"):
         parts = split_module(make(remat=remat, rngs=nnx.Rngs(0)))
 
@@ -48,22 +48,22 @@ def test_rematerialisation_gives_the_same_in_less_memory(make, shape, blocks, do
         gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
         arrays = parts.params, parts.statistics
         program = gradient_of.lower(*arrays).compile(BARRIERS)
-        found[remat] = jax.device_get(program(*arrays))
+        results[remat] = jax.device_get(program(*arrays))
         memory[remat] = program.memory_analysis().temp_size_in_bytes
-    assert_equal(found["blocks"], found["none"], 1e-5)
-    assert_equal(found["dots"], found["none"], 1e-5)
+    assert_equal(results["blocks"], results["none"], 1e-5)
+    assert_equal(results["dots"], results["none"], 1e-5)
     assert memory["blocks"] < blocks * memory["none"]
     assert memory["blocks"] < memory["dots"] < dots * memory["none"]
 
 
-def test_an_unknown_form_is_an_error():
+def test_an_unknown_remat_policy_is_an_error():
     with pytest.raises(ValueError, match="remat='block' is not one of"):
         vit.ViT(width=8, depth=1, heads=1, remat="block", rngs=nnx.Rngs(0))
 
 
-def test_bfloat16_computes_in_it_and_keeps_float32(digits):
-    """Parameters, statistics, optimiser state and loss stay float32, and the loss is
-    that of float32 to a few digits."""
+def test_bfloat16_computation_keeps_a_float32_state(digits):
+    """Parameters, statistics, optimiser state and loss stay float32, and the loss
+    agrees with float32 to a few digits."""
     run = Trainer(digits("dtype=bfloat16", batch_size=16))
     exact = Trainer(digits("dtype=float32", batch_size=16))
     _, batch = next(iter(run.batches(0)))
@@ -90,7 +90,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32(digits):
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 4)])
 def test_a_device_holds_a_quarter_of_a_large_state(shape):
-    """Of a ViT-B's parameters and of what the optimiser keeps of them."""
+    """A quarter of a ViT-B's parameters and of their optimiser state."""
     make_module = model(vit_b, jnp.float32)
     create = partial(create_state, make_module, sgd())
     state, _ = jax.eval_shape(create, jnp.uint32(0))
@@ -106,8 +106,8 @@ def test_a_device_holds_a_quarter_of_a_large_state(shape):
         assert 0.25 <= sum(held) / sum(leaf.size for leaf in leaves) < 0.255
 
 
-def test_the_backward_pass_gathers_a_block_again():
-    """A block's weights are whole only while it is at work, in each of the passes."""
+def test_backward_pass_gathers_each_block_again():
+    """In both passes, a block's weights are gathered only while it computes."""
     module = ViT(width=32, depth=3, heads=2, patch=4, image=8, rngs=nnx.Rngs(0))
     graph, *arrays = split_module(module)
 
@@ -119,7 +119,7 @@ def test_the_backward_pass_gathers_a_block_again():
         gradient = jax.make_jaxpr(jax.grad(loss_of))(arrays[0], arrays[1:])
 
     def gathers(jaxpr) -> int:
-        """Of the kernels of query, key and value."""
+        """Number of gathers of query-key-value kernels."""
         number = 0
         for equation in jaxpr.eqns:
             constrained = equation.primitive.name == "sharding_constraint"
@@ -132,10 +132,10 @@ def test_the_backward_pass_gathers_a_block_again():
     assert gathers(gradient.jaxpr) == 2 * 3
 
 
-def test_split_parameters_give_the_same_step(x64, monkeypatch):
-    """Of a ViT on 2 x 4 devices, to 1e-9 of one device. Each weight is gathered once a
-    pass, forward and backward, and of activations only the embeddings, for the loss:
-    the rows of a slice are so few that the compiler, left alone, would gather them."""
+def test_sharded_parameters_give_the_same_step(x64, monkeypatch):
+    """A ViT on 2 x 4 devices equals one device to 1e-9. Each pass gathers each weight
+    once; of the activations, only embeddings are gathered, for the loss. A slice has so
+    few rows that the compiler, without constraints, would gather the rows instead."""
     monkeypatch.setattr(devices, "SMALLEST_SPLIT", 512)
     encoder = partial(ViT, width=32, depth=1, heads=2, patch=4, image=8)
     make_module, batch = model(encoder, jnp.float64, norm="none"), images(2)

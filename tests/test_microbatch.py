@@ -1,4 +1,4 @@
-"""Slices of a batch give the step of the batch; its parts give another, as they say."""
+"""Slices of a batch give the same step; accumulated parts average their losses."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def model(encoder, dtype, photometry=None, **head):
 
 
 def noise(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Photometry in short: row i's noise is a function of keys[i]."""
+    """A minimal photometry: the noise of row i depends only on keys[i]."""
     brightness = jax.vmap(jax.random.uniform)(keys)
     return images * brightness[:, None, None, None, None]
 
@@ -70,7 +70,7 @@ def vectors(m: int) -> dict:
 
 
 def sgd():
-    """After one step its momentum is the gradient."""
+    """SGD; after one step its momentum equals the gradient."""
     made = optimizer.sgd(
         steps=10,
         batch_size=2,
@@ -82,7 +82,7 @@ def sgd():
 
 
 def compiled(make_module, batch, mesh, objective=OBJECTIVE, decay=None, **division):
-    """`run(steps)` -> the loss and the state of each; and the program of a step."""
+    """`run(steps)` -> (loss, state) of each step; and the compiled step."""
     seed = devices.put_replicated(np.uint32(0), mesh)
     create = partial(create_state, make_module, sgd(), target_decay=decay)
     shardings = devices.of_state(jax.eval_shape(create, seed), mesh)
@@ -99,13 +99,13 @@ def compiled(make_module, batch, mesh, objective=OBJECTIVE, decay=None, **divisi
         program = take.lower(state, fixed, batch, jnp.int32(0), seed).compile()
 
     def run(steps: int):
-        (state, fixed), found = jax.jit(create, out_shardings=shardings)(seed), []
+        (state, fixed), results = jax.jit(create, out_shardings=shardings)(seed), []
         for number in range(steps):
             number = devices.put_replicated(np.int32(number), mesh)
             state, values = program(state, fixed, batch, number, seed)
             assert values["healthy"]
-            found.append(jax.device_get((values["loss"], state)))
-        return found
+            results.append(jax.device_get((values["loss"], state)))
+        return results
 
     return run, program
 
@@ -116,8 +116,8 @@ def mesh_of(data: int, fsdp: int) -> Mesh:
 
 
 def assert_equal(found, expected, tolerance: float) -> None:
-    """Every array to a tolerance relative to its largest element, or, where that is
-    zero but for rounding, to 1."""
+    """Compare arrays to a tolerance relative to the largest element, or to 1 if that is
+    zero up to rounding."""
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         largest = np.abs(b).max(initial=0)
         scale = largest if largest > 1e-12 else 1
@@ -125,9 +125,9 @@ def assert_equal(found, expected, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("m, shapes", [(2, [(1, 1), (4, 1)]), (4, [(2, 2)])])
-def test_slices_change_nothing_in_float64(x64, monkeypatch, m, shapes):
-    """Loss, gradient and state of 3 steps, against one device and no slices; and no
-    views travel between devices."""
+def test_slices_do_not_change_float64_steps(x64, monkeypatch, m, shapes):
+    """Loss, gradient and state of 3 steps equal those on one device without slices;
+    no views travel between devices."""
     monkeypatch.setattr(devices, "SMALLEST_SPLIT", 256)
     make_module = mlp(norm="none") if m == 2 else vit(jnp.float64)
     batch = vectors(m) if m == 2 else images(m)
@@ -143,8 +143,8 @@ def test_slices_change_nothing_in_float64(x64, monkeypatch, m, shapes):
         assert gathered < batch["views"]["image"].nbytes
 
 
-def test_slices_change_nothing_in_float32():
-    """Nor in the noise, which is a function of a row's index."""
+def test_slices_do_not_change_float32_steps():
+    """Nor the noise, which depends on a row's index."""
     make_module, batch = vit(jnp.float32, photometry=noise), images(2)
     plain, _ = compiled(make_module, batch, mesh_of(1, 1))
     sliced, _ = compiled(make_module, batch, mesh_of(1, 1), slices=8)
@@ -152,26 +152,26 @@ def test_slices_change_nothing_in_float32():
 
 
 def towards_the_target(module, target_module, batch, key):
-    """An objective that calls the module twice, and its moving average."""
+    """An objective that calls the module twice, and its moving average once."""
     online = module(batch, key=key, train=True)["image"].z
     again = module(batch, key=jax.random.fold_in(key, 1), train=True)["image"].z
     target = target_module(batch, key=key, train=False)["image"].z
     return jnp.mean((online - target) ** 2) + jnp.mean((online + again) ** 2), {}
 
 
-def test_any_objective_may_be_sliced_and_so_is_the_target(x64):
+def test_any_objective_can_be_sliced_with_its_target(x64):
     batch = vectors(2)
     make_module = mlp(norm="none")
-    found = []
+    results = []
     for slices in (1, 2):
         run, _ = compiled(
             make_module, batch, mesh_of(1, 1), towards_the_target, 0.5, slices=slices
         )
-        found.append(run(3))
-    assert_equal(found[1], found[0], 1e-9)
+        results.append(run(3))
+    assert_equal(results[1], results[0], 1e-9)
 
 
-def test_slices_take_less_memory():
+def test_slices_reduce_memory():
     encoder = partial(ViT, width=32, depth=1, heads=2, patch=2, image=8)
     make_module = model(encoder, jnp.float32, norm="none")
     whole, sliced = (
@@ -183,7 +183,7 @@ def test_slices_take_less_memory():
     assert sliced < whole / 4
 
 
-def test_batch_statistics_of_a_slice_are_refused(digits):
+def test_batch_statistics_with_slices_are_refused(digits):
     config = digits(batch_size=16)
     config.microbatch = 8
     run = Trainer(config)
@@ -192,8 +192,8 @@ def test_batch_statistics_of_a_slice_are_refused(digits):
             run.trace()
 
 
-def test_frozen_statistics_may_be_sliced(digits):
-    """A frozen ResNet under a linear layer, in the trainer, in one slice or two."""
+def test_frozen_statistics_can_be_sliced(digits):
+    """A frozen ResNet with a linear layer, in the trainer, with one slice or two."""
     states = []
     for rows in (None, 8):
         config = digits(batch_size=16)
@@ -217,28 +217,28 @@ def test_frozen_statistics_may_be_sliced(digits):
 @pytest.mark.parametrize(
     ("division", "words"),
     [
-        ({"microbatch": 10}, "batch_size=96 is no multiple of microbatch=10"),
-        ({"microbatch": 192}, "no multiple of microbatch=192"),
+        ({"microbatch": 10}, "batch_size=96 is not a multiple of microbatch=10"),
+        ({"microbatch": 192}, "not a multiple of microbatch=192"),
         ({"microbatch": 12}, "microbatch=12 does not divide among 8 .* multiple of 8"),
-        ({"accumulate": 5}, "batch_size=96 is no multiple of accumulate=5"),
+        ({"accumulate": 5}, "batch_size=96 is not a multiple of accumulate=5"),
         ({"accumulate": 8}, "batch_size=96 / accumulate=8 .* multiple of 64"),
         ({"accumulate": 2, "microbatch": 48}, "keep one"),
     ],
 )
-def test_a_division_that_leaves_a_rest_is_refused(division, words):
+def test_an_uneven_division_is_refused(division, words):
     config = ml_collections.ConfigDict({"batch_size": 96, **division})
     with pytest.raises(InputError, match=words):
         microbatch.division(config, devices=8)
 
 
-def test_parts_are_the_mean_of_their_losses(x64):
-    """Each has its own negatives; BatchNorm sees part after part; any devices."""
+def test_accumulation_averages_the_losses_of_its_parts(x64):
+    """Each part has its own negatives; BatchNorm sees the parts in turn. Any mesh."""
     make_module, batch, parts = mlp(), vectors(2), 2
     one, _ = compiled(make_module, batch, mesh_of(1, 1), parts=parts)
     four, _ = compiled(make_module, batch, mesh_of(4, 1), parts=parts)
-    found = one(1)
-    assert_equal(four(1), found, 1e-9)
-    loss, state = found[0]
+    results = one(1)
+    assert_equal(four(1), results, 1e-9)
+    loss, state = results[0]
 
     graph, *_ = abstract_module(make_module)
     start, _ = create_state(make_module, sgd(), jnp.uint32(0))
@@ -266,7 +266,7 @@ def test_parts_are_the_mean_of_their_losses(x64):
     assert_equal(momentum, jax.device_get(jax.tree.leaves(mean)), 1e-9)
 
 
-def test_the_banner_counts_the_negatives_of_a_part(digits):
+def test_banner_counts_the_negatives_of_a_part(digits):
     config = digits("views=3", batch_size=48)
     config.accumulate = 2
     run = Trainer(config)

@@ -1,4 +1,4 @@
-"""Texts are read without their padding, and predictions without what is missing."""
+"""Text encoders ignore padding, and predictions ignore missing views."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def tokens(n=3, words=5, length=9, seed=0):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_padding_changes_nothing(name):
+def test_padding_does_not_change_features(name):
     encoder = ENCODERS[name](rngs=nnx.Rngs(0))
     h, local, real = encoder(tokens(length=8), train=True)
     longer, more, really = encoder(tokens(length=16), train=True)
@@ -45,7 +45,7 @@ def test_padding_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_row_of_padding_alone_is_finite_and_so_is_its_gradient(name):
+def test_a_row_of_only_padding_has_finite_features_and_gradient(name):
     graph, params = nnx.split(ENCODERS[name](rngs=nnx.Rngs(0)))
 
     def loss(params):
@@ -57,7 +57,7 @@ def test_a_row_of_padding_alone_is_finite_and_so_is_its_gradient(name):
         assert np.isfinite(leaf).all()
 
 
-def test_words_have_an_order_but_sets_have_none():
+def test_word_order_matters_except_to_the_set_encoder():
     x = tokens(words=6, length=6)
     for name, make in ENCODERS.items():
         encoder = make(rngs=nnx.Rngs(0))
@@ -66,7 +66,7 @@ def test_words_have_an_order_but_sets_have_none():
         assert same == (name == "set"), name
 
 
-def test_windows_of_strided_convolutions_are_real_where_a_word_is():
+def test_a_strided_window_is_real_where_it_holds_a_word():
     encoder = ConvText(**SMALL, strides=(2, 2), rngs=nnx.Rngs(0))
     _, local, real = encoder(tokens(words=5, length=12), train=False)
     assert local.shape == (3, 3, 8)
@@ -90,18 +90,18 @@ def fused(**changes):
         "alone": True,
     }
     module = LateFusion(**options | changes, rngs=nnx.Rngs(0))
-    weights = module.heads["y"].linear.kernel  # from zero
+    weights = module.heads["y"].linear.kernel  # initialised to zero
     weights[...] = jax.random.normal(jax.random.key(1), weights.shape)
     return module
 
 
 def batch(**present):
     views = {"a": tokens()[:, None], "b": tokens(seed=2)[:, None]}
-    there = {name: jnp.asarray(mask)[:, None] for name, mask in present.items()}
-    return {"views": views, "present": there, "index": jnp.arange(3)}
+    masks = {name: jnp.asarray(mask)[:, None] for name, mask in present.items()}
+    return {"views": views, "present": masks, "index": jnp.arange(3)}
 
 
-def test_a_prediction_is_that_of_the_mean_of_what_is_there():
+def test_prediction_uses_the_mean_of_present_views():
     module = fused()
     whole = module(batch(a=[True] * 3, b=[True] * 3), key=None, train=False)
     some = module(
@@ -117,34 +117,34 @@ def test_a_prediction_is_that_of_the_mean_of_what_is_there():
     assert whole["a"].local.shape == (3, 1, 9, 5) and whole["a"].real.shape == (3, 1, 9)
 
 
-def test_what_is_kept_is_what_the_prediction_sees_and_no_more():
+def test_kept_mask_restricts_the_prediction_only():
     module = fused(alone=False)
-    there = batch(a=[True] * 3, b=[True] * 3)
-    kept = there | {"kept": {"a": jnp.ones((3, 1), bool), "b": jnp.zeros((3, 1), bool)}}
-    found = module(kept, key=None, train=False)
+    full = batch(a=[True] * 3, b=[True] * 3)
+    kept = full | {"kept": {"a": jnp.ones((3, 1), bool), "b": jnp.zeros((3, 1), bool)}}
+    result = module(kept, key=None, train=False)
     alone = module(batch(a=[True] * 3, b=[False] * 3), key=None, train=False)
-    np.testing.assert_array_equal(found["y"].z, alone["y"].z)
+    np.testing.assert_array_equal(result["y"].z, alone["y"].z)
     np.testing.assert_array_equal(
-        found["b"].z, module(there, key=None, train=False)["b"].z
+        result["b"].z, module(full, key=None, train=False)["b"].z
     )
 
 
-def test_many_predictions_are_those_of_one_choice_each():
-    module, there = fused(), batch(a=[True] * 3, b=[True, True, False])
+def test_many_masks_predict_as_each_mask_alone():
+    module, full = fused(), batch(a=[True] * 3, b=[True, True, False])
     choices = np.array([[True, False], [False, True], [True, True]])
     many = {
         n: np.broadcast_to(choices[:, i, None], (3, 3, 1)) for i, n in enumerate("ab")
     }
-    together = module(there | {"kept": many}, key=None, train=False)["y"].z
-    assert together.shape == (3, 5, 3)  # and each look alone
+    together = module(full | {"kept": many}, key=None, train=False)["y"].z
+    assert together.shape == (3, 5, 3)  # and each view alone
     for number in range(3):
         kept = {name: mask[:, number] for name, mask in many.items()}
-        alone = module(there | {"kept": kept}, key=None, train=False)["y"].z
+        alone = module(full | {"kept": kept}, key=None, train=False)["y"].z
         np.testing.assert_allclose(together[:, number], alone[:, 0], atol=1e-6)
         np.testing.assert_allclose(together[:, 3:], alone[:, 1:], atol=1e-6)
 
 
-def test_what_stands_in_a_missing_view_changes_nothing():
+def test_contents_of_a_missing_view_are_ignored():
     module = fused()
     given = batch(a=[True, False, True], b=[True, True, False])
     garbage = {
@@ -153,12 +153,12 @@ def test_what_stands_in_a_missing_view_changes_nothing():
     }
     garbage["views"]["a"] = garbage["views"]["a"].at[1].set(29)
     garbage["views"]["b"] = garbage["views"]["b"].at[2].set(7)
-    for name, of in module(given, key=None, train=True).items():
+    for name, expected in module(given, key=None, train=True).items():
         other = module(garbage, key=None, train=True)[name]
-        np.testing.assert_array_equal(other.z, of.z)
+        np.testing.assert_array_equal(other.z, expected.z)
 
 
-def test_representations_of_other_widths_and_names_that_meet_are_refused():
+def test_unequal_widths_and_duplicate_names_are_refused():
     with pytest.raises(ValueError, match="differ"):
         wide = partial(TokenSet, vocabulary=30, width=8, features=13)
         head = partial(MutualInformationHead, out=5)
@@ -173,10 +173,10 @@ def test_the_critic_is_an_mlp_on_both_vectors():
     critic = ConcatenatedCritic(features=4, hidden=6, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     anchors, candidates = rng.normal(size=(2, 3, 4)), rng.normal(size=(5, 1, 4))
-    found = critic(jnp.asarray(anchors), jnp.asarray(candidates))
+    scores = critic(jnp.asarray(anchors), jnp.asarray(candidates))
     first = np.concatenate([critic.anchor.kernel[...], critic.candidate.kernel[...]])
     for a, c, p, q in np.ndindex(2, 5, 1, 3):
         both = np.concatenate([anchors[a, q], candidates[c, p]])
         hidden = np.maximum(both @ first + np.array(critic.anchor.bias[...]), 0)
         expected = hidden @ np.array(critic.last.kernel[...])[:, 0]
-        np.testing.assert_allclose(found[a, c, p, q], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(scores[a, c, p, q], expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""BatchNorm is torch's rule, over the whole batch, in float32."""
+"""BatchNorm follows PyTorch's rule, over the whole batch, in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from flax import nnx
 from polyview.nn.norm import BatchNorm
 
 
-def test_statistics_follow_torch(x64):
-    """After two steps of momentum 0.1, with the unbiased variance."""
+def test_statistics_match_torch(x64):
+    """Two steps with momentum 0.1 and the unbiased variance."""
     rng = np.random.default_rng(0)
     first, second = rng.normal(2, 3, (2, 6, 4, 5))
     norm = BatchNorm(5, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
@@ -38,7 +38,7 @@ def test_statistics_follow_torch(x64):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_bfloat16_rounds_the_result_only(train):
+def test_bfloat16_rounds_only_the_result(train):
     x = jax.random.normal(jax.random.key(0), (512, 3)) * 0.1 + 5
     x = x.astype(jnp.bfloat16)
     half = BatchNorm(3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
@@ -53,7 +53,7 @@ def test_bfloat16_rounds_the_result_only(train):
     assert half.mean[...].dtype == half.scale[...].dtype == jnp.float32
 
 
-def test_statistics_are_global_over_devices(x64):
+def test_statistics_are_global_across_devices(x64):
     x = np.random.default_rng(0).normal(size=(16, 3, 4)) + np.arange(16)[:, None, None]
     norm = BatchNorm(4, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     graph, state = nnx.split(norm)

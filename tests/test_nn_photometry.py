@@ -1,4 +1,4 @@
-"""Photometry is torchvision's, view by view, whatever else is in the batch."""
+"""Photometry matches torchvision per view, independently of the rest of the batch."""
 
 import colorsys
 import itertools
@@ -59,7 +59,7 @@ def planes(images):
     return jnp.moveaxis(jnp.asarray(images), -1, 0)
 
 
-def test_jitter_runs_each_operation_in_each_order(x64, images):
+def test_jitter_applies_its_operations_in_every_order(x64, images):
     orders = list(itertools.permutations(range(4)))
     assert len(orders) == len(images)
     rng = np.random.default_rng(1)
@@ -82,7 +82,7 @@ def test_jitter_runs_each_operation_in_each_order(x64, images):
         )
 
 
-def test_blur_is_a_reflected_gaussian(x64, images):
+def test_blur_is_a_gaussian_with_reflected_borders(x64, images):
     sigma = np.linspace(0, 2, 24)
     result = photometry.blur(planes(images[:, 0]), jnp.array(sigma), radius=3)
     np.testing.assert_array_equal(np.moveaxis(result[:, 0], 0, -1), images[0, 0])
@@ -93,7 +93,7 @@ def test_blur_is_a_reflected_gaussian(x64, images):
         )
 
 
-def test_a_view_is_the_composition_of_what_it_drew(x64, images):
+def test_a_view_applies_its_drawn_operations_in_order(x64, images):
     noise = Photometry(solarise_chance=0.5)
     keys = jax.random.split(jax.random.key(0), 24)
     result = noise(images, keys)
@@ -117,11 +117,11 @@ def test_a_view_is_the_composition_of_what_it_drew(x64, images):
         np.testing.assert_allclose(result[i, a], expected, atol=1e-9)
 
 
-def test_grey_images_are_their_colour_images(x64, images):
-    """One channel gives what three equal channels give, without their cost."""
+def test_grey_images_match_their_colour_images(x64, images):
+    """One channel gives the result of three equal channels, at lower cost."""
     keys = jax.random.split(jax.random.key(0), 24)
     one = images[..., :1]
-    # The weights of luma sum to 0.9999, so that a grey image is not quite its luma.
+    # The luma weights sum to 0.9999, so the luma of a grey image differs slightly.
     np.testing.assert_allclose(
         Photometry(grey_chance=0)(one, keys),
         Photometry(grey_chance=0)(np.repeat(one, 3, -1), keys)[..., :1],
@@ -129,7 +129,7 @@ def test_grey_images_are_their_colour_images(x64, images):
     )
 
 
-def test_distribution_of_the_noise():
+def test_noise_has_the_documented_distribution():
     n = 20_000
     keys = jax.random.split(jax.random.key(0), n)
     draw = jax.vmap(Photometry(strength=0.5, solarise_chance=0.1).draw)(keys)
@@ -157,21 +157,21 @@ def test_distribution_of_the_noise():
     assert len(counts) == 24 and abs(counts - n / 24).max() < 5 * np.sqrt(n / 24)
 
 
-def test_full_strength_never_leaves_the_unit_interval(images):
+def test_full_strength_stays_in_the_unit_interval(images):
     result = Photometry()(
         images.astype(np.float32), jax.random.split(jax.random.key(1), 24)
     )
     assert result.min() >= 0 and result.max() <= 1
 
 
-def test_no_chance_is_the_identity(images):
+def test_zero_probabilities_give_the_identity(images):
     images = images.astype(np.float32)
     noise = Photometry(jitter_chance=0, grey_chance=0, blur_chance=0)
     keys = jax.random.split(jax.random.key(0), 24)
     np.testing.assert_array_equal(noise(images, keys), images)
 
 
-def test_bytes_are_floats_of_255(images):
+def test_uint8_equals_floats_divided_by_255(images):
     raw = (255 * images).astype(np.uint8)
     keys = jax.random.split(jax.random.key(0), 24)
     floats = raw.astype(np.float32) / 255
@@ -186,7 +186,7 @@ def test_bytes_are_floats_of_255(images):
 
 @pytest.mark.parametrize("views_of_a_chunk", [5, 48])
 def test_a_view_does_not_depend_on_its_batch(images, monkeypatch, views_of_a_chunk):
-    """Nor on the number of devices, the views beside it or the size of the chunks."""
+    """Nor does it depend on the device count, the other views or the chunk size."""
     images = images.astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 24)
     whole = Photometry(solarise_chance=0.2)(images, keys)
@@ -218,18 +218,18 @@ def test_a_view_does_not_depend_on_its_batch(images, monkeypatch, views_of_a_chu
 def transforms():
     """torchvision's transforms, where they are installed: `pip install '.[peer]'`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what importing them says is not our matter
+        warnings.simplefilter("ignore")  # warnings of their imports are not ours
         return pytest.importorskip("torchvision.transforms")
 
 
 def same(ours, theirs):
-    """Two samples of one distribution, as far as a test at 1 in 1,000 can tell."""
+    """Fail if a test at level 1 / 1,000 tells the two samples' distributions apart."""
     return stats.ks_2samp(ours, theirs).pvalue > 1e-3
 
 
-# The second strength has factors that would be negative, were they not cut off.
+# At strength 1.5 some factors would be negative if they were not clipped.
 @pytest.mark.parametrize("strength", [0.5, 1.5])
-def test_the_jitter_is_drawn_as_torchvision_draws_it(transforms, strength):
+def test_jitter_parameters_are_distributed_as_torchvisions(transforms, strength):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     n = 5000
@@ -250,7 +250,7 @@ def test_the_jitter_is_drawn_as_torchvision_draws_it(transforms, strength):
     assert stats.chisquare(counts[0]).pvalue > 1e-3
 
 
-def test_blur_and_chances_are_drawn_as_torchvision_draws_them(transforms):
+def test_blur_and_probabilities_are_distributed_as_torchvisions(transforms):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     n = 5000
@@ -271,12 +271,12 @@ def test_blur_and_chances_are_drawn_as_torchvision_draws_them(transforms):
         (blurred, transforms.RandomApply([torch.neg], p=noise.blur_chance)),
         (draw.solarise, transforms.RandomSolarize(0.5, p=noise.solarise_chance)),
     ):
-        # Two shares of n, with a standard deviation below sqrt(2 / (4 n)) = 0.01.
+        # The difference of two shares of n has a deviation below sqrt(2/(4n)) = 0.01.
         assert abs(np.mean(ours) - share(transform)) < 0.03
 
 
-def test_a_view_is_what_torchvision_makes_with_its_parameters(transforms):
-    """Operation by operation, and all that a view drew in its order."""
+def test_views_match_torchvision_with_the_same_parameters(transforms):
+    """Each operation alone, and all operations of a view in their drawn order."""
     torch = pytest.importorskip("torch")
     f = transforms.functional
     images = np.random.default_rng(3).random((24, 1, 64, 60, 3), np.float32)
@@ -321,18 +321,18 @@ def test_a_view_is_what_torchvision_makes_with_its_parameters(transforms):
         ours = np.moveaxis(result[i, 0], -1, 0)
         if draw.solarise[i]:
             image = f.solarize(image, 0.5)
-            # On which side of the threshold a pixel is may hang on the last bit.
+            # Rounding may move a pixel across the threshold.
             clear = abs(image.numpy() - 0.5) > 1e-4
             ours, image = ours[clear], image[torch.from_numpy(clear)]
         equal(ours, image)
 
 
-def test_other_numbers_of_channels_are_refused():
+def test_unsupported_channel_counts_are_refused():
     with pytest.raises(InputError, match="2"):
         Photometry()(jnp.zeros((1, 1, 8, 8, 2)), jax.random.split(jax.random.key(0), 1))
 
 
-def test_images_too_narrow_for_the_blur_are_refused():
+def test_images_narrower_than_the_blur_kernel_are_refused():
     narrow, keys = jnp.zeros((1, 1, 60, 3, 3)), jax.random.split(jax.random.key(0), 1)
     with pytest.raises(InputError, match="60 x 3, narrower than its kernel"):
         Photometry()(narrow, keys)

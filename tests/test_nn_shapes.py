@@ -1,4 +1,4 @@
-"""Encoders have the published sizes, and their features the promised shapes."""
+"""Encoders have the published sizes and their features the documented shapes."""
 
 from functools import partial
 
@@ -27,13 +27,13 @@ def parameters(make) -> int:
         (vit_b, 85_798_656),  # timm vit_base_patch16_224
         (partial(vit_s, position="sincos"), 21_665_664 - 197 * 384),
         (partial(vit_s, pool="mean"), 21_665_664 - 2 * 384),
-        # SimCLR: no bias under a BatchNorm, and none in the last BatchNorm.
+        # SimCLR: no bias before a BatchNorm, and none in the last BatchNorm.
         (partial(Projector, 2048), 2048 * 2048 + 2 * 2048 + 2048 * 128 + 128),
         (partial(Projector, 8, hidden=(), out=3, last_norm=False), 8 * 3 + 3),
         (partial(Identity, 8), 0),
     ],
 )
-def test_parameter_counts_are_the_published_ones(make, count):
+def test_parameter_counts_match_the_published_ones(make, count):
     assert parameters(make) == count
 
 
@@ -48,7 +48,7 @@ def test_parameter_counts_are_the_published_ones(make, count):
         (partial(vit_s, image=32, patch=8, pool="mean"), (32, 32, 3), 16),
     ],
 )
-def test_shapes(make, image, positions):
+def test_features_have_the_documented_shapes(make, image, positions):
     def features():
         module = make(rngs=nnx.Rngs(0))
         h, local = module(jnp.zeros((2, *image)), train=True)
@@ -59,8 +59,8 @@ def test_shapes(make, image, positions):
     assert local.shape == (2, positions, *reference.shape)
 
 
-def test_strided_convolutions_pad_as_torch_does():
-    """One side of 'SAME' padding would shift the window by a pixel."""
+def test_strided_convolutions_pad_like_torch():
+    """The asymmetric 'SAME' padding would shift the window by a pixel."""
     conv = resnet_tiny(width=1, rngs=nnx.Rngs(0)).blocks[1].conv1
     x = np.random.default_rng(0).normal(size=(1, 6, 6, 1)).astype(np.float32)
     padded = np.pad(x[0, :, :, 0], 1)
@@ -75,7 +75,7 @@ def test_strided_convolutions_pad_as_torch_does():
     np.testing.assert_allclose(conv(x)[0], expected, atol=1e-5)
 
 
-def test_zero_scale_starts_a_block_as_its_shortcut():
+def test_zero_scale_makes_a_fresh_block_its_shortcut():
     x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 8))
     for block, width in ((Basic, 8), (Bottleneck, 2)):
         block = block(8, width, 1, zero_scale=True, rngs=nnx.Rngs(0))
@@ -105,8 +105,8 @@ def test_attention_equals_its_equation():
     np.testing.assert_allclose(block(x), expected, atol=2e-5)
 
 
-def test_patches_and_positions_follow_the_image():
-    """Patch (row, column) is token row * side + column, and so is its position."""
+def test_patches_and_positions_are_in_row_major_order():
+    """Patch (row, column) and its position have the index row * side + column."""
     vit = vit_s(
         image=8, patch=4, depth=0, width=16, heads=1, pool="mean", rngs=nnx.Rngs(0)
     )
@@ -119,7 +119,7 @@ def test_patches_and_positions_follow_the_image():
     np.testing.assert_allclose(position[2, :8], position[0, :8], atol=1e-7)
 
 
-def test_unknown_forms_are_errors():
+def test_unknown_options_are_errors():
     with pytest.raises(ValueError, match="stem"):
         resnet18(stem="cifar", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="pool"):

@@ -1,4 +1,4 @@
-"""A row's features depend on its pixels, its index and the key, and on nothing else."""
+"""A row's features depend only on its pixels, its index and the key."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def split(module):
     return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 
-def test_features_have_their_shapes_and_order(batch):
+def test_features_keep_the_order_of_rows_and_views(batch):
     module = model(("left", "right"), local=True)
     features = run(*nnx.split(module), batch, jax.random.key(0), train=True)
     assert set(features) == {"left", "right"}
@@ -64,7 +64,7 @@ def test_features_have_their_shapes_and_order(batch):
     without = run(*nnx.split(model()), batch, None, train=False)
     assert without["left"].local is None
 
-    # Rows and views come back where they stood.
+    # Rows and views keep their places.
     one = {
         "views": {name: view[5:6, 2:] for name, view in batch["views"].items()},
         "index": batch["index"][5:6],
@@ -77,7 +77,7 @@ def test_features_have_their_shapes_and_order(batch):
     )
 
 
-def test_evaluation_takes_no_noise_and_changes_no_state(batch):
+def test_evaluation_adds_no_noise_and_keeps_the_state(batch):
     module = model()
     before = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(module)))
     first = module(batch, key=None, train=False)
@@ -87,8 +87,8 @@ def test_evaluation_takes_no_noise_and_changes_no_state(batch):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
-def test_pixels_are_scaled_and_normalised_once(batch):
-    """uint8 is divided by 255, floats are taken as they are."""
+def test_pixels_are_scaled_and_normalised_exactly_once(batch):
+    """uint8 is divided by 255; floats are used unchanged."""
     module = model()
     scaled = {
         "views": {
@@ -120,8 +120,8 @@ def test_pixels_are_scaled_and_normalised_once(batch):
     np.testing.assert_allclose(features.z, [[[1, 2], [0, -1]]])
 
 
-def test_noise_belongs_to_the_row_the_key_and_the_tower(batch):
-    """BatchNorm aside, which is why the encoder here only looks."""
+def test_noise_depends_on_row_index_key_and_tower(batch):
+    """The encoder here returns pixels, as BatchNorm would mix the rows."""
 
     class Echo(nnx.Module):
         features = 28 * 28
@@ -151,8 +151,8 @@ def test_noise_belongs_to_the_row_the_key_and_the_tower(batch):
     assert not np.allclose(whole["left"].z, other["left"].z)
 
 
-def test_a_step_is_the_same_on_eight_devices(x64, batch):
-    """Values, gradients and statistics, in float64; statistics keep their type."""
+def test_eight_devices_give_the_same_step(x64, batch):
+    """Values, gradients and statistics in float64; statistics keep their dtype."""
     graph, params, rest = split(model(dtype=jnp.float64, param_dtype=jnp.float64))
     step = jax.jit(jax.value_and_grad(partial(loss, graph), has_aux=True))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -1,4 +1,4 @@
-"""A U-Net reads any subset of the sequences, and nothing of those that are missing."""
+"""A U-Net reads any subset of the sequences and ignores missing ones."""
 
 from functools import partial
 from itertools import product
@@ -19,7 +19,7 @@ MODELS = [partial(Hemis, units=5), EarlyFusion]
 
 
 def filled(build):
-    """A module whose parameters are numpy's: initialisers compile for each shape."""
+    """A module with parameters from numpy: initialisers compile once per shape."""
     graph, state = nnx.split(nnx.eval_shape(build))
     rng = np.random.default_rng(0)
 
@@ -50,7 +50,7 @@ def by_sequence(present):
 
 
 def scans(present):
-    """A row for each row of `present: bool[b, 4]`, all of what is there kept."""
+    """A batch row for each row of `present: bool[b, 4]`; every present view is kept."""
     rng = np.random.default_rng(0)
     views = rng.normal(size=(4, len(present), 1, 8, 12, 1)).astype(np.float32)
     return {
@@ -61,8 +61,8 @@ def scans(present):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_all_subsets_give_finite_features_of_their_shapes(model):
-    """The empty one too; in bfloat16 as in float32, where features are float32."""
+def test_every_subset_gives_finite_features(model):
+    """Includes the empty one and bfloat16; features are always float32."""
     results = []
     for dtype in (jnp.float32, jnp.bfloat16):
         features = run(make(model, dtype=dtype), scans(SUBSETS))
@@ -85,8 +85,8 @@ def test_all_subsets_give_finite_features_of_their_shapes(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_stands_in_a_missing_sequence_changes_nothing(model):
-    """Neither features nor gradients, and the gradient to it is zero."""
+def test_contents_of_a_missing_sequence_are_ignored(model):
+    """Features and gradients do not change, and its own gradient is zero."""
     batch = scans(SUBSETS)
     graph, state = nnx.split(make(model))
 
@@ -96,16 +96,16 @@ def test_what_stands_in_a_missing_sequence_changes_nothing(model):
         features = call(graph, state, batch | {"views": views})
         total = (features["mask"].z ** 3).mean()
         for s in features.keys() - {"mask"}:
-            # As an objective does it: a missing sequence has no part.
-            there = batch["present"][s][..., None]
-            total += jnp.where(there, features[s].z ** 3, 0).mean()
-            total += jnp.where(there[..., None], features[s].local ** 3, 0).mean()
+            # Like an objective, ignore missing sequences.
+            present = batch["present"][s][..., None]
+            total += jnp.where(present, features[s].z ** 3, 0).mean()
+            total += jnp.where(present[..., None], features[s].local ** 3, 0).mean()
         return total, features
 
     first = step(state, batch["views"])
-    for what in (0, 1e4, np.nan):
+    for fill in (0, 1e4, np.nan):
         other = {
-            s: np.where(batch["present"][s][..., None, None, None], v, np.float32(what))
+            s: np.where(batch["present"][s][..., None, None, None], v, np.float32(fill))
             for s, v in batch["views"].items()
         }
         jax.tree.map(np.testing.assert_array_equal, first, step(state, other))
@@ -113,17 +113,17 @@ def test_what_stands_in_a_missing_sequence_changes_nothing(model):
     assert np.isfinite(value)
     for s in SEQUENCES:
         size = np.abs(by_views[s]).max((1, 2, 3, 4))
-        there = batch["present"][s][:, 0]
-        assert (size[there] > 0).all() and (size[~there] == 0).all()
+        present = batch["present"][s][:, 0]
+        assert (size[present] > 0).all() and (size[~present] == 0).all()
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_fusion_reads_what_is_kept_and_the_encoders_all_that_is_there(model):
-    there = np.ones((16, 4), bool)
-    there[3, 0] = False
-    batch, module = scans(there), make(model)
+def test_fusion_reads_kept_and_encoders_read_all_present_sequences(model):
+    present = np.ones((16, 4), bool)
+    present[3, 0] = False
+    batch, module = scans(present), make(model)
     kept = by_sequence(SUBSETS) | {"t1": np.ones((16, 1), bool)}
-    # It is not there to be kept.
+    # A missing sequence cannot be kept.
     assert not readable(batch | {"kept": kept}, ["t1"])[3].any()
     del (absent := dict(batch))["kept"]
     np.testing.assert_array_equal(
@@ -142,7 +142,7 @@ def test_the_fusion_reads_what_is_kept_and_the_encoders_all_that_is_there(model)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_many_predictions_are_those_of_one_choice_each(model):
+def test_many_masks_predict_as_each_mask_alone(model):
     batch, module = scans(np.ones((3, 4), bool)), make(model)
     many = {
         s: np.broadcast_to(SUBSETS[:, i : i + 1], (3, 16, 1))
@@ -156,25 +156,25 @@ def test_many_predictions_are_those_of_one_choice_each(model):
         np.testing.assert_allclose(together.h[:, number], alone.h[:, 0], atol=1e-5)
 
 
-def test_moments_are_those_of_the_sequences_that_are_there():
+def test_moments_use_only_present_sequences():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16, 4, 3, 2, 5)).astype(np.float32)
     masked = np.where(SUBSETS[..., None, None, None], x, np.float32(np.nan))
-    found = np.asarray(moments(masked, SUBSETS))
-    assert found.shape == (16, 3, 2, 10)
-    for row, of_row, there in zip(found, x, SUBSETS, strict=True):
-        some, count = of_row[there], there.sum()
+    result = np.asarray(moments(masked, SUBSETS))
+    assert result.shape == (16, 3, 2, 10)
+    for row, of_row, present in zip(result, x, SUBSETS, strict=True):
+        some, count = of_row[present], present.sum()
         mean = some.mean(0) if count else np.zeros((3, 2, 5))
         variance = some.var(0, ddof=1) if count > 1 else np.zeros((3, 2, 5))
         np.testing.assert_allclose(row[..., :5], mean, atol=1e-6)
         np.testing.assert_allclose(row[..., 5:], variance, atol=1e-5)
     order = np.array([2, 0, 3, 1])
     turned = moments(x[:, order], SUBSETS[:, order])
-    np.testing.assert_allclose(turned, found, atol=1e-6)
+    np.testing.assert_allclose(turned, result, atol=1e-6)
 
 
-def test_the_order_in_which_sequences_are_listed_is_nothing_to_the_fusion():
-    """With the encoders carried along; to channels it would be."""
+def test_fusion_ignores_the_order_of_the_sequences():
+    """Each keeps its encoder; the order of channels would matter."""
     module, batch = make(Hemis), scans(SUBSETS)
     turned = make(Hemis, sequences=SEQUENCES[::-1])
     nnx.update(turned, nnx.state(module))
@@ -184,14 +184,14 @@ def test_the_order_in_which_sequences_are_listed_is_nothing_to_the_fusion():
 
 
 def test_each_sequence_has_its_own_encoder():
-    """One image, given as each sequence in turn, is not the same image."""
+    """One image gives different features for each sequence it is given as."""
     batch = scans(np.eye(16, 4, dtype=bool))
     one = batch["views"]["t1"][:1].repeat(16, 0)
     z = run(make(Hemis), batch | {"views": dict.fromkeys(SEQUENCES, one)})["mask"].z
     assert not any(np.allclose(z[i], z[j]) for i in range(4) for j in range(i))
 
 
-def test_each_level_reaches_the_decoder():
+def test_decoder_uses_every_level():
     widths = (4, 6, 8)
     encoder = filled(lambda: Encoder(2, widths, rngs=nnx.Rngs(0)))
     shapes = nnx.eval_shape(encoder, jnp.zeros((1, 8, 12, 2)))
@@ -206,7 +206,7 @@ def test_each_level_reaches_the_decoder():
         assert not np.allclose(decode(without), whole, atol=1e-3)
 
 
-def test_forms_that_cannot_be_are_errors():
+def test_invalid_options_and_shapes_are_errors():
     for options, says in (
         ({"sequences": ()}, "empty"),
         ({"sequences": ("t1", "t1")}, "twice"),

@@ -1,4 +1,4 @@
-"""Bounds on mutual information hold where the truth is known."""
+"""Bounds on mutual information hold where its true value is known."""
 
 from math import log
 
@@ -17,7 +17,7 @@ def readings(b, m, deviation, seed=0):
 def good_critic(x, height=20.0, width=0.63, features=512):
     """Embeddings z with z(x).z(y) close to height * exp(-(x - y)^2 / (2 width^2)).
 
-    Random Fourier features: no training, and peaked at x = y as a good critic is.
+    Random Fourier features need no training and, like a good critic, peak at x = y.
     """
     rng = np.random.default_rng(1)
     frequencies = rng.normal(size=features) / width
@@ -28,7 +28,7 @@ def good_critic(x, height=20.0, width=0.63, features=512):
 
 @pytest.mark.parametrize("m", [2, 3, 10])
 @pytest.mark.parametrize("deviation", [0.1, 0.5, 2.0])
-def test_gaussian_information_is_that_of_the_covariances(m, deviation):
+def test_gaussian_information_matches_the_covariances(m, deviation):
     covariance = 0.7**2 + deviation**2 * np.eye(m)
 
     def entropy(block):
@@ -40,7 +40,7 @@ def test_gaussian_information_is_that_of_the_covariances(m, deviation):
     assert actual == pytest.approx(expected, abs=1e-10)
 
 
-def test_strict_bounds_are_their_formulas(x64):
+def test_strict_bounds_match_their_formulas(x64):
     b, m = 4, 3
     z = np.random.default_rng(0).normal(size=(b, m, 2))
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
@@ -73,7 +73,7 @@ def test_strict_bounds_are_their_formulas(x64):
 @pytest.mark.parametrize(
     "aggregation", ["geometric", "arithmetic", "sufficient_statistics"]
 )
-def test_strict_bounds_hold_where_the_usual_constant_does_not(aggregation):
+def test_strict_bounds_hold_where_the_usual_bound_fails(aggregation):
     b, m, deviation = 4, 10, 0.1
     truth = bounds.gaussian_information(m, deviation)
     plain = {"temperature": 1.0, "normalize": False}

@@ -1,4 +1,4 @@
-"""Estimators and terms are their formulas; what is missing has no part in them."""
+"""Estimators and terms match their formulas and ignore missing views."""
 
 from functools import partial
 from itertools import permutations, product
@@ -63,35 +63,35 @@ def loops(name, s, positive, negative):
 def masks(b, p, q, seed=0, whole=False):
     """Pairs of a batch with missing anchors and candidates, padding and studies."""
     rng = np.random.default_rng(seed)
-    there = np.ones((b, b, p, q), bool)
+    valid = np.ones((b, b, p, q), bool)
     same = np.eye(b, dtype=bool)
     if not whole:
-        there &= (rng.random((b, 1, 1, 1)) < 0.7) & (rng.random((1, b, 1, 1)) < 0.7)
-        there &= rng.random((1, b, p, 1)) < 0.7
+        valid &= (rng.random((b, 1, 1, 1)) < 0.7) & (rng.random((1, b, 1, 1)) < 0.7)
+        valid &= rng.random((1, b, p, 1)) < 0.7
         study = rng.integers(b // 2, size=b)
         same = study[:, None] == study[None]
     itself = np.eye(b, dtype=bool)[..., None, None]
-    return there & itself, there & ~same[..., None, None]
+    return valid & itself, valid & ~same[..., None, None]
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("whole", [True, False])
-def test_an_estimator_is_its_formula(name, whole, x64):
+def test_estimators_match_their_formulas(name, whole, x64):
     for seed, (b, p, q) in enumerate([(6, 1, 1), (6, 3, 2), (5, 2, 3)]):
         s = np.random.default_rng(seed).normal(size=(b, b, p, q))
         marked = masks(b, p, q, seed + 1, whole)
-        found = ESTIMATORS[name](jnp.asarray(s), *map(jnp.asarray, marked))
-        np.testing.assert_allclose(found, loops(name, s, *marked), rtol=1e-10)
+        result = ESTIMATORS[name](jnp.asarray(s), *map(jnp.asarray, marked))
+        np.testing.assert_allclose(result, loops(name, s, *marked), rtol=1e-10)
 
 
-def test_scores_that_say_nothing_give_the_values_of_ignorance(x64):
+def test_uninformative_scores_give_the_chance_values(x64):
     b, p, q = 5, 3, 2
     zeros, marked = jnp.zeros((b, b, p, q)), masks(b, p, q, whole=True)
-    say = {name: of(zeros, *marked)[0] for name, of in ESTIMATORS.items()}
-    np.testing.assert_allclose(say["jensen_shannon"], 0, atol=1e-12)
-    np.testing.assert_allclose(say["donsker_varadhan"], 0, atol=1e-12)
-    np.testing.assert_allclose(say["nwj"], exp(-1))
-    np.testing.assert_allclose(say["info_nce"], log(1 + (b - 1) * p))
+    losses = {name: f(zeros, *marked)[0] for name, f in ESTIMATORS.items()}
+    np.testing.assert_allclose(losses["jensen_shannon"], 0, atol=1e-12)
+    np.testing.assert_allclose(losses["donsker_varadhan"], 0, atol=1e-12)
+    np.testing.assert_allclose(losses["nwj"], exp(-1))
+    np.testing.assert_allclose(losses["info_nce"], log(1 + (b - 1) * p))
     sure = jnp.where(jnp.eye(b, dtype=bool)[..., None, None], 50.0, -50.0) + zeros
     np.testing.assert_allclose(
         bounds.jensen_shannon(sure, *marked).loss, -2 * log(2), atol=1e-12
@@ -99,7 +99,7 @@ def test_scores_that_say_nothing_give_the_values_of_ignorance(x64):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_without_positives_or_negatives_there_is_no_loss_and_no_gradient(name):
+def test_no_positives_or_no_negatives_give_zero_loss_and_gradient(name):
     scores = jnp.ones((3, 3, 2, 1))
     marked = masks(3, 2, 1, whole=True)
     nothing = np.zeros_like(marked[0])
@@ -110,8 +110,8 @@ def test_without_positives_or_negatives_there_is_no_loss_and_no_gradient(name):
         np.testing.assert_array_equal(gradient, 0)
 
 
-def test_bounds_in_nats_stay_below_the_information_of_gaussians():
-    """With the best critic there is, on fresh pairs of correlation r."""
+def test_bounds_stay_below_the_mutual_information_of_gaussians():
+    """The critic is optimal, the pairs are fresh with correlation r; in nats."""
     b, r, batches = 256, 0.9, 40
     information = -log(1 - r**2) / 2
     marked = masks(b, 1, 1, whole=True)
@@ -123,15 +123,15 @@ def test_bounds_in_nats_stay_below_the_information_of_gaussians():
             + y[None] ** 2 / 2
         )
 
-    found = {name: [] for name in ESTIMATORS if name != "jensen_shannon"}
+    estimates = {name: [] for name in ESTIMATORS if name != "jensen_shannon"}
     rng = np.random.default_rng(0)
     for _ in range(batches):
         x, noise = rng.normal(size=(2, b))
         scores = jnp.asarray(ratio(x, r * x + (1 - r**2) ** 0.5 * noise))
-        for name, bound in found.items():
+        for name, bound in estimates.items():
             best = scores + 1 if name == "nwj" else scores
             bound.append(ESTIMATORS[name](best[..., None, None], *marked).bound)
-    for name, bound in found.items():
+    for name, bound in estimates.items():
         error = np.std(bound) / batches**0.5
         assert np.mean(bound) < information + 3 * error, name
         assert np.mean(bound) > 0.9 * information, name
@@ -167,7 +167,7 @@ def one_term(
     )
 
 
-def test_scores_of_critics(x64):
+def test_critics_match_their_formulas(x64):
     rng = np.random.default_rng(0)
     g, local = rng.normal(size=(3, 2, 5)), 30 * rng.normal(size=(4, 6, 5))
     dots = np.einsum("aqd,cpd->acpq", g, local)
@@ -177,44 +177,44 @@ def test_scores_of_critics(x64):
     lengths = np.einsum(
         "aq,cp->acpq", np.linalg.norm(g, axis=-1), np.linalg.norm(local, axis=-1)
     )
-    found = cosine(g, local, temperature=0.5).scores
-    np.testing.assert_allclose(found, dots / lengths / 0.5, rtol=1e-6)
+    result = cosine(g, local, temperature=0.5).scores
+    np.testing.assert_allclose(result, dots / lengths / 0.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["XX", "RR"])
-def test_a_term_is_the_mean_over_ordered_pairs_of_what_two_looks_give(name, x64):
+def test_a_term_is_the_mean_over_ordered_pairs_of_views(name, x64):
     features, present = batch_of(u=1, v=1, w=1)
     whole = one_term(name, features, present)
     pairs = [
         one_term(name, *({k: part[k] for k in pair} for part in (features, present)))
         for pair in [("u", "v"), ("u", "w"), ("v", "w")]
-    ]  # each of them is a mean of both orders
+    ]  # each is the mean over both orders
     np.testing.assert_allclose(whole, np.mean(pairs, 0), rtol=1e-10)
 
 
-def test_xx_matches_the_local_map_of_one_with_the_global_of_the_other(x64):
+def test_xx_compares_a_global_vector_with_the_other_local_map(x64):
     features, present = batch_of(u=1, v=1, missing=False)
-    found = one_term("XX", features, present, critic=partial(scaled_dot, penalty=0.0))
+    result = one_term("XX", features, present, critic=partial(scaled_dot, penalty=0.0))
     expected = []
     for a, c in permutations("uv"):
         z, local = features[a].z[:, 0], features[c].local[:, 0]
         raw = np.einsum("ad,cpd->acp", z, local)[..., None] / 2  # sqrt(d)
         scores = 20 * np.tanh(raw / 20)
         expected.append(loops("info_nce", scores, *masks(6, 3, 1, whole=True)))
-    np.testing.assert_allclose(found, np.mean(expected, 0), rtol=1e-10)
+    np.testing.assert_allclose(result, np.mean(expected, 0), rtol=1e-10)
 
 
-def test_cr_and_cc_match_what_their_names_say(x64):
+def test_cr_and_cc_match_their_definitions(x64):
     features, present = batch_of(u=1, v=1, missing=False)
     critic = partial(scaled_dot, penalty=0.0)
     expected = {"CR": [], "CC": []}
-    of = looks(features, present)
-    for number, look in enumerate(of):
+    views = looks(features, present)
+    for number, view in enumerate(views):
         key = jax.random.fold_in(jax.random.key(0), number)
-        one, _ = crossmodal.drawn(look, 1, key, jnp.arange(6))
-        other = of[1 - number]
+        one, _ = crossmodal.drawn(view, 1, key, jnp.arange(6))
+        other = views[1 - number]
         for name, anchor, local in (
-            ("CR", look.z, look.local),
+            ("CR", view.z, view.local),
             ("CC", one[:, 0], other.local),
         ):
             raw = np.einsum("ad,cpd->acp", anchor, local)[..., None] / 2  # sqrt(d)
@@ -222,33 +222,33 @@ def test_cr_and_cc_match_what_their_names_say(x64):
             loss = loops("info_nce", scores, *masks(6, 3, 1, whole=True))
             expected[name].append(loss)
     for name, losses in expected.items():
-        found = one_term(name, features, present, critic=critic)
-        np.testing.assert_allclose(found, np.mean(losses, 0), rtol=1e-10)
+        result = one_term(name, features, present, critic=critic)
+        np.testing.assert_allclose(result, np.mean(losses, 0), rtol=1e-10)
 
 
-def test_the_penalty_is_on_raw_scores_that_are_compared(x64):
+def test_penalty_is_on_the_raw_scores_of_compared_pairs(x64):
     features, present = batch_of(u=1, v=1)
     loss = [
         one_term("RR", features, present, critic=partial(scaled_dot, penalty=w)).loss
         for w in (0.0, 0.04)
     ]
-    there = np.array(present["u"] & present["v"].T)  # a is the anchor, or b
+    compared = np.array(present["u"] & present["v"].T)  # either view is the anchor
     raw = np.array(features["u"].z[:, 0] @ features["v"].z[:, 0].T) / 2
-    np.testing.assert_allclose(loss[1] - loss[0], 0.04 * (raw[there] ** 2).mean())
+    np.testing.assert_allclose(loss[1] - loss[0], 0.04 * (raw[compared] ** 2).mean())
 
 
-def test_two_globals_by_info_nce_are_the_loss_of_clip(x64):
+def test_info_nce_of_two_global_vectors_is_the_clip_loss(x64):
     features, present = batch_of(u=1, v=1, missing=False)
     critic = partial(cosine, temperature=0.2)
-    found = one_term("RR", features, present, critic=critic).loss
+    result = one_term("RR", features, present, critic=critic).loss
     x, y = (np.array(features[n].z[:, 0]) for n in "uv")
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
     logits = np.exp(x @ y.T / 0.2)
     rows, columns = (np.diag(logits) / logits.sum(axis) for axis in (1, 0))
-    np.testing.assert_allclose(found, -(np.log(rows) + np.log(columns)).mean() / 2)
+    np.testing.assert_allclose(result, -(np.log(rows) + np.log(columns)).mean() / 2)
 
 
-def test_studies_are_never_negatives_of_themselves(x64):
+def test_rows_of_one_study_are_never_negatives(x64):
     features, present = batch_of(u=1, v=1, missing=False)
     alone = one_term(
         "RR", *(jax.tree.map(lambda x: x[:3], t) for t in (features, present))
@@ -258,10 +258,10 @@ def test_studies_are_never_negatives_of_themselves(x64):
     )
     study = jnp.arange(6) % 3
     same = study[:, None] == study[None]
-    found = one_term("RR", *doubled, same=same)
-    # Each row sees its two negatives twice, and its double not at all.
+    result = one_term("RR", *doubled, same=same)
+    # Each row has its two negatives twice and its duplicate never.
     other = one_term("RR", *doubled)
-    assert found.loss < other.loss
+    assert result.loss < other.loss
     s = [np.array(x[:, 0]) for x in (features["u"].z[:3], features["v"].z[:3])]
     expected = []
     for x, y in permutations(s):
@@ -269,42 +269,42 @@ def test_studies_are_never_negatives_of_themselves(x64):
         own = np.diag(scores)
         expected.append(-np.log(own / (own + 2 * (scores.sum(1) - own))).mean())
     raw = np.average((s[0] @ s[1].T / 2) ** 2, weights=2 - np.eye(3))
-    np.testing.assert_allclose(found.loss, np.mean(expected) + 0.04 * raw)
-    assert alone.loss < found.loss
+    np.testing.assert_allclose(result.loss, np.mean(expected) + 0.04 * raw)
+    assert alone.loss < result.loss
 
 
-def test_positions_are_drawn_evenly_among_the_real_ones():
+def test_positions_are_drawn_uniformly_from_the_real_ones():
     p = 4
     real = jnp.array([[True, False, True, True], [False] * 4])
     local = jnp.broadcast_to(jnp.arange(p, dtype=float)[None, :, None], (2, p, 1))
-    look = crossmodal.Look("a", jnp.zeros((2, 1)), local, jnp.ones(2, bool), real)
-    drawn, there = crossmodal.drawn(look, 3000, jax.random.key(0), jnp.arange(2))
+    view = crossmodal.Look("a", jnp.zeros((2, 1)), local, jnp.ones(2, bool), real)
+    drawn, valid = crossmodal.drawn(view, 3000, jax.random.key(0), jnp.arange(2))
     counts = np.bincount(np.array(drawn[0, :, 0], int), minlength=p)
     assert counts[1] == 0 and (abs(counts[[0, 2, 3]] - 1000) < 100).all()
-    assert there[0].all() and not there[1].any()
+    assert valid[0].all() and not valid[1].any()
 
 
-def test_a_dropped_look_is_never_the_last():
+def test_dropping_never_removes_the_last_view():
     b = 4000
     rng = np.random.default_rng(0)
     present = {"a": rng.random((b, 2)) < 0.7, "b": rng.random((b, 1)) < 0.7}
-    there = np.concatenate([present["a"], present["b"]], 1)
+    given = np.concatenate([present["a"], present["b"]], 1)
     masks = kept(
         jax.tree.map(jnp.asarray, present), 0.5, jax.random.key(1), jnp.arange(b)
     )
     stays = np.concatenate([masks["a"], masks["b"]], 1)
-    assert not (stays & ~there).any()
-    np.testing.assert_array_equal(stays.any(1), there.any(1))
-    # Of three, each stays alone if luck says so: 1/2 + 1/8 / 3.
-    all_there = there.all(1)
-    assert abs(stays[all_there].mean() - (1 / 2 + 1 / 24)) < 0.02
+    assert not (stays & ~given).any()
+    np.testing.assert_array_equal(stays.any(1), given.any(1))
+    # Of three views, one is restored if all are dropped: 1/2 + 1/8 / 3.
+    complete = given.all(1)
+    assert abs(stays[complete].mean() - (1 / 2 + 1 / 24)) < 0.02
     again = kept(
         jax.tree.map(lambda x: jnp.asarray(x[::-1]), present),
         0.5,
         jax.random.key(1),
         jnp.arange(b)[::-1],
     )
-    np.testing.assert_array_equal(again["a"][::-1], masks["a"])  # by index, not place
+    np.testing.assert_array_equal(again["a"][::-1], masks["a"])  # by index only
 
 
 TERMS = {"CR": 0.3, "XX": 0.5, "RR": 0.7, "CC": 0.9}
@@ -345,60 +345,60 @@ def loss_of(features, present, labels, estimator="info_nce", **changes):
     ("estimator", "positions"),
     [*((name, None) for name in ESTIMATORS), ("info_nce", 2)],
 )
-def test_what_is_missing_has_no_part_in_loss_or_gradient(estimator, positions):
+def test_missing_views_do_not_change_loss_or_gradient(estimator, positions):
     features, present = batch_of()
     labels = jnp.arange(6) % 4
 
-    def of(features):
+    def loss_only(features):
         return loss_of(features, present, labels, estimator, positions=positions)[0]
 
-    of_jit = jax.jit(jax.value_and_grad(of, allow_int=True))
-    loss, gradient = of_jit(features)
+    compiled = jax.jit(jax.value_and_grad(loss_only, allow_int=True))
+    loss, gradient = compiled(features)
     assert np.isfinite(loss)
     other = {}
     for name, part in features.items():
-        there = present[name]
-        change = lambda x, t=there: jnp.where(  # noqa: E731
+        given = present[name]
+        change = lambda x, t=given: jnp.where(  # noqa: E731
             t.reshape(*t.shape, *[1] * (x.ndim - 2)), x, 7 * x + 100
         )
         other[name] = part._replace(
             **{k: change(getattr(part, k)) for k in ("z", "local")}
         )
         for field in ("z", "local"):
-            of_field = np.array(getattr(gradient[name], field))
-            np.testing.assert_array_equal(of_field[~np.array(there)], 0)
-            assert np.isfinite(of_field).all() and of_field.any()
-    np.testing.assert_array_equal(of_jit(other)[0], loss)
+            by_field = np.array(getattr(gradient[name], field))
+            np.testing.assert_array_equal(by_field[~np.array(given)], 0)
+            assert np.isfinite(by_field).all() and by_field.any()
+    np.testing.assert_array_equal(compiled(other)[0], loss)
 
 
-def test_the_loss_is_the_weighted_sum_of_its_parts(x64):
+def test_loss_is_the_weighted_sum_of_its_terms(x64):
     features, present = batch_of(missing=False)
     labels = jnp.arange(6) % 4
-    loss, said = loss_of(features, present, labels, train_drop_prob=0.0)
-    said.pop("features")
-    whole = said["task/y"] + 0.2 * said["polyview"]
-    whole += sum(weight * said[name] for name, weight in TERMS.items())
+    loss, terms = loss_of(features, present, labels, train_drop_prob=0.0)
+    terms.pop("features")
+    whole = terms["task/y"] + 0.2 * terms["polyview"]
+    whole += sum(weight * terms[name] for name, weight in TERMS.items())
     np.testing.assert_allclose(loss, whole, rtol=1e-12)
     z = jnp.concatenate([features[n].z for n in "uv"], 1)
-    np.testing.assert_allclose(said["polyview"], GEOMETRIC(z).mean(), rtol=1e-10)
+    np.testing.assert_allclose(terms["polyview"], GEOMETRIC(z).mean(), rtol=1e-10)
     h = jnp.concatenate([features[n].h for n in "uv"], 1)
     together, alone = h.sum(1, keepdims=True), h
     expected = supervised.cross_entropy(together, labels).mean()
     expected += 0.5 * supervised.cross_entropy(alone, labels).mean()
-    np.testing.assert_allclose(said["task/y"], expected, rtol=1e-12)
+    np.testing.assert_allclose(terms["task/y"], expected, rtol=1e-12)
 
 
-def test_the_objective_is_the_same_on_one_device_and_on_eight(x64):
+def test_eight_devices_give_the_same_objective(x64):
     features, present = batch_of(b=8)
     labels = jnp.arange(8) % 4
-    of = jax.jit(
+    compiled = jax.jit(
         jax.value_and_grad(lambda *a: loss_of(*a)[0], argnums=0, allow_int=True)
     )
-    expected = of(features, present, labels)
+    expected = compiled(features, present, labels)
     with jax.set_mesh(jax.make_mesh((8,), ("data",), (AxisType.Auto,))):
         rows = NamedSharding(jax.sharding.get_mesh(), PartitionSpec("data"))
-        found = of(*jax.device_put((features, present, labels), rows))
-    for want, got in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+        result = compiled(*jax.device_put((features, present, labels), rows))
+    for want, got in zip(*map(jax.tree.leaves, (expected, result)), strict=True):
         if want.dtype == np.float64:
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
@@ -411,7 +411,7 @@ LOSSES = {
 
 
 def masked_loops(name, z, present, temperature):
-    """The poly-view formulas over the views that are there."""
+    """The poly-view formulas over the present views."""
     b, m, _ = z.shape
     z = z / np.linalg.norm(z, axis=-1, keepdims=True)
     views = [[a for a in range(m) if present[i, a]] for i in range(b)]
@@ -450,17 +450,17 @@ def masked_loops(name, z, present, temperature):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_poly_view_losses_read_masks(name, x64):
+def test_poly_view_losses_ignore_masked_views(name, x64):
     rng = np.random.default_rng(0)
     z, present = rng.normal(size=(6, 4, 3)), rng.random((6, 4)) < 0.75
     present[0], present[1] = False, [True, False, False, False]
     garbage = np.where(present[..., None], z, np.nan)
-    of = partial(LOSSES[name], temperature=0.3, present=jnp.asarray(present))
+    masked_loss = partial(LOSSES[name], temperature=0.3, present=jnp.asarray(present))
     np.testing.assert_allclose(
-        of(garbage), masked_loops(name, z, present, 0.3), rtol=1e-9, atol=1e-12
+        masked_loss(garbage), masked_loops(name, z, present, 0.3), rtol=1e-9, atol=1e-12
     )
-    assert (np.array(of(garbage))[np.array(anchors(present))] > 0).all()
-    gradient = jax.grad(lambda z: of(z).sum())(jnp.asarray(garbage))
+    assert (np.array(masked_loss(garbage))[np.array(anchors(present))] > 0).all()
+    gradient = jax.grad(lambda z: masked_loss(z).sum())(jnp.asarray(garbage))
     np.testing.assert_array_equal(gradient[~present], 0)
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(
@@ -485,19 +485,19 @@ def test_poly_view_losses_read_masks(name, x64):
         ),
     ],
 )
-def test_an_objective_that_cannot_be_is_refused(options, message):
+def test_an_invalid_objective_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         CrossModal(**options)
 
 
 @pytest.mark.parametrize("name", ["binary_cross_entropy", "squared_error"])
-def test_a_head_of_another_width_than_its_target_is_refused(name):
+def test_a_head_and_target_of_different_widths_are_refused(name):
     loss = getattr(supervised, name)
     with pytest.raises(InputError, match="head has 1 outputs, the target 3"):
         loss(jnp.zeros((2, 1, 1)), jnp.zeros((2, 3)))
 
 
-def test_a_label_that_the_head_lacks_is_no_number():
+def test_a_label_out_of_range_gives_nan():
     logits, masks = jnp.zeros((2, 1, 3)), jnp.zeros((2, 1, 4, 4, 3))
     for wrong in (-1, 3):
         labels = jnp.array([2, wrong])
@@ -508,7 +508,7 @@ def test_a_label_that_the_head_lacks_is_no_number():
         assert np.isfinite(loss[0]) and np.isnan(loss[1])
 
 
-def test_a_row_that_stands_twice_in_a_batch_is_no_negative_of_itself(x64):
+def test_a_repeated_row_is_not_its_own_negative(x64):
     features, present = batch_of(u=1, v=1)
     index = jnp.arange(len(present["u"])).at[1].set(0)
     twice = one_term("RR", features, present, index=index)
@@ -517,7 +517,7 @@ def test_a_row_that_stands_twice_in_a_batch_is_no_negative_of_itself(x64):
     assert abs(twice.loss - one_term("RR", features, present).loss) > 1e-3
 
 
-def test_a_term_that_cannot_be_is_refused():
+def test_an_invalid_term_is_refused():
     features, present = batch_of(u=1)
     with pytest.raises(ValueError, match="there is one"):
         one_term("XX", features, present)

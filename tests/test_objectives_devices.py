@@ -1,4 +1,4 @@
-"""The batch of a loss is the global one, whatever the number of devices."""
+"""A loss is computed on the global batch, whatever the number of devices."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ def mesh_of(*shape):
 
 
 def values_and_gradients(z, weights):
-    """Losses, and the gradient of a sum that weighs every anchor differently."""
+    """Losses, and the gradient of their sum weighted differently for every anchor."""
     results = {}
     for name, loss in LOSSES.items():
         losses, pullback = jax.vjp(partial(loss, temperature=0.3), z)
@@ -60,7 +60,7 @@ def test_losses_and_gradients_do_not_depend_on_the_devices(m, shapes, x64):
                 )
 
 
-def test_rows_that_cannot_be_shared_equally_are_an_error():
+def test_an_indivisible_batch_is_an_error():
     with jax.set_mesh(mesh_of(2, 2)):
         with pytest.raises(ValueError, match="6 samples .* 4 devices"):
             contrastive.geometric(jnp.ones((6, 2, 3)), temperature=0.1)

@@ -1,4 +1,4 @@
-"""Training raises the bounds to where the theory puts them (Shidani et al. 2024)."""
+"""Training raises the bounds to their theoretical order (Shidani et al. 2024)."""
 
 import importlib
 from pathlib import Path
@@ -21,7 +21,7 @@ def benchmark(monkeypatch):
 
 
 @pytest.mark.slow
-def test_trained_bounds_are_in_order_and_below_the_truth(benchmark, tmp_path):
+def test_trained_bounds_are_ordered_and_below_the_truth(benchmark, tmp_path):
     views, deviation = 4, 0.5
     bound = {}
     for objective in benchmark.OBJECTIVES:
@@ -36,7 +36,7 @@ def test_trained_bounds_are_in_order_and_below_the_truth(benchmark, tmp_path):
     assert bound["geometric"] < pair + SCATTER
     assert pair < bound["arithmetic"]
     assert bound["sufficient_statistics"] < all_views + SCATTER
-    # With so many negatives the first two differ by thousandths only.
+    # With this many negatives the first two differ only by thousandths.
     assert bound["multi_crop"] < bound["geometric"] + 0.005
     assert bound["geometric"] < bound["arithmetic"] < bound["sufficient_statistics"]
 

@@ -1,4 +1,4 @@
-"""Negatives in tiles are the plain sum, in linear memory, on any mesh."""
+"""Tiled negatives equal the plain sum, in linear memory, on any mesh."""
 
 import re
 from functools import partial
@@ -33,7 +33,7 @@ def plain(anchors, candidates, weights, temperature):
 
 
 def ours(anchors, candidates, weights, **options):
-    """The same of `log_negatives`; without candidates, with one gradient."""
+    """The same from `log_negatives`; one gradient if there are no candidates."""
     pair = (anchors,) if candidates is None else (anchors, candidates)
     values, pullback = jax.vjp(partial(log_negatives, **options), *pair)
     return values, *pullback(jnp.asarray(weights, values.dtype))
@@ -44,7 +44,7 @@ def unit(x):
 
 
 def rows_like(kind, rng, b, m, d=16):
-    """Embeddings of unit length, of some kind."""
+    """Embeddings of unit length, of one kind."""
     if kind == "random":
         return unit(rng.normal(size=(b, m, d)))
     if kind == "collapsed":
@@ -55,7 +55,7 @@ def rows_like(kind, rng, b, m, d=16):
 
 @pytest.mark.parametrize("kind", ["random", "collapsed", "near duplicates"])
 @pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
-def test_float32_tiles_are_the_float64_sum(kind, among):
+def test_float32_tiles_match_the_float64_sum(kind, among):
     rng = np.random.default_rng(0)
     anchors = rows_like(kind, rng, 24, 3).astype(np.float32)
     candidates = anchors if among else rows_like(kind, rng, 24, 2).astype(np.float32)
@@ -72,8 +72,8 @@ def test_float32_tiles_are_the_float64_sum(kind, among):
             gradients = [sum(gradients)]
         for want, gradient in zip(gradients, got_gradients, strict=True):
             scale = np.abs(want).max()
-            # A score is some units in its last place off, and the exponential of a
-            # score of 1 / temperature is off by that many times that.
+            # A score has an error of some units in the last place; for a score of
+            # 1 / temperature, the exponential multiplies it by 1 / temperature.
             tolerance = 1e-5 * max(1, 0.05 / temperature)
             np.testing.assert_allclose(
                 gradient, want, rtol=tolerance, atol=tolerance * scale
@@ -83,12 +83,12 @@ def test_float32_tiles_are_the_float64_sum(kind, among):
 @given(
     b=st.integers(2, 9),
     m=st.integers(1, 4),
-    n=st.integers(0, 4),  # 0: among themselves
+    n=st.integers(0, 4),  # 0: negatives among the anchors
     d=st.integers(1, 5),
     tile=st.integers(1, 40),
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_any_shape_with_any_tile_is_the_plain_sum(b, m, n, d, tile):
+def test_any_shape_and_tile_match_the_plain_sum(b, m, n, d, tile):
     rng = np.random.default_rng(0)
     anchors, weights = rng.normal(size=(b, m, d)), rng.normal(size=(b, m))
     candidates = rng.normal(size=(b, n, d)) if n else anchors
@@ -102,9 +102,9 @@ def test_any_shape_with_any_tile_is_the_plain_sum(b, m, n, d, tile):
         np.testing.assert_allclose(have, want, rtol=1e-11, atol=1e-12)
 
 
-def test_scores_far_beyond_the_range_of_the_exponential_are_safe():
+def test_scores_beyond_the_range_of_exp_are_safe():
     rng = np.random.default_rng(0)
-    anchors = 60 * rng.normal(size=(6, 2, 8))  # scores of many thousands, both signs
+    anchors = 60 * rng.normal(size=(6, 2, 8))  # scores of many thousands, of both signs
     weights = np.ones((6, 2))
     for candidates in (None, 60 * rng.normal(size=(6, 2, 8))):
         others = anchors if candidates is None else candidates
@@ -132,7 +132,7 @@ def test_bfloat16_rows_give_the_float32_value(shift):
     )
 
 
-def test_rounded_products_are_summed_in_float32():
+def test_products_of_bfloat16_rows_are_summed_in_float32():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(32, 4, 64)).astype(jnp.bfloat16).astype(np.float32) / 8
     value, *_ = plain(rows, rows, np.ones((32, 4)), 1.0)
@@ -145,8 +145,8 @@ def test_rounded_products_are_summed_in_float32():
 
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
-def test_gradients_of_rounded_products_are_summed_in_float32(devices, among):
-    """Over many tiles, each of which adds its part."""
+def test_gradients_of_bfloat16_rows_are_summed_in_float32(devices, among):
+    """Many tiles add to each gradient."""
     rng = np.random.default_rng(0)
     rows = unit(rng.normal(size=(64, 4, 64)) + 1).astype(np.float32)
     candidates = None if among else rows[::-1].copy()
@@ -181,7 +181,7 @@ def test_the_temperature_has_a_gradient(x64):
         np.testing.assert_allclose(jax.grad(f)(0.4), slope, rtol=1e-6)
 
 
-def test_the_views_of_candidates_add_up(x64):
+def test_candidate_views_add_up(x64):
     rng = np.random.default_rng(0)
     anchors, candidates = rng.normal(size=(5, 3, 4)), rng.normal(size=(5, 2, 4))
     by_view = log_negatives_by_view(anchors, candidates, temperature=0.5)
@@ -199,7 +199,7 @@ def mesh_of(*shape):
 
 
 def on(mesh, function):
-    """`function` jitted, of rows that are split over the mesh."""
+    """`function`, jitted and applied to rows split over the mesh."""
     rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.jit(function, in_shardings=rows, out_shardings=rows)
 
@@ -207,14 +207,14 @@ def on(mesh, function):
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 @pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
 @pytest.mark.parametrize(
-    # 12 rows a device. Tiles of 5: three of 4 rows that meet one by one. Of 9: two of 6
-    # that meet two at a time. Of 40: one, that meets as many as there are. Half as many
-    # columns from others, where the last tile may have a row of padding.
+    # 12 rows a device. tile=5: three tiles of 4 rows, compared one by one. tile=9: two
+    # of 6, compared two at a time. tile=40: one, compared with all. Other candidates
+    # have half as many columns; their last tile may hold a row of padding.
     ("shape", "tile"),
     [((2,), 5), ((3,), 9), ((5,), 7), ((2, 2), 9), ((2, 4), 5), ((8,), 40)],
     ids=str,
 )
-def test_every_exchange_is_the_plain_sum_on_every_mesh(
+def test_every_exchange_matches_the_plain_sum_on_every_mesh(
     exchange, among, shape, tile, x64
 ):
     rng = np.random.default_rng(1)
@@ -238,7 +238,7 @@ def test_every_exchange_is_the_plain_sum_on_every_mesh(
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 @pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
 def test_a_low_temperature_is_safe_on_a_mesh(exchange, among):
-    """Scores up to 100 in float32, whose exponential is infinite."""
+    """Scores reach 100, so their exponentials overflow float32."""
     rng = np.random.default_rng(0)
     z = rows_like("near duplicates", rng, 16, 3).astype(np.float32)
     t = z if among else rows_like("near duplicates", rng, 16, 2).astype(np.float32)
@@ -254,8 +254,7 @@ def test_a_low_temperature_is_safe_on_a_mesh(exchange, among):
 
 
 def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=4):
-    """The compiled text of a loss's value and gradient on some devices, and its plan of
-    memory."""
+    """The compiled text of a loss and its gradient on some devices, and its memory."""
     negatives = partial(log_negatives, exchange=exchange, tile=tile)
 
     def total(z):
@@ -280,23 +279,23 @@ def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=4):
         contrastive.mv_dhel,
     ],
 )
-def test_the_compiled_program_is_linear_in_the_batch(exchange, loss):
+def test_compiled_program_is_linear_in_the_batch(exchange, loss):
     b, m, d, devices = 512, 4, 16, 4
     text, memory = gradient_program(devices, b, exchange, loss)
     rows = b * m
     elements, array = largest_array(text)
-    # Neither (b m)^2 nor (b m / devices) (b m): at most all rows, and in the ring a
-    # device's own part of them, with a few numbers a row beside the features.
+    # No array has (b m)^2 or (b m / devices) (b m) elements. The largest holds all rows
+    # (ring: one device's rows), with the features and a few more numbers per row.
     assert elements <= rows * (d + m) // (devices if exchange == "ring" else 1), array
     sent = sum(collective_bytes(text).values())
     assert 0 < sent < 8 * rows * d * 4
-    # Twice the rows cost twice the bytes and the memory, not four times.
+    # Twice the rows cost twice the traffic and memory, not four times.
     more_text, more_memory = gradient_program(devices, 2 * b, exchange, loss)
     assert sum(collective_bytes(more_text).values()) < 2.1 * sent
     assert more_memory < 2.3 * memory
 
 
-def test_the_ring_keeps_its_memory_as_devices_are_added():
+def test_ring_memory_per_device_is_constant_in_the_device_count():
     few, many = (
         gradient_program(n, 128 * n, "ring", contrastive.geometric)[1] for n in (4, 8)
     )
@@ -304,15 +303,15 @@ def test_the_ring_keeps_its_memory_as_devices_are_added():
     assert many < 1.1 * few < gathered
 
 
-def test_the_backward_pass_keeps_a_number_an_anchor_beside_the_rows():
+def test_backward_pass_keeps_only_rows_and_one_number_per_anchor():
     z = jnp.ones((40, 4, 16))
     _, pullback = jax.vjp(partial(log_negatives, temperature=0.1, tile=8), z)
     kept = sum(x.size for x in jax.tree.leaves(pullback))
     assert kept <= z.size + 40 * 4 + 1
 
 
-def test_products_ask_for_full_precision():
-    """An accelerator would round float32 to fewer bits; a CPU shows no difference."""
+def test_products_request_full_precision():
+    """Accelerators would round float32 to fewer bits; a CPU shows no difference."""
 
     def total(z, y):
         return (
@@ -327,7 +326,7 @@ def test_products_ask_for_full_precision():
     assert all("HIGHEST, HIGHEST" in product for product in products)
 
 
-def test_bad_batches_are_named():
+def test_invalid_batches_are_refused():
     z = jnp.ones((4, 2, 3))
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("data")

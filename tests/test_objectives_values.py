@@ -1,4 +1,4 @@
-"""Each loss is its formula, and the losses relate to each other as the theory says."""
+"""Each loss matches its formula, and the losses relate as the theory says."""
 
 from functools import partial
 from itertools import permutations
@@ -36,7 +36,7 @@ def noisy_views(b, m, d=4, noise=0.5, seed=0):
 
 
 def loops(name, z, temperature):
-    """The formulas, one term at a time: a loss an anchor, or a loss a sample."""
+    """The formulas, one term at a time: one loss per anchor or per sample."""
     b, m, _ = z.shape
     z = z / np.linalg.norm(z, axis=-1, keepdims=True)
 
@@ -95,7 +95,7 @@ def loops(name, z, temperature):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("m", [2, 4])
-def test_each_loss_is_its_formula(name, m, x64):
+def test_each_loss_matches_its_formula(name, m, x64):
     z = noisy_views(b=5, m=m)
     losses = LOSSES[name](z, temperature=0.3)
     assert losses.dtype == jnp.float64
@@ -103,7 +103,7 @@ def test_each_loss_is_its_formula(name, m, x64):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_are_finite_differences(name, x64):
+def test_gradients_match_finite_differences(name, x64):
     z = noisy_views(b=3, m=3)
 
     def mean(z):
@@ -114,7 +114,7 @@ def test_gradients_are_finite_differences(name, x64):
     np.testing.assert_allclose(jax.grad(mean)(z).ravel(), slopes, rtol=1e-6, atol=1e-9)
 
 
-def test_two_views_make_one_loss(x64):
+def test_losses_coincide_for_two_views(x64):
     z = noisy_views(b=6, m=2)
     simclr = contrastive.nt_xent(z, temperature=0.3)
     same = set(LOSSES) - {"arithmetic listing", "mv_infonce", "mv_dhel"}
@@ -125,13 +125,13 @@ def test_two_views_make_one_loss(x64):
     np.testing.assert_allclose(listing, simclr - log(6), rtol=0, atol=1e-12)
 
 
-def test_order_of_the_losses(x64):
+def test_losses_have_the_proven_order(x64):
     z = noisy_views(b=32, m=4, d=16)
     arithmetic, geometric, supcon = (
         loss(z, temperature=0.1)
         for loss in (contrastive.arithmetic, contrastive.geometric, contrastive.supcon)
     )
-    assert (arithmetic <= geometric + 1e-12).all()  # Jensen, anchor by anchor
+    assert (arithmetic <= geometric + 1e-12).all()  # Jensen, for each anchor
     assert (supcon > geometric).all()  # a larger denominator
 
 
@@ -146,7 +146,7 @@ def test_collapsed_embeddings_give_the_log_of_the_denominator(x64):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_samples_and_views_have_no_order(name, x64):
+def test_order_of_samples_and_views_does_not_matter(name, x64):
     z = noisy_views(b=5, m=4)
     samples, views = [3, 0, 4, 1, 2], [2, 0, 3, 1]
     losses = LOSSES[name](z, temperature=0.3)
@@ -157,7 +157,7 @@ def test_samples_and_views_have_no_order(name, x64):
     np.testing.assert_allclose(moved, expected, rtol=1e-12)
 
 
-def test_multi_crop_varies_no_more_than_one_pair(x64):
+def test_multi_crop_has_no_more_variance_than_one_pair(x64):
     batches = jnp.stack([noisy_views(b=8, m=5, seed=s) for s in range(200)])
     crops = jax.vmap(lambda z: contrastive.multi_crop(z, temperature=0.5).mean())(
         batches

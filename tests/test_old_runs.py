@@ -1,7 +1,7 @@
-"""Runs of version 0.1 are read as before: evaluated, embedded, exported, begun with.
+"""Runs of version 0.1 can still be evaluated, embedded, exported and initialised from.
 
-tests/old_runs/ holds small ones that version 0.1 wrote: of digits, of a probe of it, of
-a step that was not finite, of SGI and of the agent that began with it.
+tests/old_runs/ holds small runs written by version 0.1: digits, a probe of that run, a
+run with a non-finite step, SGI, and an agent initialised from SGI.
 """
 
 import json
@@ -32,7 +32,7 @@ OLD = Path(__file__).parent / "old_runs"
 
 @pytest.fixture
 def old(tmp_path, data_dir, monkeypatch):
-    """`old(name)` -> the folder of an old run."""
+    """`old(name)` -> the directory of an old run."""
     monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
 
     def unpacked(name):
@@ -43,7 +43,7 @@ def old(tmp_path, data_dir, monkeypatch):
     return unpacked
 
 
-def test_a_run_is_evaluated_as_it_was_and_reported(old, capsys):
+def test_a_run_is_evaluated_as_before_and_reported(old, capsys):
     run = old("pretrained")
     before = json.loads((run / "eval" / "4.json").read_text())
     table = summary(read([run]))
@@ -57,11 +57,11 @@ def test_a_run_is_evaluated_as_it_was_and_reported(old, capsys):
     assert "4.json: linear probe" in capsys.readouterr().out
 
 
-def test_a_run_is_embedded_exported_and_begun_with(old, tmp_path, digits):
+def test_a_run_is_embedded_exported_and_initialised_from(old, tmp_path, digits):
     run = old("pretrained")
     assert "360 of 360 rows" in embed(run, "digits:test", tmp_path / "x.npz")
-    said = export(run, "safetensors", tmp_path / "x.safetensors")
-    assert "agree with polyview" in said
+    report = export(run, "safetensors", tmp_path / "x.safetensors")
+    assert "agree with polyview" in report
     arrays = load(run).arrays
     config = digits("views=2", init_from=run)
     small = {"model.towers.image.projector.out": 8}
@@ -74,7 +74,7 @@ def test_a_run_is_embedded_exported_and_begun_with(old, tmp_path, digits):
     np.testing.assert_array_equal(encoder, arrays["towers.image.encoder.conv.kernel"])
 
 
-def test_a_probe_whose_frozen_tower_lay_among_the_statistics_is_loaded(old):
+def test_a_probe_with_its_frozen_tower_in_the_statistics_is_loaded(old):
     probe, donor = load(old("probe")), load(old("pretrained"))
     fixed = jax.tree.leaves(probe.parts.fixed)
     assert fixed and not jax.tree.leaves(probe.parts.statistics)
@@ -85,8 +85,8 @@ def test_a_probe_whose_frozen_tower_lay_among_the_statistics_is_loaded(old):
 
 def test_a_dumped_step_is_replayed(old, capsys):
     replay_run(Trainer, old("dumped"))
-    said = capsys.readouterr().out
-    assert "step 2, rows [" in said and "healthy 0" in said
+    output = capsys.readouterr().out
+    assert "step 2, rows [" in output and "healthy 0" in output
 
 
 def test_an_old_run_is_not_resumed(old):
@@ -96,7 +96,7 @@ def test_an_old_run_is_not_resumed(old):
         check_workdir(run, new)
 
 
-def test_a_pre_trained_atari_network_is_read_and_lent(old, monkeypatch):
+def test_a_pre_trained_atari_network_initialises_an_agent(old, monkeypatch):
     pytest.importorskip("ale_py")
     from sgi.learner import donated
 

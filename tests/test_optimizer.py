@@ -1,4 +1,4 @@
-"""The optimisers do what their papers say, on the leaves they say."""
+"""The optimisers follow their papers, on the parameters they should."""
 
 import functools
 
@@ -13,21 +13,21 @@ def rate(base):
     return functools.partial(optimizer.constant, base=base)
 
 
-def test_scaling_rules_at_four_times_the_batch():
+def test_scaling_rules_at_four_times_the_reference_batch():
     assert optimizer.constant(1024, base=0.3) == pytest.approx(0.3)
     assert optimizer.linear(1024, base=0.3) == pytest.approx(1.2)
     assert optimizer.square_root(1024, base=0.3) == pytest.approx(0.6)
 
 
-def test_the_schedule_rises_linearly_and_falls_by_a_cosine():
+def test_schedule_rises_linearly_and_falls_as_a_cosine():
     schedule = optimizer.warm_up_cosine(2.0, 100, 0.1)
-    found = [float(schedule(s)) for s in (0, 5, 10, 55, 100)]
-    np.testing.assert_allclose(found, [0, 1, 2, 1, 0], atol=1e-6)
+    rates = [float(schedule(s)) for s in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0, 1, 2, 1, 0], atol=1e-6)
     assert float(optimizer.warm_up_cosine(2.0, 100, 0.0)(0)) == pytest.approx(2.0)
 
 
 def test_lars_follows_its_equations():
-    """You et al. 2017 as SimCLR has it, written out in numpy."""
+    """You et al. 2017 in the form of SimCLR, written in numpy."""
     made, schedule = optimizer.lars(
         steps=5,
         batch_size=256,
@@ -60,7 +60,7 @@ def test_lars_follows_its_equations():
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
-def test_vectors_do_not_decay(name):
+def test_vectors_have_no_weight_decay(name):
     made, _ = getattr(optimizer, name)(
         steps=5,
         batch_size=1,

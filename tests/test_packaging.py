@@ -1,5 +1,6 @@
 """What `pip install` gives: every package, the configs, the commands, and no data."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,27 @@ def test_every_folder_of_code_is_packaged():
         for package in ("polyview", "sgi")
         for path in (ROOT / package).rglob("*.py")
     }
+    configs = {
+        ".".join(("polyview", *path.parent.relative_to(ROOT).parts))
+        for path in (ROOT / "configs").rglob("*.py")
+    }
     packages = PROJECT["tool"]["setuptools"]["packages"]
-    assert set(packages) == folders | {"polyview.configs"}
+    assert set(packages) == folders | configs
+
+
+def test_there_is_one_version():
+    """The package's, which the build reads; the changelog has a section for it."""
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    version = PROJECT["tool"]["setuptools"]["dynamic"]["version"]
+    assert version == {"attr": "polyview.__version__"}
+    sections = re.findall(
+        r"^## \[(.*?)\](?: - (\S+))?$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    (unreleased, _), (newest, date), *_ = sections
+    assert (unreleased, newest) == ("Unreleased", polyview.__version__)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {newest}\n" in citation
+    assert f"\ndate-released: {date}\n" in citation
 
 
 def test_what_is_locked_is_what_the_package_asks_for():
@@ -104,6 +124,8 @@ def test_a_wheel_holds_code_and_configs_alone(tmp_path):
         (entry,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
         assert b"polyview = polyview.__main__:main" in archive.read(entry)
     assert {name.split("/")[0] for name in names} == {"polyview", "sgi"}
-    assert all(name.endswith(".py") for name in names) and size < 2e6
-    packed = {n.rpartition("/")[2] for n in names if n.startswith("polyview/configs/")}
-    assert packed == {path.name for path in (ROOT / "configs").glob("*.py")}
+    others = {name for name in names if not name.endswith(".py")}
+    assert others == {"polyview/trusted.txt", "sgi/trusted.txt"} and size < 2e6
+    packed = {n for n in names if n.startswith("polyview/configs/")}
+    configs = (ROOT / "configs").rglob("*.py")
+    assert packed == {f"polyview/{path.relative_to(ROOT)}" for path in configs}

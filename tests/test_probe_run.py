@@ -1,4 +1,4 @@
-"""A classifier is trained on another run's encoder, which a probe never changes."""
+"""A classifier is trained on another run's encoder; a probe never changes it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def classifier(name, donor, **overrides):
-    """The config of a probe or a fine-tuning of a run, for 60 steps."""
+    """The config of a probe or fine-tuning of a run, for 60 steps."""
     few = {"steps": 60, "epochs": None, "log_every": 60, "evaluate_every": 60}
     few |= {"optimizer.learning_rate.base": 20.0} | overrides
     text = f"{ROOT}/configs/{name}.py:run={donor},batch_size=64"
@@ -38,7 +38,7 @@ def encoder_of(run, step=None):
 
 def test_a_probe_keeps_the_encoder_and_learns_the_classes(digits, tmp_path):
     train(Trainer(digits("views=2")), tmp_path / "donor")
-    # What a kill before the first checkpoint leaves: it must not pass for a start.
+    # A kill before the first checkpoint leaves this directory; it is not a checkpoint.
     (tmp_path / "probe" / "checkpoints").mkdir(parents=True)
     train(Trainer(classifier("probe", tmp_path / "donor")), tmp_path / "probe")
     before, after = encoder_of(tmp_path / "donor"), encoder_of(tmp_path / "probe")
@@ -60,21 +60,21 @@ def top1(run):
 
 
 @pytest.mark.slow
-def test_a_probe_has_one_accuracy_on_one_device_and_on_eight(command, tmp_path):
+def test_a_probe_has_equal_accuracy_on_one_and_eight_devices(command, tmp_path):
     options = ["--config.batch_size=64", "--config.evaluate_every=0"]
     donor = ["--config", "configs/polyview_digits.py", *options, "--config.steps=30"]
     assert command("main", *donor, "--workdir", tmp_path / "donor").returncode == 0
     config = f"configs/probe.py:run={tmp_path / 'donor'},batch_size=64,epochs=3"
-    found = {}
+    accuracy = {}
     for devices in (1, 8):
         run = tmp_path / str(devices)
         words = ["--config", config, "--config.optimizer.learning_rate.base=20.0"]
         probe = command("main", *words, "--workdir", run, devices=devices)
         assert probe.returncode == 0, probe.output
         (result,) = (run / "eval").glob("*.json")
-        found[devices] = json.loads(result.read_text())["classifier"]
-    assert found[1] == found[8]
-    assert found[1]["top1"] > 0.5  # chance is 0.1
+        accuracy[devices] = json.loads(result.read_text())["classifier"]
+    assert accuracy[1] == accuracy[8]
+    assert accuracy[1]["top1"] > 0.5  # chance is 0.1
 
 
 def test_fine_tuning_starts_from_the_encoder_and_trains_it(digits, tmp_path):
@@ -87,11 +87,11 @@ def test_fine_tuning_starts_from_the_encoder_and_trains_it(digits, tmp_path):
         encoder_of(tmp_path / run)[kernel].ravel() for run in ("donor", "tuned")
     )
     assert np.abs(end - start).max() > 1e-3
-    assert np.corrcoef(start, end)[0, 1] > 0.5, "another start: about 0"
-    assert top1(tmp_path / "tuned") > 0.3  # a width of 4, four epochs
+    assert np.corrcoef(start, end)[0, 1] > 0.5, "an unrelated start gives about 0"
+    assert top1(tmp_path / "tuned") > 0.3  # with a width of 4, in four epochs
 
 
-def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
+def test_only_trusted_image_runs_are_accepted(digits, tmp_path):
     def refused(why, data=""):
         text = f"{ROOT}/configs/probe.py:run={tmp_path},data={data}"
         with pytest.raises(InputError, match=why):
@@ -102,7 +102,7 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
     refused("is not a run: config.json")
     path = tmp_path / "config.json"
     path.write_text('{"views": {}, "model": {"towers": {}}}')
-    refused("is no run of views of images")
+    refused("is not a run on image views")
     config = digits("views=2")
     path.write_text(to_json(config))
     refused("no data set 'absent'", data="absent")
@@ -127,23 +127,23 @@ def test_what_is_no_run_of_images_is_refused(digits, tmp_path):
             node = node[name]
         node[last] = evil
         path.write_text(json.dumps(tampered))
-        refused("not trusted with")
+        refused("not trusted in a checkpoint")
         node[last] = "a word"
         path.write_text(json.dumps(tampered))
-        with contextlib.suppress(InputError):  # or only when it is built
+        with contextlib.suppress(InputError):  # may also fail only when built
             load_config(f"{ROOT}/configs/probe.py:run={tmp_path}")
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_encoder_is_refused_by_name(digits, tmp_path):
+def test_a_different_encoder_is_refused_by_name(digits, tmp_path):
     train(Trainer(digits("views=2")), tmp_path / "donor")
     config = classifier("probe", tmp_path / "donor")
     config.model.towers.image.encoder.width = 8
-    with pytest.raises(InputError, match=r"kernel of .* is \(3, 3, 4, 4\), .* here is"):
+    with pytest.raises(InputError, match=r"kernel of .* has shape \(3, 3, 4, 4\), but"):
         train(Trainer(config), tmp_path / "probe")
 
 
-def test_three_lines_give_the_encoder(digits, tmp_path):
+def test_an_encoder_is_loaded_and_applied_in_three_lines(digits, tmp_path):
     train(Trainer(digits("views=2")), tmp_path / "run")
     run = load(tmp_path / "run")
     images = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))

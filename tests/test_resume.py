@@ -1,8 +1,8 @@
-"""A run that was interrupted ends as one that was not, on one process or several.
+"""A resumed run ends like an uninterrupted one, on one process or several.
 
-The promise: on the same devices, cores and JAX version, bit for bit. On another number
-of processes or devices, equal in float64; in float32 sums differ in their last bits,
-and training makes those differences grow.
+The promise: bit for bit on the same devices, cores and JAX version. On another number
+of processes or devices, equal in float64. In float32 sums differ in the last bits,
+and training makes the differences grow.
 """
 
 import json
@@ -41,7 +41,7 @@ def logged(workdir: Path) -> list[dict]:
 
 
 def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, by the names and shapes in its own digest."""
+    """The arrays of a checkpoint, with names and shapes from its digest."""
     folder = workdir / "checkpoints" / str(step)
     digest = json.loads((folder / "digest" / "metadata").read_text())["state"]
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -49,12 +49,12 @@ def saved_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=one)
         for name, (shape, dtype, _) in digest.items()
     }
-    found = checkpoint.read_state(folder, template)
-    return {name: np.asarray(array) for name, array in found.items()}
+    state = checkpoint.read_state(folder, template)
+    return {name: np.asarray(array) for name, array in state.items()}
 
 
 def wait_for_step(process, workdir: Path, step: int) -> None:
-    """Return once a run has a checkpoint and has logged a later step."""
+    """Return once a run has a checkpoint at or after `step`."""
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         steps = [int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*[0-9]")]
@@ -65,7 +65,7 @@ def wait_for_step(process, workdir: Path, step: int) -> None:
 
 
 def wait_for_a_save(process, workdir: Path) -> None:
-    """Return while a checkpoint is half written."""
+    """Return while a checkpoint is partly written."""
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         if any((workdir / "checkpoints").glob("*tmp*")):
@@ -74,40 +74,40 @@ def wait_for_a_save(process, workdir: Path) -> None:
     raise AssertionError(process.communicate()[0])
 
 
-def test_an_interrupted_run_ends_as_a_straight_one(command, tmp_path):
-    """Killed thrice, once while saving, then told to end, and gone on once more."""
+def test_a_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
+    """Killed three times, once while saving, then stopped by SIGTERM and resumed."""
     arguments = ["--config", CONFIG, *SMALL, "--config.steps=300"]
     arguments += ["--config.checkpoint_every=20"]
-    straight = command("main", *arguments, "--workdir", tmp_path / "straight")
-    assert straight.returncode == 0, straight.output
-    arguments += ["--workdir", tmp_path / "broken"]
+    reference = command("main", *arguments, "--workdir", tmp_path / "reference")
+    assert reference.returncode == 0, reference.output
+    arguments += ["--workdir", tmp_path / "stopped"]
     for how, status, at in (
         (signal.SIGKILL, -9, 20),
         (signal.SIGKILL, -9, 80),
         (signal.SIGKILL, -9, 140),
         (signal.SIGTERM, 75, 220),
     ):
-        broken = command("main", *arguments, wait=False)
-        wait_for_step(broken, tmp_path / "broken", at)
+        stopped = command("main", *arguments, wait=False)
+        wait_for_step(stopped, tmp_path / "stopped", at)
         if at == 140:
-            wait_for_a_save(broken, tmp_path / "broken")
-        broken.send_signal(how)
-        output, _ = broken.communicate(timeout=60)
-        assert broken.returncode == status, output
+            wait_for_a_save(stopped, tmp_path / "stopped")
+        stopped.send_signal(how)
+        output, _ = stopped.communicate(timeout=60)
+        assert stopped.returncode == status, output
     again = command("main", *arguments)
     assert again.returncode == 0, again.output
-    for said in (output, again.output):
-        assert "from 0 " not in said, "it must go on, not start again"
+    for log in (output, again.output):
+        assert "from 0 " not in log, "the run must resume, not restart"
 
-    assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
-    ends = [saved_arrays(tmp_path / name, 300) for name in ("broken", "straight")]
+    assert logged(tmp_path / "stopped") == logged(tmp_path / "reference")
+    ends = [saved_arrays(tmp_path / name, 300) for name in ("stopped", "reference")]
     assert ends[0].keys() == ends[1].keys()
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
 
 
 def on_processes(command, count: int, *arguments, x64: bool) -> None:
-    """Run a command to its end on `count` processes of 2 devices in all."""
+    """Run a command to its end on `count` processes with 2 devices in total."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,16 +130,16 @@ def on_processes(command, count: int, *arguments, x64: bool) -> None:
 
 
 def stop_at(workdir: Path, step: int) -> None:
-    """Make a finished run look as if it had been stopped after `step`."""
+    """Delete the checkpoints after `step`, as if the run had stopped there."""
     for folder in (workdir / "checkpoints").iterdir():
         if int(folder.name) > step:
             shutil.rmtree(folder)
 
 
 @pytest.mark.slow
-def test_one_process_or_two_train_the_same(command, tmp_path):
-    """1 -> 2 -> 1 processes against one, in float64 over 40 steps to 1e-6; and, in
-    float32, two against one: the first 5 losses to 1e-5."""
+def test_one_and_two_processes_train_the_same(command, tmp_path):
+    """float64: resuming on 1 -> 2 -> 1 processes equals one process over 40 steps to
+    1e-6. float32: the first 5 losses on two processes equal those on one to 1e-5."""
     types = ":dtype=float64,param_dtype=float64"
     arguments = [*SMALL, "--config.steps=40", "--config.keep=9"]
     one = ["--config", CONFIG + types, *arguments, "--workdir", tmp_path / "one"]
@@ -165,11 +165,11 @@ def test_one_process_or_two_train_the_same(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_launch_of_two_processes_stops_goes_on_and_ends_as_one(
+def test_a_resumed_launch_of_two_processes_equals_one_process(
     data_dir, command, tmp_path
 ):
-    """launch/local.sh: SIGTERM at some step, then the same command to the end, against
-    one process, in float64 to 1e-6."""
+    """launch/local.sh: SIGTERM, then the same command to the end, equals one process
+    in float64 to 1e-6."""
     types = ":dtype=float64,param_dtype=float64"
     options = [*SMALL, "--config.steps=200", "--config.keep=9"]
     config = ["--config", CONFIG + types, *options, "--workdir"]
@@ -190,14 +190,14 @@ def test_a_launch_of_two_processes_stops_goes_on_and_ends_as_one(
     run = started()
     wait_for_step(run, tmp_path / "two", 20)
     run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=120)
-    assert run.returncode == 75, said
-    assert "the same command again to go on" in said
+    _, log = run.communicate(timeout=120)
+    assert run.returncode == 75, log
+    assert "the same command again to go on" in log
     stopped = checkpoint.saved_steps(tmp_path / "two" / "checkpoints")[-1]
     assert 20 <= stopped < 200
     run = started()
-    _, said = run.communicate(timeout=300)
-    assert run.returncode == 0, said
+    _, log = run.communicate(timeout=300)
+    assert run.returncode == 0, log
     ends = [saved_arrays_x64(tmp_path / name, 200) for name in ("one", "two")]
     for name, array in ends[0].items():
         np.testing.assert_allclose(array, ends[1][name], atol=1e-6, err_msg=name)
@@ -208,7 +208,7 @@ def saved_arrays_x64(workdir: Path, step: int) -> dict[str, np.ndarray]:
         return saved_arrays(workdir, step)
 
 
-def test_a_workdir_of_another_config_is_refused(digits, tmp_path):
+def test_a_workdir_with_another_config_is_refused(digits, tmp_path):
     train(Trainer(digits()), tmp_path)
     before = sorted(p.name for p in tmp_path.rglob("*"))
     with pytest.raises(InputError, match="steps: 4 -> 5"):
@@ -217,7 +217,7 @@ def test_a_workdir_of_another_config_is_refused(digits, tmp_path):
     train(Trainer(digits(log_every=2, **{"mesh.fsdp": 2})), tmp_path)
 
 
-def test_lines_past_the_restored_step_are_written_once(digits, tmp_path):
+def test_metrics_after_the_restored_step_are_written_once(digits, tmp_path):
     train(Trainer(digits(steps=6, checkpoint_every=2)), tmp_path)
     stop_at(tmp_path, 4)
     whole = (tmp_path / "metrics.jsonl").read_text()
@@ -226,7 +226,7 @@ def test_lines_past_the_restored_step_are_written_once(digits, tmp_path):
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_donor_that_does_not_fit_leaves_no_trace(digits, tmp_path):
+def test_a_failed_initialisation_leaves_no_workdir(digits, tmp_path):
     config = digits()
     config.init_from = str(tmp_path / "nothing")
     with pytest.raises(InputError, match="no checkpoint to load"):
@@ -234,9 +234,7 @@ def test_a_donor_that_does_not_fit_leaves_no_trace(digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_not_finite_stops_the_run_and_can_be_seen_again(
-    digits, tmp_path, capsys
-):
+def test_a_nonfinite_step_stops_the_run_and_can_be_replayed(digits, tmp_path, capsys):
     config = digits(steps=9, checkpoint_every=3)
     config.optimizer.learning_rate.base = 1e38
     with pytest.raises(NonFiniteError, match="--replay"):

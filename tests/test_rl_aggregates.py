@@ -11,13 +11,13 @@ from polyview.rl.aggregates import AGGREGATES, success_interval
 
 
 def drawn(runs, games, seed=0):
-    """Skewed scores, among them some above 1 and below 0."""
+    """Skewed scores, some above 1 and some below 0."""
     rng = np.random.default_rng(seed)
     return rng.lognormal(-1.0, 1.5, (runs, games)) - 0.2
 
 
 @pytest.mark.parametrize("runs, games", [(1, 1), (1, 3), (3, 1), (5, 7), (10, 26)])
-def test_aggregates_by_their_words(runs, games):
+def test_aggregates_match_their_definitions(runs, games):
     values = drawn(runs, games)
     of_games = [sum(values[:, g]) / runs for g in range(games)]
     flat = sorted(values.ravel().tolist())
@@ -35,26 +35,26 @@ def test_aggregates_by_their_words(runs, games):
         assert stacked[1] == pytest.approx(aggregate(values + 1)), "leading axes"
 
 
-def test_intervals_are_those_of_all_resamples():
-    """Against the whole distribution: 3 runs of 2 games have 3^6 equal resamples."""
+def test_intervals_match_the_enumeration_of_all_resamples():
+    """3 runs of 2 games have 3^6 equally likely resamples; all are enumerated."""
     values = np.array([[0.1, 2.0], [0.5, 1.0], [1.3, 0.0]])
     runs, games = values.shape
     every = np.array(list(itertools.product(range(runs), repeat=runs * games)))
     all_resamples = values[every.reshape(-1, runs, games), np.arange(games)]
     for name, aggregate in AGGREGATES.items():
         exact = np.sort(aggregate(all_resamples))
-        found = aggregates.interval(values, aggregate, repetitions=40_000, level=0.8)
-        for end, share in zip(found, (0.1, 0.9), strict=True):
+        ends = aggregates.interval(values, aggregate, repetitions=40_000, level=0.8)
+        for end, share in zip(ends, (0.1, 0.9), strict=True):
             place = np.interp(share, [0, 1], [0, len(exact) - 1])
             low, high = exact[int(place) - 8], exact[int(place) + 8]
             assert low - 1e-9 <= end <= high + 1e-9, name
-    # Were the runs drawn alike in all games, these would cancel and leave no interval.
+    # If all games shared their resampled runs, these values would cancel exactly.
     low, high = aggregates.interval(values * [2, 1.2], aggregates.mean)
     assert high - low > 0.3
 
 
-def test_intervals_cover_as_often_as_they_say():
-    """90% intervals of the mean of normal scores hold the true one about so often."""
+def test_intervals_have_their_nominal_coverage():
+    """About 90 % of the 90 % intervals for a normal mean contain the true mean."""
     rng = np.random.default_rng(1)
     held = 0
     for seed in range(300):
@@ -66,7 +66,7 @@ def test_intervals_cover_as_often_as_they_say():
     assert 0.84 <= held / 300 <= 0.94
 
 
-def test_an_interval_is_repeatable_and_one_run_has_none():
+def test_intervals_are_repeatable_and_need_two_runs():
     values = drawn(4, 5)
     first, again = (
         aggregates.interval(values, aggregates.median, seed=3) for _ in range(2)
@@ -76,9 +76,9 @@ def test_an_interval_is_repeatable_and_one_run_has_none():
     assert aggregates.interval(values[:1], aggregates.median) is None
 
 
-@pytest.mark.filterwarnings("default")  # what it imports is not ours to mend
-def test_equals_rliable():
-    """Against rliable, where it is installed: `pip install '.[peer]'`."""
+@pytest.mark.filterwarnings("default")  # warnings of its imports are not ours
+def test_aggregates_match_rliable():
+    """Compared with rliable if installed: `pip install '.[peer]'`."""
     library = pytest.importorskip("rliable.library")
     from rliable import metrics
 
@@ -88,7 +88,7 @@ def test_equals_rliable():
         "mean": metrics.aggregate_mean,
         "optimality gap": metrics.aggregate_optimality_gap,
     }
-    np.random.seed(0)  # it draws from the global generator
+    np.random.seed(0)  # rliable uses the global generator
     for runs, games in (2, 3), (5, 7), (10, 26):
         values = drawn(runs, games, seed=runs)
         points, intervals = library.get_interval_estimates(
@@ -105,8 +105,8 @@ def test_equals_rliable():
 
 @pytest.mark.parametrize("successes, trials", [(0, 10), (3, 10), (10, 10), (70, 400)])
 @pytest.mark.parametrize("level", [0.5, 0.95])
-def test_ends_of_a_success_interval_solve_its_equation(successes, trials, level):
-    """The rate is z standard deviations of p away from an end p."""
+def test_success_interval_ends_solve_the_wilson_equation(successes, trials, level):
+    """The rate is z standard deviations of p away from each end p."""
     low, high = success_interval(successes, trials, level)
     rate = successes / trials
     assert 0 <= low <= rate <= high <= 1
@@ -116,7 +116,7 @@ def test_ends_of_a_success_interval_solve_its_equation(successes, trials, level)
         assert math.erf(z / math.sqrt(2)) == pytest.approx(level)
 
 
-def test_a_success_interval_equals_scipy():
+def test_success_interval_matches_scipy():
     stats = pytest.importorskip("scipy.stats")
     for successes, trials in (0, 1), (1, 1), (7, 50), (1999, 2000):
         theirs = stats.binomtest(successes, trials).proportion_ci(0.9, "wilson")

@@ -1,4 +1,4 @@
-"""The replay of an agent: what is drawn, how often, and what comes with it."""
+"""An agent's replay buffer: contents of samples, draw frequencies and weights."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,15 +12,15 @@ from polyview.rl import replay
 
 ASKED = {"jumps": 5, "n_step": 10, "discount": 0.99}
 TAKE = jax.jit(partial(replay.sample, **ASKED), static_argnames="batch_size")
-RESERVED = 1 + 10 + 6  # the newest steps, of which later ones are not yet known
+RESERVED = 1 + 10 + 6  # newest steps, not yet drawn: their later steps are unknown
 STEPS = 90
 
 
 def lives(steps=STEPS, image=6, seed=0):
-    """Play with many lost lives: columns of numpy, a step a row."""
+    """Play with many lost lives: numpy columns, one row per step."""
     rng = np.random.default_rng(seed)
     done = rng.random(steps) < 0.1
-    done[[0, 20, 21, 23]] = True  # right at the start, and lives of one and two steps
+    done[[0, 20, 21, 23]] = True  # at the very start; lives of one and two steps
     return {
         "frame": rng.integers(1, 256, (steps, image, image), np.uint8),
         "action": rng.integers(0, 18, steps).astype(np.int32),
@@ -31,7 +31,7 @@ def lives(steps=STEPS, image=6, seed=0):
 
 @jax.jit
 def filled(empty, steps):
-    """The buffer with the steps of `lives`, one after another."""
+    """The buffer after appending the steps of `lives` one by one."""
     return jax.lax.scan(lambda b, s: (replay.append(b, **s), None), empty, steps)[0]
 
 
@@ -51,7 +51,7 @@ def draw(buffer, count, seed=0, alpha=0.5, beta=0.4):
 
 
 def slow_stack(play, t):
-    """The frames t - 3 .. t, walking back from t until a life ended."""
+    """Frames t - 3 .. t, read backwards from t until the end of an earlier life."""
     stack = np.zeros((4, *play["frame"].shape[1:]), np.uint8)
     for age in range(4):
         if t - age < 0 or (age and play["done"][t - age]):
@@ -60,7 +60,7 @@ def slow_stack(play, t):
     return stack
 
 
-def test_samples_are_those_of_loops(play, full):
+def test_samples_match_loops(play, full):
     batch = draw(full, 800)
     assert set(batch["index"]) == set(range(STEPS - RESERVED))
     views, targets = batch["views"], batch["targets"]
@@ -95,14 +95,14 @@ def test_samples_are_those_of_loops(play, full):
     }
 
 
-def test_a_stack_to_act_on_is_the_one_that_is_replayed(play):
-    """At the start, behind lost lives, and between them."""
+def test_acting_and_replay_use_the_same_stack(play):
+    """At the start, after lost lives and between them."""
     now = jax.jit(replay.current_stack)
     buffer = replay.create(STEPS, 6)
     step = jax.jit(replay.append)
     for t in range(30):
-        found = now(buffer, play["frame"][t])
-        np.testing.assert_array_equal(found, slow_stack(play, t), err_msg=str(t))
+        stack = now(buffer, play["frame"][t])
+        np.testing.assert_array_equal(stack, slow_stack(play, t), err_msg=str(t))
         buffer = step(buffer, **{name: column[t] for name, column in play.items()})
 
 
@@ -110,8 +110,8 @@ def test_a_stack_to_act_on_is_the_one_that_is_replayed(play):
 def test_the_newest_steps_are_not_drawn(play, steps):
     part = {name: column[:steps] for name, column in play.items()}
     buffer = filled(replay.create(STEPS + 10, 6), part)
-    found = draw(buffer, 800)["index"]
-    assert set(found) == set(range(steps - RESERVED))
+    drawn = draw(buffer, 800)["index"]
+    assert set(drawn) == set(range(steps - RESERVED))
     asked = {"jumps": ASKED["jumps"], "n_step": ASKED["n_step"]}
     assert replay.sampleable(steps, **asked) == steps - RESERVED
 
@@ -126,9 +126,9 @@ def with_priorities(priority, capacity=1000):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_draws_are_in_proportion_to_priorities(alpha):
+def test_draws_are_proportional_to_priorities(alpha):
     rng = np.random.default_rng(0)
-    priority = rng.gamma(2.0, size=717)  # over three blocks, the last one begun
+    priority = rng.gamma(2.0, size=717)  # three blocks, the last one incomplete
     buffer, draws = with_priorities(priority), 100_000
     batch = draw(buffer, draws, alpha=alpha)
     mass = priority[: 717 - RESERVED] ** alpha
@@ -137,13 +137,13 @@ def test_draws_are_in_proportion_to_priorities(alpha):
     assert len(counts) == len(mass)
     free = len(mass) - 1
     statistic = ((counts - expected) ** 2 / expected).sum()
-    # Six deviations of chi-square, each way.
+    # Within six standard deviations of the chi-square distribution.
     assert abs(statistic - free) < 6 * (2 * free) ** 0.5
     again = draw(buffer, draws, seed=1, alpha=alpha)["index"]
     assert (again != batch["index"]).mean() > 0.9
 
 
-def test_weights_make_up_for_frequent_draws():
+def test_importance_weights_match_their_formula():
     priority = np.random.default_rng(0).gamma(2.0, size=300)
     for beta in (0.4, 1.0):
         batch = draw(with_priorities(priority), 800, beta=beta)
@@ -153,26 +153,26 @@ def test_weights_make_up_for_frequent_draws():
         assert weight.min() < 0.9
 
 
-def test_no_step_without_priority_is_drawn_beside_great_ones():
-    """Sums in float32 of priorities that are 12 orders apart, up to the very end."""
+def test_negligible_priorities_are_not_drawn_beside_large_ones():
+    """float32 sums of priorities 12 orders of magnitude apart, up to the last step."""
     priority = np.full(700, 1e-6)
     priority[[3, 300, 600, 682]] = 1e6
-    found = draw(with_priorities(priority), 100_000, alpha=1.0)["index"]
-    assert set(found) == {3, 300, 600, 682}
+    drawn = draw(with_priorities(priority), 100_000, alpha=1.0)["index"]
+    assert set(drawn) == {3, 300, 600, 682}
 
 
-def test_new_priorities_replace_the_old_and_the_greater_of_two_stays():
+def test_new_priorities_replace_old_ones_and_duplicates_take_the_max():
     buffer = with_priorities(np.full(50, 7.0))
     for order in (slice(None), slice(None, None, -1)):
         index = jnp.array([4, 9, 4, 4, 2])[order]
         priority = jnp.array([0.5, 3.0, 2.0, 1.0, 9.0])[order]
-        found = replay.update_priorities(buffer, index, priority).priority
+        updated = replay.update_priorities(buffer, index, priority).priority
         expected = np.where(np.arange(1000) < 50, 7.0, 0.0)
         expected[[4, 9, 2]] = 2.0, 3.0, 9.0
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(updated, expected)
 
 
-def test_steps_begin_with_priority_one_and_a_full_buffer_stays(play, full):
+def test_new_steps_have_priority_one_and_a_full_buffer_is_kept(play, full):
     np.testing.assert_array_equal(full.priority, np.arange(STEPS + 10) < STEPS)
     np.testing.assert_array_equal(full.reward[:STEPS], np.sign(play["reward"]))
     assert int(full.size) == STEPS
@@ -183,14 +183,14 @@ def test_steps_begin_with_priority_one_and_a_full_buffer_stays(play, full):
 
 
 def test_appending_copies_no_frames():
-    """Of one agent, and of several in one program."""
+    """For one agent and for several in one program."""
     shape = {"frame": ((84, 84), jnp.uint8), "action": ((), jnp.int32)}
     shape |= {"reward": ((), jnp.float32), "done": ((), jnp.bool_)}
 
-    def of(buffer_, frame, action, reward, done):
+    def append(buffer_, frame, action, reward, done):
         return replay.append(buffer_, frame, action, reward, done)
 
-    for agents, function in ((), of), ((3,), jax.vmap(of)):
+    for agents, function in ((), append), ((3,), jax.vmap(append)):
         empty = jax.tree.map(
             lambda x, agents=agents: jax.ShapeDtypeStruct(agents + x.shape, x.dtype),
             jax.eval_shape(partial(replay.create, 500)),
@@ -203,7 +203,7 @@ def test_appending_copies_no_frames():
         assert account.temp_size_in_bytes < frames / 10
 
 
-def test_agents_side_by_side_draw_as_each_alone(play):
+def test_agents_sampled_together_match_each_alone(play):
     plays = [lives(seed=seed) for seed in (0, 1, 2)]
     replays = [filled(replay.create(STEPS, 6), p) for p in plays]
     keys = jax.random.split(jax.random.key(5), 3)

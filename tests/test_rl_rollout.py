@@ -1,4 +1,4 @@
-"""Episodes are functions of their seeds, and the share of successes is counted."""
+"""An episode depends only on its seed; success is the share of good episodes."""
 
 import hashlib
 from functools import partial
@@ -16,9 +16,9 @@ from polyview.rl.success import Success
 
 
 class Bandit:
-    """Two arms, one of which pays 1; an episode is of `pulls`.
+    """Two arms, one pays 1; an episode has `pulls` steps.
 
-    What is observed is which arm pays, where `shown`, and the number of pulls so far.
+    Observations: the paying arm (if `shown`) and the number of pulls so far.
     """
 
     def __init__(self, pulls=5, shown=True):
@@ -53,7 +53,7 @@ class Bandit:
 
 
 class Module:
-    """A model whose module pulls the shown arm with probability `chance`."""
+    """A model that pulls the shown arm with probability `chance`."""
 
     def __init__(self, chance=1.0):
         self.chance, self.calls = chance, 0
@@ -70,7 +70,7 @@ def at_random(observation, rng):
     return rng.integers(2)
 
 
-def test_an_episode_ends_where_the_environment_says_or_at_the_limit():
+def test_an_episode_ends_with_the_environment_or_at_the_limit():
     def shown(observation, rng):
         return observation[0]
 
@@ -81,7 +81,7 @@ def test_an_episode_ends_where_the_environment_says_or_at_the_limit():
     assert cut == [Episode(4.0, 4, False)] * 3
 
 
-def test_an_episode_is_a_function_of_its_seed():
+def test_an_episode_depends_only_on_its_seed():
     seeds = range(20)
     together = rollout(Bandit(), at_random, seeds, limit=9)
     alone = [rollout(Bandit(), at_random, [seed], limit=9)[0] for seed in seeds]
@@ -90,16 +90,16 @@ def test_an_episode_is_a_function_of_its_seed():
     assert len({episode.score for episode in together}) > 2
 
 
-def test_the_policy_draws_apart_from_the_environment():
-    """A first draw at random finds the paying arm half of the time, not always."""
+def test_policy_and_environment_have_separate_generators():
+    """A random first pull finds the paying arm half of the time, not always."""
     episodes = rollout(Bandit(pulls=1), at_random, range(400), limit=1)
     assert 0.4 < np.mean([episode.score for episode in episodes]) < 0.6
 
 
-def test_success_is_the_share_of_episodes_that_reach_the_threshold():
+def test_success_is_the_share_of_episodes_at_the_threshold():
     evaluation = Success(Bandit, threshold=4.0, episodes=200, limit=9)
     result = evaluation(Module(chance=0.8), None)
-    expected = 0.8**5 + 5 * 0.8**4 * 0.2  # 4 or 5 right of 5
+    expected = 0.8**5 + 5 * 0.8**4 * 0.2  # 4 or 5 of 5 right
     successes = sum(score >= 4 for score in result["scores"])
     assert result["success"] == successes / 200 == pytest.approx(expected, abs=0.1)
     assert tuple(result["interval"]) == success_interval(successes, 200)
@@ -111,14 +111,14 @@ def test_success_is_the_share_of_episodes_that_reach_the_threshold():
     assert later(Module(chance=0.8), None)["scores"] == result["scores"][1:]
 
 
-def test_success_of_a_policy_that_cannot_fail_or_cannot_know():
+def test_success_of_perfect_and_blind_policies():
     sure = Success(partial(Bandit, pulls=2), threshold=2.0, episodes=10)
     assert sure(Module(), None)["interval"][1] == 1.0
     blind = Success(partial(Bandit, 1, shown=False), threshold=1.0, episodes=100)
     assert 0.3 < blind(Module(), None)["success"] < 0.7
 
 
-def test_episodes_cut_off_at_the_limit_count_what_they_scored():
+def test_episodes_cut_at_the_limit_keep_their_score():
     model = Module()
     result = Success(Bandit, threshold=3.0, episodes=4, limit=3)(model, None)
     assert result["success"] == 1.0 and not any(result["finished"])

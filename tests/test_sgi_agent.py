@@ -1,4 +1,4 @@
-"""The agent learns what its equations say, of the right moments, at its rates."""
+"""The agent's loss, update, learning rates, initialisation and actions."""
 
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,7 @@ def optimizer(clip=None, encoder=1e-3, first=1e-3, rest=1e-3):
 
 
 def batches(*shape, image=24, seed=0):
-    """Steps as a buffer gives them; `shape` ends in the rows of a batch."""
+    """Batches like those of a buffer; the last axis of `shape` is the batch rows."""
     rng = np.random.default_rng(seed)
 
     def frames(count):
@@ -70,13 +70,13 @@ def batches(*shape, image=24, seed=0):
     }
 
 
-# The loss, against loops.
+# The loss, compared with loops.
 
 
 class Toy:
-    """A network whose latents are the mean brightness of the frames of a stack.
+    """A network that uses the mean brightness of each frame of a stack as latent.
 
-    Its head shifts all returns by a number drawn from the key: its noise.
+    Its head scales the returns of the actions by noise drawn from the key.
     """
 
     history = 4
@@ -103,7 +103,7 @@ class ToyHead:
     def __call__(self, latent, *, key):
         noise = 0.0 if key is None else shift(key)
         means = 3 * self.gain * latent.reshape(len(latent), 4)[:, :ACTIONS, None] ** 2
-        # The noise turns the order of the actions: it decides which is the best.
+        # The noise changes the order of the actions, and so the best action.
         order = 1 + noise * self.xp.asarray([1.0, -2.0, 0.5])[None, :, None]
         spread = (self.xp.asarray(SUPPORT)[None, None] - means * order) ** 2
         return -spread / 20
@@ -114,7 +114,7 @@ class ToyHead:
 
 
 def shift(key):
-    """What the noise of a key is, for the network and for the loops."""
+    """The noise drawn from a key, for the network and for the loops."""
     if isinstance(key, float):
         return key
     return jax.random.uniform(key, (), float, -1, 1)
@@ -131,25 +131,25 @@ def log_softmax(x):
 def slow_row(frames, after, targets, online, frozen, average, noise):
     """C51's loss, its divergence and SPR's loss of one row, from their formulas.
 
-    `frozen` is the network that a target is made with, through which nothing flows.
+    `frozen` is the network that makes the target; no gradient flows through it.
     """
 
     def stack(images, k=0):
         return np.moveaxis(images[k : k + 4], 0, -1)[None]
 
-    then = frozen.encode(stack(after), train=True)
-    chooses = frozen.head(then, key=noise[0])[0]
-    best = np.argmax([np.exp(log_softmax(row)) @ SUPPORT for row in chooses])
-    returns = np.exp(log_softmax(frozen.head(then, key=noise[1])[0, best]))
+    next_latent = frozen.encode(stack(after), train=True)
+    choices = frozen.head(next_latent, key=noise[0])[0]
+    best = np.argmax([np.exp(log_softmax(row)) @ SUPPORT for row in choices])
+    returns = np.exp(log_softmax(frozen.head(next_latent, key=noise[1])[0, best]))
     target = np.zeros(51)
     for mass, atom in zip(returns, SUPPORT, strict=True):
         place = np.clip(targets["return"] + targets["discount"] * atom, -10, 10)
         target += mass * np.maximum(1 - abs((place + 10) / 0.4 - np.arange(51)), 0)
     z = online.encode(stack(frames), train=True)
-    said = log_softmax(online.head(z, key=noise[0])[0, targets["action"][0]])
-    entropy = -target @ said
+    log_p = log_softmax(online.head(z, key=noise[0])[0, targets["action"][0]])
+    entropy = -target @ log_p
     target = np.maximum(target, 1e-6)
-    divergence = np.clip(target @ (np.log(target) - said), 1e-6, 1e6)
+    divergence = np.clip(target @ (np.log(target) - log_p), 1e-6, 1e6)
 
     spr = 0
     for k in range(1, JUMPS + 1):
@@ -180,8 +180,8 @@ def slow_losses(batch, key, gain, frozen, average):
 
 
 @pytest.mark.parametrize("weight", [0.0, 5.0])
-def test_the_loss_is_that_of_loops_over_rows(monkeypatch, x64, weight):
-    """Of weight 0 it is C51's cross-entropy alone, by the weights of the replay."""
+def test_loss_matches_loops_over_rows(monkeypatch, x64, weight):
+    """With spr=0 it is only C51's cross-entropy, weighted by the replay weights."""
     monkeypatch.setattr(pretrain, "Network", Toy)
     monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks.astype(float))
     rng, batch = np.random.default_rng(1), batches(24)
@@ -192,11 +192,11 @@ def test_the_loss_is_that_of_loops_over_rows(monkeypatch, x64, weight):
     objective = Rainbow(spr=weight)
 
     @partial(jax.jit, compiler_options=HURRY)
-    def found(gain, batch):
+    def value_and_gradient(gain, batch):
         value = partial(objective, target_module=Toy(1.2), batch=batch, key=key)
         return jax.value_and_grad(lambda g: value(Toy(g)), has_aux=True)(gain)
 
-    (loss, metrics), gradient = found(1.0, batch)
+    (loss, metrics), gradient = value_and_gradient(1.0, batch)
     entropy, divergence, spr = slow_losses(batch, key, 1.0, 1.0, 1.2)
     importance = batch["targets"]["weight"]
     assert float(loss) == pytest.approx((importance * (entropy + weight * spr)).mean())
@@ -216,8 +216,8 @@ def test_the_loss_is_that_of_loops_over_rows(monkeypatch, x64, weight):
     assert float(gradient) == pytest.approx(slope, rel=1e-6)
 
 
-def test_the_bootstrap_has_noise_of_its_own(monkeypatch):
-    """The prediction and the choice of its action share a draw, the return has one."""
+def test_the_bootstrap_has_its_own_noise(monkeypatch):
+    """The prediction and the action choice share one draw; the return has another."""
     monkeypatch.setattr(pretrain, "Network", Toy)
 
     def keys_of(batch):
@@ -236,14 +236,14 @@ def test_the_bootstrap_has_noise_of_its_own(monkeypatch):
     assert prediction == choice != value
 
 
-def test_what_cannot_be_fine_tuned_is_refused():
+def test_invalid_fine_tuning_is_refused():
     with pytest.raises(ValueError, match="jumps=0"):
         Rainbow(jumps=0)
     with pytest.raises(InputError, match="target_decay"):
         Rainbow()(object.__new__(Network), None, batches(2), None)
 
 
-# The update, of one agent and of several.
+# The update of one agent and of several.
 
 
 SEEDS = 3
@@ -270,16 +270,16 @@ def update(graph):
 
 
 def without_fixed(take, state, *inputs):
-    """A step of a model that has no fixed weights."""
+    """A step of a model without fixed weights."""
     return take(state, {}, *inputs)
 
 
-def of(tree, seed):
+def of_seed(tree, seed):
     return jax.tree.map(lambda x: x[seed], tree)
 
 
 @pytest.mark.slow
-def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
+def test_agents_trained_together_match_each_trained_alone(start, graph, update):
     take = make_step(graph, Rainbow(), optimizer(clip=10.0), 0.99)
     take = jax.vmap(partial(without_fixed, take), in_axes=(0, 0, None, 0))
     several = jax.jit(take, compiler_options=HURRY)
@@ -287,21 +287,21 @@ def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
     play = batches(steps, SEEDS, 8)
     together, losses = start, []
     for number in range(steps):
-        together, metrics = several(together, of(play, number), number, seeds)
+        together, metrics = several(together, of_seed(play, number), number, seeds)
         losses.append(metrics["loss"])
     for seed in range(SEEDS):
-        state = of(start, seed)
+        state = of_seed(start, seed)
         for number in range(steps):
-            batch = of(of(play, number), seed)
+            batch = of_seed(of_seed(play, number), seed)
             state, metrics = update(state, batch, number, seeds[seed])
             expected = float(losses[number][seed])
             assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
-        found = checkpoint.flatten(of(together, seed))
+        joint = checkpoint.flatten(of_seed(together, seed))
         for name, leaf in checkpoint.flatten(state).items():
-            # Gradients are larger than weights, and so is what rounding makes of them.
+            # Gradients are larger than weights, and so are their rounding errors.
             near = 1e-4 if name.startswith("optimizer") else 1e-5
             np.testing.assert_allclose(
-                found[name], leaf, atol=near, rtol=0, err_msg=name
+                joint[name], leaf, atol=near, rtol=0, err_msg=name
             )
         assert bool(metrics["healthy"]) and metrics["priority"].shape == (8,)
     moved = abs(
@@ -309,14 +309,14 @@ def test_agents_side_by_side_learn_as_each_alone(start, graph, update):
         - start.params["head"]["value1"]["kernel"]
     )
     assert moved.max() > 5e-3, "the agents did not learn"
-    assert np.ptp(np.asarray(losses[0])) > 1e-2, "the agents are one and the same"
+    assert np.ptp(np.asarray(losses[0])) > 1e-2, "the agents are identical"
 
 
-def test_the_order_of_statistics_average_and_update(start, graph, update):
-    """Running statistics: of the stack, then of the one behind n steps. The average
-    holds both, a hundredth, after the update; its own pass leaves nothing."""
-    start, batch = of(start, 0), of(batches(SEEDS, 8), 0)
-    # The average starts elsewhere, so that what is made of it shows.
+def test_order_of_statistics_average_and_update(start, graph, update):
+    """Running statistics see the stack, then the stack n steps later. After the update,
+    the average takes in 1 % of both; its own forward pass changes nothing."""
+    start, batch = of_seed(start, 0), of_seed(batches(SEEDS, 8), 0)
+    # The average starts from other values, so that its update is visible.
     other = jax.tree.map(lambda x: x + 0.1, start.target)
     after, _ = update(replace(start, target=other), batch, 0, np.uint32(0))
 
@@ -328,15 +328,15 @@ def test_the_order_of_statistics_average_and_update(start, graph, update):
         views = batch["views"]
         stacks = [views["frames"][:, :4], views["next"]]
         stacks = jnp.moveaxis(jnp.stack(stacks, 1), 2, -1)
-        looks = pretrain.augment(stacks, jax.random.split(keys.own_looks, 8))
+        augmented = pretrain.augment(stacks, jax.random.split(keys.own_looks, 8))
         for k in range(2):
-            module.encode(looks[:, k], train=True)
+            module.encode(augmented[:, k], train=True)
         return split_module(module).statistics["encoder"]
 
     expected = checkpoint.flatten(encoded(start.params, start.statistics))
-    found = checkpoint.flatten(after.statistics["encoder"])
+    updated = checkpoint.flatten(after.statistics["encoder"])
     for name, leaf in expected.items():
-        np.testing.assert_allclose(found[name], leaf, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(updated[name], leaf, atol=1e-5, err_msg=name)
     for part in ("params", "statistics"):
         mixed = jax.tree.map(
             lambda old, new: 0.99 * old + 0.01 * new, other[part], getattr(after, part)
@@ -344,11 +344,11 @@ def test_the_order_of_statistics_average_and_update(start, graph, update):
         for name, leaf in checkpoint.flatten(mixed).items():
             average = checkpoint.flatten(after.target[part])[name]
             np.testing.assert_allclose(average, leaf, atol=1e-6, err_msg=name)
-    # What the loss does not read stays; what it reads does not.
+    # Parameters that the loss does not read stay; all others move.
     before, moved = checkpoint.flatten(start.params), set()
     for name, leaf in checkpoint.flatten(after.params).items():
         part = name.partition(".")[0]
-        if part != "encoder":  # whose branches are shut by a zero scale at first
+        if part != "encoder":  # its branches start closed, with scale zero
             unread = part in ("goal_head", "inverse")
             assert np.array_equal(leaf, before[name]) == unread, name
         elif not np.array_equal(leaf, before[name]):
@@ -376,7 +376,7 @@ def expected_rate(name):
             "goal_head.head.advantage2.",
             "goal_head.head.value2.",
         )
-    ), f"{name}: what is its rate?"
+    ), f"{name} has no expected rate"
     return 1e-4
 
 
@@ -392,7 +392,7 @@ def constant(tree, value):
 
 
 def first_update(made, params, gradients):
-    """What an optimiser makes of its first gradients, and its state."""
+    """An optimiser's update from its first gradients, and its state."""
 
     def update(params, gradients):
         return made.update(gradients, made.init(params), params)
@@ -400,24 +400,24 @@ def first_update(made, params, gradients):
     return jax.device_get(jax.jit(update, compiler_options=HURRY)(params, gradients))
 
 
-def test_every_leaf_moves_by_the_rate_of_its_group(shapes):
+def test_every_leaf_moves_at_the_rate_of_its_group(shapes):
     params, gradients = constant(shapes[0], 0.0), constant(shapes[0], -2.0)
     made = optimizer(encoder=1e-6, first=3e-5, rest=1e-4)
     updates, _ = first_update(made, params, gradients)
     names = checkpoint.flatten(updates)
     for name, update in names.items():
-        # Adam's first step is the rate, but for its epsilon.
+        # Adam's first step equals the rate, except for epsilon.
         rate = expected_rate(name) * 2 / (2 + 1.5e-4)
         np.testing.assert_allclose(update, rate, rtol=1e-5, err_msg=name)
-    found = {expected_rate(name) for name in names}
-    assert found == {1e-6, 3e-5, 1e-4} and len(names) > 50
+    rates = {expected_rate(name) for name in names}
+    assert rates == {1e-6, 3e-5, 1e-4} and len(names) > 50
     schedule = grouped_adam(
         steps=1, batch_size=1, encoder=1e-6, first=3e-5, rest=1e-4
     ).schedule
     assert float(schedule(0)) == float(schedule(99)) == pytest.approx(1e-4)
 
 
-def test_gradients_are_cut_from_scratch_and_not_after_pre_training(shapes):
+def test_gradients_are_clipped_only_without_pre_training(shapes):
     params, gradients = constant(shapes[0], 0.0), constant(shapes[0], 3.0)
 
     def moments(clip):
@@ -427,20 +427,20 @@ def test_gradients_are_cut_from_scratch_and_not_after_pre_training(shapes):
     def norm(part):
         return np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(part)))
 
-    cut, whole = moments(10.0), moments(None)
-    together = [cut[name] for name in ("encoder", "head", "goal_head")]
+    clipped, whole = moments(10.0), moments(None)
+    together = [clipped[name] for name in ("encoder", "head", "goal_head")]
     assert norm(together) == pytest.approx(10, rel=1e-4)
-    assert norm(cut["transition"]) == pytest.approx(10, rel=1e-4)
-    for part in (cut["predictor"], cut["inverse"], whole):
+    assert norm(clipped["transition"]) == pytest.approx(10, rel=1e-4)
+    for part in (clipped["predictor"], clipped["inverse"], whole):
         for leaf in jax.tree.leaves(part):
             np.testing.assert_allclose(leaf, 3, rtol=1e-5)
 
 
-# The start from a pre-trained network.
+# Initialisation from a pre-trained network.
 
 
 def numbered(tree, start):
-    """The tree with other numbers in each leaf."""
+    """The tree with different numbers in each leaf."""
     leaves, structure = jax.tree.flatten(tree)
     made = [
         np.arange(start + i, start + i + s.size, dtype=np.float32).reshape(s.shape)
@@ -458,7 +458,7 @@ def template(shapes):
 
 @pytest.fixture
 def transfer(shapes, monkeypatch):
-    """`transfer(state, *donor)` -> the states of agents that begin with a network."""
+    """`transfer(state, *donor)` -> the state initialised from the donor network."""
 
     def transfer(state, *donor):
         given = {k: v for tree in donor for k, v in checkpoint.flatten(tree).items()}
@@ -477,7 +477,7 @@ def transfer(shapes, monkeypatch):
     return transfer
 
 
-def test_a_pre_trained_network_lends_all_but_the_agents_own(shapes, template, transfer):
+def test_transfer_copies_all_but_the_agents_own_parameters(shapes, template, transfer):
     donor = [numbered(tree, 0) for tree in shapes]
     state = transfer(template, *donor)
     fresh = checkpoint.flatten(template.params)
@@ -502,19 +502,19 @@ def test_a_pre_trained_network_lends_all_but_the_agents_own(shapes, template, tr
     assert state.optimizer is template.optimizer and int(state.step) == 0
 
 
-def test_agents_of_several_seeds_start_from_one_network(shapes, template, transfer):
+def test_several_seeds_start_from_one_network(shapes, template, transfer):
     donor = [numbered(tree, 0) for tree in shapes]
     many = jax.tree.map(lambda x: np.stack([x, x + 1]), template)
-    found = transfer(many, *donor)
+    state = transfer(many, *donor)
     jax.tree.map(
-        np.testing.assert_array_equal, of(found, 0), transfer(template, *donor)
+        np.testing.assert_array_equal, of_seed(state, 0), transfer(template, *donor)
     )
-    kernel = found.params["head"]["value2"]["kernel"]
+    kernel = state.params["head"]["value2"]["kernel"]
     np.testing.assert_array_equal(kernel[1] - kernel[0], 1)
 
 
-def test_sigmas_start_at_a_half_over_the_root(start):
-    """What a template of the agent holds, whatever the donor's: 0 in pre-training."""
+def test_sigmas_start_at_half_over_the_root_of_the_width(start):
+    """The agent's own initial values; the sigmas of a pre-trained donor are 0."""
     for name, leaf in checkpoint.flatten(start.params).items():
         if name.endswith("sigma"):
             size = leaf.shape[1]  # inputs of a kernel, outputs of a bias
@@ -537,13 +537,13 @@ def test_another_network_is_refused(shapes, template, transfer):
 @pytest.fixture(scope="module")
 def acting(start, graph):
     """`actions(stacks, noise, epsilon, key)` of a network, compiled."""
-    params, statistics = of(start.params, 0), of(start.statistics, 0)
+    params, statistics = of_seed(start.params, 0), of_seed(start.statistics, 0)
 
     def actions(stacks, noise, epsilon, key):
         module = merge_module(graph, params, statistics)
         before = jax.tree.leaves(split_module(module).statistics)
         chosen = act(module, stacks, noise=noise, epsilon=epsilon, key=key)
-        # Nothing is written: the arrays are those that were put in, not new ones.
+        # Acting writes no statistics: the arrays are the same objects.
         kept = zip(
             jax.tree.leaves(split_module(module).statistics), before, strict=True
         )
@@ -567,16 +567,16 @@ def test_epsilon_one_is_uniform(acting):
     assert ((counts - n / 3) ** 2 / (n / 3)).sum() < 13.8  # 1 in 1000
 
 
-def test_epsilon_zero_is_greedy_and_without_chance(acting):
+def test_epsilon_zero_is_greedy_and_deterministic(acting):
     n = 64
     images = stacks(n)
     first, second = (acting(images, None, 0.0, jax.random.key(k)) for k in (0, 1))
     np.testing.assert_array_equal(first, second)
-    assert len(set(first.tolist())) > 1, "the network prefers one action everywhere"
+    assert len(set(first.tolist())) > 1, "the network always prefers one action"
     half = [acting(images, None, 0.5, jax.random.key(k)) for k in range(40)]
     other = np.mean([np.asarray(h) != np.asarray(first) for h in half])
     assert other == pytest.approx(0.5 * 2 / 3, abs=0.05)
-    # Running statistics: an image is acted on alike in any company.
+    # Statistics are fixed, so an action does not depend on the other images.
     alone = jnp.concatenate([acting(images[:1], None, 0.0, jax.random.key(0))] * 2)
     both = acting(images[[0, 9]], None, 0.0, jax.random.key(0))
     assert alone[0] == both[0] == first[0]
@@ -590,7 +590,7 @@ def test_noise_makes_the_agent_explore(acting):
     np.testing.assert_array_equal(drawn[0], again)
     different = np.mean([d != still for d in drawn])
     assert 0.05 < different < 0.95
-    # Each row's choice changes over draws, not only a few rows'.
+    # Choices change between draws in most rows, not only in a few.
     assert (np.ptp(drawn, axis=0) > 0).mean() > 0.5
 
 
@@ -602,9 +602,9 @@ def test_the_greedy_action_has_the_highest_expected_return():
         jax.nn.one_hot((latent[:, :ACTIONS] * 50).astype(int), 51) * 9.0
     )
     choose = partial(act, toy, noise=None, epsilon=0.0, key=jax.random.key(0))
-    found = jax.jit(choose, compiler_options=HURRY)(images)
+    actions = jax.jit(choose, compiler_options=HURRY)(images)
     place = (images.mean((1, 2))[:, :ACTIONS] / 255 * 50).astype(int)
-    for action, row in zip(found, place, strict=True):
+    for action, row in zip(actions, place, strict=True):
         assert row[action] == row.max()
 
 
@@ -627,21 +627,21 @@ def test_one_of_several_agents_is_loaded(tmp_path):
     config = {"seeds": 2, "model": model}
     saved(tmp_path, config, {"train": dict(zip(names, many, strict=True))})
     for seed in range(2):
-        found = loading.load(tmp_path, seed)
-        assert found.step == 7 and found.config.seeds == 2
+        loaded = loading.load(tmp_path, seed)
+        assert loaded.step == 7 and loaded.config.seeds == 2
         jax.tree.map(
             np.testing.assert_array_equal,
-            [found.parts.params, found.parts.statistics],
-            of(many, seed),
+            [loaded.parts.params, loaded.parts.statistics],
+            of_seed(many, seed),
         )
-    assert isinstance(found.module, Network)
+    assert isinstance(loaded.module, Network)
     with pytest.raises(InputError, match="no seed 2; it has 0 to 1"):
         loading.load(tmp_path, 2)
     with pytest.raises(InputError, match="no checkpoint of step 3"):
         loading.load(tmp_path, at=3)
 
 
-def test_a_pre_trained_network_is_loaded_as_any_run(tmp_path, monkeypatch):
+def test_a_pre_trained_network_is_loaded_like_any_run(tmp_path, monkeypatch):
     saved(tmp_path, {"model": MODEL}, {"params": {"x": np.zeros(1)}})
     monkeypatch.setattr(
         loading, "read_model", lambda folder, number: (folder.name, number)

@@ -1,4 +1,4 @@
-"""Scores are those of whole games, played one by one."""
+"""Scores equal those of whole games played one at a time."""
 
 import sys
 
@@ -30,7 +30,7 @@ SEEDS = np.array([5, 6, 2**31 - 1])
 
 
 class Watched:
-    """Actions by a hash of time and place; keeps the frames they are chosen on."""
+    """Actions from a hash of time and game; records the frames it is given."""
 
     def __init__(self, actions):
         self.actions, self.frames = actions, []
@@ -42,41 +42,41 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def breakout():
-    """Three games at once, and how long each waits at its start."""
+    """Three games at once, and the number of no-ops at the start of each."""
     games = score_episodes._games("breakout", len(SEEDS), 27_000)
     _, information = games.reset(seed=SEEDS)
     return games, information["episode_frame_number"]
 
 
 @pytest.mark.parametrize("cap", [40, 300])
-def test_scores_are_those_of_games_played_one_by_one(breakout, cap):
+def test_scores_match_games_played_one_at_a_time(breakout, cap):
     together, noops = breakout
     assert 1 <= noops.min() <= noops.max() <= 30
     policy = Watched(4)
-    found = play(together, SEEDS, policy, cap)
+    result = play(together, SEEDS, policy, cap)
     scores, lengths = [], []
     for number, wait in enumerate(noops):
         game = Game("breakout")
         frame, score, steps, over = game.reset(int(wait)), 0.0, 0, False
         while steps < cap and not over:
             np.testing.assert_array_equal(policy.frames[steps][number], frame)
-            # The same hash, of this game alone.
+            # The same hash for this game alone.
             outcome = game.step((steps * steps // 3 + 5 * number) % 4)
             frame, over = outcome.frame, outcome.game_over
             score, steps = score + outcome.reward, steps + 1
         scores.append(score)
         lengths.append(steps)
-    np.testing.assert_array_equal(found, scores)
+    np.testing.assert_array_equal(result, scores)
     assert len(policy.frames) == max(lengths)
     if cap == 40:
         assert lengths == [40] * 3
-    else:  # lives were lost and the game went on; then it ended, and no longer counts
+    else:  # lives were lost, play continued, and rewards after the end do not count
         assert max(lengths) < 300 and len(set(lengths)) > 1 and max(scores) > 0
 
 
 @pytest.fixture(scope="module")
 def agents():
-    """The graph, and the parameters and statistics of two agents of firm opinions."""
+    """The graph, parameters and statistics of two agents with distinct preferences."""
     make = partial(
         Network,
         actions=4,
@@ -96,7 +96,7 @@ def agents():
     return graph, params, statistics
 
 
-def test_an_agent_sees_the_last_four_frames_without_noise(agents):
+def test_an_agent_acts_on_the_last_four_frames_without_noise(agents):
     graph, params, statistics = agents
     model = jax.tree.map(lambda x: x[0], (params, statistics))
     policy = score_episodes._Remembering(graph, model, 0, 0.0, 6)
@@ -109,14 +109,14 @@ def test_an_agent_sees_the_last_four_frames_without_noise(agents):
     chosen = []
     for time in range(7):
         stacks = np.moveaxis(padded[time : time + 4], 0, -1)
-        key = jax.random.key(9)  # nothing is drawn
+        key = jax.random.key(9)  # unused: nothing is drawn
         expected = agent.act(module, stacks, noise=None, epsilon=0.0, key=key)
         np.testing.assert_array_equal(policy(frames[time], time), expected)
         chosen += expected.tolist()
     assert len(set(chosen)) > 1
 
 
-def test_a_seed_scores_alone_as_among_others(agents):
+def test_a_seed_scores_the_same_alone_and_with_others(agents):
     graph, params, statistics = agents
     evaluation = Evaluation(episodes=3, epsilon=0.3, cap=60)
     both = evaluation(
@@ -130,18 +130,18 @@ def test_a_seed_scores_alone_as_among_others(agents):
     assert both["protocol"]["noops"] == 30 and both["protocol"]["sticky"] == 0
 
 
-def test_play_at_random_asks_nobody(agents):
+def test_random_play_does_not_use_the_agent(agents):
     graph, params, statistics = agents
     evaluation = Evaluation(episodes=3, cap=60)
     other = jax.tree.map(lambda x: x[::-1], (params, statistics))
     first, second = (
-        evaluation(Agents("breakout", 0, graph, *of, [7], True), None)
-        for of in ((params, statistics), other)
+        evaluation(Agents("breakout", 0, graph, *weights, [7], True), None)
+        for weights in ((params, statistics), other)
     )
     assert first == second and first["epsilon"] == 1
 
 
-def test_actions_are_random_as_often_as_asked(agents):
+def test_epsilon_is_the_share_of_random_actions(agents):
     graph, params, statistics = agents
     model = jax.tree.map(lambda x: x[0], (params, statistics))
     frames = np.zeros((2000, 84, 84), np.uint8)
@@ -156,7 +156,7 @@ def test_actions_are_random_as_often_as_asked(agents):
     assert ((counts - 500) ** 2 / 500).sum() < 16.3  # 1 in 1000
 
 
-def test_without_gymnasium_it_says_what_to_install(monkeypatch):
+def test_missing_gymnasium_names_the_package_to_install(monkeypatch):
     ale_py = sys.modules["ale_py"]
     monkeypatch.delattr(ale_py, "AtariVectorEnv")
     with pytest.raises(InputError, match="pip install gymnasium==1.4.0"):

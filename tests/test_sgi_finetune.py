@@ -1,4 +1,4 @@
-"""Fine-tuning plays by the rules, is a function of its seed, and goes on exactly."""
+"""Fine-tuning follows the rules of play, depends only on its seed, resumes exactly."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ slow = pytest.mark.slow  # compiles the whole agent
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "configs/sgi_finetune.py:game=breakout,size=S,start="
-# A network of a few thousand weights, and play of seconds: enough to lose lives.
+# A network of a few thousand weights and seconds of play, enough to lose lives.
 SMALL = {
     "steps": 400,
     "random_steps": 200,
@@ -58,8 +58,8 @@ def config(start="scratch", **overrides):
     return load_config(f"{ROOT}/{CONFIG}{start}", text)
 
 
-def went(this, until=LENGTH):
-    """The agents of a run after `until` steps, without its files."""
+def played_until(this, until=LENGTH):
+    """The state of a run after `until` steps, without writing files."""
     state = this.begin()
     for inputs in itertools.islice(this.inputs(0), until):
         state, _ = this.take(state, inputs)
@@ -68,17 +68,17 @@ def went(this, until=LENGTH):
 
 @pytest.fixture(scope="module")
 def two():
-    """A run of two seeds, after `LENGTH` steps: the run, its state, what it saved."""
+    """A run of two seeds after `LENGTH` steps: the run, its state, its saved arrays."""
     this = Player(config())
-    state = went(this)
+    state = played_until(this)
     saved = jax.device_get(this.saved(state))
     return this, jax.device_get(state), saved
 
 
 @slow
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_buffer_holds_what_bare_games_show(two, number):
-    """A lost life is done, one frame passes, and the game goes on to its own end."""
+def test_buffer_equals_replaying_the_games_directly(two, number):
+    """A lost life sets done, one frame passes, and the game continues to its end."""
     this, state, saved = two
     seen = jax.tree.map(lambda x: x[number], state.buffer)
     game, rng = Game("breakout"), np.random.default_rng(this.seeds[number])
@@ -100,11 +100,11 @@ def test_the_buffer_holds_what_bare_games_show(two, number):
         earned += outcome.reward
     np.testing.assert_array_equal(state.frame[number], frame)
     assert state.action[number] == saved["actions"][number, LENGTH]
-    assert lives >= 4 and overs >= 1 and earned >= 1, "this play shows the rules"
+    assert lives >= 4 and overs >= 1 and earned >= 1, "some rule is not exercised"
     assert seen.size == LENGTH and not seen.frames[LENGTH:].any()
 
 
-def test_a_game_of_pong_is_one_episode_and_the_next_begins():
+def test_a_game_of_pong_is_one_episode_and_the_next_starts():
     ours, game = Environment("pong", 3), Game("pong")
     noops = np.random.default_rng(3).integers(1, 31, 2)
     np.testing.assert_array_equal(ours.frame, game.reset(int(noops[0])))
@@ -122,7 +122,7 @@ def test_a_game_of_pong_is_one_episode_and_the_next_begins():
     assert ours.legal() is None
 
 
-def test_a_reset_game_is_as_a_new_one():
+def test_a_reset_game_equals_a_new_game():
     ours, new = Environment("breakout", 3), Environment("breakout", 4)
     for _ in range(5):
         ours.step(1)
@@ -130,12 +130,12 @@ def test_a_reset_game_is_as_a_new_one():
     assert ours.last is None
     np.testing.assert_array_equal(ours.fingerprint(), new.fingerprint())
     for action in (1, 2, 3):
-        found, expected = ours.step(action), new.step(action)
-        np.testing.assert_array_equal(found.observation, expected.observation)
+        outcome, expected = ours.step(action), new.step(action)
+        np.testing.assert_array_equal(outcome.observation, expected.observation)
     np.testing.assert_array_equal(ours.fingerprint(), new.fingerprint())
 
 
-def test_a_game_that_is_cut_off_is_done(monkeypatch):
+def test_a_truncated_game_is_done(monkeypatch):
     monkeypatch.setattr("sgi.atari.FRAME_CAP", 80)
     ours = Environment("pong", 0)
     outcomes = [ours.step(0) for _ in range(20)]
@@ -144,7 +144,7 @@ def test_a_game_that_is_cut_off_is_done(monkeypatch):
 
 
 @slow
-def test_every_step_has_its_updates_and_its_beta(two):
+def test_every_step_has_its_updates_and_scheduled_beta(two):
     this, state, _ = two
     assert state.train.step.tolist() == [2 * (LENGTH - 200)] * 2
     sizes = (200, 300, 400)
@@ -152,7 +152,7 @@ def test_every_step_has_its_updates_and_its_beta(two):
     assert betas == pytest.approx([0.4, 0.7, 1.0])
 
 
-def test_the_first_evaluation_is_of_play_at_random():
+def test_the_first_evaluation_plays_at_random():
     this = SimpleNamespace(
         config=ConfigDict({"game": "pong", "evaluate_every": 200}),
         steps=500,
@@ -168,7 +168,7 @@ def test_the_first_evaluation_is_of_play_at_random():
 
 
 @slow
-def test_play_again_gives_the_same_agents(two):
+def test_replaying_saved_actions_restores_the_agents(two):
     this, state, saved = two
     assert sum(x.nbytes for x in jax.tree.leaves(saved["actions"])) < 1000
     again = this.restored(None, jax.device_put(saved), Path("dump/1"), LENGTH)
@@ -185,14 +185,14 @@ def test_play_again_gives_the_same_agents(two):
 
 
 @slow
-def test_one_seed_alone_plays_as_among_others(two):
+def test_a_seed_plays_the_same_alone_and_with_others(two):
     _, state, saved = two
     this = Player(config(seeds=1, seed=1))
-    alone = went(this)
+    alone = played_until(this)
     np.testing.assert_array_equal(this.actions[0], saved["actions"][1])
     assert (saved["actions"][0, :200] != saved["actions"][1, :200]).any()
     learned = (saved["actions"][:, 201 : LENGTH + 1] != 0).any(1)
-    assert learned.all(), "the agents have acted"
+    assert learned.all(), "the agents must have acted"
     for a, b in zip(
         jax.tree.leaves(alone.train.params),
         jax.tree.leaves(state.train.params),
@@ -217,9 +217,9 @@ def test_the_first_actions_are_uniform(two):
 
 
 class Signpost:
-    """A game in place of the emulator's: where the light is says which action pays.
+    """A game in place of the emulator: the place of the light tells the paying action.
 
-    Then it goes on to the next of four places; after another action, elsewhere.
+    That action moves the light to the next of four places, any other elsewhere.
     """
 
     def __init__(self, game, seed):
@@ -245,21 +245,21 @@ class Signpost:
 
 
 @slow
-def test_the_agents_learn_a_game_that_can_be_learned(monkeypatch):
-    """Of a reward in four at random, more than three in four."""
+def test_agents_learn_a_learnable_game(monkeypatch):
+    """The mean reward rises from 1/4, by chance, to more than 3/4."""
     monkeypatch.setattr(learner, "Environment", Signpost)
     rates = {f"optimizer.{name}": 1e-3 for name in ("encoder", "first", "rest")}
     small = {"steps": 800, "n_step": 1, "batch_size": 16, "model.hidden": 32}
     widths = {"model.encoder.widths": (8, 8, 8)}
     this = Player(config(**small, **rates, **widths))
-    state = went(this, until=this.steps)
+    state = played_until(this, until=this.steps)
     earned = np.asarray(state.buffer.reward)
     assert (abs(earned[:, :200].mean(1) - 0.25) < 0.1).all()
     assert (earned[:, -100:].mean(1) > 0.75).all(), earned[:, -100:].mean(1)
 
 
 def donor_at(folder, **overrides):
-    """A pre-trained run as far as it is read: a network and its config."""
+    """The parts of a pre-trained run that are read: a network and its config."""
     model = config().model.to_dict() | {"sigma": 0.0} | overrides
     make = build(model)
     _, params, statistics, _ = split_module(make(rngs=nnx.Rngs(5)))
@@ -271,7 +271,7 @@ def donor_at(folder, **overrides):
 
 
 @slow
-def test_agents_begin_with_the_pre_trained_weights(tmp_path):
+def test_agents_start_with_the_pre_trained_weights(tmp_path):
     params = donor_at(tmp_path)
     this = Player(config("pretrained", init_from=str(tmp_path)))
     this.check(tmp_path / "run")
@@ -291,7 +291,7 @@ def test_agents_begin_with_the_pre_trained_weights(tmp_path):
                 jax.tree.leaves(params["encoder"])[0],
             )
     second = network.params["head"]["advantage2"]["kernel"]
-    assert (second[0] != second[1]).any(), "what is not transferred is each seed's own"
+    assert (second[0] != second[1]).any(), "fresh weights must differ between seeds"
 
 
 @pytest.mark.parametrize(
@@ -304,12 +304,12 @@ def test_agents_begin_with_the_pre_trained_weights(tmp_path):
         ("scratch", {"game": "pong"}, "pong has 6 actions, but model.actions is 4"),
         ("scratch", {"game": "pongg"}, "no game 'pongg'; the nearest: pong"),
         ("scratch", {"seeds": 0}, "seeds=0: it must be 1 or more"),
-        ("scratch", {"seed": 2**32 - 1}, "there are no 2 from it on"),
+        ("scratch", {"seed": 2**32 - 1}, "the last seed must be below"),
         ("scratch", {"model.image": 72}, "do not fit together"),
         ("pretrained", {"init_from": "nowhere"}, "nowhere has no checkpoint"),
     ],
 )
-def test_what_cannot_run_is_answered_in_a_line(tmp_path, start, overrides, words):
+def test_invalid_runs_are_refused_in_one_line(tmp_path, start, overrides, words):
     with pytest.raises(InputError, match=words) as caught:
         train(Player(config(start, **overrides)), tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -324,14 +324,14 @@ def test_what_cannot_run_is_answered_in_a_line(tmp_path, start, overrides, words
         ({"hidden": 16}, "hidden"),
     ],
 )
-def test_another_network_is_no_donor(tmp_path, other, words):
+def test_a_different_network_is_refused_as_donor(tmp_path, other, words):
     donor_at(tmp_path / "donor", **other)
     with pytest.raises(InputError, match=words):
         donated(config("pretrained", init_from=str(tmp_path / "donor")), None)
 
 
-def test_what_is_being_saved_does_not_change_with_the_next_actions():
-    """An array whose memory lies as the device wants it is taken as it is."""
+def test_saved_actions_do_not_change_with_later_ones():
+    """A device may share an aligned array's memory instead of copying it."""
     memory = np.zeros(4096 + 64, np.uint8)
     start = -memory.ctypes.data % 64
     actions = memory[start : start + 4096].reshape(2, 2048)
@@ -346,19 +346,19 @@ def test_what_is_being_saved_does_not_change_with_the_next_actions():
     assert not np.asarray(saved["actions"]).any()
 
 
-def test_an_unknown_word_is_answered_with_the_nearest():
+def test_a_misspelt_config_argument_suggests_the_nearest():
     for argument, words in (
         ("game=pongg", "the nearest: pong"),
         ("start=scrath", "did you mean 'scratch'"),
-        ("size=X", "there are: L, M, S, tiny"),
+        ("size=X", "available: L, M, S, tiny"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
             load_config(f"{ROOT}/configs/sgi_finetune.py:{argument}")
 
 
 @slow
-def test_a_step_that_is_not_finite_is_dumped_and_replayed(tmp_path, capsys):
-    """All seeds stay where they were before the step, whichever of them failed."""
+def test_a_nonfinite_step_is_dumped_and_replayed(tmp_path, capsys):
+    """All seeds keep their state from before the step, whichever seed failed."""
     rates = {f"optimizer.{name}": 1e30 for name in ("encoder", "first", "rest")}
     broken = config(steps=260, checkpoint_every=1000, **rates)
     with pytest.raises(NonFiniteError, match="step 20[12] is not finite; .* --replay"):
@@ -366,42 +366,42 @@ def test_a_step_that_is_not_finite_is_dumped_and_replayed(tmp_path, capsys):
     (dumped,) = saved_steps(tmp_path / "dump")
     assert dumped in (200, 201)
     replay_run(Player, tmp_path)
-    said = capsys.readouterr().out
-    assert f"step {dumped + 1}, actions [" in said
-    assert re.search(r"healthy 0\n", said)
+    output = capsys.readouterr().out
+    assert f"step {dumped + 1}, actions [" in output
+    assert re.search(r"healthy 0\n", output)
 
 
 @slow
-def test_a_killed_run_ends_as_a_straight_one(command, tmp_path):
-    """kill -9, then SIGTERM, then to the end; and a workdir of another config."""
+def test_a_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
+    """SIGKILL, SIGTERM, then to the end; a changed config is refused."""
     small = SMALL | {"evaluation.episodes": 2, "evaluation.cap": 30, "keep": 2}
     small.pop("evaluation")
     flags = [f"--config.{key}={value}" for key, value in small.items()]
     arguments = ["sgi.finetune", "--config", CONFIG + "scratch", *flags]
     hurry = {"xla_flags": "--xla_backend_optimization_level=0"}
-    straight = command(*arguments, "--workdir", tmp_path / "straight", **hurry)
-    assert straight.returncode == 0, straight.output
-    arguments += ["--workdir", tmp_path / "broken"]
+    reference = command(*arguments, "--workdir", tmp_path / "reference", **hurry)
+    assert reference.returncode == 0, reference.output
+    arguments += ["--workdir", tmp_path / "stopped"]
     for how, status, at in (signal.SIGKILL, -9, 80), (signal.SIGTERM, 75, 240):
-        broken = command(*arguments, wait=False, **hurry)
-        wait_for_step(broken, tmp_path / "broken", at)
-        broken.send_signal(how)
-        output, _ = broken.communicate(timeout=60)
-        assert broken.returncode == status, output
+        stopped = command(*arguments, wait=False, **hurry)
+        wait_for_step(stopped, tmp_path / "stopped", at)
+        stopped.send_signal(how)
+        output, _ = stopped.communicate(timeout=60)
+        assert stopped.returncode == status, output
     again = command(*arguments, **hurry)
     assert again.returncode == 0, again.output
-    assert "400, from 0\n" not in again.output, "it must go on, not start again"
+    assert "400, from 0\n" not in again.output, "the run must resume, not restart"
 
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert logged(broken) == logged(straight)
-    assert [line["step"] for line in logged(straight)] == [201, *range(220, 401, 20)]
+    reference, stopped = tmp_path / "reference", tmp_path / "stopped"
+    assert logged(stopped) == logged(reference)
+    assert [line["step"] for line in logged(reference)] == [201, *range(220, 401, 20)]
     for name in ("episodes.jsonl", "eval/0.json", "eval/400.json"):
-        assert (broken / name).read_text() == (straight / name).read_text(), name
-    lines = (broken / "episodes.jsonl").read_text().splitlines()
+        assert (stopped / name).read_text() == (reference / name).read_text(), name
+    lines = (stopped / "episodes.jsonl").read_text().splitlines()
     games = [json.loads(line) for line in lines]
     assert {game["seed"] for game in games} == {0, 1}
     assert set(games[0]) == {"step", "seed", "score", "steps"}
-    ends = [saved_arrays(workdir, 400) for workdir in (broken, straight)]
+    ends = [saved_arrays(workdir, 400) for workdir in (stopped, reference)]
     assert ends[0].keys() == ends[1].keys() >= {"actions", "priority", "emulator"}
     for name, array in ends[0].items():
         np.testing.assert_array_equal(array, ends[1][name], err_msg=name)

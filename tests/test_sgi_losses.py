@@ -1,4 +1,4 @@
-"""The losses of SGI are those of loops written from their formulas."""
+"""The losses of SGI match loops written from their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_self_prediction_is_two_minus_two_cosines(rng):
     a, b = rng.normal(size=(2, 7, 5, 16))
     cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     np.testing.assert_allclose(losses.self_prediction(a, b), 2 - 2 * cosine, rtol=1e-10)
-    tiny = np.full(4, 1e-5)  # shorter than 1e-3: divided by that, not by its length
+    tiny = np.full(4, 1e-5)  # shorter than 1e-3: divided by 1e-3, not by its length
     np.testing.assert_allclose(losses.l2_normalize(tiny), tiny / 1e-3)
     gradient = jax.grad(lambda x: losses.self_prediction(x, jnp.ones(4)))(jnp.zeros(4))
     assert np.isfinite(gradient).all()
@@ -35,19 +35,19 @@ def test_mean_cosine_is_over_pairs_of_different_rows(rng):
 
 def test_inverse_dynamics_and_cloning_are_cross_entropies(rng):
     logits, actions = rng.normal(size=(4, 3, 6)), rng.integers(0, 6, (4, 3))
-    found = losses.cross_entropy(logits, actions)
+    result = losses.cross_entropy(logits, actions)
     for i, k in np.ndindex(4, 3):
         expected = -np.log(softmax(logits[i, k])[actions[i, k]])
-        assert found[i, k] == pytest.approx(expected)
+        assert result[i, k] == pytest.approx(expected)
     returns = rng.normal(size=(4, 6, 51))
-    found = losses.behaviour_cloning(returns, actions[:, 0], SUPPORT)
+    result = losses.behaviour_cloning(returns, actions[:, 0], SUPPORT)
     for i in range(4):
         values = np.array([softmax(returns[i, a]) @ SUPPORT for a in range(6)])
         expected = -np.log(softmax(values)[actions[i, 0]])
-        assert found[i] == pytest.approx(expected)
+        assert result[i] == pytest.approx(expected)
 
 
-def test_goal_rewards_add_up_to_that_of_the_ends(rng):
+def test_goal_rewards_sum_to_the_reward_of_the_whole_path(rng):
     path, goal = rng.random((8, 5, 30)), rng.random((5, 30))
     steps = [losses.goal_reward(path[k], path[k + 1], goal) for k in range(7)]
     whole = losses.goal_reward(path[0], path[7], goal)
@@ -77,18 +77,18 @@ def slow_windows(terminal, jumps, form):
 
 @pytest.mark.parametrize("form", ["correct", "upstream"])
 @pytest.mark.parametrize("jumps", [1, 5])
-def test_masks_are_those_of_loops(rng, form, jumps):
+def test_masks_match_loops(rng, form, jumps):
     terminal = rng.random((200, jumps + 2)) < 0.15
-    terminal[: jumps + 2] = np.eye(jumps + 2, dtype=bool)  # one end, at each step
-    found = losses.windows(terminal, jumps=jumps, window_terminals=form, discount=0.99)
+    terminal[: jumps + 2] = np.eye(jumps + 2, dtype=bool)  # one end at each step
+    masks = losses.windows(terminal, jumps=jumps, window_terminals=form, discount=0.99)
     for i, row in enumerate(terminal):
         ends = {int(t) for t in np.flatnonzero(row)}
         expected = slow_windows(ends, jumps, form)
-        for mask, by_hand in zip(found, expected, strict=True):
+        for mask, by_hand in zip(masks, expected, strict=True):
             np.testing.assert_allclose(mask[i], np.array(by_hand, float))
 
 
-def test_the_official_masks_miss_an_end_at_the_start_and_see_one_too_many():
+def test_upstream_masks_miss_a_first_end_and_see_one_step_too_far():
     start, after = np.zeros((2, 1, 6), bool)
     start[0, 0], after[0, 3] = True, True
     mask = {
@@ -102,14 +102,14 @@ def test_the_official_masks_miss_an_end_at_the_start_and_see_one_too_many():
 
 
 @pytest.mark.parametrize("form", ["upstream", "unit"])
-def test_noise_turns_goals_by_a_uniform_share_of_a_random_direction(form):
+def test_goal_noise_mixes_in_a_uniform_share_of_a_direction(form):
     b, d, length = 400, 4096, 40.0
     rng = np.random.default_rng(1)
     latents = length * unit(rng.normal(size=(b, d)))
     keys = jax.random.split(jax.random.key(0), b)
     goals = np.asarray(losses.noisy_goals(latents, keys, goal_noise_scale=form))
     np.testing.assert_allclose(np.linalg.norm(goals, axis=-1), 1)
-    # The direction is nearly at right angles to the latent: tan = alpha / rest.
+    # The direction is nearly orthogonal to it: tan = alpha / ((1 - alpha) kept).
     along = (goals * latents).sum(-1) / length
     tangent = np.sqrt(1 - along**2) / along
     kept = length if form == "upstream" else 1
@@ -118,12 +118,12 @@ def test_noise_turns_goals_by_a_uniform_share_of_a_random_direction(form):
     np.testing.assert_allclose(
         np.quantile(alpha, [0.25, 0.5, 0.75]), [1 / 8, 1 / 4, 3 / 8], atol=0.04
     )
-    # Left as long as it is, a latent is turned by a few degrees at most.
+    # A latent that keeps its length is turned by only a few degrees.
     degrees = np.degrees(np.arccos(along))
     assert degrees.max() < 2 if form == "upstream" else degrees.max() > 35
 
 
-def test_noise_belongs_to_the_row():
+def test_noise_depends_on_the_row_key():
     latents = np.random.default_rng(0).random((6, 32))
     keys = jax.random.split(jax.random.key(3), 6)
     goals = losses.noisy_goals(latents, keys)
@@ -131,7 +131,7 @@ def test_noise_belongs_to_the_row():
     np.testing.assert_array_equal(goals, again[::-1])
 
 
-def test_a_fifth_of_the_goals_is_replaced_by_any_of_the_batch():
+def test_a_fifth_of_the_goals_is_replaced_from_the_batch():
     b = 4000
     keys = jax.random.split(jax.random.key(0), b)
     goals = np.arange(b, dtype=float)[:, None]
@@ -159,6 +159,6 @@ def test_a_fifth_of_the_goals_is_replaced_by_any_of_the_batch():
         ),
     ],
 )
-def test_what_is_not_a_form_is_refused(call, words):
+def test_unknown_options_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()

@@ -1,4 +1,4 @@
-"""SGI's network has the published size and computes what slow loops compute."""
+"""SGI's network has the published size and matches slow loops."""
 
 import math
 from functools import partial
@@ -33,14 +33,14 @@ tiny = partial(
 
 
 def fast(function, *arguments):
-    """The result of a compiled function, compiled in a hurry."""
+    """The result of a function, compiled without optimisation to save time."""
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(function, compiler_options=options)(*arguments)
 
 
 @pytest.fixture(scope="module")
 def network():
-    """A small network whose every array is random, as plain dicts."""
+    """A small network with only random arrays, as plain dicts."""
     with jax.enable_x64(True):
         graph, params, statistics, _ = abstract_module(tiny)
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def network():
         ("L", 893_104, 42.20, 43.68),
     ],
 )
-def test_parameters_are_as_many_as_published(size, encoder, four, eighteen):
+def test_parameter_counts_are_the_published_ones(size, encoder, four, eighteen):
     def count(tree):
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
@@ -72,7 +72,7 @@ def test_parameters_are_as_many_as_published(size, encoder, four, eighteen):
 
 
 @pytest.mark.parametrize(("size", "stride"), [(12, 3), (7, 2), (8, 1), (8, 2)])
-def test_depthwise_shifts_are_the_grouped_convolution(size, stride):
+def test_depthwise_shifts_match_the_grouped_convolution(size, stride):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, size, size, 5)), rng.normal(size=(3, 3, 5))
 
@@ -83,16 +83,16 @@ def test_depthwise_shifts_are_the_grouped_convolution(size, stride):
 
         return fast(jax.value_and_grad(loss, (0, 1), has_aux=True), x, kernel)
 
-    found = jax.tree.leaves(value_and_gradient("shifts"))
+    result = jax.tree.leaves(value_and_gradient("shifts"))
     expected = jax.tree.leaves(value_and_gradient("lax"))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(result, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     with pytest.raises(ValueError, match="form"):
         depthwise(x, kernel, form="loops")
 
 
 def convolution(x, kernel, bias, stride=1, padding=0):
-    """`x[n, h, w, c]`, `kernel[k, k, c, features]`, in loops over the outputs."""
+    """Convolve `x[n, h, w, c]`, `kernel[k, k, c, features]` in loops over outputs."""
     n, h, w, _ = x.shape
     k = len(kernel)
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -119,7 +119,7 @@ def relu(x):
 
 
 def slow_block(x, p, s, stride):
-    """An inverted residual by its description."""
+    """An inverted residual block, written from its description."""
     y = convolution(x, p["up"]["kernel"], p["up"]["bias"])
     y = relu(norm(y, p["norm1"], s["norm1"]))
     channels = y.shape[-1]
@@ -142,7 +142,7 @@ def slow_latent(images, params, statistics):
     return onto_unit(x)
 
 
-def test_latent_and_transition_are_those_of_loops(network):
+def test_latent_and_transition_match_loops(network):
     graph, params, statistics = network
     rng = np.random.default_rng(1)
     frames = rng.integers(0, 256, (2, 9, 24, 24), np.uint8)
@@ -150,20 +150,20 @@ def test_latent_and_transition_are_those_of_loops(network):
 
     def compute(frames):
         module = merge_module(graph, params, statistics)
-        found = module({"views": {"frames": frames}}, key=None, train=False)["frames"]
-        latent = found.h.reshape(2, 2, 2, 5)
+        read = module({"views": {"frames": frames}}, key=None, train=False)["frames"]
+        latent = read.h.reshape(2, 2, 2, 5)
         after = module.transition(latent, actions, train=False)
-        return found, after
+        return read, after
 
-    found, after = fast(compute, frames)
+    read, after = fast(compute, frames)
     latent = slow_latent(np.moveaxis(frames[:, :4], 1, -1), params, statistics)
-    np.testing.assert_allclose(found.h[:, 0], latent.reshape(2, -1), rtol=1e-9)
+    np.testing.assert_allclose(read.h[:, 0], latent.reshape(2, -1), rtol=1e-9)
     first = params["goal_head"]["head"]
     projected = [
         latent.reshape(2, -1) @ first[name]["kernel"] + first[name]["bias"]
         for name in ("advantage1", "value1")
     ]
-    np.testing.assert_allclose(found.z[:, 0], np.concatenate(projected, -1), rtol=1e-9)
+    np.testing.assert_allclose(read.z[:, 0], np.concatenate(projected, -1), rtol=1e-9)
 
     p, s = params["transition"], statistics["transition"]
     hot = np.zeros((2, 2, 2, 3))
@@ -175,7 +175,7 @@ def test_latent_and_transition_are_those_of_loops(network):
     np.testing.assert_allclose(after, onto_unit(x), rtol=1e-9)
 
 
-def test_a_fresh_encoder_is_the_chain_of_its_shortcuts():
+def test_a_fresh_encoder_equals_its_shortcuts_alone():
     make = partial(Residual, blocks=1, widths=(4, 6, 5), **WIDE)
     x = np.random.default_rng(0).random((2, 12, 12, 4))
 
@@ -183,15 +183,15 @@ def test_a_fresh_encoder_is_the_chain_of_its_shortcuts():
         module = make(rngs=nnx.Rngs(0))
         return split_module(module)[1], module(x, train=True)
 
-    params, found = jax.tree.map(np.asarray, fast(compute, x))
+    params, result = jax.tree.map(np.asarray, fast(compute, x))
     for block, stride in zip(params["blocks"].values(), (3, 2, 2), strict=True):
         x = convolution(
             x, block["shortcut"]["kernel"], block["shortcut"]["bias"], stride
         )
-    np.testing.assert_allclose(found, x, rtol=1e-9)
+    np.testing.assert_allclose(result, x, rtol=1e-9)
 
 
-def test_initial_values_are_those_of_the_official_code():
+def test_initial_values_match_the_official_code():
     encoder = partial(Residual, blocks=2)
     make = partial(Network, actions=6, hidden=64, encoder=encoder)
     with jax.enable_x64(False):
@@ -222,7 +222,7 @@ def test_initial_values_are_those_of_the_official_code():
     np.testing.assert_allclose(noisy["bias_sigma"], 0.5 / 64**0.5)
 
 
-def test_renormalised_rows_span_the_unit_interval_and_constant_ones_are_zero():
+def test_renormalised_rows_span_0_to_1_and_constant_rows_are_zero():
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 2)) * 9
     y = np.array(renormalise(x))
     np.testing.assert_allclose(y, onto_unit(x), rtol=1e-12)
@@ -232,7 +232,7 @@ def test_renormalised_rows_span_the_unit_interval_and_constant_ones_are_zero():
     assert value == 0 and np.isfinite(gradient).all()
 
 
-def test_images_of_a_size_that_does_not_divide_are_refused():
+def test_unsupported_image_sizes_and_options_are_refused():
     with pytest.raises(ValueError, match="multiple of 12"):
         abstract_module(partial(tiny, image=80))
     with pytest.raises(ValueError, match="too small"):
@@ -253,17 +253,17 @@ def test_noise_is_one_factorised_draw_for_all_rows():
     noisy = np.asarray(fast(jax.vmap(lambda key: layer(inputs, key=key)), keys))
     b = noisy[:, 0] - bias
     w = noisy[:, 1:] - noisy[:, :1] - kernel
-    # A rank-one matrix whose one factor is the noise of the bias.
+    # The kernel's noise is a rank-one matrix; one factor is the noise of the bias.
     ratio = w[0] / b[0]
     np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape))
-    # Var sign(e) sqrt|e| = E|e| = sqrt(2 / pi); of a product of two, 2 / pi.
+    # Var sign(e) sqrt|e| = E|e| = sqrt(2 / pi); for the product of two, 2 / pi.
     each = (2 / math.pi) ** 0.5
     assert b.std() == pytest.approx(0.5 / 30**0.5 * each**0.5, rel=0.02)
     assert w.std() == pytest.approx(0.5 / 20**0.5 * each, rel=0.02)
     assert abs(b.mean()) < 0.01 * b.std() and abs(w.mean()) < 0.01 * w.std()
 
 
-def test_noise_of_zero_is_still_trained():
+def test_zero_sigmas_still_have_gradients():
     make = partial(NoisyLinear, 20, 30, sigma=0.0, **WIDE)
     graph, params, statistics, _ = split_module(make(rngs=nnx.Rngs(0)))
     x, key = np.ones((2, 20)), jax.random.key(0)
@@ -277,14 +277,14 @@ def test_noise_of_zero_is_still_trained():
 
 
 def slow_logits(head, advantage, value):
-    """Duelling logits of one row from both hidden layers, [actions, atoms]."""
+    """Duelling logits of one row from both hidden layers: [actions, atoms]."""
     a = advantage @ head["advantage2"]["kernel"] + head["advantage2"]["bias"]
     a = a.reshape(3, 51)
     v = value @ head["value2"]["kernel"] + head["value2"]["bias"]
     return np.stack([v + a[action] - a.mean(0) for action in range(3)])
 
 
-def test_a_head_adds_value_to_the_advantage_over_the_mean(network):
+def test_a_head_adds_value_and_centred_advantage(network):
     graph, params, statistics = network
     latent = np.random.default_rng(2).random((4, 2, 2, 5))
 
@@ -292,16 +292,16 @@ def test_a_head_adds_value_to_the_advantage_over_the_mean(network):
         module = merge_module(graph, params, statistics)
         return module.head(latent, key=None), module.head.project(latent)
 
-    found, _ = fast(compute, latent)
+    result, _ = fast(compute, latent)
     p = params["head"]
-    for row, logits in zip(latent.reshape(4, -1), found, strict=True):
+    for row, logits in zip(latent.reshape(4, -1), result, strict=True):
         hidden = [
             relu(row @ p[name]["kernel"] + p[name]["bias"])
             for name in ("advantage1", "value1")
         ]
         np.testing.assert_allclose(logits, slow_logits(p, *hidden), rtol=1e-9)
 
-    # The latent gets the gradient times 1 / sqrt(2); the projection lets all through.
+    # The head scales the latent's gradient by 1 / sqrt(2); the projection does not.
     direction = np.random.default_rng(3).normal(size=latent.shape)
 
     def along(which):
@@ -313,8 +313,8 @@ def test_a_head_adds_value_to_the_advantage_over_the_mean(network):
 
     for which, scale in ((0, 2**-0.5), (1, 1.0)):
         slope, gradient = along(which)
-        found = float((gradient * direction).sum())
-        assert found == pytest.approx(scale * float(slope), rel=1e-5)
+        result = float((gradient * direction).sum())
+        assert result == pytest.approx(scale * float(slope), rel=1e-5)
 
 
 @pytest.mark.parametrize("source", ["advantage", "value"])
@@ -328,12 +328,12 @@ def test_a_goal_scales_and_shifts_the_hidden_layers(network, source):
         logits = module.goal_head(latent, goal, key=None)
         return (logits**2).sum(), logits
 
-    gradient, found = fast(jax.grad(compute, has_aux=True), params)
+    gradient, result = fast(jax.grad(compute, has_aux=True), params)
     p, c = (params["goal_head"][name] for name in ("head", "conditioner"))
     x = relu(convolution(goal, c["first"]["kernel"], c["first"]["bias"], padding=1))
     x = relu(convolution(x, c["second"]["kernel"], c["second"]["bias"], padding=1))
     film = x.reshape(4, -1) @ c["last"]["kernel"] + c["last"]["bias"]
-    for row, numbers, logits in zip(latent.reshape(4, -1), film, found, strict=True):
+    for row, numbers, logits in zip(latent.reshape(4, -1), film, result, strict=True):
         shift_a, scale_a, shift_v, scale_v = numbers.reshape(4, 16)
         advantage, value = (
             relu(row @ p[name]["kernel"] + p[name]["bias"])
@@ -343,12 +343,12 @@ def test_a_goal_scales_and_shifts_the_hidden_layers(network, source):
         value = (advantage if source == "advantage" else value) * scale_v + shift_v
         np.testing.assert_allclose(logits, slow_logits(p, advantage, value), rtol=1e-9)
 
-    # As the official code has it, the value's own first layer learns nothing here.
+    # As in the official code, the value's own first layer then gets no gradient.
     own = abs(gradient["goal_head"]["head"]["value1"]["kernel"]).max()
     assert (own == 0) == (source == "advantage")
 
 
-def test_checkpoints_of_version_0_1_name_what_has_moved():
+def test_targets_of_version_0_1_checkpoints_still_resolve():
     moved = {
         "Residual": Residual,
         "Nature": Nature,

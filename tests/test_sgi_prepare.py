@@ -76,13 +76,13 @@ def test_the_manifest_says_how_it_came_about(breakout):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"chunk": 10**12}, "says 1000000000000 of its steps of a record"),
-        ({"chunk": 0}, "says 0 of its steps of a record"),
-        ({"counts": {"steps": 600}}, "says None of its episodes"),
-        ({"counts": {"steps": True}}, "says True of its steps"),
+        ({"chunk": 10**12}, "steps per record is 1000000000000"),
+        ({"chunk": 0}, "number of steps per record is 0"),
+        ({"counts": {"steps": 600}}, "number of episodes is None"),
+        ({"counts": {"steps": True}}, "number of steps is True"),
         (
             {"counts": {"steps": 600, "episodes": 3, "finished": "x"}},
-            "says 'x' of its finished episodes",
+            "number of finished episodes is 'x'",
         ),
         (
             {
@@ -91,7 +91,7 @@ def test_the_manifest_says_how_it_came_about(breakout):
                     "mean_return": "x",
                 }
             },
-            "its mean return is no number",
+            "its mean return is not a number",
         ),
         ({"actions": [1, {}]}, "its actions are not names"),
         ({"game": 5}, "holds no recorded play"),
@@ -144,7 +144,7 @@ def test_the_same_command_again_leaves_it_alone(breakout, tmp_path, capsys):
     before = path.stat().st_mtime_ns
     arguments = ["--game", "breakout", "--steps", 600]
     run(*arguments, "--data_dir", breakout)
-    assert "is there already: 600 steps" in capsys.readouterr().out
+    assert "already exists: 600 steps" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == before
     run(*arguments, "--data_dir", tmp_path)
     again = tmp_path / "breakout_random" / "train-00000.array_record"
@@ -198,11 +198,11 @@ def test_an_epsilon_mixture_is_uniform_with_probability_epsilon():
         (["--game", "pong", "--steps", "0"], "--steps is 0"),
         (["--game", "pong", "--sticky", "1"], "not a probability below 1"),
         (["--game", "pong", "--noops", "31"], "give 0 to 30"),
-        (["--game", "pong", "--checkpoints", "a"], "not as 1,25,50"),
+        (["--game", "pong", "--checkpoints", "a"], "such as 1,25,50"),
         (["--game", "pongg"], "the nearest: pong"),
-        (["--game", "pong", "--epsilon", "0.5"], "--epsilon is of --agent; leave"),
-        (["--game", "pong", "--checkpoints", "1"], "--checkpoints is of --import"),
-        (["--game", "pong", "--import", "x", "--seed", "1"], "--seed is of play"),
+        (["--game", "pong", "--epsilon", "0.5"], "--epsilon only applies with --agent"),
+        (["--game", "pong", "--checkpoints", "1"], "only applies with --import"),
+        (["--game", "pong", "--import", "x", "--seed", "1"], "without --import"),
         (["--game", "pong", "--import", "x", "--agent", "y"], "not allowed with"),
         (["--game", "pong", "--name", "../pong"], "is a path"),
         ([], "--game"),
@@ -289,7 +289,7 @@ def test_checkpoints_of_either_name_are_read_in_the_order_asked_for(tmp_path):
     assert np.flatnonzero(found.first).tolist() == [0, 20, 50]
     found = imported(tmp_path / "files", tmp_path / "other", "--checkpoints", "50,1")
     assert np.flatnonzero(found.first).tolist() == [0, 11, 31]
-    with pytest.raises(InputError, match="checkpoint 25 .*there are checkpoints 1, 50"):
+    with pytest.raises(InputError, match="checkpoint 25 .*checkpoints found: 1, 50"):
         imported(tmp_path / "files", tmp_path / "none", "--checkpoints", "25")
 
 
@@ -345,7 +345,7 @@ def test_no_files_says_where_they_come_from(tmp_path):
         imported(tmp_path, tmp_path / "data")
     dopamine(tmp_path, synthetic([9]))
     (tmp_path / "$store$_reward_ckpt.1.gz").unlink()
-    with pytest.raises(InputError, match="checkpoint 1 .* lacks its file of: reward"):
+    with pytest.raises(InputError, match="checkpoint 1 .* has no file of: reward"):
         imported(tmp_path, tmp_path / "data")
 
 

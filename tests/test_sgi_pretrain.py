@@ -1,4 +1,4 @@
-"""SGI's objective compares the right moments of play, on any number of devices."""
+"""SGI's objective compares the right time steps, on any number of devices."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ HURRY = {"xla_backend_optimization_level": 0}
 
 
 def windows(b, *, image=24, jumps=5, seed=0):
-    """Play in which a bright square moves by the action taken, each row elsewhere."""
+    """Play with a bright square moved by the actions, from a random start per row."""
     rng = np.random.default_rng(seed)
     actions = rng.integers(0, ACTIONS, (b, 3 + jumps))
     start = rng.integers(6, image - 12, (b, 1))
@@ -50,7 +50,7 @@ def windows(b, *, image=24, jumps=5, seed=0):
     }
 
 
-def test_stacks_are_the_frames_up_to_their_time():
+def test_stacks_hold_the_frames_up_to_each_step():
     frames = np.random.default_rng(0).integers(0, 256, (2, 9, 5, 6), np.uint8)
     stacks = np.asarray(stacked(frames, 4))
     assert stacks.shape == (2, 6, 5, 6, 4)
@@ -59,34 +59,34 @@ def test_stacks_are_the_frames_up_to_their_time():
             np.testing.assert_array_equal(stacks[:, k, ..., age], frames[:, k + age])
 
 
-def test_a_look_is_one_shift_and_one_brightness_of_a_whole_stack():
+def test_augmentation_shifts_and_scales_a_whole_stack_at_once():
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (60, 5, 8, 9, 4), np.uint8)
     keys = jax.random.split(jax.random.key(0), 60)
-    looks = np.asarray(jax.jit(augment)(images, keys))
-    found = []
-    for image, look in zip(
-        images.reshape(-1, 8, 9, 4), looks.reshape(-1, 8, 9, 4), strict=True
+    augmented = np.asarray(jax.jit(augment)(images, keys))
+    draws = []
+    for image, stack in zip(
+        images.reshape(-1, 8, 9, 4), augmented.reshape(-1, 8, 9, 4), strict=True
     ):
         padded = np.pad(image / 255, ((4, 4), (4, 4), (0, 0)), mode="edge")
         for y, x in np.ndindex(9, 9):
-            ratio = look / padded[y : y + 8, x : x + 9]
+            ratio = stack / padded[y : y + 8, x : x + 9]
             if np.ptp(ratio) < 1e-9:
-                found.append((y, x, ratio.mean()))
+                draws.append((y, x, ratio.mean()))
                 break
-    y, x, factor = np.array(found).T
-    assert len(found) == 300, "not every look is a shift of its stack"
+    y, x, factor = np.array(draws).T
+    assert len(draws) == 300, "not every augmented stack is a shift of its stack"
     for offsets in (y, x):
         counts = np.bincount(offsets.astype(int), minlength=9)
         assert ((counts - 300 / 9) ** 2 / (300 / 9)).sum() < 26.1  # 1 in 1000
     assert factor.min() == pytest.approx(0.9) and factor.max() == pytest.approx(1.1)
     assert factor.std() == pytest.approx(0.05 * 0.96, rel=0.1)  # of a clipped normal
-    again = jax.jit(augment)(images[::-1], keys[::-1])  # noise belongs to the row
-    np.testing.assert_array_equal(looks, again[::-1])
+    again = jax.jit(augment)(images[::-1], keys[::-1])  # noise depends on the row's key
+    np.testing.assert_array_equal(augmented, again[::-1])
 
 
 class Toy:
-    """A network whose latents are the mean brightness of the frames of a stack.
+    """A network that uses the mean brightness of each frame of a stack as latent.
 
     `turn` makes its heads prefer other actions; `xp` is jax.numpy, or numpy for the
     loops.
@@ -175,11 +175,11 @@ def slow_losses(frames, goal, actions, ended, online, average, form):
     best = expected_returns(online.goal_head(after, goal, key=None)[0]).argmax()
     after = average.encode(stack(1), train=True)
     returns = np.exp(log_softmax(average.goal_head(after, goal, key=None)[0, best]))
-    said = log_softmax(online.goal_head(z[0], goal, key=None)[0, actions[0]])
+    log_p = log_softmax(online.goal_head(z[0], goal, key=None)[0, actions[0]])
     loss = 0
     for mass, atom in zip(returns, SUPPORT, strict=True):
         place = (np.clip(reward + discount * atom, -10, 10) + 10) / 0.4
-        loss -= mass * (np.maximum(1 - abs(place - np.arange(51)), 0) @ said)
+        loss -= mass * (np.maximum(1 - abs(place - np.arange(51)), 0) @ log_p)
     policy = log_softmax(expected_returns(online.head(z[0], key=None)[0]))
     return {
         "spr": spr,
@@ -190,8 +190,8 @@ def slow_losses(frames, goal, actions, ended, online, average, form):
 
 
 @pytest.mark.parametrize("form", ["correct", "upstream"])
-def test_the_losses_are_those_of_loops_over_windows(monkeypatch, form):
-    """Nothing is noisy here; the toys only tell one moment from another."""
+def test_losses_match_loops_over_windows(monkeypatch, form):
+    """There is no noise; the toy networks only distinguish time steps."""
     monkeypatch.setattr(pretrain, "Network", Toy)
     monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks.astype(float))
     rng, b = np.random.default_rng(1), 12
@@ -224,8 +224,8 @@ def test_the_losses_are_those_of_loops_over_windows(monkeypatch, form):
     assert metrics["features"]["frames"].z.shape == (b, 1, 8)
 
 
-def test_noise_its_scale_and_the_permutation_reach_the_goals(monkeypatch):
-    """What they do to goals is tested beside them; here, that they are asked."""
+def test_noise_scale_and_permutation_change_the_goals(monkeypatch):
+    """Tests only that the options are applied; test_sgi_losses tests their effect."""
     monkeypatch.setattr(pretrain, "Network", Toy)
     batch = windows(16)
 
@@ -239,14 +239,14 @@ def test_noise_its_scale_and_the_permutation_reach_the_goals(monkeypatch):
 
     quiet = {"goal_noise": 0.0, "goal_permutation": 0.0}
     noisy = quiet | {"goal_noise": 0.5}
-    found = [
+    losses = [
         goal(**quiet),
         goal(**noisy),
         goal(**noisy, goal_noise_scale="unit"),
         goal(**quiet | {"goal_permutation": 1.0}),
     ]
-    assert goal(**quiet, goal_noise_scale="unit") == pytest.approx(found[0])
-    assert np.diff(np.sort(found)).min() > 1e-4, found
+    assert goal(**quiet, goal_noise_scale="unit") == pytest.approx(losses[0])
+    assert np.diff(np.sort(losses)).min() > 1e-4, losses
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def network(**options):
 
 
 def on(count, take, state, batch):
-    """`step(state, number) -> (state, metrics)` on so many devices, and its state."""
+    """`step(state, number) -> (state, metrics)` on `count` devices, and its state."""
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:count]).reshape(count, 1), devices.AXES
     )
@@ -305,7 +305,7 @@ def leaves(tree):
 
 
 @pytest.mark.slow
-def test_training_learns_without_collapse_and_alike_on_four_devices():
+def test_training_avoids_collapse_and_is_equal_on_four_devices():
     transformation, batch = optax.adam(1e-2), windows(8, seed=3)
     graph, *_ = abstract_module(network)
     make = partial(create_state, network, transformation, target_decay=0.99)
@@ -316,8 +316,8 @@ def test_training_learns_without_collapse_and_alike_on_four_devices():
     first, metrics = run(state, np.int32(0))
     total = sum(float(metrics[n]) for n in ("spr", "goal", "inverse", "cloning"))
     assert float(metrics["loss"]) == pytest.approx(total)
-    # The average that a step reads holds the weights it starts from: after the step it
-    # has moved on by a hundredth, its statistics likewise, and by nothing else.
+    # A step reads the average of the weights before it. Afterwards the average, of
+    # parameters and statistics alike, has moved 1 % towards the new state.
     for part in ("params", "statistics"):
         before, after = getattr(start, part), getattr(first, part)
         average = jax.tree.map(lambda a, b: 0.99 * a + 0.01 * b, before, after)
@@ -341,12 +341,12 @@ def test_training_learns_without_collapse_and_alike_on_four_devices():
     for name, value in history[0].items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-9, err_msg=name)
     for part in ("statistics", "target"):
-        found, expected = (leaves(getattr(s, part)) for s in (spread, first))
-        for a, b in zip(found, expected, strict=True):
+        result, expected = (leaves(getattr(s, part)) for s in (spread, first))
+        for a, b in zip(result, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-9)
 
 
-def test_gradients_are_cut_by_group():
+def test_gradients_are_clipped_by_group():
     rule = partial(optimizer.constant, base=1e-3)
     made = pretrain.adam(steps=1, batch_size=1, learning_rate=rule, clip=10.0)
     names = "encoder", "head", "goal_head", "transition", "predictor", "inverse"
@@ -364,9 +364,9 @@ def test_gradients_are_cut_by_group():
     assert float(made.schedule(7)) == 1e-3
 
 
-def test_what_cannot_be_pre_trained_is_refused():
+def test_invalid_pre_training_is_refused():
     batch, key = windows(2), jax.random.key(0)
-    module = network.__get__  # any function, as the engine gives under microbatch
+    module = network.__get__  # any function, as passed to an objective under microbatch
     with pytest.raises(InputError, match="microbatch"):
         Pretrain()(module, module, batch, key)
     with pytest.raises(InputError, match="target_decay"):

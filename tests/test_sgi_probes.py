@@ -1,4 +1,4 @@
-"""Probes read what is there, choose on one set of episodes and test on another."""
+"""Probes read known variables, select on some episodes and test on others."""
 
 import dataclasses
 
@@ -20,12 +20,12 @@ from sgi.ram import ADDRESSES, SEEN
 from sgi.recording import Step
 
 PONG = ADDRESSES["pong"]
-LENGTHS = (60, 90, 40, 70, 50, 80, 45, 75, 60, 30)  # of the episodes
+LENGTHS = (60, 90, 40, 70, 50, 80, 45, 75, 60, 30)  # steps of each episode
 PROBES = Variables("play", every=1, strengths=(1e-6, 1e-3), batch_size=64)
 
 
 def steps(memory=None, game_seed=0):
-    """Play whose frames show two of Pong's bytes as brightness, and nothing else."""
+    """Play with frames that show two bytes of Pong's memory as brightness."""
     rng = np.random.default_rng(game_seed)
     for length in LENGTHS:
         for time in range(length):
@@ -63,7 +63,7 @@ def data_dir(tmp_path_factory):
 
 @jax.jit
 def represent(batch):
-    """The brightness of both halves of the newest frame, bent: squares and one-hots."""
+    """The brightness of both halves of the newest frame, as one-hot vectors."""
     frames = batch["views"]["frames"][:, -1].astype(jnp.float32)
     level = jnp.stack([frames[:, :42].mean((1, 2)), frames[:, 42:].mean((1, 2))], 1)
     h = jax.nn.one_hot((level / 10).astype(int), 25).reshape(len(frames), 1, -1)
@@ -76,7 +76,7 @@ def result(data_dir):
 
 
 @pytest.mark.parametrize("n, d", [(40, 7), (12, 30)])
-def test_ridge_is_least_squares_with_rows_for_the_penalty(n, d):
+def test_ridge_matches_least_squares_with_penalty_rows(n, d):
     rng = np.random.default_rng(0)
     x, y, at = (
         rng.normal(3, 2, (n, d)),
@@ -86,46 +86,46 @@ def test_ridge_is_least_squares_with_rows_for_the_penalty(n, d):
     shift, mean = x.mean(0), y.mean(0)
     total = ((x - shift) ** 2).sum()
     strengths = (1e-4, 0.1)
-    for strength, found in zip(
+    for strength, result in zip(
         strengths, predictions(x, y, at, strengths), strict=True
     ):
         rows = np.concatenate([x - shift, np.sqrt(strength * total) * np.eye(d)])
         values = np.concatenate([y - mean, np.zeros((d, 2))])
         weight = np.linalg.lstsq(rows, values, rcond=None)[0]
-        np.testing.assert_allclose(found, (at - shift) @ weight + mean, rtol=1e-8)
+        np.testing.assert_allclose(result, (at - shift) @ weight + mean, rtol=1e-8)
 
 
-def test_what_the_features_hold_is_read_and_nothing_else(result):
-    found = result["variables"]
+def test_probes_read_only_variables_in_the_features(result):
+    scores = result["variables"]
     for name in "player_y", "enemy_y":
-        assert found[name]["r2"] > 0.99, name
-        assert found[name]["accuracy"] == found[name]["f1"] == 1, name
-        assert found[name]["values"] == 10
-    # ball_x is drawn by itself, and not on the screen.
-    assert found["ball_x"]["r2"] < 0.1
-    assert found["ball_x"]["accuracy"] < 0.3
+        assert scores[name]["r2"] > 0.99, name
+        assert scores[name]["accuracy"] == scores[name]["f1"] == 1, name
+        assert scores[name]["values"] == 10
+    # ball_x is drawn independently and is not on the screen.
+    assert scores["ball_x"]["r2"] < 0.1
+    assert scores["ball_x"]["accuracy"] < 0.3
 
 
-def test_what_hardly_changes_is_left_out_and_said(result):
+def test_nearly_constant_variables_are_left_out_and_reported(result):
     assert result["left_out"].keys() == {"player_x", "enemy_x", "ball_y"}
     assert result["left_out"]["ball_y"] == "entropy 0.00 nats, below 0.6"
 
 
-def test_entropy_is_that_of_the_frequencies():
+def test_entropy_matches_the_value_frequencies():
     values = np.repeat([3, 7, 200], [50, 25, 25])
     assert probes.entropy(values) == pytest.approx(1.5 * np.log(2))
 
 
-def test_scores_are_scikit_learns():
+def test_scores_match_scikit_learn():
     rng = np.random.default_rng(0)
     true, answers = rng.integers(0, 5, 200), rng.integers(0, 7, 200)
-    found = probes.r2(true[:, None], np.stack([answers, true])[..., None])
-    np.testing.assert_allclose(found[:, 0], [r2_score(true, answers), 1])
+    scores = probes.r2(true[:, None], np.stack([answers, true])[..., None])
+    np.testing.assert_allclose(scores[:, 0], [r2_score(true, answers), 1])
     each = f1_score(true, answers, average=None, labels=range(5), zero_division=0)
     assert probes.macro_f1(true, answers) == pytest.approx(each.mean())
 
 
-def test_parts_are_whole_episodes_in_the_order_of_play(result):
+def test_splits_are_whole_episodes_in_order(result):
     ends = np.cumsum(LENGTHS)
     counts = {part: result["protocol"][part] for part in ("fit", "validation", "test")}
     assert counts == {
@@ -135,25 +135,25 @@ def test_parts_are_whole_episodes_in_the_order_of_play(result):
     }
 
 
-def test_the_test_episodes_choose_nothing(data_dir, result):
-    """Their memory may say anything: only what is measured on them changes."""
+def test_selection_ignores_the_test_episodes(data_dir, result):
+    """Changing their memory changes only the test scores."""
     count = iter(range(sum(LENGTHS)))
     start = sum(LENGTHS[:-2])
 
     def scrambled(ram, rng):
-        # rng.permutation would change the draws of the steps that follow.
+        # rng.permutation would change the draws of later steps.
         return ram if next(count) < start else np.where(ram, 29 - ram, 0).astype("u1")
 
     write(data_dir, steps(scrambled), "scrambled")
     other = dataclasses.replace(PROBES, recording="scrambled")
     other = other(represent, devices.make_mesh())["variables"]
-    for name, said in result["variables"].items():
+    for name, scores in result["variables"].items():
         for key in "validation_r2", "validation_accuracy", "chosen":
-            assert said[key] == other[name][key]
+            assert scores[key] == other[name][key]
     assert other["player_y"]["r2"] < 0
 
 
-def test_raw_pixels_are_the_stack_at_half_its_size(result):
+def test_raw_pixels_are_the_stack_at_half_size(result):
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 84, 84), np.uint8)
     raw = PROBES.raw({"views": {"frames": frames}})["frames"].h
     assert raw.shape == (2, 1, 4 * 42 * 42)
@@ -161,19 +161,19 @@ def test_raw_pixels_are_the_stack_at_half_its_size(result):
     np.testing.assert_allclose(
         raw[1, 0].reshape(4, 42, 42)[3, 10, 15], expected, rtol=1e-6
     )
-    found = pixels(PROBES, devices.make_mesh())
-    assert found["protocol"]["features"]["dimensions"] == 4 * 42 * 42
-    assert found["variables"]["enemy_y"]["r2"] > 0.99
+    result_of_pixels = pixels(PROBES, devices.make_mesh())
+    assert result_of_pixels["protocol"]["features"]["dimensions"] == 4 * 42 * 42
+    assert result_of_pixels["variables"]["enemy_y"]["r2"] > 0.99
 
 
-def test_a_result_is_told_and_drawn(result):
-    said = result["variables"]
-    assert f"player_y {said['player_y']['r2']:.2f}" in result.summary
+def test_a_result_has_a_summary_and_figures(result):
+    scores = result["variables"]
+    assert f"player_y {scores['player_y']['r2']:.2f}" in result.summary
     figures = Variables.figures(result, result.figure_data)
     assert figures.keys() == {"variables", "readings"}
     value, reading = result.figure_data["value"], result.figure_data["reading"]
     assert value.shape == (12, 3) and result.figure_data["frame"].shape == (12, 84, 84)
-    # What is beneath a frame is of that frame.
+    # The caption beneath a frame belongs to that frame.
     np.testing.assert_array_equal(
         10 * value[:, 0], result.figure_data["frame"][:, 0, 0]
     )
@@ -183,14 +183,14 @@ def test_a_result_is_told_and_drawn(result):
     assert f"player_y {value[3, 0]:.0f} ({reading[3, 0]:.0f})" in label, texts
 
 
-def test_what_cannot_be_probed_is_named(data_dir):
+def test_invalid_recordings_are_named(data_dir):
     write(data_dir, steps(), "surround", game="surround")
     write(data_dir, (s._replace(ram=None) for s in steps()), "blind")
     whole = (s._replace(terminal=False, first=t == 0) for t, s in enumerate(steps()))
     write(data_dir, whole, "whole")
     for name, message in {
-        "surround": "no variables of 'surround' known",
-        "blind": "no memory of the console",
+        "surround": "no known variables of 'surround'",
+        "blind": "no RAM of the console",
         "whole": "has 1 episodes: too few",
         "absent": "no recording 'absent'",
     }.items():
@@ -199,21 +199,21 @@ def test_what_cannot_be_probed_is_named(data_dir):
 
 
 def centre(mask):
-    """Row and column of the middle of what is marked, nan where nothing is."""
+    """Row and column of the centre of the mask, or nan if it is empty."""
     where = np.argwhere(mask)
     return where.mean(0) if len(where) else np.full(2, np.nan)
 
 
 def seen(game, frame):
-    """Where things are on the screen: {variable: place}, nan while they are away."""
+    """Positions on the screen: {variable: position}, nan while not visible."""
     if game == "pong":
         court = np.where(np.arange(84)[:, None] > 14, frame, 87)[:76].astype(int)
         ball = centre(court > 175)
         sides = {"enemy_y": court[:, 7:12], "player_y": court[:, 72:77]}
-        found = {
+        positions = {
             name: centre((side > 110) & (side < 160))[0] for name, side in sides.items()
         }
-        return found | {"ball_y": ball[0], "ball_x": ball[1]}
+        return positions | {"ball_y": ball[0], "ball_x": ball[1]}
     if game == "breakout":
         bat, ball = centre(frame[75:77, 5:79] > 60), centre(frame[40:74, 5:79] > 60)
         return {"player_x": bat[1], "ball_y": ball[0], "ball_x": ball[1]}
@@ -226,7 +226,7 @@ def seen(game, frame):
     }
 
 
-def test_addresses_are_of_games_that_exist_and_of_their_memory():
+def test_addresses_are_valid_and_of_existing_games():
     games = pytest.importorskip("ale_py.roms").get_all_rom_ids()
     assert set(SEEN) < set(ADDRESSES) < set(games)
     for places in ADDRESSES.values():
@@ -235,7 +235,7 @@ def test_addresses_are_of_games_that_exist_and_of_their_memory():
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_an_address_follows_what_is_seen(name):
+def test_an_address_tracks_its_screen_position(name):
     game, rng = Game(name, seed=0), np.random.default_rng(0)
     bytes_, places = [], []
     game.reset()
@@ -252,7 +252,7 @@ def test_an_address_follows_what_is_seen(name):
             assert byte.std() == 0, variable
             continue
         place = np.array([p[variable] for p in places])
-        there = np.isfinite(place) & (byte > 0)
-        assert there.sum() > 100
-        follows = abs(np.corrcoef(byte[there], place[there])[0, 1])
+        visible = np.isfinite(place) & (byte > 0)
+        assert visible.sum() > 100
+        follows = abs(np.corrcoef(byte[visible], place[visible])[0, 1])
         assert follows > 0.97, (variable, follows)

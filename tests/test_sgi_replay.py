@@ -1,4 +1,4 @@
-"""Windows of recorded play are those of a slow reference, on every border."""
+"""Windows of recorded play match a slow reference, at every border."""
 
 import pickle
 
@@ -12,13 +12,13 @@ from sgi import recording
 from sgi.recording import Step
 from sgi.replay import Replay, Window
 
-# The last episode is left unfinished; one has a single step.
+# The last episode is unfinished; one has a single step.
 EPISODES = (70, 3, 1, 130, 300, 90)
 TOTAL = sum(EPISODES)
 
 
 def steps():
-    """Play in which every frame, action, reward and memory can be told from others."""
+    """Play with distinguishable frames, actions, rewards and memory."""
     rng = np.random.default_rng(0)
     for number, length in enumerate(EPISODES):
         for time in range(length):
@@ -56,17 +56,17 @@ def replay(data_dir):
 
 
 def episodes(play):
-    """The play as lists of steps, one per episode, and which of them have ended."""
-    found = []
+    """The play as lists of steps, one per episode."""
+    result = []
     for step in play:
-        if step.first or not found:
-            found.append([])
-        found[-1].append(step)
-    return found
+        if step.first or not result:
+            result.append([])
+        result[-1].append(step)
+    return result
 
 
 def reference(play, index, goal_offset, jumps=5, history=4, ahead=49):
-    """The window of sample `index`, frame by frame, from the definition."""
+    """The window of sample `index`, built frame by frame from the definition."""
     samples = [
         (episode, time)
         for episode in episodes(play)
@@ -106,21 +106,21 @@ def reference(play, index, goal_offset, jumps=5, history=4, ahead=49):
 
 
 def stream(seed, index, epoch):
-    """The random stream that the pipeline gives a row."""
+    """The random stream that the pipeline passes for a row."""
     bits = pipeline._philox(seed, number=index, epoch=epoch, purpose=pipeline._VIEWS)
     return np.random.Generator(bits)
 
 
-def assert_same(looked, expected):
+def assert_same(result, expected):
     for part in ("views", "present", "targets"):
-        assert looked[part].keys() == expected[part].keys()
+        assert result[part].keys() == expected[part].keys()
         for name, value in expected[part].items():
-            assert looked[part][name].dtype == value.dtype, name
-            np.testing.assert_array_equal(looked[part][name], value, err_msg=name)
+            assert result[part][name].dtype == value.dtype, name
+            np.testing.assert_array_equal(result[part][name], value, err_msg=name)
 
 
 class Always:
-    """A generator that draws what it is told."""
+    """A generator that always draws the given number."""
 
     def __init__(self, offset):
         self.offset = offset
@@ -131,27 +131,27 @@ class Always:
 
 
 @pytest.mark.parametrize("offset", [2, 3, 20, 49])
-def test_windows_are_those_of_the_reference(replay, offset):
+def test_windows_match_the_reference(replay, offset):
     source, play = replay(), list(steps())
     assert len(source) == TOTAL - 49
     for index in [*range(0, len(source), 7), *range(66, 76), len(source) - 1]:
-        looked = Window()(source[index], Always(offset))
-        assert_same(looked, reference(play, index, offset))
+        window = Window()(source[index], Always(offset))
+        assert_same(window, reference(play, index, offset))
 
 
-def test_other_sizes_of_a_window(replay):
+def test_windows_of_other_sizes_match_the_reference(replay):
     source, play = replay(ahead=9), list(steps())
     window = Window(jumps=9, history=2, goal=(1, 8))
     for index in range(0, len(source), 11):
         expected = reference(play, index, 6, jumps=9, history=2, ahead=9)
         assert_same(window(source[index], Always(6)), expected)
-    looked = Window(jumps=0, goal=None)(source[80], Always(0))
-    assert looked["views"].keys() == {"frames"}
-    assert looked["views"]["frames"].shape == (4, 84, 84)
-    assert looked["targets"]["action"].shape == (0,)
+    single = Window(jumps=0, goal=None)(source[80], Always(0))
+    assert single["views"].keys() == {"frames"}
+    assert single["views"]["frames"].shape == (4, 84, 84)
+    assert single["targets"]["action"].shape == (0,)
 
 
-def test_batches_are_a_function_of_seed_and_step(replay):
+def test_batches_depend_only_on_seed_and_step(replay):
     source, play = replay(), list(steps())
     options = {"seed": 5, "batch_size": 32, "steps": 40}  # 17 steps an epoch
     per_epoch = len(source) // 32
@@ -178,8 +178,8 @@ def test_batches_are_a_function_of_seed_and_step(replay):
     assert step == 39
 
 
-def test_goals_are_uniform_over_the_window(replay):
-    """Chi-square over the 48 offsets, where the episode is long enough for all."""
+def test_goals_are_uniform_over_their_range(replay):
+    """Chi-square over the 48 offsets, in an episode long enough for all."""
     source = replay()
     example = source[70 + 3 + 1 + 130 + 100]
     frames = {frame.tobytes(): t for t, frame in enumerate(example["frames"])}
@@ -190,12 +190,13 @@ def test_goals_are_uniform_over_the_window(replay):
         goal = window(example, rng)["views"]["goal"][-1]
         counts[frames[goal.tobytes()] - example["time"]] += 1
     assert counts[:2].sum() == 0 and counts[50:].sum() == 0
-    assert ((counts[2:50] - 100) ** 2 / 100).sum() < 82.7  # 99.9 % point, 47 degrees
+    # The 99.9 % quantile of chi-square with 47 degrees of freedom.
+    assert ((counts[2:50] - 100) ** 2 / 100).sum() < 82.7
 
 
 @pytest.mark.parametrize("split", ["train[:300]", "train[300:]", "train[65:71]"])
-def test_a_split_is_a_recording_of_its_own(replay, split):
-    """No window looks across its bounds; an episode that it cuts has not ended."""
+def test_a_split_is_an_independent_recording(replay, split):
+    """No window crosses its bounds; an episode that it cuts counts as unfinished."""
     start, stop = split[6:-1].split(":")
     play = list(steps())[int(start or 0) : int(stop or TOTAL)]
     source = replay(split)
@@ -207,26 +208,26 @@ def test_a_split_is_a_recording_of_its_own(replay, split):
     ]
     assert [source[i]["time"] for i in range(len(source))] == expected
     for index in {0, len(source) // 2, len(source) - 1}:
-        looked = Window()(source[index], Always(9))
-        assert_same(looked, reference(play, index, 9))
+        window = Window()(source[index], Always(9))
+        assert_same(window, reference(play, index, 9))
 
 
-def test_an_example_is_light(replay):
-    """Neighbours share their episode's arrays: nothing is copied to look at them."""
+def test_examples_share_the_memory_of_their_episode(replay):
+    """Neighbours share the arrays of their episode; reading copies nothing."""
     source = replay()
     one, other = source[100], source[101]
     assert np.shares_memory(one["frames"], other["frames"])
     assert not one["frames"].flags.owndata
 
 
-def test_a_copy_in_another_process_reads_anew(replay):
+def test_a_pickled_source_opens_its_files_again(replay):
     source = replay()
     copy = pickle.loads(pickle.dumps(source))
     assert len(pickle.dumps(source)) < 1000 and len(copy) == len(source)
     np.testing.assert_array_equal(copy[5]["frames"], source[5]["frames"])
 
 
-def test_every_sample_once_in_order(replay):
+def test_ordered_reads_every_sample_once_in_order(replay):
     source = replay("train[:300]")
     window = Window(jumps=0, goal=None)
     rows = np.concatenate(
@@ -235,10 +236,10 @@ def test_every_sample_once_in_order(replay):
     assert rows[rows >= 0].tolist() == list(range(len(source)))
 
 
-def test_what_cannot_be_looked_at_is_said(replay, data_dir, tmp_path):
+def test_invalid_recordings_and_windows_are_refused(replay, data_dir, tmp_path):
     with pytest.raises(InputError, match="python -m sgi.prepare --game breakout"):
         Replay("breakout_random", data_dir=tmp_path)
-    with pytest.raises(InputError, match="no ended episode and none of 50 steps"):
+    with pytest.raises(InputError, match="no finished episode and none of 50"):
         replay("train[:40]")
     source = replay(ahead=5)
     with pytest.raises(InputError, match="set `ahead` of the source to 49"):
@@ -247,7 +248,7 @@ def test_what_cannot_be_looked_at_is_said(replay, data_dir, tmp_path):
         source[len(source)]
 
 
-def test_a_damaged_recording_is_named(data_dir, tmp_path):
+def test_a_damaged_recording_is_refused_by_name(data_dir, tmp_path):
     folder = tmp_path / "play"
     folder.mkdir()
     for file in (data_dir / "play").iterdir():

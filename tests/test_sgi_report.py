@@ -221,7 +221,7 @@ def test_one_seed_has_no_interval(tmp_path):
         columns["score"](runs[0]) == "3.0" and columns["95% interval"](runs[0]) == "–"
     )
     assert "(" not in re.search(r"<td>from scratch</td>.*", aggregates(runs))[0]
-    assert notes_on(runs) == ["a has one seed, from which no interval follows"]
+    assert notes_on(runs) == ["a has one seed, so its score has no interval"]
 
 
 def test_a_game_outside_the_table_has_raw_scores_only(tmp_path):
@@ -261,8 +261,8 @@ def test_what_makes_another_method_is_named(tmp_path):
         (lambda a, b: change(b, protocol={"sticky": 0.25}), "(protocol.sticky)"),
         (
             lambda a, b: change(b, cap=40, episodes=2),
-            "b is not as the published scores are (episodes 2 instead of 4, cap 40 "
-            "instead of 27000): its HNS does not compare",
+            "b differs from the published protocol (episodes 2 instead of 4, cap 40 "
+            "instead of 27000): do not compare its HNS",
         ),
         (
             lambda a, b: (b / "eval/1000.json").rename(b / "eval/900.json"),

@@ -1,4 +1,4 @@
-"""A step is a pure function of its arguments, and keeps no NaN."""
+"""A step is a pure function of its arguments and never keeps a NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from polyview.training.trainer import Trainer
 
 
 def prepared(config):
-    """The run of a config, its first state and its first batch, on the devices."""
+    """The run of a config, its initial state and first batch, on the devices."""
     from polyview import devices
 
     run = Trainer(config)
@@ -27,7 +27,7 @@ def leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-def test_one_batch_is_overfitted_from_the_loss_of_chance(digits):
+def test_one_batch_is_overfitted_from_chance_loss(digits):
     config = digits("views=2", steps=150)
     config.optimizer.learning_rate.base = 1e-2
     config.objective.loss.temperature = 0.5
@@ -39,12 +39,12 @@ def test_one_batch_is_overfitted_from_the_loss_of_chance(digits):
                 state, run.fixed, batch, jnp.int32(number), run.seed
             )
             losses.append(float(values["loss"]))
-    # Scores of a fresh model are not equal, so its loss is near chance, not at it.
+    # A fresh model's scores are not all equal, so its loss is only near chance.
     assert losses[0] == pytest.approx(np.log(8 * 2 - 2 + 1), abs=0.5)
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_step_is_the_same_twice_and_another_with_another_seed(digits):
+def test_a_step_is_deterministic_given_its_seed(digits):
     config = digits()
     run, state, batch = prepared(config)
     plain = jax.jit(
@@ -61,7 +61,7 @@ def test_a_step_is_the_same_twice_and_another_with_another_seed(digits):
 
 
 def transformation_of(make):
-    """The transformation of an optimiser at a rate of 0.1, without decay or warm-up."""
+    """An optimiser's transformation at rate 0.1, without decay or warm-up."""
     made = make(
         steps=10,
         batch_size=2,
@@ -72,8 +72,8 @@ def transformation_of(make):
     return made.transformation
 
 
-def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
-    """An objective that returns its key's noise sees another at each step and seed."""
+def test_noise_differs_between_steps_and_seeds():
+    """An objective that returns noise from its key; each step and seed differs."""
 
     def noise(module, target, batch, key):
         return 0.0 * module(batch, key=key, train=True)["x"].sum(), {
@@ -84,18 +84,18 @@ def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
     graph, *_ = abstract_module(Line)
     take = jax.jit(make_step(graph, noise, made))
     batch = {"views": {"x": jnp.ones((2, 1))}, "index": jnp.arange(2)}
-    found = []
+    values_seen = []
     for seed in (0, 1):
         state, _ = create_state(Line, made, jnp.uint32(seed))
-        found.append(float(state.params["w"]))
+        values_seen.append(float(state.params["w"]))
         for number in range(3):
             state, values = take(state, {}, batch, jnp.int32(number), jnp.uint32(seed))
-            found.append(float(values["noise"]))
-    assert len(set(found)) == 8
+            values_seen.append(float(values["noise"]))
+    assert len(set(values_seen)) == 8
 
 
 class Line(nnx.Module):
-    """y = w * x, the smallest module with the interface of towers."""
+    """y = w * x, the smallest module with the interface of Towers."""
 
     def __init__(self, *, rngs):
         self.w = nnx.Param(jax.random.normal(rngs.params(), ()))
@@ -109,7 +109,7 @@ def square(module, target, batch, key):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad):
+def test_a_nonfinite_step_keeps_the_state_and_blocks_later_steps(bad):
     made = transformation_of(optimizer.adamw)
     graph, *_ = abstract_module(Line)
     take = jax.jit(make_step(graph, square, made))
@@ -123,12 +123,12 @@ def test_a_step_that_is_not_finite_keeps_the_state_and_stops_the_later_ones(bad)
     kept, values = take(state, {}, poisoned, jnp.int32(1), seed)
     assert not values["healthy"]
     after, values = take(kept, {}, good, jnp.int32(2), seed)
-    assert not values["healthy"], "a step must not follow one that was refused"
+    assert not values["healthy"], "a step must not follow a refused step"
     for a, b in zip(leaves(state), leaves(after), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_target_is_the_moving_average_of_the_parameters():
+def test_target_is_the_moving_average_of_the_parameters():
     made = transformation_of(optimizer.sgd)
     graph, *_ = abstract_module(Line)
     take = jax.jit(make_step(graph, square, made, target_decay=0.9))
@@ -142,14 +142,14 @@ def test_the_target_is_the_moving_average_of_the_parameters():
     assert float(state.target["params"]["w"]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_training_is_the_same_on_any_mesh(digits, monkeypatch, x64):
-    """20 steps in float64 on 1, 8 and 2 x 4 devices, parameters split over the 4."""
+def test_every_mesh_gives_the_same_training(digits, monkeypatch, x64):
+    """20 float64 steps on 1, 8 and 2 x 4 devices, with parameters split over the 4."""
     from polyview import devices
 
     monkeypatch.setattr(devices, "SMALLEST_SPLIT", 16)
     config = digits("param_dtype=float64,dtype=float64", steps=20)
     batches = None
-    found = []
+    results = []
     for shape in ((1, 1), (8, 1), (2, 4)):
         grid = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
         mesh = jax.sharding.Mesh(grid, devices.AXES)
@@ -166,10 +166,10 @@ def test_training_is_the_same_on_any_mesh(digits, monkeypatch, x64):
                     state, fixed, devices.put(batch, mesh), jnp.int32(number), run.seed
                 )
                 losses.append(float(values["loss"]))
-        found.append((losses, leaves(state.params)))
+        results.append((losses, leaves(state.params)))
     split = [p.sharding.spec for p in jax.tree.leaves(state.params)]
     assert any("fsdp" in spec for spec in split)
-    for losses, params in found[1:]:
-        np.testing.assert_allclose(losses, found[0][0], rtol=1e-9)
-        for a, b in zip(params, found[0][1], strict=True):
+    for losses, params in results[1:]:
+        np.testing.assert_allclose(losses, results[0][0], rtol=1e-9)
+        for a, b in zip(params, results[0][1], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)

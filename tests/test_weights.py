@@ -1,4 +1,4 @@
-"""Encoders go to other libraries and come from them with the same features."""
+"""Encoders exported to or imported from other libraries keep their features."""
 
 import json
 import pickle
@@ -22,22 +22,22 @@ from polyview.runs.importing import import_weights
 from polyview.runs.load import encoder_of, load, shapes_of
 
 ROOT = Path(__file__).parent.parent
-# Two photographs, which scikit-learn brings.
+# Two photographs from scikit-learn.
 PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
 
 
 @pytest.fixture
 def run(digits, tmp_path) -> Path:
-    """A run of the digits with every array away from its first value."""
+    """A run on the digits with no array at its initial value."""
     return written(digits("views=2"), tmp_path / "run")
 
 
 def written(config, folder: Path) -> Path:
-    """A run with one checkpoint, of step 4, of random arrays."""
+    """A run with one checkpoint of random arrays, at step 4."""
     random = np.random.default_rng(0)
     model = shapes_of(config)
 
-    def array(x):  # kernels by their fan-in, vectors about one
+    def array(x):  # kernels scaled by fan-in, vectors around one
         kernel = len(x.shape) > 1
         size = np.prod(x.shape[:-1]) ** -0.5 if kernel else 0.2
         return jax.numpy.asarray(
@@ -50,24 +50,24 @@ def written(config, folder: Path) -> Path:
     return folder
 
 
-def test_what_is_exported_comes_back_as_a_run(digits, run, tmp_path):
-    said = exporting.export(run, "safetensors", tmp_path / "x.safetensors")
-    assert "8 images agree" in said
+def test_an_exported_encoder_is_imported_unchanged(digits, run, tmp_path):
+    report = exporting.export(run, "safetensors", tmp_path / "x.safetensors")
+    assert "8 images agree" in report
     with safe_open(tmp_path / "x.safetensors", "numpy") as file:
         about = json.loads(file.metadata()["polyview"])
     assert about["step"] == 4 and about["input"]["range"] == "0 to 1"
     assert about["model"]["arguments"]["width"] == 4
     config = digits("views=2", seed=7)
     import_weights(tmp_path / "x.safetensors", config, tmp_path / "adopted")
-    ours, theirs = (encoder_of(load(of), "image") for of in (run, tmp_path / "adopted"))
+    ours, theirs = (encoder_of(load(at), "image") for at in (run, tmp_path / "adopted"))
     assert ours.keys() == theirs.keys() and len(ours) > 10
     for name, array in ours.items():
         np.testing.assert_array_equal(theirs[name], array, err_msg=name)
-    with pytest.raises(InputError, match="is a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         import_weights(tmp_path / "x.safetensors", config, tmp_path / "adopted")
 
 
-def test_features_that_differ_are_not_written(run, tmp_path, monkeypatch):
+def test_an_export_with_different_features_is_not_written(run, tmp_path, monkeypatch):
     right = torch_names.to_theirs
 
     def wrong(encoder, arrays, layout):
@@ -79,12 +79,12 @@ def test_features_that_differ_are_not_written(run, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.safetensors*"))
 
 
-def test_what_cannot_be_exported_is_refused(run, tmp_path):
+def test_invalid_exports_are_refused(run, tmp_path):
     for output, why in (("x.npz", "end in .safetensors"), ("there", "end in")):
         with pytest.raises(InputError, match=why):
             exporting.export(run, "safetensors", tmp_path / output)
     (tmp_path / "x.safetensors").write_bytes(b"mine")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         exporting.export(run, "safetensors", tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="no modality 'text', only image"):
         exporting.export(
@@ -92,13 +92,13 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path):
         )
 
 
-def test_a_stem_that_timm_has_not_is_refused(run, tmp_path):
+def test_a_stem_unknown_to_timm_is_refused(run, tmp_path):
     pytest.importorskip("timm")
     with pytest.raises(InputError, match="timm has no ResNet of"):
         exporting.export(run, "timm", tmp_path / "x.safetensors")
 
 
-def test_a_library_that_is_not_there_is_named(run, tmp_path, monkeypatch):
+def test_a_missing_library_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install '.\[export\]'"):
         exporting.export(run, "timm", tmp_path / "x.safetensors")
@@ -109,7 +109,7 @@ class Trap:
         return Path.touch, (Path("trapped"),)
 
 
-def test_foreign_files_are_refused_by_name(digits, run, tmp_path, monkeypatch):
+def test_invalid_weight_files_are_refused_by_name(digits, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exporting.export(run, "safetensors", tmp_path / "good.safetensors")
     arrays = load_file("good.safetensors")
@@ -123,15 +123,15 @@ def test_foreign_files_are_refused_by_name(digits, run, tmp_path, monkeypatch):
     save_file(arrays | {first: arrays[first][:1]}, "shape.safetensors")
     save_file(arrays | {first: arrays[first].ravel()}, "flat.safetensors")
     cases = {
-        "pickle": "it seems a pickle of torch.save",
-        "zip": "it seems a pickle of torch.save",
-        "noise": "is no safetensors file",
-        "cut": "is no safetensors file",
+        "pickle": "it looks like a pickle of torch.save",
+        "zip": "it looks like a pickle of torch.save",
+        "noise": "is not a safetensors file",
+        "cut": "is not a safetensors file",
         "absent": "is not a file",
         "more": "1 arrays of .* no place at .*, as 'blocks.0.gamma'",
         "less": f"has no '{first}'",
-        "shape": f"{first} of shape.safetensors is",
-        "flat": f"{first} of flat.safetensors is",
+        "shape": f"{first} of shape.safetensors has shape",
+        "flat": f"{first} of flat.safetensors has shape",
     }
     for name, why in cases.items():
         with pytest.raises(InputError, match=why):
@@ -141,7 +141,7 @@ def test_foreign_files_are_refused_by_name(digits, run, tmp_path, monkeypatch):
     assert not Path("trapped").exists() and not Path("new").exists()
 
 
-def test_a_prefix_of_all_names_is_said(digits, run, tmp_path):
+def test_a_common_prefix_of_names_is_reported(digits, run, tmp_path):
     module = load(run).module.towers["image"].encoder
     arrays = {n: np.asarray(a) for n, a in encoder_of(load(run), "image").items()}
     theirs = torch_names.to_theirs(module, arrays, "timm")
@@ -160,7 +160,7 @@ def test_a_prefix_of_all_names_is_said(digits, run, tmp_path):
             )
 
 
-def test_a_vit_with_fixed_positions_goes_to_our_own_layout(digits, tmp_path):
+def test_a_vit_with_fixed_positions_is_exported_and_imported(digits, tmp_path):
     config = digits("views=2")
     config.model.towers.image.encoder = ml_collections.ConfigDict(
         {
@@ -176,13 +176,13 @@ def test_a_vit_with_fixed_positions_goes_to_our_own_layout(digits, tmp_path):
         }
     )
     run = written(config, tmp_path / "run")
-    said = exporting.export(run, "safetensors", tmp_path / "x.safetensors")
-    assert "8 images agree with polyview" in said
+    report = exporting.export(run, "safetensors", tmp_path / "x.safetensors")
+    assert "8 images agree with polyview" in report
     import_weights(tmp_path / "x.safetensors", config, tmp_path / "again")
 
 
 def randomised(network):
-    """The network with every array away from its first value, statistics included."""
+    """The network with no array or statistic at its initial value."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -202,7 +202,7 @@ def randomised(network):
 
 
 def library_model(library: str, encoder: str):
-    """Their model, and its features: what stands before the classifier."""
+    """The library's model, and a function for the features before its classifier."""
     import torch
 
     if library == "timm":
@@ -226,8 +226,8 @@ def library_model(library: str, encoder: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["resnet50", "vit_b"])
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_a_library_s_weights_give_its_features_and_go_back(library, encoder, tmp_path):
-    """Features of photographs to 1e-4 of the largest, then the same bits exported."""
+def test_library_weights_keep_their_features_both_ways(library, encoder, tmp_path):
+    """Photograph features agree to 1e-4 of the largest; exported arrays are equal."""
     torch = pytest.importorskip("torch")
     pytest.importorskip(library)
     from safetensors.torch import save_file as save_torch
@@ -251,10 +251,10 @@ def test_a_library_s_weights_give_its_features_and_go_back(library, encoder, tmp
     assert theirs.shape == ours.shape and theirs.std() > 1e-3
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
-    said = exporting.export(
+    report = exporting.export(
         run, library, tmp_path / "x.safetensors", data=str(PHOTOGRAPHS)
     )
-    assert f"2 images agree with {library}" in said
+    assert f"2 images agree with {library}" in report
     before, after = (
         load_file(tmp_path / name) for name in ("theirs.safetensors", "x.safetensors")
     )
@@ -266,18 +266,18 @@ def test_a_library_s_weights_give_its_features_and_go_back(library, encoder, tmp
 
 
 @pytest.mark.slow
-def test_positions_that_are_not_learned_become_such(tmp_path):
-    """A ViT with fixed positions and no class token, in timm's form."""
+def test_fixed_positions_are_exported_as_learned_ones(tmp_path):
+    """A ViT with fixed positions and no class token, in timm's layout."""
     pytest.importorskip("timm")
     config = load_config(f"{ROOT}/configs/polyview_imagenet.py:encoder=vit_s")
     config.model.towers.image.encoder.update(
         {"pool": "mean", "position": "sincos", "depth": 2}
     )
     written(config, tmp_path / "run")
-    said = exporting.export(
+    report = exporting.export(
         tmp_path / "run", "timm", tmp_path / "x.safetensors", data=str(PHOTOGRAPHS)
     )
-    assert "2 images agree with timm" in said
+    assert "2 images agree with timm" in report
     with pytest.raises(InputError, match="torchvision's ViT has a class token"):
         exporting.export(
             tmp_path / "run",
@@ -287,8 +287,8 @@ def test_positions_that_are_not_learned_become_such(tmp_path):
         )
 
 
-def test_every_array_has_one_place(digits):
-    """No two arrays of an encoder share a name in a layout, and axes come back."""
+def test_every_array_has_exactly_one_name_per_layout(digits):
+    """No two arrays of an encoder share a name in a layout; axes are restored."""
     for encoder in ("resnet50", "vit_b"):
         config = load_config(f"{ROOT}/configs/polyview_imagenet.py:encoder={encoder}")
         if encoder == "vit_b":
@@ -299,11 +299,11 @@ def test_every_array_has_one_place(digits):
         arrays = {n: random.random(s, np.float32) for n, s in shapes.items()}
         module = model.module.towers["image"].encoder
         for layout in export.FORMATS:
-            there = torch_names.to_theirs(module, arrays, layout)
-            count = sum("num_batches" not in name for name in there)
+            exported = torch_names.to_theirs(module, arrays, layout)
+            count = sum("num_batches" not in name for name in exported)
             assert count == len(arrays)
-            found, back = torch_names.to_ours(module, shapes, there)
-            assert found == (
+            detected, back = torch_names.to_ours(module, shapes, exported)
+            assert detected == (
                 "timm" if layout == "torchvision" and encoder == "resnet50" else layout
             )
             assert back.keys() == arrays.keys()

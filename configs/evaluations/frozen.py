@@ -3,9 +3,9 @@
     python -m polyview.evaluate --run RUN --references \\
         --evaluation configs/evaluations/frozen.py:data=fashion_mnist
 
-Arguments: data, a prepared data set with labels (by default the run's own); size, of
-the views in pixels (by default as the run's evaluation sees them, else 28); fraction of
-an image that a central view shows.
+Arguments: data, a prepared data set with labels (by default the run's own); size of the
+views in pixels (by default that of the run's evaluation, else 28); fraction of an image
+that a central view shows.
 """
 
 from polyview.config import parts
@@ -15,7 +15,7 @@ from polyview.evaluation.base import viewing_spec
 
 
 def get_evaluations(argument: str, run: dict) -> dict:
-    """The protocol of `polyview.config.parts.frozen`, on the run's data or others."""
+    """Return `polyview.config.parts.frozen` on the run's data, or on other data."""
     args = parse_arguments(argument, data="", size=0, fraction=1.0)
     seen = viewing_spec(run) or {}
     train, test = run["source"], seen.get("test")

@@ -1,10 +1,10 @@
-"""Configurations: a file of Python gives a dict, a dict gives objects, nothing else.
+"""Configurations: a Python file gives a dict, and a dict gives objects.
 
 file        a config file and its argument -> the config
 overrides   --config.key=value, and the argument of a config file
-schema      keys a run's config must and may have; which may differ on resume
+schema      required and optional keys of a run; keys that may change on resume
 spec        {"target": "module:Name", ...} -> the object
 text        a config as JSON, its digest, its dotted keys
-trust       what the config inside a checkpoint may call
+trust       the code that a checkpoint's config may call
 parts       shared pieces of configs
 """

@@ -1,12 +1,13 @@
-"""A config file: Python with `get_config(argument) -> dict`."""
+"""Config files: Python with `get_config(argument) -> dict`."""
 
 import ast
 import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from polyview.config.overrides import apply_overrides
 from polyview.config.text import to_json
@@ -14,22 +15,24 @@ from polyview.config.trust import moved_modules
 from polyview.errors import InputError, nearest, place
 
 
-def load_config(path_and_argument: str, overrides: Mapping[str, str] | None = None):
-    """Return the ConfigDict of `file.py:argument` with `{"a.b": "value"}` laid over it.
+def load_config(
+    path_and_argument: str, overrides: Mapping[str, str] | None = None
+) -> ConfigDict:
+    """Return the config of `file.py:argument`, with overrides `{"a.b": "value"}`.
 
     Raises InputError for a missing or broken file, an unknown key or a wrong type.
     """
     plain = _called(path_and_argument, "--config", "get_config")
     if not isinstance(plain, dict):
         raise InputError(
-            f"{path_and_argument}: get_config returns no dict, but {plain!r:.60}"
+            f"{path_and_argument}: get_config must return a dict, not {plain!r:.60}"
         )
     try:
-        config = ml_collections.ConfigDict(plain, allow_dotted_keys=True)
+        config = ConfigDict(plain, allow_dotted_keys=True)
         to_json(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path_and_argument}: get_config returns what JSON cannot hold: {error}"
+            f"{path_and_argument}: get_config returns a value JSON cannot hold: {error}"
         ) from error
     apply_overrides(config, overrides or {})
     return config
@@ -38,16 +41,18 @@ def load_config(path_and_argument: str, overrides: Mapping[str, str] | None = No
 def evaluations_of(path_and_argument: str, run: dict) -> dict:
     """Return `{name: spec}` of an evaluation file, `file.py:argument`.
 
-    run: the config of the run to be evaluated. Raises InputError as `load_config` does.
+    run: the config of the run to evaluate. Raises InputError as `load_config` does.
     """
-    found = _called(path_and_argument, "--evaluation", "get_evaluations", run)
-    if not isinstance(found, dict) or not found:
-        raise InputError(f"{path_and_argument}: get_evaluations returns no dict of any")
-    return found
+    specs = _called(path_and_argument, "--evaluation", "get_evaluations", run)
+    if not isinstance(specs, dict) or not specs:
+        raise InputError(
+            f"{path_and_argument}: get_evaluations must return a dict with evaluations"
+        )
+    return specs
 
 
-def _called(path_and_argument: str, flag: str, function: str, *more):
-    """What `function(argument, *more)` of a file returns, no two keys sharing a part.
+def _called(path_and_argument: str, flag: str, function: str, *more: Any) -> Any:
+    """Return `function(argument, *more)` of a file; no two keys share an object.
 
     Raises InputError for a missing or broken file.
     """
@@ -56,18 +61,18 @@ def _called(path_and_argument: str, flag: str, function: str, *more):
         raise InputError(f"{flag} is empty: give {flag} FILE.py")
     path = str(installed_path(Path(path)))
     if Path(path).is_dir():
-        raise InputError(f"{flag} {path} is a folder; name a file of it")
+        raise InputError(f"{flag} {path} is a folder; name a file in it")
     if not Path(path).is_file():
         folder = Path(path).parent
         files = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
         raise InputError(f"config file {path} does not exist{nearest(path, files)}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise InputError(f"config file {path} is not Python: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    folder = str(Path(path).resolve().parent)
-    if folder not in sys.path:  # what lies beside a config can be named in it
-        sys.path.append(folder)
+    beside = str(Path(path).resolve().parent)
+    if beside not in sys.path:  # a config may name modules beside it
+        sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, function):
@@ -75,17 +80,17 @@ def _called(path_and_argument: str, flag: str, function: str, *more):
         return _apart(getattr(module, function)(argument, *more))
     except InputError:
         raise
-    except Exception as error:  # a user's file: whatever it raises is theirs to read
+    except Exception as error:  # a user's file can raise anything
         why = f"{_describe(error)} ({place(error)})"
         raise InputError(f"config file {path} fails: {why}{_moved(error)}") from error
 
 
-def _apart(tree):
-    """A copy in which no two keys share an object, so that a flag changes one key.
+def _apart(tree: Any) -> Any:
+    """Copy a tree so that no two keys share an object: a flag then changes one key.
 
-    References between fields (`ConfigDict.get_ref`) stay what they are.
+    References between fields (`ConfigDict.get_ref`) are kept.
     """
-    if isinstance(tree, ml_collections.ConfigDict):
+    if isinstance(tree, ConfigDict):
         tree = dict(tree.items(preserve_field_references=True))
     if isinstance(tree, dict):
         return {key: _apart(part) for key, part in tree.items()}
@@ -97,7 +102,7 @@ def _apart(tree):
 
 
 def _moved(error: Exception) -> str:
-    """Where what a config file of version 0.1 imports is now."""
+    """Return the new place of a missing import that version 0.1 had, for a message."""
     if not isinstance(error, ImportError | AttributeError):
         return ""
     text = str(error)
@@ -105,20 +110,20 @@ def _moved(error: Exception) -> str:
         package, _, name = old.rpartition(".")
         absent = f"module '{package}' has no attribute '{name}'"
         if any(s in text for s in (f"'{old}'", f"'{name}' from '{package}'", absent)):
-            return f"; {old} is {new} now (docs/migration.md)"
+            return f"; {old} is now {new} (docs/migration.md)"
     return ""
 
 
 def installed_path(path: Path) -> Path:
-    """The path, or what an installed package has in the place of `configs/`."""
-    there = Path(__file__).parent.parent / path
-    return there if not path.exists() and there.exists() else path
+    """Return the path or, if it does not exist, its copy in the installed package."""
+    installed = Path(__file__).parent.parent / path
+    return installed if not path.exists() and installed.exists() else path
 
 
 def list_configs(folder: Path) -> list[str]:
-    """A line for each config of a folder: its path and the first line of its docstring.
+    """Return a line per config of a folder: its path and its docstring's first line.
 
-    The files are read, not run. Raises InputError where there is none.
+    The files are parsed, not run. Raises InputError if there are none.
     """
     lines = {}
     for path in sorted(installed_path(folder).glob("*.py")):

@@ -1,18 +1,19 @@
-"""Changes to a config from the command line: its file's argument, and its keys."""
+"""Changes to a config from the command line: the file's argument, and keys."""
 
 import ast
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from polyview.config.schema import OPTIONAL
 from polyview.errors import InputError, nearest
 
 
-def parse_arguments(text: str, **defaults) -> dict:
+def parse_arguments(text: str | None, **defaults: Any) -> dict[str, Any]:
     """Parse a config's argument, `configs/x.py:key=value,key=value`.
 
-    Each value takes the type of its default. Raises InputError for an unknown key or a
+    Each value gets the type of its default. Raises InputError for an unknown key or a
     value of another type.
     """
     values = dict(defaults)
@@ -29,29 +30,29 @@ def parse_arguments(text: str, **defaults) -> dict:
 
 
 def parse_flags(arguments: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Read `--config.a.b=value` arguments as `{"a.b": "value"}`.
+    """Return `--config.a.b=value` arguments as `{"a.b": "value"}`.
 
-    known: the names of the command's other flags, as argparse keeps them, to correct a
-    mistyped one. Raises InputError for anything else.
+    known: the names of the command's other flags, as argparse stores them, to correct a
+    mistyped one. Raises InputError for any other argument.
     """
-    found = {}
+    overrides = {}
     for argument in arguments:
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config."):
             flags = [f"--{name.replace('_', '-')}" for name in known]
             hint = nearest(argument.split("=")[0], flags)
             raise InputError(
-                f"unknown argument {argument!r} (a key of the config is set by "
+                f"unknown argument {argument!r} (config keys are set with "
                 f"--config.key=value){hint}"
             )
         if not equals:
             raise InputError(f"{argument}: write {argument}=VALUE, without a space")
-        found[key] = value
-    return found
+        overrides[key] = value
+    return overrides
 
 
-def apply_overrides(config, overrides: Mapping[str, str]) -> None:
-    """Lay `{"a.b": "value"}` over a config, each value read as the type of the old.
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Apply `{"a.b": "value"}` to a config; each value gets the type of the old one.
 
     Raises InputError for an unknown key or a wrong type.
     """
@@ -59,14 +60,14 @@ def apply_overrides(config, overrides: Mapping[str, str]) -> None:
         _override(config, key, value)
 
 
-def _override(config, key: str, text: str) -> None:
+def _override(config: ConfigDict, key: str, text: str) -> None:
     *parents, last = key.split(".")
     if key in OPTIONAL and key not in config:
         with config.unlocked():
             config[key] = None
     node = config
     for name in [*parents, last]:
-        group = isinstance(node, ml_collections.ConfigDict)
+        group = isinstance(node, ConfigDict)
         if not group or name not in node:
             known = [*(node if group else ()), *(OPTIONAL if node is config else ())]
             raise InputError(f"--config.{key}: no key {name!r}{nearest(name, known)}")
@@ -76,9 +77,9 @@ def _override(config, key: str, text: str) -> None:
         parent[last] = value
 
 
-def _parse(text: str, old, where: str):
-    """Read `text` as the type of `old`; a key that was None takes any literal."""
-    if isinstance(old, ml_collections.ConfigDict):
+def _parse(text: str, old: Any, where: str) -> Any:
+    """Parse `text` as the type of `old`; a key that was None takes any literal."""
+    if isinstance(old, ConfigDict):
         if text.lower() == "none":
             return None
         raise InputError(
@@ -94,7 +95,7 @@ def _parse(text: str, old, where: str):
         return value
     if old is None:
         if not _plain(value):
-            raise InputError(f"{where}: give a number, a text or a list of them")
+            raise InputError(f"{where}: give a number, a string or a list of them")
         return value
     if isinstance(old, float) and type(value) is int:
         return float(value)
@@ -108,8 +109,8 @@ def _parse(text: str, old, where: str):
     return value
 
 
-def _plain(value) -> bool:
-    """Whether JSON can hold a value."""
+def _plain(value: Any) -> bool:
+    """Whether JSON can represent a value."""
     if isinstance(value, list | tuple):
         return all(map(_plain, value))
     return value is None or type(value) in (bool, int, float, str)

@@ -1,4 +1,7 @@
-"""Parts that configs share, as specs: nothing of a model is built here."""
+"""Parts that configs share, as specs; nothing is built here."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from polyview.errors import InputError, nearest
 
@@ -6,11 +9,11 @@ OBJECTIVES = "polyview.objectives"
 
 
 def unique_samples(batch: str, views: int, at_two_views: int) -> int:
-    """Unique samples of a batch when the number of views grows.
+    """Return the unique samples of a batch with `views` views of each.
 
-    "fixed" keeps the views of a step, so that its cost is that of two views:
-    `at_two_views * 2 / views` samples. "growing" keeps the samples (Shidani et al. 2024
-    compare both).
+    "fixed" keeps the number of views in a step, and so the cost of two views:
+    `at_two_views * 2 / views` samples. "growing" keeps the number of samples (Shidani
+    et al. 2024 compare both).
     """
     if batch not in ("fixed", "growing"):
         raise InputError(f"batch={batch!r}{nearest(batch, ['fixed', 'growing'])}")
@@ -20,28 +23,28 @@ def unique_samples(batch: str, views: int, at_two_views: int) -> int:
 
 
 def contrastive(objective: str, temperature: float) -> dict:
-    """The objective of the named loss of `polyview.objectives.contrastive`."""
-    loss = {
+    """Return the objective with a loss of `polyview.objectives.contrastive`."""
+    loss: dict[str, Any] = {
         "partial": f"{OBJECTIVES}.contrastive:{objective}",
         "temperature": temperature,
         "normalize": True,
         "negatives": {
             "partial": f"{OBJECTIVES}.negatives:log_negatives",
-            # "ring" needs less memory on many devices; "bfloat16" is faster, and rounds
-            # the scores.
+            # "ring" needs less memory on many devices; dtype "bfloat16" is faster, but
+            # rounds the scores.
             "exchange": "gather",
             "dtype": None,
         },
     }
-    bound = {"partial": f"{OBJECTIVES}.bounds:mutual_information_bound"}
+    bound: dict | None = {"partial": f"{OBJECTIVES}.bounds:mutual_information_bound"}
     if objective == "arithmetic":
-        loss["variant"] = "theorem"  # with "listing", set bound=None: it bounds nothing
+        loss["variant"] = "theorem"  # "listing" is no bound: set bound=None
     if objective == "sufficient_statistics":
         loss["renormalize"] = True
     if objective == "multi_crop":
         bound = {"partial": f"{OBJECTIVES}.bounds:pairwise_bound"}
     if objective in ("supcon", "mv_infonce", "mv_dhel"):
-        bound = None  # these losses bound no mutual information we know of
+        bound = None  # no known bound on mutual information
     return {
         "target": f"{OBJECTIVES}.contrastive:Contrastive",
         "loss": loss,
@@ -51,7 +54,7 @@ def contrastive(objective: str, temperature: float) -> dict:
 
 
 def source(name: str, split: str) -> dict:
-    """A split of a data set that `python -m polyview.prepare NAME` wrote."""
+    """Return the source of a split that `python -m polyview.prepare NAME` wrote."""
     return {
         "target": "polyview.data.sources.array_record:ArrayRecord",
         "name": name,
@@ -60,7 +63,7 @@ def source(name: str, split: str) -> dict:
 
 
 def prepared(name: str, split: str) -> dict:
-    """As `source`; or a split in TFDS's format, where that is what lies there."""
+    """Return `source(name, split)`, or a TFDS source if only TFDS's format exists."""
     from polyview.data.sources.protocol import default_data_dir
     from polyview.data.sources.tfds import tfds_folder
 
@@ -71,12 +74,12 @@ def prepared(name: str, split: str) -> dict:
 
 
 def constant_rate(base: float) -> dict:
-    """The learning rate `base`, at any batch size."""
+    """Return the learning rate `base`, for any batch size."""
     return {"partial": "polyview.training.optimizer:constant", "base": base}
 
 
-def generated(m: int, augment: str, **options) -> dict:
-    """m views of an image by the named augmentation of `polyview.data.augment`.
+def generated(m: int, augment: str, **options: Any) -> dict:
+    """Return m views of an image, by an augmentation of `polyview.data.augment`.
 
     Images without labels need targets=().
     """
@@ -92,15 +95,15 @@ def image_model(
     encoder: dict,
     projector: dict,
     photometry: dict | None,
-    mean,
-    std,
+    mean: Sequence[float],
+    std: Sequence[float],
     dtype: str = "float32",
     param_dtype: str = "float32",
     frozen: bool = False,
 ) -> dict:
-    """One tower for images: the arguments of `polyview.nn.towers:Tower`, and the types.
+    """Return a model with one tower, for images; see `polyview.nn.towers:Tower`.
 
-    dtype is what the layers compute in, param_dtype what their parameters are kept in.
+    dtype is the type of computations, param_dtype that of the stored parameters.
     """
     types = {"dtype": dtype, "param_dtype": param_dtype}
     tower = {
@@ -116,7 +119,7 @@ def image_model(
 
 
 def frozen(train: dict, test: dict, size: int, fraction: float) -> dict:
-    """Frozen features on whole, central views: kNN and the linear-probe sweep."""
+    """Return frozen features on whole, central views: kNN and a linear-probe sweep."""
     return {
         "target": "polyview.evaluation.frozen:FrozenFeatures",
         "train": train,
@@ -125,7 +128,7 @@ def frozen(train: dict, test: dict, size: int, fraction: float) -> dict:
         "modality": "image",
         "label": "label",
         "batch_size": 500,
-        # The share of train on which the probe's hyper-parameters are chosen; ours.
+        # The fraction of train for choosing the probe's hyper-parameters (ours).
         "validation": 0.1,
         # k and temperature of Caron et al. 2021.
         "knn": {
@@ -133,7 +136,7 @@ def frozen(train: dict, test: dict, size: int, fraction: float) -> dict:
             "k": 20,
             "temperature": 0.07,
         },
-        # The grid and the length are ours.
+        # The grid and the number of steps are ours.
         "probe": {
             "target": "polyview.evaluation.probe:LinearProbe",
             "learning_rates": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
@@ -145,9 +148,9 @@ def frozen(train: dict, test: dict, size: int, fraction: float) -> dict:
 
 
 def observed(
-    fields: dict, shapes: dict, dtypes: dict, targets: tuple[str, ...] = (), **options
+    fields: dict, shapes: dict, dtypes: dict, targets: tuple = (), **options: Any
 ) -> dict:
-    """Views that were recorded: the arguments of `polyview.data.observed:Observed`."""
+    """Return observed views: the arguments of `polyview.data.observed:Observed`."""
     return {
         "target": "polyview.data.observed:Observed",
         "fields": fields,
@@ -158,8 +161,8 @@ def observed(
     }
 
 
-def tower(encoder: dict, out: int, **options) -> dict:
-    """A tower whose global and local features a critic compares in `out` dimensions."""
+def tower(encoder: dict, out: int, **options: Any) -> dict:
+    """Return a tower; a critic compares its global and local features in `out` dims."""
     head = {"partial": "polyview.nn.heads:MutualInformationHead", "out": out}
     return {
         "partial": "polyview.nn.towers:Tower",
@@ -170,8 +173,8 @@ def tower(encoder: dict, out: int, **options) -> dict:
     }
 
 
-# What a cross-modal method adds to its task; see `polyview.objectives.crossmodal`.
-TERMS = {
+# Each cross-modal method's terms beside its task: `polyview.objectives.crossmodal`.
+TERMS: dict[str, tuple[str, ...]] = {
     "supervised": (),
     "intra": ("CR",),  # local Deep InfoMax within each modality
     "clip": ("RR",),  # pairs of globals, cosine
@@ -192,11 +195,11 @@ def cross_modal(
     positions: int | None = None,
     study: str | None = None,
 ) -> dict:
-    """The objective of a method: a key of TERMS, its terms at `weight`.
+    """Return the objective of a method, a key of TERMS, with its terms at `weight`.
 
-    "polyview" contrasts each look with all the rest of its sample by the geometric
-    loss. `tasks` maps a target to the name of its loss; `study` is the target, of the
-    views too, that says which samples are never negatives of each other.
+    "polyview" contrasts each view with all other views of its sample by the geometric
+    loss. tasks: {target: name of its loss}. study: a target, also of the views; samples
+    with the same value are never negatives of each other.
     """
     if method not in TERMS:
         raise InputError(f"method={method!r}{nearest(method, TERMS)}")
@@ -204,7 +207,7 @@ def cross_modal(
     if estimator not in estimators:
         raise InputError(f"estimator={estimator!r}{nearest(estimator, estimators)}")
     supervised = f"{OBJECTIVES}.supervised"
-    critic = {"partial": f"{OBJECTIVES}.crossmodal:scaled_dot"}
+    critic: dict[str, Any] = {"partial": f"{OBJECTIVES}.crossmodal:scaled_dot"}
     # Clip and penalty of AMDIM (Bachman et al. 2019).
     critic |= {"clip": 20.0, "penalty": 0.04}
     if method == "clip":

@@ -1,22 +1,25 @@
-"""What a run's config must and may have, and what of it may change on resume.
+"""Required and optional keys of a run's config, and keys that may change on resume.
 
-The config of `polyview.main` has the keys of `REQUIRED`, one of `steps` and `epochs`,
-and may have `mesh`, `workers`, `checkpoint_every`, `evaluate_every`, `keep`,
-`evaluations`, `init`, `target_decay`, and where memory is short one of
+`polyview.main` requires the keys of `REQUIRED` and one of `steps` and `epochs`. It also
+takes `mesh`, `workers`, `checkpoint_every`, `evaluate_every`, `keep`, `evaluations`,
+`init`, `target_decay`, and to save memory one of
 
-microbatch: unique samples, global, that the encoder takes at once. The loss stays that
-    of the whole batch, the memory is that of a slice and of all embeddings, and the
-    encoder runs forward twice (gradient caching; Gao et al. 2021). None is off. It
-    refuses BatchNorm, whose statistics would be those of a slice.
-accumulate: parts of a batch, one after another, each with a loss of its own whose mean
-    is trained; 1 is off. This changes the negatives: an anchor has (batch_size /
-    accumulate - 1) m of them, so with contrastive objectives it is another loss, that
-    of the smaller batch.
+microbatch: unique samples (global) that the encoder takes at once. The loss is still
+    that of the whole batch, memory holds one slice and all embeddings, and the encoder
+    runs forward twice (gradient caching; Gao et al. 2021). None turns it off. BatchNorm
+    is refused, because its statistics would be those of a slice.
+accumulate: number of parts of a batch, processed in turn, each with its own loss; their
+    mean is trained. 1 turns it off. This changes the negatives: an anchor has
+    (batch_size / accumulate - 1) m of them, so a contrastive loss becomes that of the
+    smaller batch.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from polyview.config.text import dotted, to_json
 from polyview.errors import HUGE, InputError, OutOfRange, check_range
@@ -31,11 +34,11 @@ REQUIRED = (
     "objective",
     "optimizer",
 )
-# What any run may have: its flag is known even where the file does not name it.
+# Keys that flags may set even if the config file lacks them.
 OPTIONAL = ("init", "init_from", "microbatch", "accumulate", "target_decay")
-# Lowest and highest value of a run's own numbers; those of a part of the config are
-# checked by what the part builds. A lowest value that is an int asks for one.
-RANGES = {
+# Lowest and highest value of a run's own numbers; an int as the lowest requires an int.
+# Numbers inside a spec are checked by the object that it builds.
+RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "steps": (1, HUGE),
     "epochs": (1, HUGE),
@@ -49,8 +52,8 @@ RANGES = {
     "keep": (2, HUGE),
     "target_decay": (0.0, 1.0),
 }
-# What may differ between a run and its continuation, as full paths, `*` for one name:
-# none of it changes the numbers by more than rounding.
+# Keys that may change on resume, as full paths, with `*` for one name. They change no
+# result by more than rounding.
 FREE = (
     "mesh.*",
     "microbatch",
@@ -66,19 +69,18 @@ FREE = (
 
 
 def check_config(
-    config,
+    config: ConfigDict,
     required: Iterable[str] = REQUIRED,
     ranges: Mapping[str, tuple[float, float]] = RANGES,
 ) -> None:
-    """Hold a config to the keys it must contain, and its numbers to their ranges.
+    """Check that a config has the required keys, and its numbers against their ranges.
 
-    ranges: by full path. Raises InputError that names the key, its value and what it
-    must be.
+    ranges: by full path. Raises InputError with the key, its value and the requirement.
     """
     for key in required:
         if key not in config:
             raise InputError(
-                f"the config has no key {key!r}; is it one of another command?"
+                f"the config has no key {key!r}; is it for another command?"
             )
     if (config.get("steps") is None) == (config.get("epochs") is None):
         raise InputError("the config must set one of steps and epochs, the other None")
@@ -91,23 +93,23 @@ def check_config(
                 raise InputError(f"config key {error}") from error
 
 
-def total_steps(config, rows: int) -> int:
-    """How many steps a run takes in all, on a source of so many rows."""
+def total_steps(config: ConfigDict, rows: int) -> int:
+    """Return the number of steps of a whole run on a source with `rows` rows."""
     return config.get("steps") or config.epochs * (rows // config.batch_size)
 
 
-def changed_keys(old, new) -> list[str]:
-    """List, as 'key: old -> new', what differs and must not within one run."""
+def changed_keys(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """List, as 'key: old -> new', the changes that are not allowed on resume."""
     a, b = (lasting_keys(json.loads(to_json(c))) for c in (old, new))
     return [
         f"{k}: {a.get(k, 'absent')!r} -> {b.get(k, 'absent')!r}"
         for k in sorted(a | b)
-        if repr(a.get(k, "absent")) != repr(b.get(k, "absent"))  # NaN is no other NaN
+        if repr(a.get(k, "absent")) != repr(b.get(k, "absent"))  # NaN equals NaN
     ]
 
 
-def lasting_keys(tree: dict) -> dict:
-    """The leaves of a config, as `dotted`, that must not change within one run."""
+def lasting_keys(tree: dict) -> dict[str, Any]:
+    """Return the leaves of a config, as `dotted`, that must not change on resume."""
     return {k: v for k, v in dotted(tree).items() if not _is_free(k)}
 
 

@@ -1,30 +1,31 @@
-"""A spec is a dict that describes an object; `build` makes it.
+"""Specs are dicts that describe objects; `build` creates the objects.
 
 `{"target": "package.module:Name", **fields}` is the call `Name(**fields)`.
 `{"partial": "package.module:Name", **fields}` is `functools.partial(Name, **fields)`,
-for what still lacks an argument that only the program knows (a module its seed, a loss
-its features, an optimiser the steps).
+if an argument comes later (a module's seed, a loss's features, an optimiser's steps).
 """
 
 import functools
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from polyview.config.trust import import_target
 from polyview.errors import InputError, OutOfRange, nearest
 
 
-def build(spec, trusted: frozenset[str] | None = None, where: str = "config"):
-    """Turn a spec into the object it describes, and everything inside it.
+def build(
+    spec: Any, trusted: frozenset[str] | None = None, where: str = "config"
+) -> Any:
+    """Build the object that a spec describes, and every object inside it.
 
-    `trusted` limits what may be called, for a checkpoint's config (see
-    `polyview.config.trust`); None allows any. Raises InputError for a target that
-    cannot be imported or is not trusted, for fields that it does not take, and for
-    numbers out of the range that it asks for.
+    trusted: what a checkpoint may call (see `polyview.config.trust`); None allows any.
+    Raises InputError for a target that cannot be imported or is not trusted, for wrong
+    fields and for numbers out of range.
     """
-    if isinstance(spec, ml_collections.ConfigDict | ml_collections.FrozenConfigDict):
+    if isinstance(spec, ConfigDict | FrozenConfigDict):
         spec = spec.to_dict()
     if isinstance(spec, list | tuple):
         parts = [build(s, trusted, f"{where}[{i}]") for i, s in enumerate(spec)]
@@ -62,11 +63,11 @@ def build(spec, trusted: frozenset[str] | None = None, where: str = "config"):
 
 
 class _Partial(functools.partial):
-    """A partial that says where in the config a number out of its range stands."""
+    """A partial that names the config key of a number out of range."""
 
     where: str
 
-    def __call__(self, *args, **fields):
+    def __call__(self, *args: Any, **fields: Any) -> Any:
         try:
             return super().__call__(*args, **fields)
         except OutOfRange as error:

@@ -1,42 +1,43 @@
-"""A config as text: JSON, its digest, its dotted keys."""
+"""Configs as text: JSON, its digest, dotted keys."""
 
 import hashlib
 import json
+from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from polyview.errors import InputError
 
-DEEPEST = 32  # keys of keys in a config; the deepest of ours are 6
+DEEPEST = 32  # levels of keys in a config; ours have at most 6
 
 
-def to_json(config) -> str:
-    """Return the config as JSON with sorted keys: the same text for the same config."""
+def to_json(config: Any) -> str:
+    """Return the config as JSON with sorted keys; equal configs give equal text."""
     plain = config.to_dict() if hasattr(config, "to_dict") else config
     return json.dumps(plain, sort_keys=True, indent=2)
 
 
-def from_json(text: str):
-    """Return the ConfigDict of `to_json`'s text (tuples come back as lists).
+def from_json(text: str) -> ConfigDict:
+    """Return the ConfigDict of `to_json`'s text; tuples become lists.
 
-    Raises InputError when it is not JSON or not an object.
+    Raises InputError if it is not a JSON object or is nested too deeply.
     """
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the config is not JSON: {error}") from error
     if not isinstance(plain, dict):
-        raise InputError("the config is JSON, but not an object of keys")
+        raise InputError("the config is JSON, but not an object")
     if _depth(plain) > DEEPEST:
         raise InputError(f"the config is nested deeper than {DEEPEST} keys")
     try:
-        return ml_collections.ConfigDict(plain, allow_dotted_keys=True)
+        return ConfigDict(plain, allow_dotted_keys=True)
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"the config has a key that cannot be: {error}") from error
+        raise InputError(f"the config has an invalid key: {error}") from error
 
 
-def _depth(tree) -> int:
-    """How many dicts and lists lie within one another, without recursion."""
+def _depth(tree: Any) -> int:
+    """Return the depth of nested dicts and lists, without recursion."""
     depth, level = 0, [tree]
     while level := [part for part in level if isinstance(part, dict | list)]:
         depth += 1
@@ -53,7 +54,7 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def dotted(tree, prefix: str = "") -> dict:
+def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Name each leaf of nested dicts by its keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     if not isinstance(tree, dict) or not tree:
         return {prefix.rstrip("."): tree}

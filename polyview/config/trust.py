@@ -1,21 +1,21 @@
-"""What the config inside a checkpoint may call, and where what it names has moved.
+"""The code that a checkpoint's config may call, and the new places of moved names.
 
-A checkpoint is untrusted: its config may call only what the packages beside this one
-list in their `trusted.txt`, one module or `module:Name` of the package a line. None of
-that writes a file, starts a process or takes a command. A line `old -> new` says where
-something is that older checkpoints name. The files are read as text: nothing is
-imported in order to learn whether it may be.
+A checkpoint is untrusted. Its config may call only names in the `trusted.txt` of a
+package beside this one: one module, or `module:Name`, of that package per line. No
+listed code writes a file, starts a process or takes a command. A line `old -> new`
+gives the new place of a name in older checkpoints. The files are read as text, so that
+nothing is imported before it is trusted.
 """
 
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from polyview.errors import InputError, nearest
 
-# What of the engine a config file of version 0.1 imports, and where it is.
+# {name of version 0.1 that config files import: its new place}
 MOVED = {
     "polyview.config.arguments": "polyview.config.overrides.parse_arguments",
     "polyview.config.build": "polyview.config.spec.build",
@@ -48,16 +48,17 @@ MOVED = {
 
 @functools.cache
 def _listed(folder: Path) -> tuple[frozenset[str], dict[str, str]]:
-    """The names that may be called, and {old name: new}, of a folder's packages."""
-    names, moved = set(), {}
+    """Return the trusted names, and {old name: new}, of the packages in a folder."""
+    names: set[str] = set()
+    moved: dict[str, str] = {}
     for path in sorted(filter(Path.is_file, folder.glob("*/trusted.txt"))):
         package = path.parent.name
-        # A run is data wherever it lies, whatever it holds.
+        # A run is data, wherever it is and whatever files it has.
         if (path.parent / "checkpoints").exists():
             continue
         for line in path.read_text(errors="replace").splitlines():
             name, _, new = (w.strip() for w in line.partition("#")[0].partition("->"))
-            # A package speaks for itself alone.
+            # A package may list only its own names.
             if not name or name.replace(":", ".").split(".")[0] != package:
                 continue
             if new:
@@ -68,12 +69,12 @@ def _listed(folder: Path) -> tuple[frozenset[str], dict[str, str]]:
 
 
 def allow_list(trust: tuple[str, ...] = ()) -> frozenset[str]:
-    """What an untrusted config may call: all `trusted.txt`, and the user's `trust`."""
+    """Return the names an untrusted config may call: all `trusted.txt`, and `trust`."""
     return _listed(Path(__file__).parents[2])[0] | set(trust)
 
 
 def current_name(name: str) -> str:
-    """Where a target of an older config is now: `module:Name`, or `name` itself."""
+    """Return the current `module:Name` of an older config's target, or `name`."""
     moved = _listed(Path(__file__).parents[2])[1]
     module, _, attribute = name.partition(":")
     if name in moved:
@@ -82,13 +83,13 @@ def current_name(name: str) -> str:
 
 
 def moved_modules() -> dict[str, str]:
-    """What a config file of version 0.1 imports, and where it is."""
+    """Return {import of a version 0.1 config file: its new place}."""
     names = _listed(Path(__file__).parents[2])[1]
     return {n: to for n, to in names.items() if ":" not in n} | MOVED
 
 
-def renewed(spec):
-    """A spec, or a whole config of dicts, with every old name as it is today."""
+def renewed(spec: Any) -> Any:
+    """Copy a spec, or a whole config of dicts, with every old name made current."""
     if isinstance(spec, Mapping):
         return {
             key: current_name(part)
@@ -99,8 +100,8 @@ def renewed(spec):
     return type(spec)(map(renewed, spec)) if isinstance(spec, list | tuple) else spec
 
 
-def targets(spec, where: str = "config") -> Iterator[tuple[str, Any]]:
-    """Yield (path, name) for everything that a spec would call."""
+def targets(spec: Any, where: str = "config") -> Iterator[tuple[str, Any]]:
+    """Yield (path, name) for every target that a spec would call."""
     if hasattr(spec, "to_dict"):
         spec = spec.to_dict()
     if isinstance(spec, Mapping):
@@ -113,35 +114,37 @@ def targets(spec, where: str = "config") -> Iterator[tuple[str, Any]]:
 
 
 def check_trusted(
-    spec, trusted: frozenset[str] | None = None, where: str = "config"
+    spec: Any, trusted: frozenset[str] | None = None, where: str = "config"
 ) -> None:
-    """Raise InputError where a spec calls what is not trusted; nothing is built.
+    """Raise InputError if a spec calls an untrusted target; nothing is built.
 
-    trusted: by default the `allow_list`.
+    trusted: `allow_list()` by default.
     """
     for place, name in targets(spec, where):
         import_target(name, allow_list() if trusted is None else trusted, place)
 
 
-def import_target(name, trusted: frozenset[str] | None, where: str):
-    """The class or function that "module:Name" names; trusted=None allows any.
+def import_target(
+    name: Any, trusted: frozenset[str] | None, where: str
+) -> Callable[..., Any]:
+    """Return the class or function "module:Name"; trusted=None allows any.
 
-    Raises InputError where it is not there, not trusted, or has moved: an old name is
-    followed for checkpoints alone, and a config file is told the new one.
+    Raises InputError if it does not exist, is not trusted, or has moved. Old names are
+    followed only for checkpoints; for a config file the message gives the new name.
     """
     new = current_name(str(name))
     if trusted is None and new != name:
-        raise InputError(f"{where}: {name!r} is {new!r} now; change it in the config")
+        raise InputError(f"{where}: {name!r} is now {new!r}; change it in the config")
     module, colon, attribute = new.partition(":")
     if not colon or not attribute.isidentifier():
         raise InputError(f"{where}: {name!r} is not of the form package.module:Name")
     if trusted is not None and not _trusts(trusted, module, attribute):
         raise InputError(
-            f"{where} names {name!r}, which a checkpoint is not trusted with; if you "
+            f"{where} calls {name!r}, which is not trusted in a checkpoint; if you "
             f"trust it, run again with --trust {module.split('.')[0]}"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        target = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise InputError(f"{where}: {name!r}: {error}") from error
     except AttributeError as error:
@@ -150,13 +153,13 @@ def import_target(name, trusted: frozenset[str] | None, where: str):
         raise InputError(
             f"{where}: {module} has no {attribute!r}{nearest(attribute, names)}"
         ) from error
-    # What a module merely imported is not part of it.
-    home = getattr(found, "__module__", None) or ""
+    # Trust in a module does not extend to its imports.
+    home = getattr(target, "__module__", None) or ""
     if trusted is not None and not _trusts(trusted, home, attribute):
         raise InputError(f"{where}: {name!r} is not defined in a trusted module")
-    if not callable(found):
+    if not callable(target):
         raise InputError(f"{where}: {name!r} is not a class or a function")
-    return found
+    return target
 
 
 def _trusts(trusted: frozenset[str], module: str, attribute: str) -> bool:

@@ -1,18 +1,19 @@
-"""Geometry on the host: decode an image once, look at it m times.
+"""Geometric augmentation on the host: decode an image once, cut m views from it.
 
-Colour and blur run on the accelerator (`nn/photometry`); what is left here is what
-must see the full-size image, so that only `uint8[m, size, size, c]` travels. Resizing
-is bicubic without antialiasing, as in SimCLR (Chen et al. 2020), except where a crop
-shrinks twofold or more: there bicubic would alias, and the mean over areas is taken.
+Colour and blur run on the accelerator (`nn/photometry`). This module does the steps
+that need the full-size image, so that only `uint8[m, size, size, c]` is transferred.
+Resizing is bicubic without antialiasing, as in SimCLR (Chen et al. 2020). A crop that
+shrinks twofold or more would alias, so it is resized by the mean over areas.
 
-Pixels are RGB in the order they are stored: the EXIF orientation is ignored, as in the
-usual ImageNet pipelines, so that figures compare.
+Pixels are RGB in stored order: the EXIF orientation is ignored, as in the usual
+ImageNet pipelines, so that results are comparable.
 """
 
 import io
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,12 +22,11 @@ from PIL import Image
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import TINY, check_range
 
-MAX_PIXELS = 64_000_000  # refused before decoding: a small file can unfold to gigabytes
-# Told apart by content, whatever a file is called: Pillow would hand PostScript to the
-# program that runs it.
+MAX_PIXELS = 64_000_000  # refused before decoding: a small file can expand to gigabytes
+# Detected by content. No PostScript: Pillow would run an interpreter on it.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-# Parallelism is over examples; threads inside OpenCV would only fight with it.
+# Parallelism is over examples; OpenCV's own threads would compete with it.
 cv2.setNumThreads(1)
 
 _COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -38,20 +38,20 @@ _REDUCED = {
 
 
 class Header(NamedTuple):
-    """What an encoded image says of itself before it is decoded."""
+    """Properties of an encoded image, known before it is decoded."""
 
     kind: str  # "jpeg", "png" or "other"
     height: int
     width: int
-    plain: bool  # a grey or RGB JPEG, or a PNG without alpha: OpenCV reads it right
-    whole: bool  # it ends as its format says, without a cut or trailing bytes
+    plain: bool  # a grey or RGB JPEG or a PNG without alpha: safe for OpenCV
+    whole: bool  # neither truncated nor followed by trailing bytes
 
 
 def read_header(data: bytes) -> Header:
-    """Read size and kind from the content, never from a file's name.
+    """Read an image's kind and size from its content, never from a file name.
 
     Raises:
-      CorruptRecord: not an image, or one of more than `MAX_PIXELS`.
+      CorruptRecord: the data are no image, or one of more than `MAX_PIXELS`.
     """
     try:
         if data[:2] == b"\xff\xd8":
@@ -61,12 +61,12 @@ def read_header(data: bytes) -> Header:
         else:
             header = _other_header(data)
     except (struct.error, IndexError) as error:
-        raise CorruptRecord(f"image header cut short: {error}") from None
+        raise CorruptRecord(f"truncated image header: {error}") from None
     if header.height < 1 or header.width < 1:
-        raise CorruptRecord(f"image of {header.width}x{header.height} pixels")
+        raise CorruptRecord(f"empty image: {header.width}x{header.height} pixels")
     if header.height * header.width > MAX_PIXELS:
         raise CorruptRecord(
-            f"image of {header.width}x{header.height} pixels, more than {MAX_PIXELS}"
+            f"image of {header.width}x{header.height} pixels; the limit is {MAX_PIXELS}"
         )
     return header
 
@@ -75,12 +75,12 @@ def _jpeg_header(data: bytes) -> Header:
     position = 2
     while True:
         if data[position] != 0xFF:
-            raise CorruptRecord("JPEG segments are out of step")
+            raise CorruptRecord("JPEG segment without a marker")
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        # Start of frame is C0..CF without the tables C4 (Huffman), CC and reserved C8.
+        # Start of frame: C0..CF except the tables C4 (Huffman) and CC, and reserved C8.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             precision, height, width, components = struct.unpack_from(
                 ">BHHB", data, position + 4
@@ -102,32 +102,32 @@ def _other_header(data: bytes) -> Header:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return Header("other", image.height, image.width, False, False)
-    except Exception as error:  # Pillow's readers raise whatever they stumble on
+    except Exception as error:  # Pillow's readers raise exceptions of many types
         raise CorruptRecord("not an image of a known format") from error
 
 
 def decode(data: bytes, *, reduce: int = 1) -> np.ndarray:
     """Decode an image to RGB.
 
-    Grey becomes three equal channels, 16 bits become 8, transparency is laid on white.
+    Grey becomes three equal channels, 16 bits become 8, transparency becomes white.
 
     Args:
-      data: of one of `FORMATS`, told apart by content.
-      reduce: 1, 2, 4 or 8: decode a JPEG at this fraction of its size (the inverse
-        transform of each block is then smaller, which saves most of the time).
+      data: an image in one of `FORMATS`, detected by content.
+      reduce: 1, 2, 4 or 8: decode a JPEG at 1/reduce of its size. The inverse transform
+        of each block is then smaller, which saves most of the time.
 
     Returns:
       uint8[h, w, 3].
 
     Raises:
-      CorruptRecord: not an image, truncated, or larger than `MAX_PIXELS`.
+      CorruptRecord: the data are no image, truncated, or of more than `MAX_PIXELS`.
     """
     return _decode(data, read_header(data), reduce)
 
 
 def _decode(data: bytes, header: Header, reduce: int) -> np.ndarray:
-    # OpenCV 4 fills what a truncated file lacks with grey and says nothing, so it gets
-    # only whole ones; Pillow tells harmless trailing bytes from a missing end.
+    # OpenCV 4 silently fills the missing part of a truncated file with grey, so it gets
+    # whole files only. Pillow tells harmless trailing bytes from a missing end.
     image = None
     if header.plain and header.whole:
         encoded = np.frombuffer(data, np.uint8)
@@ -152,26 +152,26 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             if image.has_transparency_data:
                 layer = image.convert("RGBA")
                 white = Image.new("RGBA", layer.size, "white")
-                image = Image.alpha_composite(white, layer)
+                return np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
             return np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow's readers raise whatever they stumble on
+    except Exception as error:  # Pillow's readers raise exceptions of many types
         raise CorruptRecord(f"image cannot be decoded: {error}") from None
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Crop a random part, resize it to a square, perhaps flip it: m times.
+    """Cut m random crops, resize each to a square and flip some of them.
 
     The area is uniform in `scale` (a fraction of the image) and the aspect ratio
-    log-uniform in `ratio`; a box that does not fit is drawn again, up to ten times, and
-    then the largest central box of an allowed ratio is taken (Szegedy et al. 2015, in
-    torchvision's form). Called as `crop(image, rng, m)`, where `image` is still encoded
-    or `uint8[h, w, c]`. A JPEG so large that every crop shrinks is decoded at a half, a
-    quarter or an eighth of its size, as long as no crop need then be enlarged.
+    log-uniform in `ratio`. If none of ten drawn boxes fits, the largest central box of
+    an allowed ratio is used (Szegedy et al. 2015, in torchvision's form). Call it as
+    `crop(image, rng, m)` with an encoded image or `uint8[h, w, c]`. A JPEG so large
+    that every crop shrinks is decoded at a half, a quarter or an eighth of its size,
+    as long as no crop need then be enlarged.
 
     Attributes:
-      size: side of the result in pixels.
-      scale: smallest and largest area.
+      size: side of a view in pixels.
+      scale: smallest and largest area of a crop.
       ratio: smallest and largest width / height.
       flip: probability of a horizontal flip.
     """
@@ -181,7 +181,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range(1, size=self.size)
         check_range(TINY, 1.0, scale=self.scale)
         check_range(TINY, ratio=self.ratio)
@@ -202,7 +202,7 @@ class RandomResizedCrop:
                 boxes = _scale_boxes(boxes, header, pixels)
         else:
             pixels = _checked(image)
-            boxes, flips = self.draw(*pixels.shape[:2], rng, m)
+            boxes, flips = self.draw(pixels.shape[0], pixels.shape[1], rng, m)
         views = np.empty((m, self.size, self.size, pixels.shape[2]), np.uint8)
         for view, box, flipped in zip(
             views, boxes.tolist(), flips.tolist(), strict=True
@@ -216,7 +216,7 @@ class RandomResizedCrop:
         self, height: int, width: int, rng: np.random.Generator, m: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw m boxes, int[m, 4] as (top, left, height, width), and flips, bool[m]."""
-        # One call for all: areas and ratios of ten attempts, a place, a flip.
+        # One draw for all: ten areas, ten ratios, a position and a flip.
         uniform = rng.random((m, 23))
         low, high = self.scale
         area = (low + (high - low) * uniform[:, :10]) * (height * width)
@@ -246,16 +246,16 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ResizeCenterCrop:
-    """The view used for evaluation: the central square, resized.
+    """Resize the central square: the view used for evaluation.
 
     The square's side is `fraction` of the shorter side (.875 for ImageNet, Chen et al.
-    2020). Nothing is random: all m views are the same.
+    2020). Nothing is random: all m views are equal.
     """
 
     size: int
     fraction: float = 0.875
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range(1, size=self.size)
         check_range(TINY, 1.0, fraction=self.fraction)
 
@@ -280,10 +280,10 @@ class ResizeCenterCrop:
         return max(1, round(self.fraction * min(height, width)))
 
 
-def _checked(image) -> np.ndarray:
-    """The image. Raises CorruptRecord unless it is uint8[h, w, c].
+def _checked(image: Any) -> np.ndarray:
+    """Return the image. Raises CorruptRecord unless it is uint8[h, w, c].
 
-    OpenCV would leave a view as it found it where the types differ.
+    With another type OpenCV would silently leave the output view unwritten.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
@@ -304,8 +304,8 @@ def _scale_boxes(boxes: np.ndarray, header: Header, pixels: np.ndarray) -> np.nd
     return np.concatenate([corners, np.minimum(sides, pixels.shape[:2] - corners)], 1)
 
 
-def _resize(pixels: np.ndarray, box, view: np.ndarray) -> None:
-    """Resize the box of `pixels` into `view`, in place."""
+def _resize(pixels: np.ndarray, box: Sequence[int], view: np.ndarray) -> None:
+    """Resize the box (top, left, height, width) of `pixels` into `view`."""
     top, left, height, width = box
     size = view.shape[0]
     part = pixels[top : top + height, left : left + width]

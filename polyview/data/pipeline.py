@@ -3,10 +3,10 @@
     epoch, place = divmod(step, len // B)
     batch(step) = views(source[permutation(seed, epoch)[place B : (place + 1) B]])
 
-Each row draws from its own random stream, keyed by (seed, epoch, index), so a row looks
-the same whoever computes it: host p of n makes the contiguous block p B/n .. (p+1) B/n
-of every batch, and hosts, threads and processes may change between runs. There is no
-iterator state to save: the position of a run is its step.
+Each row draws from its own random stream, keyed by (seed, epoch, index), so its value
+does not depend on which host, thread or process computes it, and their numbers may
+change when a run resumes. Host p of n makes the contiguous block p B/n .. (p+1) B/n of
+every batch. There is no iterator state to save: the position of a run is its step.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ from polyview.errors import InputError
 Views = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 Batch = dict[str, Any]
 
-PADDING = -1  # `index` of a row that is no example
-_ORDER, _VIEWS = 0, 1  # what a random stream is for
-_GIVE_UP = 100  # corrupt records in a row before the source is called unreadable
+PADDING = -1  # `index` of a padding row
+_ORDER, _VIEWS = 0, 1  # purposes of a random stream
+_GIVE_UP = 100  # consecutive corrupt records before the source counts as unreadable
 
 _log = logging.getLogger(__name__)
 
@@ -55,19 +55,19 @@ def batches(
 ) -> Iterator[tuple[int, Batch]]:
     """Yield (step, batch) for the steps start .. steps - 1.
 
-    Every epoch is a fresh permutation; the len(source) % batch_size rows at its end are
+    Every epoch is a new permutation; its last len(source) % batch_size rows are
     dropped, so a batch never spans two epochs. A corrupt record is replaced by the next
-    valid one of the source, which `index` then names.
+    valid one of the source, and `index` gives the row actually read.
 
     Args:
       source: the examples.
       views: from `polyview.data.views`.
       seed: 0 .. 2**64 - 1.
       batch_size: unique samples of the global batch.
-      steps: the step to end before.
-      start: the first step, anything but 0 when a run is resumed.
-      process_index: this host.
-      process_count: all hosts.
+      steps: end before this step.
+      start: the first step; not 0 in a resumed run.
+      process_index: the number of this host.
+      process_count: the number of hosts.
       workers: processes that make batches; 0 makes them in a thread of this process.
 
     Yields:
@@ -75,8 +75,8 @@ def batches(
       {name: bool[b, m]}, `targets` {name: [b, ...]} and `index` int64[b].
 
     Raises:
-      InputError: the batch does not fit the source or the hosts, or the source is
-        unreadable.
+      InputError: the source is unreadable or has fewer than batch_size examples, or
+        the hosts cannot share a batch evenly.
     """
     if len(source) < batch_size:
         raise InputError(
@@ -85,10 +85,10 @@ def batches(
         )
     order = _Shuffled(len(source), batch_size, seed)
     block = _block(batch_size, process_index, process_count)
-    made = _Batches(source, views, order, seed, block, steps)
-    # Beside a training step one thread is cheapest: more of them wait for the
-    # interpreter lock half of the time. Large images want `workers`.
-    return _read(made, start, workers, threads=1)
+    sequence = _Batches(source, views, order, seed, block, steps)
+    # One thread disturbs training least: several would wait for the interpreter lock
+    # half of the time. Large images need `workers`.
+    return _read(sequence, start, workers, threads=1)
 
 
 def ordered(
@@ -100,18 +100,19 @@ def ordered(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Yield every row of the source once, in order, as batches of one size.
+    """Yield every row of the source once, in order, in batches of equal size.
 
-    The last batch is filled up with repeated rows whose `index` is -1; so is the place
-    of a corrupt record, since no row may count twice in an evaluation. Arguments and
-    rows are those of `batches`.
+    The last batch is padded with repeated rows, marked by `index` -1. A corrupt record
+    becomes such padding too, since no row may count twice in an evaluation. Arguments
+    and rows are as in `batches`.
     """
     order = _InOrder(len(source), batch_size)
     block = _block(batch_size, process_index, process_count)
-    made = _Batches(source, views, order, seed, block, -(-len(source) // batch_size))
-    # OpenCV lets go of the interpreter lock, so that decoding runs in parallel.
+    steps = -(-len(source) // batch_size)
+    sequence = _Batches(source, views, order, seed, block, steps)
+    # OpenCV releases the interpreter lock, so decoding runs in parallel.
     threads = min(4, os.cpu_count() or 1)
-    return (batch for _, batch in _read(made, 0, workers=0, threads=threads))
+    return (batch for _, batch in _read(sequence, 0, workers=0, threads=threads))
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,13 @@ class _Shuffled:
         return epoch, order[start : start + self.batch_size]
 
     def name(self, wanted: int, read: int) -> int:
-        """Return the `index` of a row that was read in the place of another."""
+        """Return the `index` of a row read in place of the wanted one."""
         return read
 
 
 @dataclass(frozen=True)
 class _InOrder:
-    """Rows of an evaluation: 0, 1, 2 ..., and padding behind the last."""
+    """Rows of an evaluation: 0, 1, 2 ..., then padding."""
 
     length: int
     batch_size: int
@@ -150,13 +151,13 @@ class _InOrder:
 
 @functools.lru_cache(maxsize=4)
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    # Raw Philox words are the one random stream NumPy promises never to change.
+    # Raw Philox words are the only random stream that NumPy promises never to change.
     words = _philox(seed, number=epoch, epoch=0, purpose=_ORDER).random_raw(length)
     return np.argsort(words, kind="stable")
 
 
 def _philox(seed: int, *, number: int, epoch: int, purpose: int) -> np.random.Philox:
-    """Return an independent stream: a counter-based generator needs only its key."""
+    """Return an independent stream of a counter-based generator, set by its key."""
     return np.random.Philox(
         key=np.array([seed, number], np.uint64),
         counter=np.array([0, 0, purpose, epoch], np.uint64),
@@ -178,15 +179,13 @@ class _Batches:
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[int, Batch, np.ndarray]:
-        """Return the step, its batch and the indices of corrupt records met."""
+        """Return the step, its batch and the indices of its corrupt records."""
         epoch, wanted = self.order.rows(step)
         wanted = wanted[self.block].tolist()
         rows = [len(self.source) - 1 if i == PADDING else i for i in wanted]
-        looked = map(
-            self._look, rows, _fetch(self.source, rows), itertools.repeat(epoch)
-        )
-        read, looks = zip(*looked, strict=True)
-        batch = _stack(looks)
+        made = map(self._row, rows, _fetch(self.source, rows), itertools.repeat(epoch))
+        read, examples = zip(*made, strict=True)
+        batch = _stack(examples)
         names = [self.order.name(w, r) for w, r in zip(wanted, read, strict=True)]
         batch["index"] = np.array(names, np.int64)
         check_targets(self.source, batch)
@@ -195,10 +194,10 @@ class _Batches:
         ]
         return step, batch, np.array(corrupt, np.int64)
 
-    def _look(
+    def _row(
         self, row: int, example: dict[str, Any] | None, epoch: int
     ) -> tuple[int, dict[str, Any]]:
-        """Look at a row, or at the next valid one behind it."""
+        """Return the index and the views of a row, or of the next valid one."""
         length = len(self.source)
         stream = _philox(self.seed, number=row, epoch=epoch, purpose=_VIEWS)
         rng = np.random.Generator(stream)
@@ -208,19 +207,19 @@ class _Batches:
             try:
                 if example is None:
                     example = self.source[candidate]
-                look = self.views(example, rng)
-                check_numbers(look["targets"])
-                return candidate, look
+                result = self.views(example, rng)
+                check_numbers(result["targets"])
+                return candidate, result
             except CorruptRecord as error:
                 example, reason = None, str(error)
         raise InputError(
             f"{self.source!r} is unreadable: {min(length, _GIVE_UP)} corrupt records "
-            f"in a row from index {row} (the last: {reason})"
+            f"in a row from index {row} (last reason: {reason})"
         )
 
 
 def _fetch(source: Source, rows: list[int]) -> list[dict[str, Any] | None]:
-    """Read rows at once if the source can; None stands for one to be read alone."""
+    """Read all rows in one call if possible; None marks a row to read singly."""
     read_many = getattr(source, "__getitems__", None)
     if read_many is not None:
         with contextlib.suppress(CorruptRecord):
@@ -240,8 +239,8 @@ def _stack(rows: Sequence[dict[str, Any]]) -> Batch:
                 shapes = sorted({value.shape for value in values})
                 raise InputError(
                     f"examples differ in the shape of {part} '{name}': "
-                    f"{', '.join(map(str, shapes))}; give the views an augmentation "
-                    "that makes them alike"
+                    f"{', '.join(map(str, shapes))}; add an augmentation that resizes "
+                    "them to one shape"
                 ) from None
     return batch
 
@@ -257,33 +256,33 @@ def _block(batch_size: int, process_index: int, process_count: int) -> slice:
 
 
 def _read(
-    made: _Batches, start: int, workers: int, threads: int
+    sequence: _Batches, start: int, workers: int, threads: int
 ) -> Iterator[tuple[int, Batch]]:
-    if not 0 <= made.seed < 2**64:
-        raise InputError(f"seed is {made.seed}; it must be 0 or more, below 2**64")
+    if not 0 <= sequence.seed < 2**64:
+        raise InputError(f"seed is {sequence.seed}; it must be in 0 .. 2**64 - 1")
     if workers < 0:
         raise InputError(f"workers is {workers}; it must be 0 or more")
-    if start >= made.steps:
+    if start >= sequence.steps:
         return iter(())
-    dataset = grain.MapDataset.source(made)[start:].to_iter_dataset(
+    dataset = grain.MapDataset.source(sequence)[start:].to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     )
     if workers:
-        if not flags.FLAGS.is_parsed():  # grain reads one, even outside absl.app.run
+        if not flags.FLAGS.is_parsed():  # grain reads a flag, also without absl.app.run
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         )
-    return _report(iter(dataset), made.source)
+    return _report(iter(dataset), sequence.source)
 
 
 def _report(read: grain.DatasetIterator, source: Source) -> Iterator[tuple[int, Batch]]:
-    """Pass batches on, and warn of corrupt records: a line a minute, and the sum."""
-    total, said, quiet_until = 0, 0, 0.0
+    """Yield batches; log corrupt records at most once a minute, and their total."""
+    total, logged, quiet_until = 0, 0, 0.0
 
-    def say(when: str) -> None:
-        what = "%r: %d corrupt or empty records %s passed over"
-        _log.warning(what, source, total, when)
+    def warn(when: str) -> None:
+        message = "%r: %d corrupt or empty records skipped %s"
+        _log.warning(message, source, total, when)
 
     with contextlib.closing(read):
         try:
@@ -291,9 +290,9 @@ def _report(read: grain.DatasetIterator, source: Source) -> Iterator[tuple[int, 
                 total += len(corrupt)
                 if len(corrupt) and time.monotonic() >= quiet_until:
                     quiet_until = time.monotonic() + 60
-                    say(f"so far (now index {corrupt[0]})")
-                    said = total
+                    warn(f"so far (now index {corrupt[0]})")
+                    logged = total
                 yield step, batch
         finally:
-            if total > said:
-                say("in all")
+            if total > logged:
+                warn("in all")

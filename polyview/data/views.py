@@ -1,9 +1,9 @@
-"""From an example to its views: several looks at the same thing, and which are there.
+"""Turn an example into its views and a mask of those present.
 
-A view is generated (an augmentation of an image) or observed (a modality of its own).
-Both come out as `{"views": {name: [m, ...]}, "present": {name: bool[m]}, "targets":
-{name: [...]}}`, so that nothing downstream asks where a view came from. A view that is
-missing is zeros with a False beside it, never a magic value.
+A view is generated (an augmentation of an image) or observed (a field of the example).
+Both are returned as `{"views": {name: [m, ...]}, "present": {name: bool[m]}, "targets":
+{name: [...]}}`, so that later code need not know where a view came from. A missing view
+is zeros with False in `present`, never a magic value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +22,13 @@ Augment = Callable[[np.ndarray | bytes, np.random.Generator, int], np.ndarray]
 class Generated:
     """m augmentations of one image.
 
-    Called as `views(example, rng)`; the result's only modality has the name `field`.
+    Call it as `views(example, rng)`. The result has one modality, named `field`.
 
     Attributes:
       m: views per example.
       augment: see `polyview.data.augment`.
-      field: the example's image, encoded or uint8[h, w, c].
-      targets: the fields handed on for evaluation.
+      field: the name of the image, encoded or uint8[h, w, c].
+      targets: the fields passed on for evaluation.
     """
 
     m: int
@@ -36,7 +36,7 @@ class Generated:
     field: str = "image"
     targets: Sequence[str] = ("label",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range(1, m=self.m)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Generated:
 
 
 def take(example: Example, name: str) -> Any:
-    """Return a field. Raises InputError that names those there are."""
+    """Return a field. Raises InputError if the example lacks it."""
     if name not in example:
         raise InputError(
             f"an example has no field '{name}', only {', '.join(example)}; "

@@ -1,1 +1,1 @@
-"""From a frozen representation to numbers one can compare, and to pictures of them."""
+"""Evaluations: comparable numbers from a model, and figures of them."""

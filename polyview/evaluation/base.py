@@ -1,9 +1,9 @@
-"""What an evaluation is, and where its result is written.
+"""The protocol of an evaluation, and how its result is written.
 
-An evaluation is called as `evaluation(model, mesh) -> Result`. The model gives
-features, activations by path and any of its methods (`polyview.model.Model`). Adding
-one touches one file: its class measures, sums up in a line and in columns of a table,
-and draws.
+An evaluation is called as `evaluation(model, mesh) -> Result`. The model provides
+features, activations by path and its own methods (`polyview.model.Model`). A new
+evaluation needs one file: its class measures, summarises in a line and in columns of a
+table, and draws.
 """
 
 import io
@@ -20,12 +20,12 @@ from polyview.errors import InputError
 
 
 class Result(dict):
-    """The protocol and the numbers of an evaluation, JSON-able.
+    """The protocol and the numbers of an evaluation, ready for JSON.
 
     Attributes:
       figure_data: arrays for the figures, by name.
-      summary: one line of what was found.
-      columns: {column of a table: number}, of what compares runs.
+      summary: the main numbers in one line.
+      columns: {column of a table: number}, the numbers that compare runs.
     """
 
     def __init__(
@@ -35,79 +35,78 @@ class Result(dict):
         *,
         summary: str = "",
         columns: Mapping[str, float] | None = None,
-    ):
+    ) -> None:
         super().__init__(numbers)
-        self.figure_data = dict(figure_data or {})
+        self.figure_data: dict[str, Any] = dict(figure_data or {})
         self.summary, self.columns = summary, dict(columns or {})
 
 
 class Evaluation(Protocol):
-    """Measures a model. Beside the call, which is all that it must have, it may have
+    """Measures a model. Only the call is required. Optional members:
 
-    figures(numbers, figure_data) -> {name: Figure}: draws what was written; static, as
-        are the next four, so that a report needs no model.
-    summary(numbers) -> str, columns(numbers) -> {column: number}: of results written
+    figures(numbers, figure_data) -> {name: Figure}: draws a written result. Static,
+        like the next four, so that a report needs no model.
+    summary(numbers) -> str, columns(numbers) -> {column: number}: for results written
         before a Result carried them.
     comparison({name: numbers}) -> {name: Figure}, and comparison_table({name: numbers})
-        -> (head, body): of a run beside its references.
-    raw(batch) -> {name: Features}: the input itself as features; then it has references
+        -> (head, body): compare a run with its references.
+    raw(batch) -> {name: Features}: the input itself as features. Enables references
         (`--references`): raw pixels and the untrained model.
-    train, test: the sources it reads, as fields; then it can read others (`--on`).
+    train, test: the sources it reads, as fields. Enables reading others (`--on`).
     """
 
     def __call__(self, model: Callable, mesh: Any) -> Result: ...
 
 
 def pixels(evaluation: Any, mesh: Any) -> Result:
-    """The reference whose features are the input itself. mesh: a `Mesh` of JAX."""
-    import jax  # the rest is read by configs, which do not wait for it
+    """Evaluate the input itself as features. mesh: a JAX `Mesh`."""
+    import jax  # here, since configs import this module and need no JAX
 
     return evaluation(jax.jit(lambda batch: evaluation.raw(batch)), mesh)
 
 
 def specs_of(config: Mapping) -> dict[str, Any]:
-    """The evaluations of a config, {name: spec}.
+    """Return the evaluations of a config, {name: spec}.
 
-    That of a config of one, under `evaluation`, has the name "". Raises InputError for
-    a name that cannot be part of a file's.
+    A single one, under the key `evaluation`, has the name "". Raises InputError if both
+    keys are set, or if a name cannot be part of a file name.
     """
     one = config.get("evaluation")
     if config.get("evaluations") is not None:
         if one is not None:
             raise InputError("evaluation and evaluations are both set; keep one")
-        found = {n: s for n, s in config["evaluations"].items() if s is not None}
-        for name in found:
+        specs = {n: s for n, s in config["evaluations"].items() if s is not None}
+        for name in specs:
             if not re.fullmatch(r"[A-Za-z]\w*", name):
                 raise InputError(
-                    f"{name!r} is no name of an evaluation: it is letters, digits and "
-                    "_, as part of the names of files"
+                    f"{name!r} is not a valid name for an evaluation: use letters, "
+                    "digits and _, since it becomes part of file names"
                 )
-        return found
+        return specs
     return {} if one is None else {"": one}
 
 
 def key_of(name: str) -> str:
-    """The key of a config at which the evaluation of a name lies."""
+    """Return the config key of the evaluation with this name."""
     return f"evaluations.{name}" if name else "evaluation"
 
 
 def viewing_spec(config: Mapping) -> Any:
-    """The first evaluation of a config that says how it sees examples, or None."""
+    """Return the first evaluation of a config that sets `views`, or None."""
     return next((spec for spec in specs_of(config).values() if "views" in spec), None)
 
 
 def result_name(step: int | str, name: str) -> str:
-    """The name of a result's file, less its ending: "200-frozen"."""
+    """Return the file name of a result without its suffix: "200-frozen"."""
     return f"{step}-{name}" if name else str(step)
 
 
 def write_result(workdir: str | Path, name: str, result: Result, by: Any) -> Path:
-    """Write `<workdir>/eval/<name>.json` and, beside it, `<name>.npz` for the figures.
+    """Write `<workdir>/eval/<name>.json`, and `<name>.npz` with the figure data.
 
-    by: the evaluation, whose class the file names, so that a report can draw it. Each
-    file appears whole or not at all; only the first process writes. Returns the path of
-    the JSON file. Raises InputError for what JSON, or an archive of numbers, cannot
-    hold.
+    by: the evaluation; the file names its class, so that a report can draw it. Writes
+    are atomic, and only the first process writes. Returns the path of the JSON file.
+    Raises InputError if JSON cannot hold the result, or if figure data are not numeric.
     """
     path = Path(workdir) / "eval" / f"{name}.json"
     if not hosts.is_first_process():
@@ -115,7 +114,7 @@ def write_result(workdir: str | Path, name: str, result: Result, by: Any) -> Pat
     if result.figure_data:
         for key, array in result.figure_data.items():
             if np.asarray(array).dtype.hasobject:
-                raise InputError(f"the figure data {key!r} of {name} are no numbers")
+                raise InputError(f"the figure data {key!r} of {name} are not numbers")
         arrays = io.BytesIO()
         np.savez_compressed(arrays, **result.figure_data)
         files.write_whole(path.with_suffix(".npz"), arrays.getvalue())
@@ -128,7 +127,7 @@ def write_result(workdir: str | Path, name: str, result: Result, by: Any) -> Pat
         text = json.dumps({**result, **about}, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the result {name} of {about['evaluation']} is no JSON: {error}; give "
+            f"the result {name} of {about['evaluation']} is not JSON: {error}; give "
             "finite Python numbers, or None"
         ) from error
     files.write_whole(path, text.encode())

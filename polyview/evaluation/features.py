@@ -1,9 +1,9 @@
-"""Features of a split: each row once, in order, on the host, ready for the probes."""
+"""Features of a split on the host: each row once, in order."""
 
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,30 @@ from tqdm import tqdm
 
 from polyview import devices, hosts
 from polyview.data import pipeline
+from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 
 _QUIET = 3.0  # seconds; shorter work shows no progress
 
 
 class Extracted(NamedTuple):
-    """Row i of every array is `source[index[i]]`.
+    """Features of n rows; row i of every array is `source[index[i]]`.
 
-    h: float32[n, d'] representation, what the probes read; z: float32[n, d] projected;
-    targets: {name: array[n, ...]}; index: int[n]; present: bool[n], false where the row
-    lacks this modality (its features then mean nothing).
+    h: float32[n, d'], the representation, which probes read; z: float32[n, d], its
+    projection; targets: {name: array[n, ...]}; index: int[n]; present: bool[n], False
+    where the row lacks this modality (its features are then meaningless).
     """
 
     h: np.ndarray
     z: np.ndarray
     targets: dict[str, np.ndarray]
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # shadows tuple.index
     present: np.ndarray
 
 
 def extract(
     represent: Callable,
-    source,
+    source: Source,
     views: Callable,
     *,
     batch_size: int,
@@ -44,13 +45,13 @@ def extract(
     seed: int = 0,
     name: str = "",
 ) -> Extracted:
-    """Run every row of `source` through `represent`, in order.
+    """Extract the features of every row of `source`, in order.
 
     `represent(batch) -> {modality: features}` with `features.h` [b, m, d'] and
-    `features.z` [b, m, d]; where a sample has several views their mean is taken.
-    `batch_size` is global and is rounded up to a multiple of the number of devices.
-    `name` labels the progress bar. Every process receives all rows. Raises InputError
-    for a modality that does not exist and for features that are not finite.
+    `features.z` [b, m, d]; both are averaged over the views of a sample. `batch_size`
+    is global and is rounded up to a multiple of the number of devices. `name` labels
+    the progress bar. Every process receives all rows. Raises InputError for a modality
+    that does not exist, a split without rows, and features that are not finite.
     """
     batch_size += -batch_size % mesh.size
     gather = jax.jit(_gather, out_shardings=devices.replicated(mesh))
@@ -77,7 +78,7 @@ def extract(
             if modality not in batch["views"]:
                 raise InputError(
                     f"modality '{modality}' is not among the views "
-                    f"{sorted(batch['views'])}; correct `modality` of the evaluation"
+                    f"{sorted(batch['views'])}; correct the evaluation's `modality`"
                 )
             batch = devices.put(batch, mesh)
             running = gather(
@@ -86,7 +87,7 @@ def extract(
                 batch["targets"],
                 batch["index"],
             )
-            # The host reads one batch behind, so that it decodes the next meanwhile.
+            # Read one batch late, so that the host decodes the next one meanwhile.
             if ahead is not None:
                 parts.append(jax.tree.map(np.asarray, ahead))
             ahead = running
@@ -95,10 +96,10 @@ def extract(
             parts.append(jax.tree.map(np.asarray, ahead))
     if not parts:
         raise InputError(
-            f"the split {name} has no rows; name another".replace("  ", " ")
+            f"the split {name} has no rows; choose another".replace("  ", " ")
         )
     extracted = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    real = extracted.index >= 0  # the last batch is padded with rows of index -1
+    real = extracted.index >= 0  # rows that pad the last batch have index -1
     extracted = jax.tree.map(lambda array: array[real], extracted)
     _check_finite(extracted, name)
     seconds = time.perf_counter() - began
@@ -109,22 +110,25 @@ def extract(
     return extracted
 
 
-def _gather(features, present, targets, index) -> Extracted:
-    """Mean over the views that are present, on every process."""
+def _gather(
+    features: Any, present: jax.Array, targets: dict, index: jax.Array
+) -> Extracted:
+    """Average over the views that are present, on every process."""
     weight = present.astype(jnp.float32)
     weight = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1)
 
-    def mean(x):  # where, since what stands in an absent view may be anything
+    def mean(x: jax.Array) -> jax.Array:  # where: missing views may hold NaN
         x = jnp.where(present[..., None], x.astype(jnp.float32), 0)
         return jnp.einsum("bm,bmd->bd", weight, x, precision="highest")
 
-    return Extracted(
-        h=mean(features.h),
-        z=mean(features.z),
-        targets=targets,
-        index=index,
-        present=jnp.any(present, axis=1),
-    )
+    fields: dict[str, Any] = {  # traced arrays, unlike those of the result
+        "h": mean(features.h),
+        "z": mean(features.z),
+        "targets": targets,
+        "index": index,
+        "present": jnp.any(present, axis=1),
+    }
+    return Extracted(**fields)
 
 
 def _check_finite(extracted: Extracted, name: str) -> None:

@@ -1,9 +1,9 @@
-"""The evaluation protocol: one object, one path, for a checkpoint and for a reference.
+"""Evaluation of frozen features; checkpoints and references share one protocol.
 
-Frozen features h of a train and a test split, one view a sample; then weighted kNN, a
-linear probe and, without labels, the health of the features. Hyper-parameters of the
-probe are chosen on rows held out from the train split; the test split chooses nothing.
-The result carries the whole protocol beside the numbers, since a number without its
+Extracts the frozen features h of a train and a test split, one view a sample; then
+runs weighted kNN, a linear probe and health measures that need no labels. The probe's
+hyper-parameters are chosen on rows held out from the train split; nothing is chosen on
+the test split. The result includes the whole protocol, since a number without its
 protocol cannot be compared.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from polyview import hosts
+from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 from polyview.evaluation import health
 from polyview.evaluation.base import Result
@@ -28,28 +29,28 @@ from polyview.evaluation.knn import WeightedKnn, neighbours
 from polyview.evaluation.probe import LinearProbe, logits
 
 _HEALTH_ROWS = 10_000  # uniformity compares all pairs
-_SAMPLE_ROWS = 1_000  # of the test split, for the map of the features
-_QUERIES, _NEAREST = 6, 8  # of the grid of nearest neighbours
+_SAMPLE_ROWS = 1_000  # test rows in the map of the features
+_QUERIES, _NEAREST = 6, 8  # rows and columns of the grid of nearest neighbours
 _PIXELS = 64  # longest side of an image kept for a figure
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenFeatures:
-    """What is measured, on what, and how; called as `protocol(represent, mesh)`.
+    """Weighted kNN, linear probe and health of frozen features.
 
     Attributes:
       train, test: sources (see `polyview.data.sources`).
-      views: example -> views; several views of a sample are averaged.
-      modality: which of the views' names is represented.
-      label: the target to predict; a source without targets gets its health only.
+      views: example -> views; features are averaged over the views of a sample.
+      modality: the modality to encode.
+      label: the target to predict; without targets only the health is measured.
       batch_size: global.
       validation: the fraction of train held out to choose the probe's hyper-parameters.
-      knn, probe: see there.
-      seed: of the held-out rows and of the probe's mini-batches.
+      knn, probe: settings of the two classifiers.
+      seed: for the held-out rows and the probe's mini-batches.
     """
 
-    train: Any
-    test: Any
+    train: Source
+    test: Source
     views: Callable
     modality: str = "image"
     label: str = "label"
@@ -59,16 +60,15 @@ class FrozenFeatures:
     probe: LinearProbe = LinearProbe()
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(
-                f"evaluation: batch_size is {self.batch_size}, not 1 or more; "
-                "correct its batch_size"
+                f"evaluation: batch_size is {self.batch_size}; set it to 1 or more"
             )
         if not 0 < self.validation < 1:
             raise InputError(
-                f"evaluation: validation is {self.validation}, not between 0 and 1; "
-                "correct its validation"
+                f"evaluation: validation is {self.validation}; choose a fraction "
+                "between 0 and 1"
             )
         for split, source in (("train", self.train), ("test", self.test)):
             if source.targets:
@@ -79,12 +79,12 @@ class FrozenFeatures:
 
         Raises InputError for features that are not finite and labels out of range.
         """
-        seconds = {}
+        seconds: dict[str, float] = {}
         with _timed(seconds, "features"):
             train = self._extract(represent, self.train, mesh, "train")
             test = self._extract(represent, self.test, mesh, "test")
-        numbers = {"protocol": self._describe(train, test)}
-        # From here on all is small: every process does the same on one of its devices.
+        numbers: dict[str, Any] = {"protocol": self._describe(train, test)}
+        # The rest is small: every process computes it all on one of its devices.
         with jax.set_mesh(_one_device()):
             if self.train.targets and self.test.targets:
                 labels = (
@@ -112,7 +112,7 @@ class FrozenFeatures:
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
-        """Accuracies and the dimensions in use."""
+        """Accuracies in % and RankMe."""
         columns = FrozenFeatures.columns(numbers)
         names = {"linear probe %": "linear probe", "kNN %": "kNN"}
         parts = [f"{n} {columns[c]:.2f} %" for c, n in names.items() if c in columns]
@@ -122,24 +122,24 @@ class FrozenFeatures:
 
     @staticmethod
     def columns(numbers: Mapping) -> dict[str, float]:
-        """What compares runs."""
+        """The columns that compare runs."""
         measures = {"linear probe %": "linear_probe", "kNN %": "knn"}
-        found = {
+        columns = {
             c: 100 * numbers[m]["top1"] for c, m in measures.items() if m in numbers
         }
         if "health" in numbers:
-            found["RankMe"] = numbers["health"]["h"]["rankme"]
-        return found
+            columns["RankMe"] = numbers["health"]["h"]["rankme"]
+        return columns
 
     @staticmethod
     def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
-        """Map, neighbours, sweep and confusion."""
+        """Draw the map, the neighbours, the sweep and the confusion matrix."""
         from polyview.evaluation import frozen_figures
 
         return frozen_figures.figures(numbers, figure_data)
 
     def raw(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The features of the reference: the views themselves, flattened.
+        """Return the views as features of the reference, flattened.
 
         Views of uint8 are divided by 255.
         """
@@ -148,7 +148,9 @@ class FrozenFeatures:
         flat = view.reshape(*view.shape[:2], -1).astype(jnp.float32) / unit
         return {self.modality: _Flat(h=flat, z=flat)}
 
-    def _extract(self, represent, source, mesh: Mesh, name: str) -> Extracted:
+    def _extract(
+        self, represent: Callable, source: Source, mesh: Mesh, name: str
+    ) -> Extracted:
         extracted = extract(
             represent,
             source,
@@ -169,12 +171,24 @@ class FrozenFeatures:
     def _task(self) -> dict[str, Any]:
         return self.train.targets[self.label]
 
-    def _knn(self, train, test, train_labels, test_labels) -> dict[str, Any]:
+    def _knn(
+        self,
+        train: Extracted,
+        test: Extracted,
+        train_labels: np.ndarray,
+        test_labels: np.ndarray,
+    ) -> dict[str, Any]:
         classes = self._task["classes"]
         votes = self.knn.scores(train.h, train_labels, test.h, classes)
         return top_accuracy(votes, test_labels)
 
-    def _probe(self, train, test, train_labels, test_labels) -> dict[str, Any]:
+    def _probe(
+        self,
+        train: Extracted,
+        test: Extracted,
+        train_labels: np.ndarray,
+        test_labels: np.ndarray,
+    ) -> dict[str, Any]:
         classes, names = self._task["classes"], self._task.get("names")
         sweep = self.probe.sweep(
             train.h, train_labels, classes, validation=self.validation, seed=self.seed
@@ -223,25 +237,26 @@ class FrozenFeatures:
             sample["label"] = test.targets[self.label][rows]
             sample["query_label"] = test.targets[self.label][queries]
             sample["neighbour_label"] = train.targets[self.label][near]
-        images = [self._image(self.test, row) for row in test.index[queries]]
-        looks = [self._image(self.train, row) for row in train.index[near].ravel()]
-        if not any(image is None for image in images + looks):
-            sample["query"] = np.stack(images)
-            looks = np.stack(looks)
-            sample["neighbour"] = looks.reshape(*near.shape, *looks.shape[1:])
+        queried = [self._image(self.test, row) for row in test.index[queries]]
+        found = [self._image(self.train, row) for row in train.index[near].ravel()]
+        images = [image for image in queried + found if image is not None]
+        if len(images) == len(queried) + len(found):
+            sample["query"] = np.stack(images[: len(queried)])
+            nearest = np.stack(images[len(queried) :])
+            sample["neighbour"] = nearest.reshape(*near.shape, *nearest.shape[1:])
         return sample
 
     def _queries(self, test: Extracted) -> np.ndarray:
-        """Positions for the grid: the first of each of some classes, none picked."""
+        """Positions for the grid: the first row of some classes, evenly spaced."""
         if self.label not in test.targets:
             return _spread(len(test.h), _QUERIES)
         _, first = np.unique(test.targets[self.label], return_index=True)
         return first[_spread(len(first), _QUERIES)]
 
-    def _image(self, source, row: int) -> np.ndarray | None:
+    def _image(self, source: Source, row: int) -> np.ndarray | None:
         """The first view of a row as a small uint8[h, w, c], or None if no image."""
-        looks = self.views(source[int(row)], np.random.default_rng(self.seed))
-        image = looks["views"][self.modality][0]
+        generated = self.views(source[int(row)], np.random.default_rng(self.seed))
+        image = generated["views"][self.modality][0]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
             return None
         height, width, channels = image.shape
@@ -252,7 +267,8 @@ class FrozenFeatures:
         return image.reshape(*image.shape[:2], channels)
 
     def _describe(self, train: Extracted, test: Extracted) -> dict[str, Any]:
-        def rows(source, extracted):
+        def rows(source: Source, extracted: Extracted) -> dict[str, Any]:
+            count: dict[str, Any]
             count = {"source": repr(source), "rows": len(extracted.index)}
             if len(source) > len(extracted.index):
                 count["left_out"] = len(source) - len(extracted.index)
@@ -301,14 +317,14 @@ class _Flat(NamedTuple):
     z: jax.Array
 
 
-def check_target(source, split: str, label: str) -> None:
-    """Raise InputError unless the source has the target `label`, and it is a class."""
+def check_target(source: Source, split: str, label: str) -> None:
+    """Raise InputError unless `label` is a target of the source and a class."""
     if label not in source.targets:
-        there = (
+        known = (
             f"only {', '.join(source.targets)}" if source.targets else "nor any other"
         )
         raise InputError(
-            f"evaluation: the {split} source has no target '{label}', {there}; "
+            f"evaluation: the {split} source has no target '{label}', {known}; "
             "correct its label"
         )
     kind = source.targets[label]["kind"]
@@ -320,14 +336,14 @@ def check_target(source, split: str, label: str) -> None:
 
 
 def class_labels(extracted: Extracted, label: str) -> np.ndarray:
-    """The target `label` of each row, int64[n].
+    """Return the target `label` of each row, int64[n].
 
-    Raises InputError where the views do not hand it on.
+    Raises InputError if the views do not pass it on.
     """
     if label not in extracted.targets:
         raise InputError(
-            f"evaluation: the views hand on no target '{label}'; "
-            f"set views.targets=('{label}',) of it"
+            f"evaluation: its views pass on no target '{label}'; "
+            f"set its views.targets=('{label}',)"
         )
     return extracted.targets[label].astype(np.int64)
 
@@ -335,7 +351,7 @@ def class_labels(extracted: Extracted, label: str) -> np.ndarray:
 def _health(test: Extracted) -> dict[str, Any]:
     rows = _spread(len(test.h), _HEALTH_ROWS)
 
-    def of(x):
+    def measure(x: Any) -> dict[str, Any]:
         return {
             "uniformity": float(jax.jit(health.uniformity)(x)),
             "rankme": float(jax.jit(health.rankme)(x)),
@@ -343,11 +359,14 @@ def _health(test: Extracted) -> dict[str, Any]:
             "dimensions": x.shape[1],
         }
 
-    return {"rows": len(rows), "h": of(test.h[rows]), "z": of(test.z[rows])}
+    return {"rows": len(rows), "h": measure(test.h[rows]), "z": measure(test.z[rows])}
 
 
 def top_accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy of the best score, and of the best five where there are more."""
+    """Return the top-1 accuracy, and top-5 if there are more than five classes.
+
+    scores: float[n, classes]; labels: int[n].
+    """
     order = np.argsort(-scores, axis=1, kind="stable")
     hit = order == labels[:, None]
     top = {"top1": float(hit[:, 0].mean())}
@@ -357,7 +376,7 @@ def top_accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _spread(length: int, most: int) -> np.ndarray:
-    """At most `most` of 0 .. length - 1, evenly spaced, since a split may be sorted."""
+    """At most `most` of 0 .. length - 1. Evenly spaced: a split may be sorted."""
     return np.linspace(0, length - 1, min(length, most)).round().astype(int)
 
 

@@ -1,4 +1,4 @@
-"""Figures of frozen features: map, neighbours, the sweep of the probe, confusion."""
+"""Figures of frozen features: map, neighbours, probe sweep, confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,14 +25,14 @@ from polyview.drawing import (
     write_cell,
 )
 
-_MOST_POINTS = 5000  # of a map
+_MOST_POINTS = 5000  # in a map
 
 
 def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
-    """Those of an evaluation that its data allow, by name.
+    """Draw the figures that the data of an evaluation allow, by name.
 
-    Labels are shown where a probe names them. Raises whatever comes of data of another
-    form, ValueError for too much of them.
+    Labels are shown if a probe names them. Raises ValueError for too much data, and any
+    exception for malformed data.
     """
     probe = numbers.get("linear_probe")
     classes = probe["classes"] if probe else []
@@ -40,11 +40,11 @@ def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
     def labels(name: str) -> np.ndarray | None:
         return figure_data.get(name) if probe else None
 
-    found = {}
+    drawn = {}
     if "h" in figure_data:
-        found["map"] = embedding(figure_data["h"], labels("label"), classes)
+        drawn["map"] = embedding(figure_data["h"], labels("label"), classes)
     if "query" in figure_data:
-        found["neighbours"] = nearest(
+        drawn["neighbours"] = nearest(
             figure_data["query"],
             figure_data["neighbour"],
             labels("query_label"),
@@ -52,18 +52,18 @@ def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
             classes,
         )
     if probe:
-        found["sweep"] = sweep(probe)
-        found["confusion"] = confusion(probe["confusion"], classes)
-    return found
+        drawn["sweep"] = sweep(probe)
+        drawn["confusion"] = confusion(probe["confusion"], classes)
+    return drawn
 
 
 @styled
 def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) -> Figure:
-    """A t-SNE map of features, coloured by class.
+    """Draw a t-SNE map of features, coloured by class.
 
-    h is float[n, d], n at most a few thousand; labels int[n] or None. The map starts at
-    the principal components and is the same each time. Distances between far groups,
-    and the size of a group, mean nothing in such a map.
+    h is float[n, d], n at most a few thousand; labels int[n] or None. The map starts
+    from the principal components and is deterministic. Neither the distance between far
+    groups nor the size of a group has a meaning in such a map.
     """
     if len(h) > _MOST_POINTS:
         raise ValueError(f"a map of {len(h)} points takes too long to make")
@@ -112,7 +112,7 @@ def _map(h: np.ndarray) -> np.ndarray:
         return np.pad(few, ((0, 0), (0, 1)))
     perplexity = min(30.0, (len(h) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
-    # Its threads spin while they wait: on shared cores two are four times slower.
+    # Waiting threads spin: on shared cores two threads are four times slower.
     with threadpool_limits(1):
         return tsne.fit_transform(few)
 
@@ -125,10 +125,10 @@ def nearest(
     neighbour_label: np.ndarray | None,
     names: Sequence[str],
 ) -> Figure:
-    """Test images and the training images nearest to each, nearest first.
+    """Draw test images and the training images nearest to each, nearest first.
 
     query: uint8[q, h, w, c]; neighbour: uint8[q, k, h, w, c]; labels int[q], int[q, k].
-    A frame says whether a neighbour has the query's class; a wrong one is named.
+    The frame shows whether a neighbour has the query's class; a wrong class is named.
     """
     rows, columns = neighbour.shape[:2]
     check_parts(rows * (columns + 1))
@@ -138,26 +138,27 @@ def nearest(
         rows, columns + 2, width_ratios=[1, 0.15] + [1] * columns
     )
     for row in range(rows):
-        known = query_label is not None
         axes = figure.add_subplot(grid[row, 0])
         show_image(axes, query[row], INK)
-        if known:
+        if query_label is not None:
             axes.set_xlabel(short(names[query_label[row]]), fontsize=6.5, labelpad=2)
         for column in range(columns):
             axes = figure.add_subplot(grid[row, column + 2])
-            right = known and neighbour_label[row, column] == query_label[row]
-            color = (RIGHT if right else WRONG) if known else QUIET
+            color = QUIET
+            if query_label is not None and neighbour_label is not None:
+                label = neighbour_label[row, column]
+                color = RIGHT if label == query_label[row] else WRONG
+                if color == WRONG:
+                    name = short(names[label])
+                    axes.set_xlabel(name, fontsize=6.5, labelpad=2, color=WRONG)
             show_image(axes, neighbour[row, column], color)
-            if known and not right:
-                name = short(names[neighbour_label[row, column]])
-                axes.set_xlabel(name, fontsize=6.5, labelpad=2, color=WRONG)
     set_title(figure, "Test image, and its nearest training images")
     return figure
 
 
 @styled
 def sweep(result: Mapping) -> Figure:
-    """Held-out accuracy over the grid of the linear probe; a frame marks the choice.
+    """Draw held-out accuracy over the linear probe's grid, the chosen pair framed.
 
     `result` is the "linear_probe" of an evaluation.
     """
@@ -166,7 +167,7 @@ def sweep(result: Mapping) -> Figure:
     accuracy = 100 * np.asarray(grid["validation_top1"])
     check_parts(accuracy.size)
     figure, axes = one_axes(1.2 + 0.36 * len(rates))
-    low = max(accuracy.min(), accuracy.max() - 10)  # diverged pairs leave the scale
+    low = max(accuracy.min(), accuracy.max() - 10)  # diverged pairs are off the scale
     axes.imshow(accuracy, cmap="cividis", vmin=low, aspect="auto")
     middle = (low + accuracy.max()) / 2
     for (row, column), value in np.ndenumerate(accuracy):
@@ -188,9 +189,9 @@ def sweep(result: Mapping) -> Figure:
 
 @styled
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """Percent of each true class (row) given each class (column) by the probe.
+    """Draw the probe's confusion matrix: % of each true class (row) by answer (column).
 
-    counts is int[c, c]. Beyond 20 classes cells carry no number and ticks no name.
+    counts is int[c, c]. Beyond 20 classes, cells have no numbers and ticks no names.
     """
     counts = np.asarray(counts)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -1,9 +1,9 @@
-"""Signs of health that need no labels: are the features spread out, or collapsed?
+"""Health of features, measured without labels: are they spread out, or collapsed?
 
-An objective can fall while its representation dies. Four quantities show it, on a batch
-during training and on the features of a whole split at evaluation. Rows are scaled to
-unit length first, except in RankMe, and sums run in float32 or better. All four stay
-finite on degenerate input: a single row, a single view, all zeros.
+A loss can fall while the representation collapses. Four measures show this, on a batch
+during training and on a whole split at evaluation. Rows are scaled to unit length
+first, except for RankMe; sums are in float32 or better. All four stay finite on
+degenerate input: a single row, a single view, all zeros.
 """
 
 import jax
@@ -16,7 +16,7 @@ def _float(x: jax.Array) -> jax.Array:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Rows of length one; a zero row stays zero."""
+    """Scale rows to length one; a zero row stays zero."""
     x = _float(x)
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     tiny = jnp.finfo(x.dtype).tiny
@@ -26,8 +26,8 @@ def _unit(x: jax.Array) -> jax.Array:
 def alignment(z: jax.Array) -> jax.Array:
     """Mean squared distance between two views of a sample; 0 is perfect, 2 is chance.
 
-    z is [b, m, d]. alignment = mean over i and a != c of |z_ia - z_ic|^2, which is
-    2 / (m - 1) sum_a |z_ia - mean_a z_ia|^2; zero for one view, where there is no pair.
+    z is [b, m, d]. alignment = mean over i and a != c of |z_ia - z_ic|^2, which equals
+    2 / (m - 1) sum_a |z_ia - mean_a z_ia|^2; zero for one view, which has no pair.
     Wang & Isola 2020, alpha = 2.
     """
     z = _unit(z)
@@ -40,7 +40,7 @@ def uniformity(h: jax.Array, *, sharpness: float = 2.0) -> jax.Array:
     """How evenly the rows cover the sphere; 0 is collapsed, more negative is better.
 
     h is [n, d]. uniformity = log mean over i != j of exp(-sharpness |h_i - h_j|^2), at
-    least -4 sharpness; zero for one row. Rows are visited in blocks, so memory is
+    least -4 sharpness; zero for one row. Rows are processed in blocks, so memory is
     linear in n. Wang & Isola 2020, t = sharpness = 2.
     """
     h = _unit(h)
@@ -48,7 +48,7 @@ def uniformity(h: jax.Array, *, sharpness: float = 2.0) -> jax.Array:
     if rows < 2:
         return jnp.zeros((), h.dtype)
 
-    def potential(row):
+    def potential(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         index, one = row
         squared = jnp.sum(jnp.square(one)) + jnp.sum(jnp.square(h), axis=1)
         squared = squared - 2 * jnp.matmul(h, one, precision="highest")
@@ -60,13 +60,13 @@ def uniformity(h: jax.Array, *, sharpness: float = 2.0) -> jax.Array:
 
 
 def rankme(h: jax.Array) -> jax.Array:
-    """Effective number of dimensions in use, from 1 to min(n, d).
+    """Effective number of dimensions, from 1 to min(n, d).
 
     h is [n, d]. RankMe = exp(-sum_k p_k log p_k), p_k = s_k / sum_l s_l, with s the
     singular values of h (not centred); all-zero features have rank 1. Garrido et al.
-    2023. The singular values are those of the d x d factor R of h = QR: the roots of
-    the Gram matrix's eigenvalues would be cheaper, but in float32 they lose every s
-    below 1e-3 of the largest (153 instead of 339 on the pixels of Fashion-MNIST).
+    2023. The singular values are those of the d x d factor R of h = QR. The roots of
+    the Gram matrix's eigenvalues are cheaper, but in float32 they lose every s below
+    1e-3 of the largest (RankMe 153 instead of 339 on Fashion-MNIST pixels).
     """
     h = _float(h)
     h = h / jnp.maximum(jnp.max(jnp.abs(h)), jnp.finfo(h.dtype).tiny)
@@ -77,21 +77,21 @@ def rankme(h: jax.Array) -> jax.Array:
 
 
 def standard_deviation(h: jax.Array) -> jax.Array:
-    """Standard deviation of each dimension, in units of an even spread.
+    """Standard deviation of each dimension, relative to an even spread.
 
-    h is [n, d], the result [d]: sqrt(d) times the deviation over the unit rows, so 1 on
-    average for an even spread and 0 for a collapsed one. Chen & He 2021, figure 2.
+    h is [n, d], the result [d]: sqrt(d) times the deviation over the unit rows. It is 1
+    on average for an even spread and 0 after a collapse. Chen & He 2021, figure 2.
     """
     h = _unit(h)
     return jnp.sqrt(jnp.asarray(h.shape[1], h.dtype)) * jnp.std(h, axis=0)
 
 
 def health(z: jax.Array) -> dict[str, jax.Array]:
-    """The quantities of a batch of views, as scalars to log; no alignment of one view.
+    """All four measures of a batch, as scalars to log; no alignment for one view.
 
-    z is [b, m, d]. Uniformity is the mean over views, as in Wang & Isola 2020, so that
-    the closeness of a sample's own views does not enter; RankMe and the deviation read
-    all b * m rows.
+    z is [b, m, d]. Uniformity is computed within each view and averaged over views, as
+    in Wang & Isola 2020, so that it ignores how close a sample's own views are. RankMe
+    and the standard deviation use all b * m rows.
     """
     rows = z.reshape(-1, z.shape[-1])
     return ({"alignment": alignment(z)} if z.shape[1] > 1 else {}) | {

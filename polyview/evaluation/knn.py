@@ -1,12 +1,13 @@
-"""Weighted k-nearest-neighbour classification: what the features know, nothing trained.
+"""Weighted k-nearest-neighbour classification of features, without training.
 
-A test row is classified by its k nearest training rows in cosine similarity s, each
-voting for its label with weight exp(s / temperature) (Wu et al. 2018; the values k = 20
-and temperature = 0.07 are those of Caron et al. 2021). Both are fixed by the config: no
-value is chosen by looking at the test set.
+The k training rows with the largest cosine similarity s to a test row vote for their
+labels with weight exp(s / temperature) (Wu et al. 2018). k = 20 and temperature = 0.07
+are the values of Caron et al. 2021. The config fixes both; neither is tuned on the test
+set.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,24 +17,27 @@ import numpy as np
 
 from polyview.errors import InputError
 
-_SIMILARITIES = 2**24  # at most this many are held at once: 64 MiB of float32
+_SIMILARITIES = 2**24  # the most in memory at once: 64 MiB of float32
 
 
 class Neighbours(NamedTuple):
-    """index: int[q, k], the nearest training rows first; similarity: float32[q, k]."""
+    """The k nearest training rows of q queries, nearest first.
 
-    index: np.ndarray
+    index: int[q, k]; similarity: float32[q, k].
+    """
+
+    index: np.ndarray  # type: ignore[assignment]  # shadows tuple.index
     similarity: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightedKnn:
-    """k neighbours, votes exp(cosine / temperature)."""
+    """kNN classifier: k neighbours, votes exp(cosine / temperature)."""
 
     k: int = 20
     temperature: float = 0.07
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.k < 1 or self.temperature <= 0:
             raise InputError(
                 f"kNN needs k >= 1 and temperature > 0, "
@@ -43,13 +47,13 @@ class WeightedKnn:
     def scores(
         self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int
     ) -> np.ndarray:
-        """Votes for each class, float32[q, classes].
+        """Return the votes for each class, float32[q, classes].
 
         train is [n, d], labels int[n], test [q, d]. With fewer than k training rows,
         all of them vote.
         """
         near = neighbours(train, test, k=self.k)
-        # The largest weight of a row is one: votes are compared within a row only.
+        # Scale the largest weight of a row to 1: only votes of one row are compared.
         nearest = near.similarity[:, :1]
         weight = np.exp((near.similarity - nearest) / self.temperature)
         votes = np.zeros((len(test), classes), np.float32)
@@ -59,10 +63,10 @@ class WeightedKnn:
 
 
 def neighbours(train: np.ndarray, test: np.ndarray, *, k: int) -> Neighbours:
-    """The k training rows nearest to each test row in cosine similarity.
+    """Find the k training rows nearest to each test row in cosine similarity.
 
-    train is [n, d], test [q, d]. Exact; queries are taken in blocks so that memory does
-    not grow with n * q. Ties go to the lower index.
+    train is [n, d], test [q, d]. The search is exact. Queries are processed in blocks,
+    so that memory does not grow with n * q. Ties go to the lower index.
     """
     block = max(1, min(len(test), _SIMILARITIES // len(train)))
     similarity, index = _nearest(
@@ -78,8 +82,10 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames=("k", "block"))
-def _nearest(train, test, *, k, block):
-    def one(query):
+def _nearest(
+    train: jax.Array, test: jax.Array, *, k: int, block: int
+) -> tuple[jax.Array, jax.Array]:
+    def one(query: jax.Array) -> Sequence[jax.Array]:
         return jax.lax.top_k(jnp.matmul(train, query, precision="highest"), k)
 
     return jax.lax.map(one, test, batch_size=block)

@@ -1,9 +1,9 @@
-"""Prediction with modalities missing: every subset of the looks, and retrieval.
+"""Prediction from every subset of the views, and retrieval between views.
 
-A look is one view of one modality (see `polyview.nn.fusion`). For each non-empty subset
-of the looks the model predicts from those alone, on the rows that have at least one of
-them. Nothing is chosen on the rows that are read: the numbers are of the model as this
-step left it.
+The views are the fields of `Observed`, each of one modality (see `polyview.nn.fusion`).
+For each non-empty subset of them, the model predicts from that subset alone, on the
+rows that have at least one of its views. Nothing is selected on these rows: the numbers
+are those of the given model. Results store the names of views under the key "looks".
 """
 
 import dataclasses
@@ -20,48 +20,49 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from polyview import devices, hosts
 from polyview.data import pipeline
+from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 from polyview.evaluation.base import Result
 from polyview.evaluation.frozen import FrozenFeatures, top_accuracy
 from polyview.evaluation.knn import neighbours
 
-MEASURES = {  # of a prediction -> what a figure calls it
+MEASURES = {  # measure of a prediction -> its name in figures
     "auroc": "mean area under the ROC curve",
     "dice": "mean Dice score",
     "r2": "R²",
     "top1": "accuracy",
 }
-_MOST = 63  # subsets: of six looks
+_MOST = 63  # subsets: six views
 _RECALL = (1, 5, 10)
-_SHOWN, _ANSWERS = 8, 6  # queries of the figures, and answers to a text
+_SHOWN, _ANSWERS = 8, 6  # queries in the figures, and answers to each text
 
 
 @dataclasses.dataclass(frozen=True)
 class MissingModalities:
-    """What is predicted from each subset of the looks; `missing(represent, mesh)`.
+    """Prediction from each subset of the views, and retrieval between views.
 
     Attributes:
-      test: a source with the targets that are predicted.
-      views: example -> views; `Observed`, or another that has `fields`.
-      targets: those to predict. The model returns z[b, n, ...] under their names, of
-        the n choices of looks `batch["kept"][modality]: bool[b, n, m]`. Classes are
-        measured by accuracy, several labels by the mean area under the ROC curve,
-        numbers by R^2, masks by the Dice score of each region, a mean over the rows (1
-        where a region is neither there nor predicted).
-      retrieval: of the looks, each in each, by the cosine of their z, and of their h:
-        z of a model that was trained without comparing looks says nothing.
+      test: a source with the targets to predict.
+      views: example -> views; `Observed`, or another object with `fields`.
+      targets: the targets to predict. The model returns z[b, n, ...] under their names,
+        for the n subsets `batch["kept"][modality]: bool[b, n, m]`. Measures: accuracy
+        for classes, the mean area under the ROC curve for several labels, R^2 for
+        numbers, the Dice score of each region for masks, averaged over rows (1 where a
+        region is neither present nor predicted).
+      retrieval: whether to retrieve each view by each other, by the cosine of their z
+        and of their h. z is meaningless if training compared no views.
       batch_size: global.
-      frozen: an evaluation of frozen features to be made beside it, or None.
+      frozen: an evaluation of frozen features to run as well, or None.
     """
 
-    test: Any
-    views: Callable
+    test: Source
+    views: Any
     targets: Sequence[str] = ()
     retrieval: bool = True
     batch_size: int = 500
     frozen: FrozenFeatures | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for target in self.targets:
             if target not in self.test.targets:
                 raise InputError(
@@ -69,25 +70,26 @@ class MissingModalities:
                     f"{', '.join(self.test.targets) or 'none'}"
                 )
         if not hasattr(self.views, "fields"):
-            raise InputError("evaluation: views must be Observed, with their fields")
+            raise InputError("evaluation: views must be Observed, or have fields")
         if (count := 2 ** len(self._names()) - 1) > _MOST:
             raise InputError(
-                f"evaluation: {len(self._names())} looks have {count:,} "
-                "subsets; name fewer fields in the views of the evaluation"
+                f"evaluation: {len(self._names())} views have {count:,} "
+                "subsets; name fewer fields in its views"
             )
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality or target: Features}`."""
         began = time.perf_counter()
-        numbers, sample = {}, {}
+        numbers: dict[str, Any] = {}
+        sample: dict[str, np.ndarray] = {}
         if self.frozen is not None:
             frozen = self.frozen(represent, mesh)
             numbers, sample = dict(frozen), frozen.figure_data
-        found = self._run(represent, mesh)
-        present = np.concatenate([found.present[n] for n in self._modalities()], 1)
+        read = self._run(represent, mesh)
+        present = np.concatenate([read.present[n] for n in self._modalities()], 1)
         subsets = {
             target: [
-                self._score(target, number, found, present)
+                self._score(target, number, read, present)
                 for number in range(len(self.subsets()))
             ]
             for target in self.targets
@@ -95,16 +97,16 @@ class MissingModalities:
         numbers |= {
             "protocol": {
                 **numbers.get("protocol", {}),
-                "missing": self._describe(len(found.index)),
+                "missing": self._describe(len(read.index)),
             },
             "looks": self._names(),
             "subsets": subsets,
         }
         if self.retrieval:
-            each = {of: self._joined(found.compared, of) for of in ("z", "h")}
+            each = {kind: self._joined(read.compared, kind) for kind in ("z", "h")}
             numbers["retrieval"] = self._retrieval(each["z"], present)
             numbers["retrieval_of_h"] = self._retrieval(each["h"], present)
-            sample |= self._pictures(each["z"], present, found.index)
+            sample |= self._pictures(each["z"], present, read.index)
         numbers["machine"] = hosts.machine()
         seconds = round(time.perf_counter() - began, 3)
         numbers["time"] = {**numbers.get("time", {}), "missing": seconds}
@@ -117,7 +119,7 @@ class MissingModalities:
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
-        """Each measure from each look alone, and from all of them."""
+        """Each measure from each view alone, and from all views."""
         parts = []
         for target, scores in numbers["subsets"].items():
             several = [one for one in scores if len(one["looks"]) > 1]
@@ -131,24 +133,24 @@ class MissingModalities:
                 ]
                 if values:
                     parts.append(f"{target}, {measure}: {', '.join(values)}")
-        if "health" in numbers:  # of version 0.1, whose frozen features stood beside
+        if "health" in numbers:  # results of version 0.1 also hold frozen features
             parts = [FrozenFeatures.summary(numbers), *parts]
         return ", ".join(filter(None, parts))
 
     @staticmethod
     def columns(numbers: Mapping) -> dict[str, float]:
-        """Each measure from all looks."""
-        found = {
+        """Each measure from all views."""
+        columns = {
             f"{target} {measure}": scores[-1][measure]
             for target, scores in numbers["subsets"].items()
             for measure in MEASURES
             if scores and measure in scores[-1]
         }
-        return FrozenFeatures.columns(numbers) | found
+        return FrozenFeatures.columns(numbers) | columns
 
     @staticmethod
     def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
-        """Heat-maps of subsets and of retrieval, and what some rows find."""
+        """Draw heat-maps of subsets and retrieval, and examples of retrieval."""
         from polyview.evaluation import missing_figures
 
         return FrozenFeatures.figures(numbers, figure_data) | missing_figures.figures(
@@ -156,7 +158,7 @@ class MissingModalities:
         )
 
     def subsets(self) -> list[tuple[int, ...]]:
-        """All non-empty subsets of the looks, by their number, the smallest first."""
+        """All non-empty subsets of the views, as view numbers, the smallest first."""
         number = len(self._names())
         return [
             subset
@@ -172,13 +174,13 @@ class MissingModalities:
             field for name in self._modalities() for field in self.views.fields[name]
         ]
 
-    def _run(self, represent: Callable, mesh: Mesh) -> "_Said":
+    def _run(self, represent: Callable, mesh: Mesh) -> "_Predictions":
         names = self._modalities()
         ends = np.cumsum([len(self.views.fields[n]) for n in names])[:-1]
-        looks = range(len(self._names()))
-        masks = np.array([np.isin(looks, subset) for subset in self.subsets()])
+        views = range(len(self._names()))
+        masks = np.array([np.isin(views, subset) for subset in self.subsets()])
         kept = dict(zip(names, np.split(masks, ends, axis=1), strict=True))
-        # Regions of masks; nothing of a mask is kept but their sizes.
+        # Of a mask only the sizes of its regions and their overlaps are kept.
         regions = {
             target: tuple(map(tuple, self.test.targets[target]["regions"].values()))
             for target in self.targets
@@ -189,11 +191,11 @@ class MissingModalities:
         )
         parts = []
         for batch in self._batches(mesh):
-            # All subsets at once, so that each look is encoded once.
+            # All subsets at once, so that each view is encoded once.
             rows = len(batch["index"])
             batch["kept"] = {
-                name: np.broadcast_to(of, (rows, *of.shape))
-                for name, of in kept.items()
+                name: np.broadcast_to(mask, (rows, *mask.shape))
+                for name, mask in kept.items()
             }
             batch = devices.put(batch, mesh)
             features = represent(batch)
@@ -204,25 +206,27 @@ class MissingModalities:
                 if n in features
             }
             truths = {t: batch["targets"][t] for t in self.targets}
-            said = _Said(outputs, compared, batch["present"], truths, batch["index"])
-            said = small(tuple(regions.items()), said)
-            parts.append(jax.tree.map(np.asarray, said))
+            part = _Predictions(
+                outputs, compared, batch["present"], truths, batch["index"]
+            )
+            part = small(tuple(regions.items()), part)
+            parts.append(jax.tree.map(np.asarray, part))
         joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         return jax.tree.map(lambda array: array[joined.index >= 0], joined)
 
-    def _joined(self, compared: Mapping, of: str) -> np.ndarray:
-        """z or h of all looks side by side, [n, looks, d]."""
+    def _joined(self, compared: Mapping, kind: str) -> np.ndarray:
+        """Concatenate z or h of all views, [n, views, d]."""
         names = self._modalities()
         if lacking := [name for name in names if name not in compared]:
             raise InputError(
-                f"retrieval compares looks, and the model has no features of "
-                f"'{lacking[0]}'; set retrieval of the evaluation to False"
+                f"retrieval compares views, but the model has no features of "
+                f"'{lacking[0]}'; set the evaluation's retrieval to False"
             )
-        parts = [compared[name][of] for name in names]
+        parts = [compared[name][kind] for name in names]
         if len({part.shape[-1] for part in parts}) > 1:
             raise InputError(
-                f"retrieval compares looks, and their {of} differ in width; "
-                "set retrieval of the evaluation to False"
+                f"retrieval compares views, but their {kind} differ in width; "
+                "set the evaluation's retrieval to False"
             )
         return np.concatenate(parts, 1)
 
@@ -235,15 +239,17 @@ class MissingModalities:
             process_count=jax.process_count(),
         )
 
-    def _score(self, target, number, found, present) -> dict[str, Any]:
+    def _score(
+        self, target: str, number: int, read: "_Predictions", present: np.ndarray
+    ) -> dict[str, Any]:
         subset = self.subsets()[number]
         rows = present[:, list(subset)].any(1)
         names = [self._names()[i] for i in subset]
-        said = {"looks": names, "rows": int(rows.sum())}
+        score = {"looks": names, "rows": int(rows.sum())}
         if not rows.any():
-            return said | {"note": "no row has any of these looks"}
-        outputs = found.outputs[target][rows, number]
-        truth = found.truths[target][rows] if target in found.truths else None
+            return score | {"note": "no row has any of these looks"}
+        outputs = read.outputs[target][rows, number]
+        truth: Any = read.truths[target][rows] if target in read.truths else None
         task = self.test.targets[target]
         if not np.isfinite(outputs).all():
             raise InputError(
@@ -252,60 +258,65 @@ class MissingModalities:
             )
         match task["kind"]:
             case "class":
-                return said | top_accuracy(outputs, truth)
+                return score | top_accuracy(outputs, truth)
             case "multi-label":
-                return said | auroc(outputs, truth, task["names"])
+                return score | auroc(outputs, truth, task["names"])
             case "regression":
-                return said | {"r2": float(r2_score(truth, outputs))}
+                return score | {"r2": float(r2_score(truth, outputs))}
             case "mask":
-                return said | dice(outputs, task["regions"])
+                return score | dice(outputs, task["regions"])
             case kind:
-                raise InputError(f"target '{target}' is of kind '{kind}', not measured")
+                raise InputError(f"no measure for target '{target}' of kind '{kind}'")
 
     def _retrieval(self, each: np.ndarray, present: np.ndarray) -> dict:
-        """Recall of each look by each other, among the rows that have both.
+        """Measure the recall of each view by each other, among the rows with both.
 
-        each: z float[n, looks, d].
+        each: z or h, float[n, views, d].
         """
         names = self._names()
-        found = {}
+        pairs = {}
         for a, b in itertools.permutations(range(len(names)), 2):
             both = present[:, a] & present[:, b]
-            said = {"from": names[a], "to": names[b], "rows": int(both.sum())}
+            pair: dict[str, Any]
+            pair = {"from": names[a], "to": names[b], "rows": int(both.sum())}
             if both.any():
                 near = neighbours(each[both, b], each[both, a], k=max(_RECALL)).index
                 own = near == np.arange(both.sum())[:, None]
-                said |= {
+                pair |= {
                     f"recall@{k}": float(own[:, :k].any(1).mean()) for k in _RECALL
                 }
-            found[f"{names[a]} -> {names[b]}"] = said
-        return found
+            pairs[f"{names[a]} -> {names[b]}"] = pair
+        return pairs
 
-    def _pictures(self, each, present, index) -> dict[str, np.ndarray]:
-        """What some rows find, for figures: a picture in the other picture looks, and a
-        text among pictures of the first of them. Rows are evenly spaced, none picked.
+    def _pictures(
+        self, each: np.ndarray, present: np.ndarray, index: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Retrieve for some rows, for the figures; the rows are evenly spaced.
+
+        Each picture of the first picture view retrieves one from each other picture
+        view; each text retrieves pictures of the first picture view.
         """
-        first = self._looks_of(index[0]) if len(index) else []
-        pictures = [i for i, look in enumerate(first) if _is_picture(look)]
-        texts = [i for i, look in enumerate(first) if look.ndim == 1]
+        first = self._views_of(index[0]) if len(index) else []
+        pictures = [i for i, view in enumerate(first) if _is_picture(view)]
+        texts = [i for i, view in enumerate(first) if view.ndim == 1]
         rows = np.flatnonzero(present[:, pictures + texts].all(1))
         if len(pictures) < 2 or not len(rows):
             return {}
         shown = rows[np.linspace(0, len(rows) - 1, min(_SHOWN, len(rows))).astype(int)]
 
-        def images(look: int, of: np.ndarray) -> np.ndarray:
-            flat = [self._looks_of(index[row])[look] for row in of.ravel()]
-            return np.stack(flat).reshape(*of.shape, *flat[0].shape)
+        def images(view: int, places: np.ndarray) -> np.ndarray:
+            flat = [self._views_of(index[row])[view] for row in places.ravel()]
+            return np.stack(flat).reshape(*places.shape, *flat[0].shape)
 
         start, *others = pictures
         near = [
-            rows[neighbours(each[rows, look], each[shown, start], k=1).index[:, 0]]
-            for look in others
+            rows[neighbours(each[rows, view], each[shown, start], k=1).index[:, 0]]
+            for view in others
         ]
         sample = {
             "across_query": images(start, shown),
             "across_found": np.stack(
-                [images(look, of) for look, of in zip(others, near, strict=True)], 1
+                [images(view, own) for view, own in zip(others, near, strict=True)], 1
             ),
             "across_right": np.stack(near, 1) == shown[:, None],
             "across_look": np.array([self._names()[i] for i in pictures]),
@@ -323,11 +334,11 @@ class MissingModalities:
             }
         return sample
 
-    def _looks_of(self, row: int) -> list[np.ndarray]:
-        """The looks of a row of the source, as the model is given them."""
+    def _views_of(self, row: int) -> list[np.ndarray]:
+        """The views of a row of the source, as the model receives them."""
         example = self.test[int(row)]
         views = self.views(example, np.random.default_rng(0))["views"]
-        return [look for name in self._modalities() for look in views[name]]
+        return [view for name in self._modalities() for view in views[name]]
 
     def _describe(self, rows: int) -> dict[str, Any]:
         return {
@@ -342,63 +353,72 @@ class MissingModalities:
         }
 
 
-class _Said(NamedTuple):
-    """What a model says of n rows."""
+class _Predictions(NamedTuple):
+    """Outputs and features of a model on n rows."""
 
-    outputs: dict[str, Any]  # of each target and subset: [n, subsets, ...]
-    compared: dict[str, Any]  # of each modality z and h: [n, m, d]
+    outputs: dict[str, Any]  # by target: [n, subsets, ...]
+    compared: dict[str, Any]  # by modality, z and h: [n, m, d]
     present: dict[str, Any]
     truths: dict[str, Any]
     index: Any
 
 
-def _is_picture(look: np.ndarray) -> bool:
-    return look.dtype == np.uint8 and look.ndim == 3 and look.shape[-1] in (1, 3)
+def _is_picture(view: np.ndarray) -> bool:
+    return view.dtype == np.uint8 and view.ndim == 3 and view.shape[-1] in (1, 3)
 
 
-def _small(regions: tuple, said: _Said) -> _Said:
-    """What scores need: in place of a mask's logits the overlaps of its regions."""
-    regions = dict(regions)
+def _small(regions: tuple, part: _Predictions) -> _Predictions:
+    """Replace the logits of masks by the overlaps of regions, all that scores need."""
+    by_target = dict(regions)
     outputs = {
-        target: overlaps(z, said.truths[target][:, None], regions[target])
-        if target in regions
+        target: overlaps(z, part.truths[target][:, None], by_target[target])
+        if target in by_target
         else z.astype(jnp.float32)
-        for target, z in said.outputs.items()
+        for target, z in part.outputs.items()
     }
-    truths = {t: truth for t, truth in said.truths.items() if t not in regions}
-    return said._replace(outputs=outputs, truths=truths)
+    truths = {t: truth for t, truth in part.truths.items() if t not in by_target}
+    return part._replace(outputs=outputs, truths=truths)
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict:
-    """The area under the ROC curve of each label that occurs and does not: scores and
-    labels [n, l]. Their mean is "auroc"."""
-    of = {
+    """Return the area under the ROC curve of each label, and the mean as "auroc".
+
+    scores and labels: [n, l]. Labels that are equal in all rows are left out.
+    """
+    areas = {
         name: float(roc_auc_score(labels[:, i], scores[:, i]))
         for i, name in enumerate(names)
         if 0 < labels[:, i].sum() < len(labels)
     }
-    if not of:
+    if not areas:
         return {"note": "each label is the same in all rows: no ROC curve"}
-    return {"auroc": float(np.mean([*of.values()])), "auroc_of": of}
+    return {"auroc": float(np.mean([*areas.values()])), "auroc_of": areas}
 
 
-def overlaps(logits, truth, regions: Sequence[Sequence[int]]) -> jax.Array:
-    """|A and B| and |A| + |B| of each region in pixels, [..., regions, 2], not finite
-    where a logit is not; logits [..., h, w, classes], truth int[..., h, w]."""
+def overlaps(
+    logits: jax.Array, truth: jax.Array, regions: Sequence[Sequence[int]]
+) -> jax.Array:
+    """Return |A and B| and |A| + |B| of each region in pixels, [..., regions, 2].
+
+    logits [..., h, w, classes], truth int[..., h, w]. NaN where logits are not finite.
+    """
     answers = logits.argmax(-1)
-    of = []
+    each = []
     for classes in regions:
         a, b = jnp.isin(answers, np.array(classes)), jnp.isin(truth, np.array(classes))
         both, sizes = (a & b).sum((-2, -1)), a.sum((-2, -1)) + b.sum((-2, -1))
-        of.append(jnp.stack([both, sizes], -1))
+        each.append(jnp.stack([both, sizes], -1))
     finite = jnp.isfinite(logits).all((-3, -2, -1))[..., None, None]
-    return jnp.where(finite, jnp.stack(of, -2).astype(jnp.float32), jnp.nan)
+    return jnp.where(finite, jnp.stack(each, -2).astype(jnp.float32), jnp.nan)
 
 
 def dice(found: np.ndarray, regions: Mapping[str, Sequence[int]]) -> dict:
-    """2 |A and B| / (|A| + |B|) of each region, its classes taken together, mean over
-    the rows of what `overlaps` found. "dice" is the mean over the regions."""
+    """Return the Dice score 2 |A and B| / (|A| + |B|) of each region.
+
+    found: from `overlaps`, [n, regions, 2]. A region is the union of its classes. The
+    scores are averaged over rows; "dice" is their mean over regions.
+    """
     both, sizes = found[..., 0], found[..., 1]
     each = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1).mean(0)
-    of = {name: float(value) for name, value in zip(regions, each, strict=True)}
-    return {"dice": float(np.mean([*of.values()])), "dice_of": of}
+    scores = {name: float(value) for name, value in zip(regions, each, strict=True)}
+    return {"dice": float(np.mean([*scores.values()])), "dice_of": scores}

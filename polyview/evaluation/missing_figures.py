@@ -1,9 +1,10 @@
-"""Figures of predictions from some of the looks, and of what finds what."""
+"""Figures of predictions from subsets of the views, and of retrieval."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 
 from polyview.drawing import (
     FAINT,
@@ -23,42 +24,42 @@ from polyview.evaluation.missing import MEASURES
 
 
 def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
-    """Those of an evaluation that its data allow, by name."""
-    found = {}
+    """Draw the figures that the data of an evaluation allow, by name."""
+    drawn = {}
     for target, scores in numbers["subsets"].items():
         for measure in (m for m in MEASURES if any(m in one for one in scores)):
             each = {"+".join(one["looks"]): one.get(measure) for one in scores}
-            found[f"subsets-{target}"] = subsets({target: each}, measure)
+            drawn[f"subsets-{target}"] = subsets({target: each}, measure)
     if numbers.get("retrieval"):
-        found["retrieval"] = retrieval(numbers["retrieval"], numbers["looks"])
+        drawn["retrieval"] = retrieval(numbers["retrieval"], numbers["looks"])
     if "across_query" in figure_data:
-        found["across"] = across(
+        drawn["across"] = across(
             figure_data["across_query"],
             figure_data["across_found"],
             figure_data["across_right"],
             [str(look) for look in figure_data["across_look"]],
         )
     if "text_query" in figure_data:
-        found["texts"] = texts(
+        drawn["texts"] = texts(
             [str(name) for name in figure_data["text_query"]],
             figure_data["text_found"],
             figure_data["text_right"],
         )
-    return found
+    return drawn
 
 
 @styled
 def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
-    """What each method predicts from each subset of the looks: a heat-map of numbers.
+    """Draw a heat-map of the score of each method (column) on each subset (row).
 
-    `scores` maps a method to {"a+b": score}, None where there is none; a row is a
-    subset, its looks marked by dots on the left, a column a method.
+    `scores` maps a method to {"a+b": score or None}. Dots on the left mark the views of
+    a subset.
     """
     methods = [*scores]
-    rows = [*max(scores.values(), key=len)]  # methods may know fewer looks
-    rows += sorted({row for of in scores.values() for row in of} - {*rows})
-    looks = [*dict.fromkeys(look for row in rows for look in row.split("+"))]
-    check_parts(len(rows) * max(len(methods), len(looks)))
+    rows = [*max(scores.values(), key=len)]  # methods may have fewer views
+    rows += sorted({row for own in scores.values() for row in own} - {*rows})
+    views = [*dict.fromkeys(view for row in rows for view in row.split("+"))]
+    check_parts(len(rows) * max(len(methods), len(views)))
     grid = np.asarray([[scores[m].get(r) for m in methods] for r in rows], float)
     figure, axes = one_axes(1.6 + 0.21 * len(rows))
     low, high = np.nanmin(grid), np.nanmax(grid)
@@ -67,12 +68,12 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
         dark = value > low + 0.6 * (high - low)
         text = "–" if np.isnan(value) else f"{value:.3f}"
         write_cell(axes, row, column, text, dark, fontsize=7)
-    # Dots left of the map: a column a look, filled where the row has it.
+    # Dots left of the map: one column per view, dark where the subset has it.
     step = 0.06
-    for number, look in enumerate(looks):
-        x = -step * (len(looks) - number)
+    for number, view in enumerate(views):
+        x = -step * (len(views) - number)
         for row, name in enumerate(rows):
-            has = look in name.split("+")
+            has = view in name.split("+")
             axes.plot(
                 x,
                 row,
@@ -83,7 +84,7 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
                 color=INK if has else FAINT,
             )
         axes.annotate(
-            look,
+            view,
             (x, 1.0),
             xytext=(0, 6),
             xycoords=("axes fraction", "axes fraction"),
@@ -97,19 +98,19 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
     axes.set_yticks([])
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right", fontsize=8)
     hide_frame(axes)
-    set_title(figure, f"Predicted from the looks marked: {MEASURES[measure]}")
+    set_title(figure, f"Predicted from the marked views: {MEASURES[measure]}")
     return figure
 
 
 @styled
 def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
-    """Recall at 1 in %, from each look (row) to each other (column).
+    """Draw recall at 1 in %, from each view (row) to each other (column).
 
-    `pairs` and `looks` are those of an evaluation.
+    `pairs` and `looks` are the "retrieval" and "looks" of an evaluation.
     """
     check_parts(len(looks) ** 2)
     grid = np.full((len(looks), len(looks)), np.nan)
-    place = {look: number for number, look in enumerate(looks)}
+    place = {view: number for number, view in enumerate(looks)}
     for pair in pairs.values():
         if "recall@1" in pair:
             grid[place[pair["from"]], place[pair["to"]]] = 100 * pair["recall@1"]
@@ -121,20 +122,23 @@ def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
             write_cell(axes, row, column, text, value > 55)
     axes.set_xticks(range(len(looks)), looks, rotation=30, ha="right")
     axes.set_yticks(range(len(looks)), looks)
-    axes.set_title("Retrieval, % found at the first place: row in column")
+    axes.set_title("Retrieval: % found first, from row to column")
     hide_frame(axes)
     return figure
 
 
 @styled
-def across(query, found, right, looks: Sequence[str]) -> Figure:
-    """Pictures of one look, and the nearest to each in every other look.
+def across(
+    query: np.ndarray, found: np.ndarray, right: np.ndarray, looks: Sequence[str]
+) -> Figure:
+    """Draw pictures of one view, and the nearest to each in every other view.
 
-    query: uint8[q, h, w, c]; found: uint8[q, looks - 1, h, w, c]; right: bool[q,
-    looks - 1]. The colour of a frame says whether a picture shows the same thing.
+    query: uint8[q, h, w, c]; found: uint8[q, m - 1, h, w, c]; right: bool[q, m - 1];
+    looks: the m names. The colour of a frame shows whether a picture is of the same
+    sample.
     """
     rows, columns = right.shape
-    figure, grid = _pictures(rows, columns, "Nearest in the other looks", left=0)
+    figure, grid = _pictures(rows, columns, "Nearest in the other views", left=0)
     for row in range(rows):
         axes = figure.add_subplot(grid[row, 0])
         show_image(axes, query[row], INK)
@@ -150,11 +154,11 @@ def across(query, found, right, looks: Sequence[str]) -> Figure:
 
 
 @styled
-def texts(query: Sequence[str], found, right) -> Figure:
-    """Texts, and the pictures nearest to each, the nearest first.
+def texts(query: Sequence[str], found: np.ndarray, right: np.ndarray) -> Figure:
+    """Draw texts and the pictures nearest to each, the nearest first.
 
-    found: uint8[q, k, h, w, c]; right: bool[q, k]. The colour of a frame says whether a
-    picture shows the same thing.
+    found: uint8[q, k, h, w, c]; right: bool[q, k]. The colour of a frame shows whether
+    a picture is of the same sample.
     """
     rows, columns = right.shape
     title = "Pictures nearest to a text"
@@ -170,8 +174,10 @@ def texts(query: Sequence[str], found, right) -> Figure:
     return figure
 
 
-def _pictures(rows: int, columns: int, title: str, left: float):
-    """A figure of rows of pictures, one and so many more, right of `left` widths."""
+def _pictures(
+    rows: int, columns: int, title: str, left: float
+) -> tuple[Figure, GridSpec]:
+    """A figure and its grid: rows of 1 + `columns` pictures, right of `left` widths."""
     check_parts(rows * (columns + 1))
     widths = ([left] if left else []) + [1] * (columns + 1)
     side = WIDTH / sum(widths)

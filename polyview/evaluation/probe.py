@@ -1,14 +1,13 @@
-"""Linear probe: how well can a hyperplane read the classes off frozen features?
+"""Linear probe: multinomial logistic regression on frozen features.
 
-Multinomial logistic regression on standardised features x = (h - mean) / deviation of
-the training rows:
+With features standardised over the training rows, x = (h - mean) / deviation, it solves
 
     minimise over W, c:  mean_i -log softmax(x_i W + c)[y_i] + decay / 2 |W|^2
 
 by SGD with momentum and a cosine schedule. Learning rate and weight decay are swept:
-all pairs train at once, on the same mini-batches, as one vmapped program. The pair is
-chosen on a held-out part of the training rows, then fitted again on all of them; the
-test rows are read once, by that probe.
+all pairs train at once, on the same mini-batches, in one vmapped program. The best pair
+on held-out training rows is fitted again on all training rows. The test rows are read
+once, by that probe.
 """
 
 import dataclasses
@@ -23,11 +22,12 @@ import numpy as np
 from polyview.errors import InputError
 
 _MOMENTUM = 0.9
+_Probe = tuple[jax.Array, jax.Array]  # weight and bias
 
 
 class Fitted(NamedTuple):
-    """Probes of p hyper-parameter pairs: weight [p, d, c], bias [p, c], shift and scale
-    [d] of the standardisation."""
+    """Probes of p hyper-parameter pairs: weight [p, d, c], bias [p, c]; the shift and
+    scale [d] that standardise features."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -37,19 +37,19 @@ class Fitted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Held-out top-1 of each pair [learning rates, weight decays], and the best one."""
+    """Held-out top-1 accuracy [learning rates, weight decays], and the best pair."""
 
     accuracy: np.ndarray
     learning_rate: float
     weight_decay: float
-    border: tuple[str, ...]  # the axes of the grid at whose end the best pair lies
+    border: tuple[str, ...]  # axes of the grid with the best pair at their end
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """The grid and the length of a fit.
+    """A linear probe: its grid of hyper-parameters and the length of a fit.
 
-    `steps` is rounded up to whole epochs; `batch_size` shrinks to the rows there are.
+    `steps` is rounded up to whole epochs; `batch_size` is at most the number of rows.
     """
 
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -57,13 +57,13 @@ class LinearProbe:
     steps: int = 2000
     batch_size: int = 500
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("learning_rates", "weight_decays"):
-            values = tuple(getattr(self, name))  # a config read from JSON has lists
+            values = tuple(getattr(self, name))  # JSON configs have lists
             object.__setattr__(self, name, values)
             if not values or list(values) != sorted(set(values)) or min(values) < 0:
                 raise InputError(
-                    f"probe: {name} must be non-negative and rising, not {values}"
+                    f"probe: {name} must be non-negative and ascending, not {values}"
                 )
         if self.steps < 1 or self.batch_size < 1:
             raise InputError("probe: steps and batch_size must be at least 1")
@@ -113,7 +113,7 @@ class LinearProbe:
     ) -> Fitted:
         """Train one probe per (learning rate, weight decay), all on the same batches.
 
-        h is float[n, d], labels int[n]. A function of its arguments and the seed alone.
+        h is float[n, d], labels int[n]. Deterministic, given the seed.
         """
         shift = h.mean(axis=0, dtype=np.float64).astype(np.float32)
         scale = h.std(axis=0, dtype=np.float64).astype(np.float32)
@@ -139,7 +139,7 @@ class LinearProbe:
             self.learning_rates[-1],
         ):
             ends.append("learning_rate")
-        # Nothing lies below a weight decay of zero.
+        # A weight decay of zero cannot be lowered.
         last = self.weight_decays[-1]
         first = self.weight_decays[0] or last
         if len(self.weight_decays) > 1 and weight_decay in (first, last):
@@ -148,9 +148,9 @@ class LinearProbe:
 
 
 def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Mask bool[n] of the held-out rows: the same fraction of every class, at random.
+    """Return a mask bool[n] of held-out rows: a random equal fraction of every class.
 
-    Raises InputError when nothing would be held out, or nothing left to fit.
+    Raises InputError if no row would be held out, or none left to fit.
     """
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
@@ -167,32 +167,52 @@ def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def logits(fitted: Fitted, h: np.ndarray, probe: int = 0) -> np.ndarray:
-    """The outputs of one of the probes, float32[n, c]; h is float[n, d]."""
+    """Return the logits of one probe, float32[n, c]; h is float[n, d]."""
     x = (h - fitted.shift) / fitted.scale
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # a diverged pair scores as chance
+    # A diverged pair may overflow; it scores as chance.
+    with np.errstate(over="ignore", invalid="ignore"):
         return x @ fitted.weight[probe] + fitted.bias[probe]
 
 
 @partial(jax.jit, static_argnames=("classes", "epochs", "batch_size"))
-def _fit(x, labels, learning_rate, weight_decay, seed, *, classes, epochs, batch_size):
+def _fit(
+    x: jax.Array,
+    labels: jax.Array,
+    learning_rate: jax.Array,
+    weight_decay: jax.Array,
+    seed: jax.Array,
+    *,
+    classes: int,
+    epochs: int,
+    batch_size: int,
+) -> _Probe:
     rows, dimensions = x.shape
     steps = rows // batch_size
     key = jax.random.key(seed)
 
-    def loss(parameters, batch, target, decay):
+    def loss(
+        parameters: _Probe, batch: jax.Array, target: jax.Array, decay: jax.Array
+    ) -> jax.Array:
         weight, bias = parameters
         logits = jnp.matmul(batch, weight, precision="highest") + bias[None]
         likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), target, axis=1)
         return -jnp.mean(likelihood) + decay / 2 * jnp.sum(jnp.square(weight))
 
-    def update(parameters, velocity, batch, target, rate, decay):
+    def update(
+        parameters: _Probe,
+        velocity: _Probe,
+        batch: jax.Array,
+        target: jax.Array,
+        rate: jax.Array,
+        decay: jax.Array,
+    ) -> tuple[_Probe, _Probe]:
         gradient = jax.grad(loss)(parameters, batch, target, decay)
         velocity = jax.tree.map(lambda v, g: _MOMENTUM * v + g, velocity, gradient)
         return jax.tree.map(lambda p, v: p - rate * v, parameters, velocity), velocity
 
-    def step(carry, rows_and_time):
+    def step(
+        carry: tuple[_Probe, _Probe], rows_and_time: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[_Probe, _Probe], None]:
         batch_rows, time = rows_and_time
         anneal = (1 + jnp.cos(jnp.pi * time)) / 2
         batch, target = x[batch_rows], labels[batch_rows][:, None]
@@ -200,7 +220,9 @@ def _fit(x, labels, learning_rate, weight_decay, seed, *, classes, epochs, batch
         carry = each(*carry, batch, target, learning_rate * anneal, weight_decay)
         return carry, None
 
-    def epoch(carry, number):
+    def epoch(
+        carry: tuple[_Probe, _Probe], number: jax.Array
+    ) -> tuple[tuple[_Probe, _Probe], None]:
         order = jax.random.permutation(jax.random.fold_in(key, number), rows)
         order = order[: steps * batch_size].reshape(steps, batch_size)
         time = (number * steps + jnp.arange(steps)) / (epochs * steps)

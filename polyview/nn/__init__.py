@@ -1,1 +1,1 @@
-"""Modules that know no loss: encoders, projectors, towers and photometry."""
+"""Modules independent of the loss: encoders, projectors, towers, photometry."""

@@ -1,8 +1,9 @@
-"""From the features of several modalities to a prediction, whichever of them are there.
+"""Predict from the features of several modalities, any of which may be missing.
 
-    h = mean of the representations of the looks that are kept;   z = head(h)
+    h = mean of the representations of the kept views;   z = head(h)
 
-A look is one view of one modality: two drawings of a concept, and its name, are three.
+The views of all modalities count alike: two drawings of a concept, and its name, are
+three views.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +18,14 @@ from polyview.nn.towers import Features, Tower, Towers
 class LateFusion(Towers):
     """Towers, and a head for each target on the mean of their representations.
 
-    `heads` are `head(features, rngs=)` by target. Called as `Towers`; beside the
-    features of each modality it returns, under the target's name, z[b, n, out] of the
-    head and h[b, n, d']: of the mean over each of the n choices of looks that
-    `readable` finds in the batch, zero where there is none; with `alone` each look by
-    itself follows, sorted by modality, zeros for one that is not present.
-    `critic(rngs=)` makes the model's own critic, for objectives that ask for it. Raises
-    ValueError where the representations differ in width, and for a target named as a
-    modality. An encoder with BatchNorm still sees zeros in the place of missing views:
-    where views are missing, take one without.
+    `heads` are `head(features, rngs=)` by target. Called as `Towers`; adds to its
+    features, under the target's name, z[b, n, out] of the head and h[b, n, d'], the
+    mean over each of the n choices of views from `readable`, zero for an empty choice.
+    With `alone`, single views follow, sorted by modality, zeros for a missing one.
+    `critic(rngs=)` makes the model's own critic, for objectives that ask for it. An
+    encoder with BatchNorm still sees zeros for missing views: use one without if views
+    are missing. Raises ValueError if the representations differ in width, or if a
+    target has the name of a modality.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class LateFusion(Towers):
         super().__init__(towers, rngs=rngs)
         widths = {name: tower.encoder.features for name, tower in self.towers.items()}
         if len(set(widths.values())) != 1:
-            raise ValueError(f"representations that are averaged differ: {widths}")
+            raise ValueError(
+                f"representations to be averaged differ in width: {widths}"
+            )
         if both := set(towers) & set(heads):
             raise ValueError(f"{sorted(both)[0]!r} names a modality and a target")
         (width,) = set(widths.values())
@@ -54,7 +56,7 @@ class LateFusion(Towers):
     def __call__(
         self, batch: Mapping, *, key: jax.Array | None, train: bool
     ) -> dict[str, Features]:
-        # Whatever stands in a missing view, NaN say, must not reach an encoder.
+        # The contents of a missing view, perhaps NaN, must not reach an encoder.
         views = {
             name: only(x, batch["present"][name]) for name, x in batch["views"].items()
         }
@@ -64,11 +66,11 @@ class LateFusion(Towers):
         def joined(parts: Mapping) -> jax.Array:
             return jnp.concatenate([parts[name] for name in names], 1)
 
-        looks = joined({name: features[name].h for name in names})
-        looks = only(looks, joined(batch["present"]))
-        h = jax.vmap(mean_of, (None, 1), 1)(looks, readable(batch, names))
+        single = joined({name: features[name].h for name in names})
+        single = only(single, joined(batch["present"]))
+        h = jax.vmap(mean_of, (None, 1), 1)(single, readable(batch, names))
         if self.alone:
-            h = jnp.concatenate([h, looks], 1)
+            h = jnp.concatenate([h, single], 1)
         for target, head in self.heads.items():
             b, n, _ = h.shape
             z = head(h.reshape(b * n, -1), train=train)
@@ -78,27 +80,27 @@ class LateFusion(Towers):
 
 
 def readable(batch: Mapping, names: Sequence[str]) -> jax.Array:
-    """The looks that each of n predictions may read, bool[b, n, looks].
+    """The views that each of n predictions may read, bool[b, n, views].
 
-    `batch["kept"]`: bool[b, m] of each modality, one choice, or bool[b, n, m], as many
-    predictions from features that are encoded once; without it, `batch["present"]`.
-    Never what is not present. The looks of the modalities `names` stand side by side.
+    `batch["kept"]` has for each modality one choice, bool[b, m], or one a prediction,
+    bool[b, n, m], made from features that are encoded once. Without it, `present` is
+    the choice. Missing views are never read. The views of `names` are concatenated.
     """
-    found = []
+    masks = []
     for name in names:
         present = batch["present"][name][:, None]
         kept = batch["kept"][name] if "kept" in batch else present
-        found.append(present & (kept if kept.ndim == 3 else kept[:, None]))
-    return jnp.concatenate(found, -1)
+        masks.append(present & (kept if kept.ndim == 3 else kept[:, None]))
+    return jnp.concatenate(masks, -1)
 
 
 def mean_of(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `x[b, m, ...]` over the views that `mask: bool[b, m]` marks, zero where
-    it marks none, whatever stands in the others."""
+    """Mean of `x[b, m, ...]` over the views in `mask: bool[b, m]`; zero if there are
+    none. Other views do not matter, even if NaN."""
     count = jnp.maximum(mask.sum(1), 1).astype(x.dtype)
     return only(x, mask).sum(1) / count.reshape(-1, *[1] * (x.ndim - 2))
 
 
 def only(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`x[b, m, ...]` where `mask: bool[b, m]` marks it, zeros elsewhere."""
+    """`x[b, m, ...]` where `mask: bool[b, m]` is True, zeros elsewhere."""
     return jnp.where(mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), x, 0)

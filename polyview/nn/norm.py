@@ -1,26 +1,24 @@
-"""Batch normalisation with torch's rule; statistics in the type of the parameters.
+"""Batch normalisation as in torch, with statistics in the type of the parameters.
 
     y = scale * (x - mean) / sqrt(var + 1e-5) + bias
 
-In training, mean and (biased) variance are those of the whole batch: under
-`jax.jit` over a batch sharded by rows they are global, that is, synchronised. The
-running statistics follow torch with momentum 0.1, and like torch's take the unbiased
-variance: running = 0.9 running + 0.1 batch.
-
-`nnx.BatchNorm` differs where it matters here: in bfloat16 it rounds the running
-statistics before it uses them, in float64 its statistics change type after the first
-step, and its running variance is the biased one.
+In training, mean and (biased) variance are those of the whole batch, of all devices if
+`jax.jit` shards its rows. The running statistics follow torch with momentum 0.1 and the
+unbiased variance: running = 0.9 running + 0.1 batch. `nnx.BatchNorm` differs: it keeps
+the biased variance, in bfloat16 it rounds the running statistics before using them, and
+in float64 its statistics change type after the first step.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 
 class BatchNorm(nnx.Module):
-    """Normalises the last axis by statistics over the others (Ioffe, Szegedy 2015).
+    """Normalise the last axis by statistics over the others (Ioffe, Szegedy 2015).
 
-    `x[..., features]` gives the same shape in `dtype`; statistics and parameters keep
+    `x[..., features]` gives the same shape in `dtype`; statistics and parameters have
     `param_dtype`. `scale` is the initial scale; without `bias` nothing is added.
     """
 
@@ -30,8 +28,8 @@ class BatchNorm(nnx.Module):
         *,
         scale: float = 1.0,
         bias: bool = True,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         del rngs  # the initial values are constants
@@ -46,8 +44,8 @@ class BatchNorm(nnx.Module):
             exact = x.astype(self.mean.dtype)
             axes = tuple(range(x.ndim - 1))
             mean = exact.mean(axes)
-            # One pass over x, as in flax; rounding can take the difference just below
-            # zero, and it loses digits where the mean is a thousand deviations or more.
+            # One pass over x, as in flax. Rounding can make the difference slightly
+            # negative; precision suffers if the mean is a thousand deviations or more.
             var = jnp.maximum((exact * exact).mean(axes) - mean * mean, 0)
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))

@@ -6,15 +6,12 @@ definitions are torchvision's, for floats in [0, 1]: with g(x) the luma of a pix
     brightness  clip(f x)                      contrast  clip(f x + (1 - f) mean g(x))
     saturation  clip(f x + (1 - f) g(x))       hue       HSV rotation by a fraction
 
-All but the hue are one blend, clip(keep x + grey g(x) + mean mean(g(x))), so a random
-order of the four needs no branches: three blends before the hue and three after it, of
-which those that are not due are the identity (1, 0, 0). Whatever a view draws, it does
-the same work: no operation mixes views or branches on them, so that each device works
-on its own rows, and the same code is vectorised on CPU, GPU and TPU. Branches would
-skip work on a CPU alone.
-
-What costs time is memory more than arithmetic, so views pass in chunks that fit in a
-cache, from uint8 to the result.
+All but the hue are one blend, clip(keep x + grey g(x) + mean mean(g(x))). So a random
+order needs no branches: three blends before the hue and three after it, with those not
+drawn the identity (1, 0, 0). Every view does the same work and no operation mixes
+views, so each device works on its own rows, and the code is vectorised on CPU, GPU and
+TPU. Branches would save work only on a CPU. Memory traffic costs more time than
+arithmetic, so views are processed in chunks that fit in a cache.
 """
 
 import math
@@ -27,17 +24,17 @@ import jax.numpy as jnp
 from polyview.errors import InputError, check_range
 
 # Floats of a chunk of views. On a CPU with 32 MB of cache 2**18 is a little faster and
-# 2**24 a third slower (`benchmarks/photometry.py`); an accelerator, not yet measured,
-# wants larger kernels, and 8 MB suit its cache as well.
+# 2**24 a third slower (`benchmarks/photometry.py`). Accelerators (not yet measured)
+# need larger kernels, and 8 MB fit their caches too.
 CHUNK = 2**21
 
 
 class Draw(NamedTuple):
-    """The noise of one view, or with leading axes of many."""
+    """The noise of one view, or of many with leading axes."""
 
     priority: jax.Array  # [4]: brightness, contrast, saturation, hue; lowest runs first
     factor: jax.Array  # [3]: brightness, contrast, saturation; 1 where not applied
-    turn: jax.Array  # of the hue, as a fraction of a circle; 0 where not applied
+    turn: jax.Array  # of the hue, fraction of a circle; 0 where not applied
     grey: jax.Array  # bool
     sigma: jax.Array  # of the blur, in pixels; 0 where not applied
     solarise: jax.Array  # bool
@@ -47,11 +44,10 @@ class Draw(NamedTuple):
 class Photometry:
     """SimCLR's colour augmentation of views in [0, 1] (Chen et al. 2020, appendix A).
 
-    `strength` multiplies the jitter, whose factors lie in [1 - v, 1 + v] (and above 0)
-    and whose hue turns by at most `hue` of a circle. The blur's kernel is a tenth of
-    the height, made odd, and its `sigma` is uniform. Solarisation, off by default,
-    comes last (Grill et al. 2020). Images have 3 channels or 1, where hue, saturation
-    and grey would change nothing and cost nothing.
+    `strength` scales the jitter: factors are in [1 - v, 1 + v] (and above 0), and the
+    hue turns by at most `hue` of a circle. The blur's kernel is a tenth of the height,
+    made odd, its `sigma` uniform. Solarisation, off by default, comes last (Grill et
+    al. 2020). Images have 3 channels, or 1: hue, saturation and grey then do nothing.
     """
 
     strength: float = 1.0
@@ -65,31 +61,29 @@ class Photometry:
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise_chance: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        chances = {n: v for n, v in vars(self).items() if n.endswith("_chance")}
         check_range(0.0, strength=self.strength)
-        for name in ("jitter", "grey", "blur", "solarise"):
-            name = f"{name}_chance"
-            check_range(0.0, 1.0, **{name: getattr(self, name)})
+        check_range(0.0, 1.0, **chances)
 
     def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-        """Floats `[b, m, h, w, c]` of images, uint8 or floats in [0, 1]; `keys[b]`.
+        """Augment images[b, m, h, w, c], uint8 or floats in [0, 1], by keys[b]: floats.
 
         View a of row i is a function of images[i, a], keys[i] and a alone. Under a mesh
-        (`jax.set_mesh`, Auto axes) the rows are sharded over all of its axes.
-        Raises InputError for other than 1 or 3 channels, and for images too narrow to
-        be blurred.
+        (`jax.set_mesh`, Auto axes) the rows are sharded over all of its axes. Raises
+        InputError for other than 1 or 3 channels, and for images too narrow to blur.
         """
         channels = images.shape[-1]
         if channels not in (1, 3):
             raise InputError(
-                f"photometry takes images of 1 or 3 channels, these have {channels}; "
-                "set photometry to None for them"
+                f"photometry takes images of 1 or 3 channels, not {channels}; set "
+                "photometry to None for these images"
             )
         height, width = images.shape[2:4]
         if self.blur_chance > 0 and width <= height // 20:
             raise InputError(
                 f"photometry cannot blur images of {height} x {width}, narrower than "
-                "its kernel; set photometry.blur_chance to 0 for them"
+                "its kernel; set photometry.blur_chance to 0"
             )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size <= 1:
@@ -98,29 +92,25 @@ class Photometry:
         return jax.shard_map(self._rows, in_specs=rows, out_specs=rows)(images, keys)
 
     def _rows(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-        """The same for the rows of one device, a chunk of views at a time."""
+        """Augment the rows of one device, a chunk of views at a time."""
         b, m, *shape = images.shape
 
-        def of_row(key):
-            return jax.vmap(lambda a: self.draw(jax.random.fold_in(key, a)))(
-                jnp.arange(m)
-            )
+        def of_row(key: jax.Array) -> Draw:
+            of_view = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(m))
+            return jax.vmap(self.draw)(of_view)
 
         most = min(b * m, max(1, CHUNK // math.prod(shape)))
         size = max(n for n in range(1, most + 1) if b * m % n == 0)
-        images, draws = jax.tree.map(
-            lambda x: x.reshape(-1, size, *x.shape[2:]),
-            (images, jax.vmap(of_row)(keys)),
-        )
-        done = jax.lax.map(lambda chunk: self._apply(*chunk), (images, draws))
+        views = (images, jax.vmap(of_row)(keys))
+        chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[2:]), views)
+        done = jax.lax.map(lambda chunk: self._apply(*chunk), chunks)
         return done.reshape(b, m, *shape)
 
     def draw(self, key: jax.Array) -> Draw:
-        """The noise of one view."""
+        """Draw the noise of one view."""
         uniform = jax.random.uniform(key, (13,))
-        spread = self.strength * jnp.array(
-            [self.brightness, self.contrast, self.saturation]
-        )
+        spread = jnp.array([self.brightness, self.contrast, self.saturation])
+        spread = self.strength * spread
         low, high = jnp.maximum(1 - spread, 0), 1 + spread
         jittered = uniform[7] < self.jitter_chance
         factor = low + (high - low) * uniform[4:7]
@@ -136,9 +126,9 @@ class Photometry:
         )
 
     def _apply(self, images: jax.Array, draw: Draw) -> jax.Array:
-        """The noise `draw[b]` on images `[b, h, w, c]`."""
+        """Apply the noise `draw[b]` to images `[b, h, w, c]`."""
         *shape, channels = images.shape
-        # As a matrix: of a longer transpose XLA (CPU) makes a layout, and a copy later.
+        # As a matrix: XLA (CPU) makes a layout of a longer transpose, and copies later.
         x = images.reshape(-1, channels).T.reshape(channels, *shape)
         if x.dtype == jnp.uint8:
             x = x.astype(float) / 255
@@ -147,8 +137,7 @@ class Photometry:
             x = jitter(x, draw.priority, draw.factor, draw.turn)
         if self.blur_chance > 0:
             x = blur(x, draw.sigma, radius=x.shape[-2] // 20)
-        # Grey is due before the blur. Both are linear and neither clips, so that they
-        # commute, and here the grey is part of the pass that follows.
+        # Grey belongs before the blur. Both are linear and neither clips: they commute.
         if self.grey_chance > 0:
             x = jnp.where(_pixels(draw.grey), luma(x), x)
         if self.solarise_chance > 0:
@@ -156,8 +145,8 @@ class Photometry:
         return jnp.moveaxis(x, 0, -1)
 
 
-# The operations work on planes x[c, b, h, w] (neighbouring pixels of a channel are
-# neighbours in memory, as vector units want it) with parameters per row.
+# The operations work on planes x[c, b, h, w], with parameters per row. Neighbouring
+# pixels of a channel are neighbours in memory, as vector units need.
 
 
 def luma(x: jax.Array) -> jax.Array:
@@ -176,16 +165,12 @@ def jitter(
     """
     brightness, contrast, saturation = factor.T
     one, zero = jnp.ones_like(turn), jnp.zeros_like(turn)
-    # The weights (keep, grey, mean) of each operation; the hue's are the identity.
-    weights = jnp.stack(
-        [
-            jnp.stack([brightness, zero, zero]),
-            jnp.stack([contrast, zero, 1 - contrast]),
-            jnp.stack([saturation, 1 - saturation, zero]),
-            jnp.stack([one, zero, zero]),
-        ]
-    )
-    # One channel knows two of the four operations.
+    # The weights of each operation, [4, 3, b]; the hue has the identity.
+    keep = jnp.stack([brightness, contrast, saturation, one])
+    grey = jnp.stack([zero, zero, 1 - saturation, zero])
+    mean = jnp.stack([zero, 1 - contrast, zero, zero])
+    weights = jnp.stack([keep, grey, mean], 1)
+    # Images of one channel have two of the four operations.
     order = jnp.argsort(priority.T[: 4 if len(x) == 3 else 2], axis=0)
     weights = jnp.take_along_axis(weights, order[:, None], axis=0)
     if len(x) == 1:
@@ -198,23 +183,23 @@ def jitter(
 
 
 def _blends(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Successive blends with `weights[step, 3, b]`."""
+    """Apply successive blends with `weights[step, 3, b]`."""
 
-    def blend(x, weight):
+    def blend(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, None]:
         keep, grey, mean = weight
         y = luma(x)
         level = y.mean((-2, -1), keepdims=True)
         y = _pixels(keep) * x + _pixels(grey) * y + _pixels(mean) * level
         return jnp.clip(y, 0, 1), None
 
-    # A loop, because XLA would otherwise compute all blends again for each mean.
+    # A loop: otherwise XLA computes all blends again for each mean.
     return jax.lax.scan(blend, x, weights)[0]
 
 
 def rotate_hue(x: jax.Array, turn: jax.Array) -> jax.Array:
-    """Turns the hue of `x[3, b, h, w]` by `turn[b]` of a circle.
+    """Turn the hue of `x[3, b, h, w]` by `turn[b]` of a circle.
 
-    Value and chroma stay, so the way to HSV and back reduces to
+    Value and chroma do not change, so the way to HSV and back reduces to
     channel n = value - chroma clip(2 - |6 k - 2|, 0, 1), k = (n / 6 + hue) mod 1, for
     n = 5, 3, 1.
     """
@@ -222,22 +207,16 @@ def rotate_hue(x: jax.Array, turn: jax.Array) -> jax.Array:
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     scale = 1 / (6 * jnp.where(chroma > 0, chroma, 1))
-    hue = jnp.where(
-        value == red,
-        (green - blue) * scale,
-        jnp.where(
-            value == green,
-            1 / 3 + (blue - red) * scale,
-            2 / 3 + (red - green) * scale,
-        ),
-    )
+    of_green, of_blue = 1 / 3 + (blue - red) * scale, 2 / 3 + (red - green) * scale
+    hue = jnp.where(value == green, of_green, of_blue)
+    hue = jnp.where(value == red, (green - blue) * scale, hue)
     k = hue + _pixels(turn) + jnp.array([5, 3, 1])[:, None, None, None] / 6
     k -= jnp.floor(k)
     return value - chroma * jnp.clip(2 - abs(6 * k - 2), 0, 1)
 
 
 def blur(x: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
-    """Gaussian blur of `x[c, b, h, w]` by `sigma[b]` pixels, edges reflected.
+    """Blur `x[c, b, h, w]` with a Gaussian of `sigma[b]` pixels, edges reflected.
 
     The kernel has 2 radius + 1 pixels; sigma = 0 is the identity.
     """
@@ -246,21 +225,21 @@ def blur(x: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
     kernel = jnp.exp(-0.5 * (offset / jnp.maximum(sigma, 0.01)[None]) ** 2)
     kernel /= kernel[:1] + 2 * kernel[1:].sum(0, keepdims=True)
 
-    def channel(padded):
+    def channel(padded: jax.Array) -> jax.Array:
         x = _convolve(padded, kernel, axis=1)
         return _convolve(_reflect(x, radius, axis=2), kernel, axis=2)
 
-    # A loop, because XLA would otherwise compute the sums again for each use of them.
+    # A loop: otherwise XLA computes the sums again for each use.
     return jax.lax.map(channel, _reflect(x, radius, axis=2))
 
 
 def _reflect(x: jax.Array, radius: int, axis: int) -> jax.Array:
-    """`x` with `radius` more pixels at both ends of an axis, mirrored at its edge.
+    """Extend an axis of `x` by `radius` pixels at both ends, mirrored at its edges.
 
-    In one concatenation: `jnp.pad` makes two, which XLA (CPU) computes one by one.
+    With one concatenation: `jnp.pad` makes two, which XLA (CPU) computes one by one.
     """
 
-    def mirrored(start):
+    def mirrored(start: int) -> jax.Array:
         part = jax.lax.slice_in_dim(x, start, start + radius, axis=axis)
         return jnp.flip(part, axis)
 
@@ -269,15 +248,15 @@ def _reflect(x: jax.Array, radius: int, axis: int) -> jax.Array:
 
 
 def _convolve(padded: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
-    """Symmetric convolution of `padded[b, ...]` along an axis, which loses its padding.
+    """Convolve `padded[b, ...]` along an axis, without its padding, by half kernels.
 
-    `kernel[radius + 1, b]` is half a kernel a row. Shifted sums: as matrix products
-    with [h, h] and [w, w] the blur took 3.6 times as long on a CPU at 224 px.
+    `kernel[radius + 1, b]` is half a symmetric kernel a row. Uses shifted sums: with
+    [h, h] and [w, w] matrix products the blur took 3.6 times as long (CPU, 224 px).
     """
     radius = len(kernel) - 1
     size = padded.shape[axis] - 2 * radius
 
-    def shifted(by):
+    def shifted(by: int) -> jax.Array:
         start = radius + by
         return jax.lax.slice_in_dim(padded, start, start + size, axis=axis)
 
@@ -289,5 +268,5 @@ def _convolve(padded: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
 
 
 def _pixels(a: jax.Array) -> jax.Array:
-    """One number a row, `a[b]`, against planes `[c, b, h, w]`."""
+    """Shape one number a row, `a[b]`, to broadcast against planes `[c, b, h, w]`."""
     return a[None, :, None, None]

@@ -1,44 +1,48 @@
 """Residual networks (He et al. 2016), in torchvision's v1.5 layout.
 
-Padding is explicit and symmetric as in torch: 'SAME' pads a strided convolution on one
-side only, so its features are not those of any published checkpoint.
+Padding is explicit and symmetric as in torch. 'SAME' would pad a strided convolution on
+one side only, and give other features than any published checkpoint.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from polyview.errors import check_range
 from polyview.nn import rematerialisation
 from polyview.nn.norm import BatchNorm
 
 
-def _conv(in_features, features, size, stride=1, **options) -> nnx.Conv:
-    """An odd kernel centred as in torch, or an even one that tiles the image."""
-    return nnx.Conv(
-        in_features,
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2 if size % 2 else 0,
-        use_bias=False,
-        kernel_init=jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        **options,
-    )
+def _conv(
+    in_features: int, features: int, size: int, stride: int = 1, **options: Any
+) -> nnx.Conv:
+    """A convolution: odd kernels are centred as in torch, even ones tile the image."""
+    start = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    options |= {"padding": size // 2 if size % 2 else 0, "kernel_init": start}
+    sizes = (in_features, features, (size, size))
+    return nnx.Conv(*sizes, strides=stride, use_bias=False, **options)
 
 
 class Basic(nnx.Module):
     """Two 3x3 convolutions and a shortcut.
 
-    `zero_scale` starts the last BatchNorm at scale 0, so that the block starts as its
-    shortcut (Goyal et al. 2017).
+    With `zero_scale` the last BatchNorm starts at scale 0, so that the block starts as
+    its shortcut (Goyal et al. 2017).
     """
 
     def __init__(
-        self, in_features: int, width: int, stride: int, *, zero_scale=False, **options
+        self,
+        in_features: int,
+        width: int,
+        stride: int,
+        *,
+        zero_scale: bool = False,
+        **options: Any,
     ):
         self.features = width
         self.conv1 = _conv(in_features, width, 3, stride, **options)
@@ -58,11 +62,17 @@ class Basic(nnx.Module):
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; four times `width` features.
 
-    The stride sits on the 3x3 convolution ("v1.5"). `zero_scale` as in `Basic`.
+    The 3x3 convolution has the stride ("v1.5"). `zero_scale` as in `Basic`.
     """
 
     def __init__(
-        self, in_features: int, width: int, stride: int, *, zero_scale=False, **options
+        self,
+        in_features: int,
+        width: int,
+        stride: int,
+        *,
+        zero_scale: bool = False,
+        **options: Any,
     ):
         self.features = 4 * width
         self.conv1 = _conv(in_features, width, 1, **options)
@@ -70,9 +80,7 @@ class Bottleneck(nnx.Module):
         self.conv2 = _conv(width, width, 3, stride, **options)
         self.norm2 = BatchNorm(width, **options)
         self.conv3 = _conv(width, self.features, 1, **options)
-        self.norm3 = BatchNorm(
-            self.features, scale=0.0 if zero_scale else 1.0, **options
-        )
+        self.norm3 = BatchNorm(4 * width, scale=0.0 if zero_scale else 1.0, **options)
         self.shortcut = _shortcut(in_features, self.features, stride, **options)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -85,9 +93,9 @@ class Bottleneck(nnx.Module):
 
 
 class _Shortcut(nnx.Module):
-    """The projection where a block changes the shape."""
+    """The projection of a block that changes the shape."""
 
-    def __init__(self, in_features: int, features: int, stride: int, **options):
+    def __init__(self, in_features: int, features: int, stride: int, **options: Any):
         self.conv = _conv(in_features, features, 1, stride, **options)
         self.norm = BatchNorm(features, **options)
 
@@ -95,25 +103,25 @@ class _Shortcut(nnx.Module):
         return self.norm(self.conv(x), train=train)
 
 
-def _shortcut(in_features, features, stride, **options) -> _Shortcut | None:
+def _shortcut(
+    in_features: int, features: int, stride: int, **options: Any
+) -> _Shortcut | None:
     if stride == 1 and in_features == features:
         return None
     return _Shortcut(in_features, features, stride, **options)
 
 
-# Kernel size and stride; the form "imagenet" has a max-pool after them.
+# Kernel size and stride; a max-pool follows in "imagenet".
 _STEMS = {"imagenet": (7, 2), "small": (3, 1), "patch": (4, 4)}
 
 
 class ResNet(nnx.Module):
     """A residual network without its classifier.
 
-    `x[n, h, w, c] -> (h[n, features], local[n, p, features])`: the mean over the
-    positions of the last feature map in `param_dtype`, and that map.
-
-    `stages` counts the blocks of each stage and `widths` gives each stage's width; each
-    stage but the first halves the resolution. `block(in_features, width, stride)` is
-    `Basic`, `Bottleneck` or a partial of them. `stem` is a published form:
+    `x[n, h, w, c] -> (h[n, features], local[n, p, features])`: the last feature map and
+    its mean over positions in `param_dtype`. `stages` gives the blocks of each stage,
+    `widths` their width; each stage but the first halves the resolution. `block` is
+    `Basic`, `Bottleneck` or a partial of them. `stem` is one of
     "imagenet": 7x7 convolution of stride 2, then 3x3 max-pool of stride 2 (He et al.);
     "small": 3x3 convolution of stride 1, no pool (Chen et al. 2020, for CIFAR);
     "patch": 4x4 convolution of stride 4 without padding (Liu et al. 2022).
@@ -129,14 +137,14 @@ class ResNet(nnx.Module):
         stem: str = "imagenet",
         in_channels: int = 3,
         remat: str = "none",
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_range(1, widths=widths, in_channels=in_channels)
         if stem not in _STEMS:
             raise ValueError(f"stem={stem!r} is not one of {sorted(_STEMS)}")
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         size, stride = _STEMS[stem]
         self.pool, self.in_channels = stem == "imagenet", in_channels
         self.conv = _conv(in_channels, widths[0], size, stride, **options)
@@ -149,8 +157,7 @@ class ResNet(nnx.Module):
                 blocks.append(block(features, width, stride, **options))
                 features = blocks[-1].features
         self.blocks = nnx.List(blocks)
-        self.features = features
-        self.param_dtype = param_dtype
+        self.features, self.param_dtype = features, param_dtype
         self.remat = rematerialisation.check(remat)
 
     def __call__(
@@ -160,7 +167,7 @@ class ResNet(nnx.Module):
         if self.pool:
             pad = ((1, 1), (1, 1))
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pad)
-        # Without training there is no gradient to keep anything for.
+        # Without training there is no gradient, so nothing to rematerialise.
         call = rematerialisation.calls(self.remat if train else "none", train=train)
         for block in self.blocks:
             x = call(block, x)
@@ -168,26 +175,26 @@ class ResNet(nnx.Module):
         return local.astype(self.param_dtype).mean(1), local
 
 
-def resnet18(*, zero_scale: bool = False, **options) -> ResNet:
+def resnet18(*, zero_scale: bool = False, **options: Any) -> ResNet:
     """ResNet-18: 11,176,512 parameters at 3 channels, 512 features."""
     block = partial(Basic, zero_scale=zero_scale)
     widths = (64, 128, 256, 512)
     return ResNet(stages=(2, 2, 2, 2), widths=widths, block=block, **options)
 
 
-def resnet50(*, zero_scale: bool = False, **options) -> ResNet:
+def resnet50(*, zero_scale: bool = False, **options: Any) -> ResNet:
     """ResNet-50 v1.5: 23,508,032 parameters at 3 channels, 2,048 features."""
     block = partial(Bottleneck, zero_scale=zero_scale)
     widths = (64, 128, 256, 512)
     return ResNet(stages=(3, 4, 6, 3), widths=widths, block=block, **options)
 
 
-def resnet_tiny(*, width: int = 64, **options) -> ResNet:
+def resnet_tiny(*, width: int = 64, **options: Any) -> ResNet:
     """A ResNet for 28 x 28 grey images on a CPU: 0.3 M parameters, 128 features.
 
-    Wide convolutions on few positions (7 x 7, then 4 x 4) are what a CPU runs near its
-    peak; narrow ones on many positions spend its time on memory.
+    A CPU runs wide convolutions on few positions (7 x 7, then 4 x 4) near its peak, and
+    spends its time on memory in narrow ones on many positions.
     """
     check_range(1, width=width)
-    form = {"stages": (1, 1), "widths": (width, 2 * width), "block": Basic}
+    form: dict = {"stages": (1, 1), "widths": (width, 2 * width), "block": Basic}
     return ResNet(**form | {"stem": "patch", "in_channels": 1} | options)

@@ -1,11 +1,11 @@
-"""From a batch of views to features: one tower a modality.
+"""From a batch of views to features: one tower for each modality.
 
-A tower is photometry (colour noise, on the device), an encoder f and a projector g:
+A tower has photometry (colour noise, on the device), an encoder f and a projector g:
 
     h = f(normalise(photometry(views))),    z = g(h)
 
-The objective reads z, probes read h. Noise is keyed by the index of a row, never by its
-place in the batch, so a row looks the same on any number of devices.
+The objective reads z, probes read h. Noise is keyed by the index of a row, not by its
+place in the batch, so a row's noise is the same on any number of devices.
 """
 
 import zlib
@@ -23,29 +23,27 @@ from polyview.nn.fixed import freeze
 
 
 class Features(NamedTuple):
-    """What a tower returns for `b` rows of `m` views."""
+    """Output of a tower for b rows of m views."""
 
-    z: jax.Array  # [b, m, d], projected: what objectives read
-    h: jax.Array  # [b, m, d'], the representation: what probes read
-    local: jax.Array | None  # [b, m, p, c], the feature map, where asked for
+    z: jax.Array  # [b, m, d], the projection, for objectives
+    h: jax.Array  # [b, m, d'], the representation, for probes
+    local: jax.Array | None  # [b, m, p, c], the feature map, if `local`
     real: jax.Array | None = None  # bool[b, m, p]: not padding; None where all are
 
 
 class Tower(nnx.Module):
-    """Encodes the views of one modality.
+    """Encode the views of one modality.
 
     `encoder(rngs=)` makes a module with an attribute `features` and
-    `encoder(x[n, ...], train=, key=) -> (h[n, features], local[n, p, c])`, and a third
-    `real: bool[n, p]` where some positions are padding;
+    `encoder(x[n, ...], train=, key=) -> (h[n, features], local[n, p, c])`, with a third
+    output `real: bool[n, p]` if positions may be padding;
     `projector(features, rngs=)` makes one with `projector(h, train=) -> z[n, d]`.
     `photometry(images[b, m, h, w, c], keys[b])`, of uint8 or floats in [0, 1], runs in
-    training only.
-    `mean` and `std` normalise the last axis (one number, or one a channel); integers
-    that are no images, as tokens, go in as they are. With `local`, the features carry
-    the encoder's feature map; `local=projector`, made as the other one for the map's
+    training only. `mean` and `std` normalise the last axis (one number, or one a
+    channel), except of integers that are not images, such as tokens. With `local`, the
+    features include the encoder's feature map; `local=projector`, called with the map's
     width (`encoder.local_features`, else `features`), projects each position. A
-    `frozen` encoder stays as it is, the statistics of its BatchNorm included: for
-    probes.
+    `frozen` encoder never changes, nor do the statistics of its BatchNorm: for probes.
     """
 
     def __init__(
@@ -72,30 +70,27 @@ class Tower(nnx.Module):
         self.project_local = local(width, rngs=rngs) if callable(local) else None
 
     def __call__(
-        self,
-        views: jax.Array,
-        *,
-        index: jax.Array,
-        key: jax.Array | None,
-        train: bool,
+        self, views: jax.Array, *, index: jax.Array, key: jax.Array | None, train: bool
     ) -> Features:
         """Features of `views[b, m, ...]`: uint8 images, floats, or tokens.
 
-        `index[b]` names the rows: row i's noise is a function of (key, index[i]).
+        Row i's noise is a function of (key, index[i]). Raises ValueError for images of
+        other channels than the encoder's `in_channels`.
         """
         views = jnp.asarray(views)
         m = views.shape[1]
         if train and self.photometry is not None:
+            assert key is not None  # training has noise
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
             views = self.photometry(views, keys)
         if views.dtype == jnp.uint8:
             views = views.astype(float) / 255
         x = rearrange(views, "b m ... -> (b m) ...")
-        takes = getattr(self.encoder, "in_channels", x.shape[-1])
-        if x.shape[-1] != takes:
+        channels = x.shape[-1]
+        takes = getattr(self.encoder, "in_channels", channels)
+        if channels != takes:
             raise ValueError(
-                f"images have {x.shape[-1]} channels, but in_channels of the encoder "
-                f"is {takes}"
+                f"images have {channels} channels, but in_channels={takes}"
             )
         if jnp.issubdtype(x.dtype, jnp.floating):
             x = (x - _last(self.mean, x)) / _last(self.std, x)
@@ -110,34 +105,29 @@ class Tower(nnx.Module):
 
 
 class Towers(nnx.Module):
-    """The towers of a model, by the name of the modality they encode."""
+    """The towers of a model, by modality."""
 
     def __init__(self, towers: Mapping[str, Callable[..., Tower]], *, rngs: nnx.Rngs):
-        self.towers = nnx.Dict(
-            {name: tower(rngs=rngs) for name, tower in towers.items()}
-        )
+        made = {name: tower(rngs=rngs) for name, tower in towers.items()}
+        self.towers = nnx.Dict(made)
 
     def __call__(
         self, batch: Mapping, *, key: jax.Array | None, train: bool
     ) -> dict[str, Features]:
-        """Features of each modality in `batch`; evaluation passes `key=None`."""
+        """Features of each modality of the batch; evaluation passes `key=None`."""
         features = {}
         for name, tower in self.towers.items():
-            # Keyed by name: a tower's noise does not depend on which others there are.
-            noise = None if key is None else jax.random.fold_in(key, _hash(name))
-            features[name] = tower(
-                batch["views"][name], index=batch["index"], key=noise, train=train
-            )
+            # Keyed by name, so a tower's noise does not depend on the other towers.
+            number = zlib.crc32(name.encode())
+            noise = None if key is None else jax.random.fold_in(key, number)
+            views, index = batch["views"][name], batch["index"]
+            features[name] = tower(views, index=index, key=noise, train=train)
         return features
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """At least float32: losses and probes want it, whatever the encoder computes in."""
+    """At least float32, for losses and probes."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _hash(name: str) -> int:
-    return zlib.crc32(name.encode())
 
 
 def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
@@ -145,5 +135,5 @@ def _numbers(value: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def _last(numbers: tuple[float, ...], x: jax.Array) -> jax.Array:
-    """The numbers along the last axis of x."""
+    """The numbers, shaped for the last axis of x."""
     return jnp.asarray(numbers, x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

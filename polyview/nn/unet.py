@@ -1,23 +1,25 @@
-"""U-Nets over the sequences of a scan, whichever of them are there.
+"""U-Nets over the sequences of a scan, any of which may be missing.
 
-`Hemis` encodes each sequence by itself and fuses what the encoders say by moments, so
-that any subset can be read (Havaei et al. 2016, arXiv 1607.05194). The paper has no
-down-sampling; the U-shape (Ronneberger et al. 2015) and fusing at each of its levels
+`Hemis` encodes each sequence separately and fuses the encodings by their moments, so it
+can read any subset (Havaei et al. 2016, arXiv 1607.05194). The paper has no
+down-sampling; the U-shape (Ronneberger et al. 2015) and fusion at each of its levels
 are later practice. `EarlyFusion` is the baseline: one U-Net, sequences as channels.
 
 Both are called as `polyview.nn.towers.Towers`. They read `batch["views"][s]:
-float[b, 1, h, w, 1]` and `batch["present"][s]: bool[b, 1]`; the fusion reads what
-`polyview.nn.fusion:readable` finds, for each of n predictions. What stands in a missing
-sequence, be it NaN, changes no output and receives a gradient of exactly zero.
+float[b, 1, h, w, 1]` and `batch["present"][s]: bool[b, 1]`; the fusion reads the views
+that `polyview.nn.fusion:readable` returns for each of n predictions. The contents of a
+missing sequence, even NaN, change no output and get a gradient of exactly zero.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 
 from polyview.errors import check_range
 from polyview.nn.fusion import mean_of, only, readable
@@ -26,11 +28,11 @@ from polyview.nn.towers import Features
 
 
 class Hemis(nnx.Module):
-    """An encoder a sequence, fusion by mean and variance at each level, one decoder.
+    """One encoder a sequence, fusion by mean and variance at each level, one decoder.
 
-    Returns, for each sequence s and whether or not the fusion sees it, z[b, 1, units]
-    and local[b, 1, p, units], projections of the pooled bottleneck h[b, 1, c] and of
-    the bottleneck's positions; and under `task` z = logits[b, n, h, w, classes] with
+    For each sequence s, read by the fusion or not, returns z[b, 1, units] and
+    local[b, 1, p, units], projections of the pooled bottleneck h[b, 1, c] and of the
+    bottleneck's positions. Under `task` it returns z = logits[b, n, h, w, classes] and
     h[b, n, 2c], the pooled fused bottleneck. Height and width are multiples of
     2 ** (len(widths) - 1). The widths are ours.
     """
@@ -43,15 +45,15 @@ class Hemis(nnx.Module):
         widths: Sequence[int] = (16, 32, 64),
         units: int = 64,
         task: str = "mask",
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         _check(sequences, widths, task)
         self.sequences, self.task = tuple(sequences), task
 
-        def head():
+        def head() -> MutualInformationHead:
             return MutualInformationHead(widths[-1], out=units, **options)
 
         self.encoders = nnx.Dict({s: Encoder(1, widths, **options) for s in sequences})
@@ -65,7 +67,7 @@ class Hemis(nnx.Module):
         features, maps = {}, []
         for s in self.sequences:
             present = batch["present"][s]
-            # Cleared before the encoder too: NaN times a gradient of zero is NaN.
+            # Cleared before the encoder too: NaN times a zero gradient is NaN.
             maps.append(self.encoders[s](_cleared(batch["views"][s], present)))
             h = _pool(maps[-1][-1])
             local = self.local_heads[s](
@@ -76,7 +78,7 @@ class Hemis(nnx.Module):
             )
         levels = [jnp.stack(level, 1) for level in zip(*maps, strict=True)]
 
-        def predicted(mask):
+        def predicted(mask: jax.Array) -> Features:
             fused = [moments(level, mask) for level in levels]
             return _prediction(self.decoder(fused), fused[-1])
 
@@ -85,11 +87,11 @@ class Hemis(nnx.Module):
 
 
 class EarlyFusion(nnx.Module):
-    """One U-Net on the sequences as channels, a missing one filled with zeros.
+    """One U-Net on the sequences as channels, with zeros for a missing one.
 
-    Zero filling is the method here, a baseline for what is to withstand missing
-    sequences: zero is the mean of a normalised sequence. There are no features of
-    single sequences: only `task` is returned, as by `Hemis` but with h[b, n, c].
+    A baseline for methods that handle missing sequences: zero is the mean of a
+    normalised sequence. There are no features of single sequences: returns only
+    `task`, as `Hemis` but with h[b, n, c].
     """
 
     def __init__(
@@ -99,11 +101,11 @@ class EarlyFusion(nnx.Module):
         classes: int,
         widths: Sequence[int] = (16, 32, 64),
         task: str = "mask",
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         _check(sequences, widths, task)
         self.sequences, self.task = tuple(sequences), task
         self.encoder = Encoder(len(sequences), widths, **options)
@@ -112,7 +114,7 @@ class EarlyFusion(nnx.Module):
     def __call__(
         self, batch: Mapping, *, key: jax.Array | None, train: bool
     ) -> dict[str, Features]:
-        def predicted(mask):
+        def predicted(mask: jax.Array) -> Features:
             channels = [
                 _cleared(batch["views"][s], mask[:, i : i + 1])
                 for i, s in enumerate(self.sequences)
@@ -126,13 +128,17 @@ class EarlyFusion(nnx.Module):
 class Convolutions(nnx.Module):
     """Two times 3x3 convolution, GroupNorm, ReLU: x[b, h, w, c] -> [b, h, w, width].
 
-    GroupNorm (Wu and He 2018) because the statistics of BatchNorm would be those of
-    missing sequences too. At most 8 groups (ours).
+    GroupNorm (Wu and He 2018), since missing sequences would enter the statistics of
+    BatchNorm. At most 8 groups (ours).
     """
 
-    def __init__(self, in_features: int, width: int, **options):
+    def __init__(self, in_features: int, width: int, **options: Any):
         he = jax.nn.initializers.he_normal()
-        form = {"kernel_size": (3, 3), "use_bias": False, "kernel_init": he} | options
+        form: dict = {
+            "kernel_size": (3, 3),
+            "use_bias": False,
+            "kernel_init": he,
+        } | options
         groups = math.gcd(8, width)
         self.conv1 = nnx.Conv(in_features, width, **form)
         self.norm1 = nnx.GroupNorm(width, num_groups=groups, **options)
@@ -145,12 +151,13 @@ class Convolutions(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """x[b, h, w, c] -> a map a level, [b, h / 2^l, w / 2^l, widths[l]].
+    """x[b, h, w, c] -> one map for each level l, [b, h / 2^l, w / 2^l, widths[l]].
 
-    Max-pooling of 2x2 between the levels, as in Ronneberger et al. 2015.
+    2x2 max-pooling between levels, as in Ronneberger et al. 2015. Raises ValueError if
+    h or w cannot be halved that often.
     """
 
-    def __init__(self, in_features: int, widths: Sequence[int], **options):
+    def __init__(self, in_features: int, widths: Sequence[int], **options: Any):
         inputs = (in_features, *widths[:-1])
         self.levels = nnx.List(
             [Convolutions(i, o, **options) for i, o in zip(inputs, widths, strict=True)]
@@ -170,15 +177,19 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The maps of an encoder, of `channels[l]` each, to logits[b, h, w, classes].
+    """The maps of an encoder, with `channels[l]` each, -> logits[b, h, w, classes].
 
-    Each level doubles the map below (nearest neighbour) and reads it beside its own.
+    Each level doubles the map below (nearest neighbour) and reads it with its own.
     """
 
     def __init__(
-        self, channels: Sequence[int], widths: Sequence[int], classes: int, **options
+        self,
+        channels: Sequence[int],
+        widths: Sequence[int],
+        classes: int,
+        **options: Any,
     ):
-        below = (*widths[1:-1], channels[-1])  # what comes up to each level
+        below = (*widths[1:-1], channels[-1])  # channels from below, of each level
         self.levels = nnx.List(
             [
                 Convolutions(under + skip, width, **options)
@@ -198,9 +209,9 @@ class Decoder(nnx.Module):
 
 
 def moments(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean and unbiased variance of `x[b, n, ..., c]` over what `mask[b, n]` marks.
+    """Mean and unbiased variance of `x[b, n, ..., c]` over `mask[b, n]`: [b, ..., 2c].
 
-    [b, ..., 2c]; the variance is zero where one is marked, both are where none is.
+    The variance is zero if one entry is True, both are zero if none is.
     """
     wide = _wide(x)
     mean = mean_of(wide, mask)
@@ -216,27 +227,28 @@ def _check(sequences: Sequence[str], widths: Sequence[int], task: str) -> None:
     if not sequences or len(set(sequences)) < len(sequences):
         raise ValueError(f"sequences={sequences!r} is empty or names one twice")
     if task in sequences:
-        raise ValueError(f"task={task!r} is the name of a sequence too")
+        raise ValueError(f"task={task!r} is also the name of a sequence")
     if len(widths) < 2:
-        raise ValueError(f"widths={widths!r}: a U-Net has two levels or more")
+        raise ValueError(f"widths={widths!r}: a U-Net needs two levels or more")
 
 
 def _cleared(views: jax.Array, mask: jax.Array) -> jax.Array:
-    """The only view of each row, [b, h, w, c], zeros where the mask is False."""
+    """The only view of each row, [b, h, w, c], or zeros if its mask is False."""
     if views.shape[1] != 1:
         raise ValueError(
-            f"a sequence has one view a row, not {views.shape[1]}; name others apart"
+            f"a sequence has one view a row, not {views.shape[1]}; give each view a "
+            "sequence of its own"
         )
     return only(views, mask)[:, 0]
 
 
 def _each(predicted: Callable[[jax.Array], Features], masks: jax.Array) -> Features:
-    """`predicted(mask[b, looks])` of each of `masks[b, n, looks]`, side by side.
+    """`predicted(mask[b, views])` for each of `masks[b, n, views]`, concatenated.
 
-    Unrolled: on a CPU convolutions inside a loop of XLA are many times slower.
+    Unrolled: on a CPU convolutions inside an XLA loop are many times slower.
     """
-    found = [predicted(masks[:, number]) for number in range(masks.shape[1])]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *found)
+    predictions = [predicted(masks[:, number]) for number in range(masks.shape[1])]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *predictions)
 
 
 def _prediction(logits: jax.Array, bottleneck: jax.Array) -> Features:

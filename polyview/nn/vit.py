@@ -4,11 +4,13 @@ x = patches W + position;   x += attention(norm(x));   x += mlp(norm(x));   norm
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 
 from polyview.errors import check_range
 from polyview.nn import rematerialisation
@@ -20,7 +22,7 @@ _linear = partial(nnx.Linear, kernel_init=jax.nn.initializers.xavier_uniform())
 class Block(nnx.Module):
     """Multi-head self-attention, then a GELU MLP of four times the width."""
 
-    def __init__(self, width: int, heads: int, **options):
+    def __init__(self, width: int, heads: int, **options: Any):
         self.heads = heads
         self.norm1 = _norm(width, **options)
         self.qkv = _linear(width, 3 * width, **options)
@@ -30,10 +32,11 @@ class Block(nnx.Module):
         self.down = _linear(4 * width, width, **options)
 
     def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
-        """`x[n, p, width]` gives the same shape; of `real: bool[n, p]`, see below."""
+        """`x[n, p, width]` -> the same shape; `real: bool[n, p]` as in `attention`."""
         n, p, width = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(n, p, 3, self.heads, width // self.heads)
-        mixed = attention(*jnp.moveaxis(qkv, 2, 0), real)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        mixed = attention(query, key, value, real)
         x = x + self.out(mixed.reshape(n, p, width))
         hidden = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
         return x + self.down(hidden)
@@ -44,15 +47,15 @@ def attention(
 ) -> jax.Array:
     """softmax(q k / sqrt(features)) v of `[n, p, heads, features]`, in that shape.
 
-    Only positions that are `real: bool[n, p]` are attended to, or all where none is.
-    Weights are computed in float32 or better. (`jax.nn.dot_product_attention` rounds
-    float64 to float32: a step would differ with the number of devices.)
+    Attends only to positions that are `real: bool[n, p]`, or to all if none is. The
+    weights are in float32 or better. (`jax.nn.dot_product_attention` rounds float64 to
+    float32, so a step would depend on the number of devices.)
     """
     scores = jnp.einsum(
         "nqhd,nkhd->nhqk",
         query,
         key,
-        # In bfloat16 the backward products too take their factors in it.
+        # In bfloat16 the backward products then have bfloat16 factors too.
         precision="BF16_BF16_F32" if query.dtype == jnp.bfloat16 else None,
         preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
     )
@@ -66,11 +69,12 @@ def attention(
 class ViT(nnx.Module):
     """`x[n, image, image, c] -> (h[n, width], local[n, p, width])`.
 
-    `local` holds the patch tokens after the last norm. `pool` is "cls", the class token
-    (Dosovitskiy et al. 2021), or "mean", the mean of the patch tokens, and then there
-    is no class token (Beyer et al. 2022). `position` is "learned", or "sincos": fixed
-    sines and cosines of both coordinates (Chen, Xie, He 2021). `remat` is "none",
-    "blocks" or "dots": see `polyview.nn.rematerialisation`.
+    `local` is the patch tokens after the last norm. `pool` is "cls", the class token
+    (Dosovitskiy et al. 2021), or "mean", the mean of the patch tokens, without a class
+    token (Beyer et al. 2022). `position` is "learned", or "sincos": fixed sines and
+    cosines of both coordinates (Chen, Xie, He 2021). `remat` is "none", "blocks" or
+    "dots": see `polyview.nn.rematerialisation`. Raises ValueError for other values, for
+    an `image` that is not a multiple of `patch`, and for images of another size.
     """
 
     def __init__(
@@ -85,8 +89,8 @@ class ViT(nnx.Module):
         position: str = "learned",
         in_channels: int = 3,
         remat: str = "none",
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_range(1, width=width, heads=heads, patch=patch, image=image)
@@ -96,8 +100,8 @@ class ViT(nnx.Module):
         if position not in ("learned", "sincos"):
             raise ValueError(f"position={position!r} is neither 'learned' nor 'sincos'")
         if image % patch:
-            raise ValueError(f"image={image} is no multiple of patch={patch}")
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+            raise ValueError(f"image={image} is not a multiple of patch={patch}")
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.features, self.in_channels = width, in_channels
         self.patch, self.side = patch, image // patch
         self.dtype, self.param_dtype = dtype, param_dtype
@@ -120,7 +124,7 @@ class ViT(nnx.Module):
             raise ValueError(f"images are {x.shape[1:3]}, not {side * patch} a side")
         patches = "n (i h) (j w) c -> n (i j) (h w c)"
         x = self.embed(rearrange(x, patches, h=patch, w=patch))
-        if self.position is None:  # the class token has no place
+        if self.position is None:  # the class token has no position
             x += sincos(side, self.features).astype(x.dtype)
         if self.cls is not None:
             cls = jnp.broadcast_to(self.cls[...], (n, 1, self.features))
@@ -138,7 +142,8 @@ class ViT(nnx.Module):
 
 def sincos(side: int, width: int) -> jax.Array:
     """Fixed 2-D positions `[1, side * side, width]`: a quarter each of sin x, cos x,
-    sin y, cos y at `width / 4` wave lengths from 2 pi to 20,000 pi (MoCo v3)."""
+    sin y, cos y at `width / 4` wavelengths from 2 pi to 20,000 pi (MoCo v3). Raises
+    ValueError if 4 does not divide `width`."""
     if width % 4:
         raise ValueError(f"sincos positions need a width divisible by 4, not {width}")
     frequency = 10_000.0 ** -(jnp.arange(width // 4) / (width // 4))
@@ -147,11 +152,11 @@ def sincos(side: int, width: int) -> jax.Array:
     return jnp.concatenate([f(a) for a in (x, y) for f in (jnp.sin, jnp.cos)], 1)[None]
 
 
-def vit_s(**options) -> ViT:
+def vit_s(**options: Any) -> ViT:
     """ViT-S: 21,665,664 parameters with 16-pixel patches of 224 x 224 x 3."""
     return ViT(**{"width": 384, "depth": 12, "heads": 6} | options)
 
 
-def vit_b(**options) -> ViT:
+def vit_b(**options: Any) -> ViT:
     """ViT-B: 85,798,656 parameters with 16-pixel patches of 224 x 224 x 3."""
     return ViT(**{"width": 768, "depth": 12, "heads": 12} | options)

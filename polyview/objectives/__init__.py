@@ -1,5 +1,5 @@
-"""Mathematics that knows no model and no data: features in, loss out.
+"""Losses of features, independent of models and data.
 
-`base` says what an objective is, `negatives` holds the one computation over the global
-batch, and the other modules the losses, as pure functions of arrays.
+`base` defines the protocol of an objective and `negatives` the one computation over the
+global batch. The other modules hold the losses, as pure functions of arrays.
 """

@@ -1,4 +1,4 @@
-"""What the trainer asks of an objective, and nothing else."""
+"""The protocol of an objective, as the trainer calls it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 
 Batch = Mapping[str, Any]
-"""`views`, `present`, `targets` (each a dict of arrays by name) and `index`."""
+"""`views`, `present` and `targets`, each a dict of arrays by name, and `index`."""
 
 Module = Callable[..., Mapping[str, Any]]
 """`module(batch, *, key, train) -> {modality: Features}`."""
@@ -15,8 +15,8 @@ Module = Callable[..., Mapping[str, Any]]
 class Objective(Protocol):
     """A loss to be minimised, as a function of the modules and one batch.
 
-    Where it compares samples, `negatives(b, m) -> int` may say with how many views of
-    others; the banner of a run shows it.
+    An objective that compares samples may have a method `negatives(b, m) -> int`, the
+    views of other samples an anchor meets. The banner of a run shows that number.
     """
 
     def __call__(
@@ -24,8 +24,8 @@ class Objective(Protocol):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the loss of the global batch and scalar metrics.
 
-        Under the name "features" the metrics may hold what the module returned; the
-        trainer looks at its health where it logs. `target_module` is the moving average
-        of `module`, or None where the run keeps none; no gradient flows through it.
+        The metrics may include the module's output under "features"; the trainer
+        computes health metrics from it when it logs. `target_module` is the moving
+        average of `module`, or None if the run has none; it gets no gradient.
         """
         ...

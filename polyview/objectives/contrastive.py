@@ -1,32 +1,16 @@
-"""Contrastive losses for any number of views m of each of b samples.
-
-z[i, a] is the embedding of view a of sample i, s(u, v) = u.v / temperature, and
-
-    N[i, a]    = sum_{j != i} sum_g exp s(z[i, a], z[j, g])
-    l[i, a, c] = exp s(z[i, a], z[i, c]) / (exp s(z[i, a], z[i, c]) + N[i, a]),  c != a
-
-Each function takes z: float[b, m, d] and returns one loss an anchor, float[b, m], or,
-for `mv_infonce` and `mv_dhel`, one a sample, float[b]; training minimises the mean. All
-l2-normalise z unless `normalize=False`, compute in float32 or better, and raise
-ValueError for b = 1 or m = 1. The batch b is global, and `negatives` computes log N:
-`log_negatives`, or a partial of it, as `partial(log_negatives, exchange="ring")`.
-
-Some take `present: bool[b, m]`. A missing view is neither anchor nor positive nor
-negative: its loss is 0, as is that of a view that is alone in its sample, and its
-gradient; means over positives and in t are over what is there. Average over
-`positives.anchors(present)`.
-"""
+"""Contrastive losses of m views a sample, over the global batch, in float32 or more."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
 
 from polyview.errors import TINY, check_range
+from polyview.objectives.base import Batch, Module
 from polyview.objectives.bounds import mutual_information_bound
 from polyview.objectives.negatives import (
     Negatives,
@@ -45,16 +29,29 @@ from polyview.objectives.positives import (
 
 
 def geometric(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
     present: jax.Array | None = None,
-):
-    """Mean over positives of -log l: the geometric poly-view loss.
+) -> jax.Array:
+    """Geometric poly-view loss: mean of -log ratios of positives (Shidani et al. 2024).
 
-    L[i, a] = -1/(m-1) sum_{c != a} log l[i, a, c]; Shidani et al. 2024.
+    L[i, a] = -1/(m-1) sum_{c != a} log [ e(z[i, a], z[i, c])
+              / (e(z[i, a], z[i, c]) + sum_{j != i} sum_g e(z[i, a], z[j, g])) ]
+
+    Args:
+      z: float[b, m, d], the embeddings of m >= 2 views of each of b >= 2 samples.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+      present: bool[b, m]. A missing view is neither anchor, positive nor negative; its
+        loss and gradient are 0, and so is the loss of a sample's only view.
+
+    Returns float[b, m], one loss an anchor. Its mean is `.mean()` if all views are
+    present, else `.sum() / polyview.anchors(present).sum()`. Raises ValueError for
+    b < 2, m < 2, temperature <= 0, or if `negatives` does.
     """
     z = embeddings(z, normalize, present)
     log_ratios, pairs = _log_ratios(z, temperature, negatives, present)
@@ -62,79 +59,107 @@ def geometric(
 
 
 def arithmetic(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     variant: Literal["theorem", "listing"] = "theorem",
     normalize: bool = True,
     negatives: Negatives = log_negatives,
     present: jax.Array | None = None,
-):
-    """-log of the mean over positives of l: the arithmetic poly-view loss.
+) -> jax.Array:
+    """Arithmetic poly-view loss: -log of the mean over positives of l.
 
-    "theorem": L[i, a] = -log(1/(m-1) sum_{c != a} l[i, a, c]); Shidani et al. 2024.
-    "listing": L[i, a] = log(1/b sum_{c != a} 1 / l[i, a, c]), as public transcriptions
-    of their pseudo-code have it: it weighs the hardest positive most, where the theorem
-    weighs the easiest, and its value bounds no mutual information; it takes no
-    `present`.
+    "theorem": L[i, a] = -log(1/(m-1) sum_{c != a} l[i, a, c])   (Shidani et al. 2024)
+    "listing": L[i, a] = log(1/b sum_{c != a} 1 / l[i, a, c])
+    l[i, a, c] = e(z[i, a], z[i, c])
+                 / (e(z[i, a], z[i, c]) + sum_{j != i} sum_g e(z[i, a], z[j, g]))
+
+    Args:
+      z: float[b, m, d], the embeddings of m >= 2 views of each of b >= 2 samples.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      variant: "listing" follows public transcriptions of the paper's pseudo-code. It
+        weights the hardest positive most, where "theorem" weights the easiest; it
+        bounds no mutual information and raises ValueError with `present`.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+      present: bool[b, m]. A missing view is neither anchor, positive nor negative; its
+        loss and gradient are 0, and so is the loss of a sample's only view.
+
+    Returns float[b, m], one loss an anchor. Its mean is `.mean()` if all views are
+    present, else `.sum() / polyview.anchors(present).sum()`. Raises ValueError for
+    b < 2, m < 2, temperature <= 0, or if `negatives` does.
     """
     z = embeddings(z, normalize, present)
     log_ratios, pairs = _log_ratios(z, temperature, negatives, present)
     if variant == "theorem":
-        # A row without positives would be the log of 0: it takes all, and is dropped.
-        there = pairs.any(-1)
-        log_ratios = jnp.where(pairs | ~there[..., None], log_ratios, -jnp.inf)
+        # Without positives the log of 0 would give NaN: keep all, drop the loss below.
+        valid = pairs.any(-1)
+        log_ratios = jnp.where(pairs | ~valid[..., None], log_ratios, -jnp.inf)
         losses = jnp.log(jnp.maximum(pairs.sum(-1), 1)) - logsumexp(log_ratios, -1)
-        return jnp.where(there, losses, 0)
+        return jnp.where(valid, losses, 0)
     if variant == "listing" and present is None:
         return logsumexp(-log_ratios, axis=-1) - log(len(z))
-    raise ValueError(
-        f'variant is "theorem", or "listing" without present, not {variant!r}'
-    )
+    raise ValueError(f'variant={variant!r}: "theorem", or "listing" without present')
 
 
 def sufficient_statistics(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     renormalize: bool = True,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
     present: jax.Array | None = None,
-):
-    """One positive an anchor: the mean of the sample's other views, t[i, a].
+) -> jax.Array:
+    """Sufficient-statistics loss: one positive, the mean t (Shidani et al. 2024).
 
-    L[i, a] = -log [ exp s(z[i, a], t[i, a]) / (exp s(z[i, a], t[i, a])
-                     + sum_{j != i} sum_g exp s(z[i, a], t[j, g])) ],
-    with t l2-normalised again if `renormalize`; Shidani et al. 2024. With `present`,
-    t[j, g] counts where view g of sample j is there, and another one.
+    L[i, a] = -log [ e(z[i, a], t[i, a])
+              / (e(z[i, a], t[i, a]) + sum_{j != i} sum_g e(z[i, a], t[j, g])) ]
+
+    Args:
+      z: float[b, m, d], the embeddings of m >= 2 views of each of b >= 2 samples.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      renormalize: l2-normalise t[i, a] too, the mean of the sample's other views.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+      present: bool[b, m]. A missing view is neither anchor, positive nor negative; its
+        loss and gradient are 0, and so is the loss of a sample's only view. t averages
+        present views; t[j, g] counts if view g of sample j and another are present.
+
+    Returns float[b, m], one loss an anchor. Its mean is `.mean()` if all views are
+    present, else `.sum() / polyview.anchors(present).sum()`. Raises ValueError for
+    b < 2, m < 2, temperature <= 0, or if `negatives` does.
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize, present)
     rest = mean_of_others(z, present)
-    if renormalize:
-        rest = l2_normalize(rest)
+    rest = l2_normalize(rest) if renormalize else rest
     positives = jnp.einsum("bmd,bmd->bm", z, rest) / temperature
-    there = None if present is None else anchors(present)
-    negatives = of_present(negatives, there)
-    others = negatives(z, rest, temperature=temperature)
+    valid = None if present is None else anchors(present)
+    others = of_present(negatives, valid)(z, rest, temperature=temperature)
     losses = jnp.logaddexp(positives, others) - positives
-    return losses if there is None else jnp.where(there, losses, 0)
+    return losses if valid is None else jnp.where(valid, losses, 0)
 
 
 def multi_crop(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
-):
-    """NT-Xent of each pair of views by itself, averaged over pairs.
+) -> jax.Array:
+    """Multi-crop loss, float[b, m]: NT-Xent of each pair alone (Shidani et al. 2024).
 
-    L[i, a] = -1/(m-1) sum_{c != a} log [ exp s(z[i, a], z[i, c])
-              / (exp s(z[i, a], z[i, c])
-                 + sum_{j != i} sum_{g in {a, c}} exp s(z[i, a], z[j, g])) ];
-    the baseline of Shidani et al. 2024.
+    L[i, a] = -1/(m-1) sum_{c != a} log [ e(z[i, a], z[i, c]) / (e(z[i, a], z[i, c])
+              + sum_{j != i} sum_{g in {a, c}} e(z[i, a], z[j, g])) ]
+
+    Args:
+      z: float[b, m, d], the embeddings of m >= 2 views of b >= 2 samples, none missing.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+
+    Average by `.mean()`. Raises ValueError for b < 2, m < 2, temperature <= 0.
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
@@ -146,105 +171,138 @@ def multi_crop(
 
 
 def nt_xent(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
-):
-    """SimCLR's loss, the two-view case of `geometric`; Chen et al. 2020.
+) -> jax.Array:
+    """SimCLR's NT-Xent, `geometric` at m = 2: float[b, 2] (Chen et al. 2020).
 
-    Raises ValueError unless m = 2.
+    L[i, a] = -log [ e(z[i, a], z[i, c])
+              / (e(z[i, a], z[i, c]) + sum_{j != i} sum_g e(z[i, a], z[j, g])) ], c != a
+
+    Args:
+      z: float[b, m, d], the embeddings of m = 2 views of b >= 2 samples, none missing.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+
+    Average by `.mean()`. Raises ValueError for b < 2, m != 2, temperature <= 0.
     """
     if z.shape[1] != 2:
-        raise ValueError(f"nt_xent compares m = 2 views, not {z.shape[1]}")
-    options = {"normalize": normalize, "negatives": negatives}
+        raise ValueError(f"nt_xent takes m = 2 views, not {z.shape[1]}")
+    options: dict = {"normalize": normalize, "negatives": negatives}
     return geometric(z, temperature=temperature, **options)
 
 
 def supcon(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
-):
-    """Like `geometric`, but an anchor's other positives stay in the denominator.
+) -> jax.Array:
+    """SupCon's L_out of each anchor, float[b, m], each sample a class of its own.
 
-    L[i, a] = -1/(m-1) sum_{c != a} log [ exp s(z[i, a], z[i, c])
-              / (sum_{g != a} exp s(z[i, a], z[i, g]) + N[i, a]) ];
-    L_out of Khosla et al. 2020, each sample its own class.
+    L[i, a] = -1/(m-1) sum_{c != a} log [ e(z[i, a], z[i, c])
+              / sum_{(j, g) != (i, a)} e(z[i, a], z[j, g]) ]
+    Unlike in `geometric`, the denominator holds all positives (Khosla et al. 2020).
+
+    Args:
+      z: float[b, m, d], the embeddings of m >= 2 views of b >= 2 samples, none missing.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+
+    Average by `.mean()`. Raises ValueError for b < 2, m < 2, temperature <= 0.
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
     positives = positive_scores(z, temperature)
-    return _log_denominators(z, positives, temperature, negatives) - positives.mean(-1)
+    others = negatives(z, temperature=temperature)
+    denominators = jnp.logaddexp(logsumexp(positives, axis=-1), others)
+    return denominators - positives.mean(-1)
 
 
 def mv_infonce(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
-):
-    """MV-InfoNCE, float[b]: all pairs of a sample in one ratio.
+) -> jax.Array:
+    """MV-InfoNCE, float[b]: all pairs of a sample in one ratio (Koromilas et al. 2025).
 
-    L[i] = -log [ sum_{a != c} exp s(z[i, a], z[i, c])
-                  / sum_a sum_{(j, g) != (i, a)} exp s(z[i, a], z[j, g]) ];
-    Koromilas et al. 2025.
+    L[i] = -log [ sum_{a != c} e(z[i, a], z[i, c])
+                  / sum_a sum_{(j, g) != (i, a)} e(z[i, a], z[j, g]) ]
+
+    Args:
+      z: float[b, m, d], the embeddings of m >= 2 views of b >= 2 samples, none missing.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+
+    Average by `.mean()`. Raises ValueError for b < 2, m < 2, temperature <= 0.
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
     positives = positive_scores(z, temperature)
-    denominators = _log_denominators(z, positives, temperature, negatives)
+    others = negatives(z, temperature=temperature)
+    denominators = jnp.logaddexp(logsumexp(positives, axis=-1), others)
     return logsumexp(denominators, axis=-1) - logsumexp(positives, axis=(1, 2))
 
 
 def mv_dhel(
-    z,
+    z: jax.Array,
     *,
     temperature: float,
     normalize: bool = True,
     negatives: Negatives = log_negatives,
-):
-    """MV-DHEL, float[b]: all pairs of a sample over within-view denominators.
+) -> jax.Array:
+    """MV-DHEL, float[b]: pairs over within-view denominators (Koromilas et al. 2025).
 
-    L[i] = -log [ sum_{a < c} exp s(z[i, a], z[i, c])
-                  / prod_a sum_{j != i} exp s(z[i, a], z[j, a]) ];
-    Koromilas et al. 2025.
+    L[i] = -log [ sum_{a < c} e(z[i, a], z[i, c])
+                  / prod_a sum_{j != i} e(z[i, a], z[j, a]) ]
+
+    Args:
+      z: float[b, m, d], the embeddings of m >= 2 views of b >= 2 samples, none missing.
+      temperature: e(u, v) = exp(u.v / temperature); positive.
+      normalize: l2-normalise z along d first.
+      negatives: the sums over j != i; `log_negatives` (see its errors) or a partial.
+
+    Average by `.mean()`. Raises ValueError for b < 2, m < 2, temperature <= 0.
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
-
-    def of_view(view):
-        return negatives(view[:, None], temperature=temperature)[:, 0]
-
-    own_view = jax.lax.map(of_view, jnp.moveaxis(z, 1, 0))
-    # Each unordered pair stands twice among the positives, hence the log 2.
+    own_view = jax.lax.map(
+        lambda view: negatives(view[:, None], temperature=temperature)[:, 0],
+        jnp.moveaxis(z, 1, 0),
+    )
+    # The scores have each unordered pair twice, hence the log 2.
     pairs = logsumexp(positive_scores(z, temperature), axis=(1, 2)) - log(2)
     return own_view.sum(0) - pairs
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """The objective that minimises the mean of one of the losses above.
+    """Objective: the mean of one of the losses above on the views of one modality.
 
-    `loss` lacks only z: `partial(geometric, temperature=0.1)`. `bound(loss, b, m)`
-    turns its mean into the metric `mi_bound`: `pairwise_bound` for `multi_crop`, None
-    for a loss that bounds nothing. Every view of the modality must be present: the loss
-    of a batch with a missing view is NaN.
+    `loss` takes z alone, as `partial(geometric, temperature=0.1)`. `bound(loss, b, m)`
+    becomes the metric `mi_bound`: `pairwise_bound` for `multi_crop`, None for a loss
+    without a bound. A batch with a missing view has the loss NaN.
     """
 
     loss: Callable[[jax.Array], jax.Array]
     modality: str = "image"
-    bound: Callable | None = mutual_information_bound
+    bound: Callable[..., jax.Array] | None = mutual_information_bound
 
-    def __call__(self, module, target_module, batch, key):
+    def __call__(
+        self, module: Module, target_module: Module | None, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
         features = module(batch, key=key, train=True)
         z = features[self.modality].z
-        # Until a loss reads masks, a missing view must not pass for a positive: the
-        # trainer stops at a loss that is not finite.
+        # Missing views would count as positives; the trainer stops at a NaN.
         whole = jnp.all(batch["present"][self.modality])
         loss = jnp.where(whole, self.loss(z).mean(), jnp.nan)
         metrics = {"loss": loss, "features": features}
@@ -254,22 +312,17 @@ class Contrastive:
 
     @staticmethod
     def negatives(b: int, m: int) -> int:
-        """How many views of other samples an anchor is compared with, at most: some
-        losses take them by the pair, or one of each sample."""
+        """Views of other samples an anchor is compared with; fewer in some losses."""
         return (b - 1) * m
 
 
-def _log_ratios(z, temperature, negatives, present):
-    """log l[i, a, c] for c != a, and which of these pairs are there: [b, m, m - 1]."""
+def _log_ratios(
+    z: jax.Array, temperature: float, negatives: Negatives, present: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """log l[i, a, c] for c != a, and whether both views are present: [b, m, m - 1]."""
     check_range(TINY, temperature=temperature)
     positives = positive_scores(z, temperature)
     others = of_present(negatives, present)(z, temperature=temperature)[..., None]
     log_ratios = positives - jnp.logaddexp(positives, others)
-    there = jnp.ones(z.shape[:2], bool) if present is None else present
-    return log_ratios, off_diagonal(there[:, :, None] & there[:, None, :])
-
-
-def _log_denominators(z, positives, temperature, negatives):
-    """Log-sum-exp of an anchor's scores against everything but itself: float[b, m]."""
-    others = negatives(z, temperature=temperature)
-    return jnp.logaddexp(logsumexp(positives, axis=-1), others)
+    mask = jnp.ones(z.shape[:2], bool) if present is None else present
+    return log_ratios, off_diagonal(mask[:, :, None] & mask[:, None, :])

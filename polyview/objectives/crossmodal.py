@@ -1,25 +1,25 @@
-"""Cross-modal information maximisation: what one modality tells about another.
+"""Cross-modal information maximisation: mutual information between modalities.
 
 In the style of CMIM (Sylvain et al. 2021, whose details are not public): the estimators
 of Deep InfoMax (Hjelm et al. 2019) across modalities, in the terms that Fedorov et al.
-2024 name. A look is one view of one modality; of L looks, with global vectors g[a] and
-local maps l[a] of p positions each,
+2024 name. The L views of all modalities (class `Look`, one view of one modality) have
+global vectors g[a] and local maps l[a] of p positions each. The terms
 
-    CR    within a look:                   l[a] with g[a]
+    CR    within a view:                   l[a] with g[a]
     XX    across, each ordered pair a, c:  l[c] with g[a]
     RR    across, each ordered pair:       g[c] with g[a]
     CC    across, each ordered pair:       l[c] with one position of l[a], at random
 
-are estimates of mutual information, averaged over the L looks or L (L - 1) pairs, so
+are estimates of mutual information, averaged over the L views or L (L - 1) pairs, so
 that a weight means the same for any number of modalities. Negatives are the other
-samples of the global batch. A look that is missing has no part in any of it.
+samples of the global batch. A missing view takes part in no term.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ import numpy as np
 
 from polyview.errors import TINY, InputError, check_range
 from polyview.objectives import bounds
+from polyview.objectives.base import Batch, Module
 from polyview.objectives.positives import anchors as can_be_anchors
 from polyview.objectives.positives import l2_normalize
 
@@ -34,20 +35,20 @@ TERMS = ("CR", "XX", "RR", "CC")
 
 
 class Look(NamedTuple):
-    """One view of one modality: what critics compare, and where it is there."""
+    """One view of one modality: the features that critics compare, and their masks."""
 
     name: str
     z: jax.Array  # [b, d], global
     local: jax.Array | None  # [b, p, d]
     present: jax.Array  # bool[b]
-    real: jax.Array | None  # bool[b, p]: positions that are no padding
+    real: jax.Array | None  # bool[b, p]: positions that are not padding
 
 
 class Scored(NamedTuple):
-    """What a critic says of anchors and candidates."""
+    """A critic's scores of anchors and candidates."""
 
     scores: jax.Array  # float[a, c, p, q]
-    raw: jax.Array  # the same before they were clipped
+    raw: jax.Array  # the scores before clipping
     penalty: float  # weight of the mean square of raw in the loss
 
 
@@ -56,24 +57,36 @@ Critic = Callable[[jax.Array, jax.Array], Scored]
 
 
 def scaled_dot(
-    anchors, candidates, *, clip: float | None = 20.0, penalty: float = 0.04
+    anchors: jax.Array,
+    candidates: jax.Array,
+    *,
+    clip: float | None = 20.0,
+    penalty: float = 0.04,
 ) -> Scored:
-    """s = clip tanh(r / clip), r = anchor . candidate / sqrt(d).
+    """s = clip tanh(r / clip), r = anchor . candidate / sqrt(d): float[a, c, p, q].
 
-    The clip and the penalty on r^2 are those of AMDIM (Bachman et al. 2019).
+    anchors: float[a, q, d]. candidates: float[c, p, d]. The clip (None for none) and
+    the penalty on r^2 are those of AMDIM (Bachman et al. 2019). Raises ValueError if
+    the anchors and candidates differ in d.
     """
     raw = _products(anchors, candidates) * anchors.shape[-1] ** -0.5
     return Scored(raw if clip is None else clip * jnp.tanh(raw / clip), raw, penalty)
 
 
-def cosine(anchors, candidates, *, temperature: float = 0.1) -> Scored:
-    """s = cosine(anchor, candidate) / temperature."""
+def cosine(
+    anchors: jax.Array, candidates: jax.Array, *, temperature: float = 0.1
+) -> Scored:
+    """s = cosine(anchor, candidate) / temperature, unclipped and without a penalty.
+
+    Shapes as in `scaled_dot`. Raises ValueError if anchors and candidates differ in d,
+    or if temperature <= 0.
+    """
     raw = _products(l2_normalize(anchors), l2_normalize(candidates)) / temperature
     check_range(TINY, temperature=temperature)
     return Scored(raw, raw, 0.0)
 
 
-def _products(anchors, candidates):
+def _products(anchors: jax.Array, candidates: jax.Array) -> jax.Array:
     a, c = anchors.shape[-1], candidates.shape[-1]
     if a != c:
         raise ValueError(
@@ -84,25 +97,27 @@ def _products(anchors, candidates):
 
 
 def looks(features: Mapping, present: Mapping) -> list[Look]:
-    """The looks of a batch: of each modality that is `present`, sorted, each view.
+    """The views of a batch, of the modalities in `present` sorted by name.
 
-    Whatever stands in the features of a missing view is replaced by zeros.
+    features: `Features` by modality. present: bool[b, m] by modality. The features of
+    a missing view become zeros.
     """
-    found = []
+    views = []
     for name in sorted(present):
-        of = features[name]
-        for m in range(of.z.shape[1]):
-            there = present[name][:, m]
-            found.append(
+        tower = features[name]
+        z, local, real = tower.z, tower.local, tower.real
+        for m in range(z.shape[1]):
+            mask = present[name][:, m]
+            views.append(
                 Look(
-                    name=f"{name}/{m}" if of.z.shape[1] > 1 else name,
-                    z=_only(of.z[:, m], there),
-                    local=None if of.local is None else _only(of.local[:, m], there),
-                    present=there,
-                    real=None if of.real is None else of.real[:, m],
+                    name=f"{name}/{m}" if z.shape[1] > 1 else name,
+                    z=_only(z[:, m], mask),
+                    local=None if local is None else _only(local[:, m], mask),
+                    present=mask,
+                    real=None if real is None else real[:, m],
                 )
             )
-    return found
+    return views
 
 
 def _only(x: jax.Array, present: jax.Array) -> jax.Array:
@@ -120,75 +135,94 @@ def term(
     index: jax.Array,
     same: jax.Array | None = None,
 ) -> bounds.Estimate:
-    """One of the four terms over the looks, with the critic's penalty in its loss.
+    """One of the four terms over the views, with the critic's penalty in its loss.
 
-    same: bool[b, b], rows of one study, which are never negatives of each other.
-    key, index: row i draws its position of CC by (key, index[i]). Raises ValueError
-    where a term needs local maps and a look has none, and for the name of no term.
+    Args:
+      name: of the term, in `TERMS`.
+      of: the views, from `looks`.
+      estimator: of `polyview.objectives.bounds`.
+      critic: (anchors[a, q, d], candidates[c, p, d]) -> Scored.
+      key, index: row i draws its position of CC by (key, index[i]).
+      same: bool[b, b], rows of one study, which are never negatives of each other.
+
+    Raises ValueError for another name, if the term needs local maps and a view has
+    none, and if it needs two views and there is one.
     """
     if name not in TERMS:
-        raise ValueError(f"{name!r} is no term; there are {', '.join(TERMS)}")
+        raise ValueError(f"{name!r} is not a term; the terms are {', '.join(TERMS)}")
     if name != "RR" and (without := [look.name for look in of if look.local is None]):
-        raise ValueError(f"{name} needs local maps, and {without[0]} has none")
+        raise ValueError(f"{name} needs local maps, but {without[0]} has none")
     if name != "CR" and len(of) < 2:
-        raise ValueError(f"{name} compares two looks, and there is one")
+        raise ValueError(f"{name} compares two views, but there is one")
     itself = jnp.eye(len(index), dtype=bool)
-    # A row may stand in a batch twice, in the place of one that could not be read.
+    # A batch may hold a row twice, instead of one that could not be read.
     again = index[:, None] == index[None]
     same = again if same is None else same | again
-    ours, there = jnp.stack([look.z for look in of]), [look.present for look in of]
+    ours, masks = jnp.stack([look.z for look in of]), [look.present for look in of]
     if name == "CC":
         draws = [
             drawn(look, 1, jax.random.fold_in(key, number), index)
             for number, look in enumerate(of)
         ]
         ours = jnp.stack([local[:, 0] for local, _ in draws])
-        there = [p & some[:, 0] for p, (_, some) in zip(there, draws, strict=True)]
-    there = jnp.stack(there)
+        masks = [p & some[:, 0] for p, (_, some) in zip(masks, draws, strict=True)]
+    our_mask = jnp.stack(masks)
 
-    def estimate(anchors, anchor_there, candidates, mask):
-        """Of float[b, d], bool[b], float[b, p, d] and bool[b, p]."""
-        compared = anchor_there[:, None, None, None] & mask[None, :, :, None]
+    def estimate(
+        anchors: jax.Array,
+        anchor_mask: jax.Array,
+        candidates: jax.Array,
+        mask: jax.Array,
+    ) -> bounds.Estimate:
+        """Shapes float[b, d], bool[b], float[b, p, d] and bool[b, p]."""
+        compared = anchor_mask[:, None, None, None] & mask[None, :, :, None]
         scored = critic(anchors[:, None], candidates)
         positive = compared & itself[..., None, None]
         negative = compared & ~same[..., None, None]
-        found = estimator(scored.scores, positive, negative)
+        estimated = estimator(scored.scores, positive, negative)
         used = positive | negative
         squares = jnp.where(used, jnp.square(scored.raw), 0).sum()
         penalty = scored.penalty * squares / jnp.maximum(used.sum(), 1)
-        return bounds.Estimate(found.loss + penalty, found.bound)
+        return bounds.Estimate(estimated.loss + penalty, estimated.bound)
 
     estimates = []
     for c, look in enumerate(of):
         theirs = look.z[:, None] if name == "RR" else look.local
+        assert theirs is not None  # checked above
         mask = jnp.broadcast_to(look.present[:, None], theirs.shape[:2])
         if name != "RR" and look.real is not None:
             mask = mask & look.real
-        # One program for all anchors of a candidate: pairs are many.
+        # One program for all anchors of a candidate, as pairs are many.
         a = np.array([a for a in range(len(of)) if (a == c) == (name == "CR")])
         each = jax.vmap(estimate, (0, 0, None, None))
-        estimates.append(each(ours[a], there[a], theirs, mask))
+        estimates.append(each(ours[a], our_mask[a], theirs, mask))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts).mean(), *estimates)
 
 
 def drawn(
     look: Look, count: int, key: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`count` positions of each row's local map, with replacement, uniformly among the
-    real ones: [b, count, d], and bool[b, count], false in a row that has none."""
+    """Draw `count` real positions of each row's local map, uniformly with replacement.
+
+    Returns [b, count, d], and bool[b, count], False in a row without real positions.
+    Row i draws by (key, index[i]).
+    """
+    assert look.local is not None  # the caller checks
     b, p, _ = look.local.shape
     real = jnp.ones((b, p), bool) if look.real is None else look.real
     weights = jnp.where(real, 0.0, -jnp.inf)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     draw = jax.vmap(lambda k, w: jax.random.categorical(k, w, shape=(count,)))
     position = draw(keys, weights)
-    there = jnp.broadcast_to(real.any(1, keepdims=True), position.shape)
-    return jnp.take_along_axis(look.local, position[..., None], 1), there
+    valid = jnp.broadcast_to(real.any(1, keepdims=True), position.shape)
+    return jnp.take_along_axis(look.local, position[..., None], 1), valid
 
 
 def thinned(of: list[Look], count: int, key: jax.Array, index: jax.Array) -> list[Look]:
-    """The looks with `count` positions drawn from each local map: location sampling, as
-    in Deep InfoMax, for time and memory; maps that are no larger stay whole."""
+    """The views with `count` positions drawn from each larger local map.
+
+    This is the location sampling of Deep InfoMax, which saves time and memory.
+    """
     thin = []
     for number, look in enumerate(of):
         if look.local is not None and look.local.shape[1] > count:
@@ -202,17 +236,17 @@ def thinned(of: list[Look], count: int, key: jax.Array, index: jax.Array) -> lis
 def kept(
     present: Mapping[str, jax.Array], drop: float, key: jax.Array, index: jax.Array
 ) -> dict[str, jax.Array]:
-    """Masks with each look that is present dropped with probability `drop`.
+    """Masks in which each present view is dropped with probability `drop`.
 
-    The last one of a sample never goes: where all would, one of them stays, each as
-    likely as another. Row i draws by (key, index[i]).
+    present, and the result: bool[b, m] by modality. If all views of a sample would go,
+    one of them stays, each with equal probability. Row i draws by (key, index[i]).
     """
-    names, there = sorted(present), _joined(present)
+    names, mask = sorted(present), _joined(present)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    noise = jax.vmap(lambda k: jax.random.uniform(k, there.shape[1:]))(keys)
-    stays = there & (noise >= drop)
-    luckiest = jnp.where(there, noise, -1).argmax(1)
-    one = jax.nn.one_hot(luckiest, there.shape[1], dtype=bool) & there
+    noise = jax.vmap(lambda k: jax.random.uniform(k, mask.shape[1:]))(keys)
+    stays = mask & (noise >= drop)
+    luckiest = jnp.where(mask, noise, -1).argmax(1)
+    one = jax.nn.one_hot(luckiest, mask.shape[1], dtype=bool) & mask
     stays = jnp.where(stays.any(1, keepdims=True), stays, one)
     ends = list(accumulate(present[name].shape[1] for name in names))
     return dict(zip(names, jnp.split(stays, ends[:-1], axis=1), strict=True))
@@ -220,26 +254,28 @@ def kept(
 
 @dataclass(frozen=True)
 class CrossModal:
-    """Tasks, and beside them the mutual information between modalities.
+    """Objective: tasks, and mutual information between modalities.
 
     loss = task_weight * sum of the tasks + sum of terms' weights * terms
            + polyview_weight * polyview
 
+    Raises InputError if an attribute is out of range or attributes contradict.
+
     Attributes:
-      tasks: target -> loss of (outputs[b, n, ...], target) -> [b, n], from
-        `polyview.objectives.supervised`; the model returns the outputs under the
-        target's name, of the looks that are kept together first, then of each alone.
-      task_weight: of all of them.
-      alone_weight: of the looks alone, within a task.
-      terms: weight of each of CR, XX, RR, CC; none is computed at 0.
-      estimator: of `polyview.objectives.bounds`.
-      critic: a partial of one here, or None for that of the model (`module.critic`).
+      tasks: target -> loss(outputs[b, n, ...], target) -> [b, n], from
+        `polyview.objectives.supervised`. The model returns the outputs under the
+        target's name: of the kept views together first, then of each view alone.
+      task_weight: weight of the sum of the tasks.
+      alone_weight: weight of the predictions from single views, within a task.
+      terms: weight of each of CR, XX, RR, CC; a term of weight 0 is not computed.
+      estimator: a function of `polyview.objectives.bounds`.
+      critic: a partial of a critic here, or None for the model's own (`module.critic`).
       polyview: a loss of `polyview.objectives.contrastive` that takes `present`, over
-        all looks of a sample: each against all the rest. The project's own extension.
-      polyview_weight: of it.
-      train_drop_prob: of a look, for the prediction; never all of them.
-      positions: of each local map, drawn anew at each step; None for all of them.
-      study: the target that says which rows are of one study, never negatives.
+        all views of a sample: each against all the rest. The project's own extension.
+      polyview_weight: weight of that loss.
+      train_drop_prob: probability to drop a view from the prediction; one always stays.
+      positions: positions drawn of each local map at each step; None for all of them.
+      study: the target that names a row's study; rows of one are never negatives.
     """
 
     tasks: Mapping[str, Callable] = field(default_factory=dict)
@@ -254,7 +290,7 @@ class CrossModal:
     positions: int | None = None
     study: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range(0.0, task_weight=self.task_weight, alone_weight=self.alone_weight)
         check_range(0.0, polyview_weight=self.polyview_weight)
         if unknown := set(self.terms) - set(TERMS):
@@ -281,19 +317,21 @@ class CrossModal:
                 "example, or set polyview_weight to 0"
             )
 
-    def __call__(self, module, target_module, batch, key):
+    def __call__(
+        self, module: Module, target_module: Module | None, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
         keys = jax.random.split(key, 4)
         present, index = batch["present"], batch["index"]
         kept_now = present
         if self.train_drop_prob:
             kept_now = kept(present, self.train_drop_prob, keys[0], index)
         features = dict(module({**batch, "kept": kept_now}, key=keys[1], train=True))
-        metrics = {}
+        metrics: dict[str, Any] = {}
         for target, loss_of in self.tasks.items():
             losses = loss_of(features.pop(target).z, batch["targets"][target])
             metrics[f"task/{target}"] = self._task(losses, present, kept_now)
         terms = {name: weight for name, weight in self.terms.items() if weight}
-        # A model that is only told what to predict may return nothing else.
+        # A model may return its predictions only.
         of = looks(features, present) if terms or self.polyview_weight else []
         if self.positions is not None:
             of = thinned(of, self.positions, keys[3], index)
@@ -304,7 +342,7 @@ class CrossModal:
             same = study[:, None] == study[None]
         loss = self.task_weight * sum(metrics.values())
         for name, weight in terms.items():
-            found = term(
+            estimate = term(
                 name,
                 of,
                 estimator=self.estimator,
@@ -313,44 +351,46 @@ class CrossModal:
                 index=index,
                 same=same,
             )
-            loss += weight * found.loss
-            metrics |= {name: found.loss, f"bound/{name}": found.bound}
-        if self.polyview_weight:
+            loss += weight * estimate.loss
+            metrics |= {name: estimate.loss, f"bound/{name}": estimate.bound}
+        if self.polyview_weight and self.polyview is not None:
             z = jnp.stack([look.z for look in of], 1)
-            there = jnp.stack([look.present for look in of], 1)
-            valid = can_be_anchors(there)
-            losses = self.polyview(z, present=there)
-            found = _mean(losses, valid)
-            loss += self.polyview_weight * found
-            # Fewer than the terms of some losses, to which a row of one view adds too:
-            # the bound holds for all of them.
+            mask = jnp.stack([look.present for look in of], 1)
+            valid = can_be_anchors(mask)
+            losses = self.polyview(z, present=mask)
+            polyview = _mean(losses, valid)
+            loss += self.polyview_weight * polyview
+            # Some losses have more terms, as rows of one view are negatives too; with
+            # this smaller count the bound holds for all of them.
             others = valid.sum() - valid.sum(1, keepdims=True)
             bound = _mean(jnp.log1p(others.astype(losses.dtype)) - losses, valid)
-            metrics |= {"polyview": found, "bound/polyview": bound}
+            metrics |= {"polyview": polyview, "bound/polyview": bound}
         return loss, {"loss": loss, **metrics, "features": features}
 
-    def _task(self, losses: jax.Array, present: Mapping, kept_now: Mapping):
-        """Mean over the rows that have a look, of all together and of each alone."""
+    def _task(
+        self, losses: jax.Array, present: Mapping, kept_now: Mapping
+    ) -> jax.Array:
+        """The mean over rows with a view, of all views together and of each alone."""
         loss = _mean(losses[:, 0], _joined(kept_now).any(1))
         if self.alone_weight:
             alone = _joined(present)
             if losses.shape[1] != 1 + alone.shape[1]:
                 raise ValueError(
-                    "alone_weight is set, but the model predicts from all looks "
-                    "together only; set alone=True in it"
+                    "alone_weight is set, but the model predicts only from all views "
+                    "together; set its alone=True"
                 )
             loss += self.alone_weight * _mean(losses[:, 1:], alone)
         return loss
 
     def negatives(self, b: int, m: int) -> int:
-        """Views of other samples that an anchor is compared with, at most."""
+        """The most views of other samples an anchor is compared with."""
         if self.polyview_weight:
             return (b - 1) * m
         return b - 1 if any(self.terms.values()) else 0
 
 
 def _joined(masks: Mapping[str, jax.Array]) -> jax.Array:
-    """The masks of all modalities, sorted, side by side: bool[b, looks]."""
+    """The masks of all modalities, sorted and concatenated: bool[b, views]."""
     return jnp.concatenate([masks[name] for name in sorted(masks)], 1)
 
 
@@ -358,11 +398,11 @@ def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def _learnt(module, anchors, candidates) -> Scored:
+def _learnt(module: Any, anchors: jax.Array, candidates: jax.Array) -> Scored:
     if not hasattr(module, "critic"):
         raise InputError(
-            "the objective has no critic, and the model none of its own; set "
-            "objective.critic, or model.critic and microbatch=None"
+            "neither the objective nor the model has a critic; set objective.critic, "
+            "or model.critic and microbatch=None"
         )
     raw = module.critic(anchors, candidates)
     return Scored(raw, raw, 0.0)

@@ -1,8 +1,7 @@
-"""The one expensive term of the contrastive losses: the scores of other samples.
+"""Scores against other samples: the one expensive term of the contrastive losses.
 
-Every loss of the family compares an anchor with its positives and with views of the
-other samples of the global batch. The losses differ only in which of those views count,
-so one function serves them all, and nothing else ever sees scores between samples:
+The losses differ only in the views of other samples that they compare an anchor with,
+so one function serves them all:
 
     n[i, a] = log sum_{j != i} sum_g exp s,    s = anchors[i, a] . candidates[j, g] / T
 
@@ -13,38 +12,32 @@ pass, so memory is linear in the rows. The gradient of sum_r g[r] n[r] over rows
     d candidates[c] = sum_r w[r, c] anchors[r] / T,
     w[r, c] = g[r] exp(s[r, c] - n[r]) for rows of two samples, else 0
 
-Where the candidates are the anchors themselves, s is symmetric, and one tile of scores
-serves both the rows and the columns, with w[r, c] + w[c, r] for w[r, c]. For r rows of
-d features all products then take 4 r^2 d operations, r^2 d of them forward; where they
-are not, 8 r^2 d, of them 2 r^2 d forward. With an even number C of tiles a side it is
-1 + 2 / C times that, as those half way round are met twice: nothing is saved of two.
+If the candidates are the anchors, s is symmetric: one tile of scores serves rows and
+columns, with w[r, c] + w[c, r] for w[r, c]. For r rows of d features that takes 4 r^2 d
+operations, r^2 d of them forward, instead of 8 r^2 d and 2 r^2 d. An even number C of
+tiles a side costs 1 + 2 / C times that: tiles half way round are scored twice.
 """
 
 from functools import partial
 from numbers import Real
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
-from polyview.objectives.tiles import (
-    Plan,
-    Sums,
-    meet_all,
-    padded,
-    unpadded,
-)
+from polyview.objectives.tiles import Meeting, Plan, Sums, meet_all, padded, unpadded
 
-# Rows of a tile: on a CPU a tile of scores should stay in the cache (measured, see
-# `benchmarks/loss.py`), an accelerator wants large ones (not yet measured).
+# Rows of a tile. On a CPU its scores should fit in the cache (measured, see
+# `benchmarks/loss.py`); accelerators need large tiles (not yet measured).
 TILE = {"cpu": 512}
 LARGE_TILE = 4096
-_ABSENT = -1e30  # a score, times the temperature, that no pair comes near
+_ABSENT = -1e30  # the score of a missing view times the temperature, below any other
 
 
 class Negatives(Protocol):
-    """What a loss needs of `log_negatives`, or of a partial of it."""
+    """`log_negatives`, or a partial, as `partial(log_negatives, exchange="ring")`."""
 
     def __call__(
         self,
@@ -61,48 +54,46 @@ def log_negatives(
     *,
     temperature: float,
     exchange: Literal["gather", "ring"] = "gather",
-    dtype=None,
+    dtype: DTypeLike | None = None,
     tile: int | None = None,
 ) -> jax.Array:
     """Log-sum-exp of each anchor's scores against the views of the other samples.
 
     anchors float[b, m, d] and candidates float[b, n, d] give float[b, m]; without
-    candidates the anchors are scored among themselves, at half the cost. All is
-    float32, or float64 if given that; with `dtype` the products read rows that were
-    rounded to it after scaling by the temperature, and still accumulate in float32. A
-    tile has `tile` rows (None: what suits the machine that traces).
+    candidates the anchors are scored among themselves, at half the cost. Computes in
+    float32, or float64 for such inputs. With `dtype`, the rows are rounded to it after
+    scaling by the temperature; products still accumulate in float32. A tile has `tile`
+    rows (None: the default of the backend).
 
     Under a mesh (`jax.set_mesh`, Auto axes) the rows are sharded over all of its axes.
-    With "gather" a device holds all candidates at once; with "ring" they go from device
-    to device, so that its memory does not grow with their number. A second derivative
-    is right, but takes memory quadratic in the rows; there is no forward mode (`jvp`).
-    Raises ValueError for b = 1, for candidates of another b, for a b that the devices
-    cannot share equally, for a temperature or tile that is not positive, and a dtype
-    that is not floating.
+    With "gather" each device holds all candidates at once; with "ring" they move from
+    device to device, so memory does not grow with their number. A second derivative is
+    correct but takes memory quadratic in the rows; there is no forward mode (`jvp`).
+    Raises ValueError for b = 1, candidates of another b, a b that the devices cannot
+    share equally, a temperature or tile that is not positive, a dtype that is not
+    floating, an unknown exchange, and inside a `shard_map`.
     """
     b, mesh = len(anchors), jax.sharding.get_abstract_mesh()
     devices = max(mesh.size, 1)
     if mesh.manual_axes:
-        raise ValueError(
-            f"a shard_map over {', '.join(mesh.manual_axes)} shows a device its own "
-            "rows alone; call the loss outside of it"
-        )
+        manual = ", ".join(mesh.manual_axes)
+        raise ValueError(f"a shard_map over {manual} hides rows; call the loss outside")
     if b < 2:
-        raise ValueError(f"negatives are other samples: b = {b} has none, give b >= 2")
+        raise ValueError(f"negatives are other samples: b = {b} has none; use b >= 2")
     if candidates is not None and len(candidates) != b:
         raise ValueError(f"anchors of b = {b} samples, candidates of {len(candidates)}")
     _check(temperature)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is {dtype}; give a floating one, as bfloat16")
+        raise ValueError(f"dtype is {dtype}; use a floating one, such as bfloat16")
     if tile is not None and tile < 1:
-        raise ValueError(f"tile is {tile}; give 1 row or more, or None")
+        raise ValueError(f"tile is {tile}; use 1 row or more, or None")
     if b % devices:
-        raise ValueError(f"b = {b} samples cannot be divided among {devices} devices")
+        raise ValueError(f"b = {b} samples do not divide among {devices} devices")
     if exchange not in ("gather", "ring"):
-        raise ValueError(f'exchange is "gather" or "ring", not {exchange!r}')
+        raise ValueError(f'exchange must be "gather" or "ring", not {exchange!r}')
     anchors = anchors.astype(_accumulator(anchors.dtype))
     if candidates is None:
-        pair = (anchors / temperature**0.5,)
+        pair: tuple = (anchors / temperature**0.5,)
     else:
         pair = (anchors / temperature, candidates.astype(anchors.dtype))
     if dtype is not None:
@@ -113,16 +104,17 @@ def log_negatives(
 
 
 def of_present(negatives: Negatives, present: jax.Array | None) -> Negatives:
-    """Return `negatives` over the candidates that are `present: bool[b, n]` alone.
+    """Return `negatives` restricted to candidates that are `present: bool[b, n]`.
 
-    A feature more says so: it adds 0 to the score of a candidate that is there, and a
-    number to that of one that is not, which makes its exp exactly 0. Where none is
-    there at all, the result is far below any score. None stands for all.
+    An extra feature lowers the scores of missing candidates until their exp is exactly
+    0. If all are missing, the result is below any score. None: all are present.
     """
     if present is None:
         return negatives
 
-    def of_those(anchors, candidates=None, *, temperature):
+    def restricted(
+        anchors: jax.Array, candidates: jax.Array | None = None, *, temperature: float
+    ) -> jax.Array:
         candidates = anchors if candidates is None else candidates
         mark = jnp.where(present, 0, _ABSENT)[..., None].astype(candidates.dtype)
         marked = jnp.concatenate([candidates, mark], -1)
@@ -130,7 +122,7 @@ def of_present(negatives: Negatives, present: jax.Array | None) -> Negatives:
         anchors = jnp.concatenate([anchors, one], -1)
         return negatives(anchors, marked, temperature=temperature)
 
-    return of_those
+    return restricted
 
 
 def log_negatives_by_view(
@@ -140,82 +132,84 @@ def log_negatives_by_view(
     temperature: float,
     negatives: Negatives = log_negatives,
 ) -> jax.Array:
-    """The same, one view of the candidates at a time: float[b, m, n].
+    """`log_negatives` for one view of the candidates at a time: float[b, m, n].
 
     A log-sum-exp over the last axis gives `log_negatives`.
     """
-    _check(temperature)  # of which nothing is known once it is traced
+    _check(temperature)  # before it is traced: a traced one cannot be checked
     return _by_view(anchors, candidates, temperature, negatives)
 
 
 @partial(jax.jit, static_argnums=3)
-def _by_view(anchors, candidates, temperature, negatives):
-    def of_view(view):
+def _by_view(
+    anchors: jax.Array, candidates: jax.Array, temperature: float, negatives: Negatives
+) -> jax.Array:
+    def of_view(view: jax.Array) -> jax.Array:
         return negatives(anchors, view[:, None], temperature=temperature)
 
     return jnp.moveaxis(lax.map(of_view, jnp.moveaxis(candidates, 1, 0)), 0, -1)
 
 
-def _check(temperature) -> None:
+def _check(temperature: float) -> None:
     if isinstance(temperature, Real) and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be more than 0")
+        raise ValueError(f"temperature is {temperature}; it must be positive")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(plan, *pair):
+def _differentiable(plan: Plan, *pair: jax.Array) -> jax.Array:
     return plan.split(partial(_forward, plan))(*pair)
 
 
-def _save(plan, *pair):
+def _save(plan: Plan, *pair: jax.Array) -> tuple:
     lse = _differentiable(plan, *pair)
     return lse, (pair, lse)
 
 
-def _restore(plan, saved, cotangent):
+def _restore(plan: Plan, saved: tuple, cotangent: jax.Array) -> tuple:
     pair, lse = saved
     return plan.split(partial(_backward, plan))(pair, lse, cotangent)
 
 
 _differentiable.defvjp(_save, _restore)
-# Compiled once for all who call a loss outside of a compiled program.
+# Compiled once for all calls of a loss outside of a compiled program.
 _log_negatives = jax.jit(_differentiable, static_argnums=0)
 
 
 class _Rows(NamedTuple):
-    """Embeddings and whose they are."""
+    """Embeddings and their samples."""
 
     x: jax.Array  # [rows, d]
-    sample: jax.Array  # int32[rows], a place in the global batch; -1 is padding
+    sample: jax.Array  # int32[rows], index in the global batch; -1 is padding
 
 
 class _Exponentials(NamedTuple):
-    """Sums of exponentials, `total * exp(top)`, that overflow for no score."""
+    """Sums of exponentials as `total * exp(top)`, which never overflow."""
 
-    top: jax.Array
-    total: jax.Array
+    top: Any  # float[rows], or a number to fill it with
+    total: Any
 
-    def add(self, scores, axis, weight=1.0):
-        """The sum with the exponentials of scores along an axis."""
+    def add(self, scores: jax.Array, axis: int, weight: Any = 1.0) -> "_Exponentials":
+        """Add the exponentials of scores along an axis."""
         top = jnp.maximum(self.top, scores.max(axis))
         exponentials = jnp.exp(scores - jnp.expand_dims(top, axis)).sum(axis)
         total = self.total * jnp.exp(self.top - top) + weight * exponentials
         return _Exponentials(top, total)
 
-    def join(self, other):
-        """The sum of two."""
+    def join(self, other: "_Exponentials") -> "_Exponentials":
+        """Add two."""
         top = jnp.maximum(self.top, other.top)
-        parts = (x.total * jnp.exp(x.top - top) for x in (self, other))
-        return _Exponentials(top, sum(parts))
+        one, two = (x.total * jnp.exp(x.top - top) for x in (self, other))
+        return _Exponentials(top, one + two)
 
 
-def _forward(plan, *pair):
+def _forward(plan: Plan, *pair: jax.Array) -> jax.Array:
     rows, columns = _rows(plan, pair[0]), _rows(plan, pair[-1])
     symmetric = len(pair) == 1
     dtype = _accumulator(rows.x.dtype)
-    # Not -inf: a row may meet no other sample until the next tile.
+    # Not -inf: the first tile of a row may contain no other sample.
     lowest = float(jnp.finfo(dtype).min)
 
-    def meet(own, theirs, block, at):
+    def meet(own: Any, theirs: Any, block: _Rows, at: Meeting) -> tuple[Any, Any]:
         scores, other = _scores(rows, block, at)
         scores = jnp.where(other, scores, lowest)
         part = jax.tree.map(at.rows.of, own).add(scores, axis=1)
@@ -226,7 +220,7 @@ def _forward(plan, *pair):
             theirs = jax.tree.map(at.columns.put, theirs, part)
         return own, theirs
 
-    def collect(sums):
+    def collect(sums: _Exponentials) -> _Exponentials:
         top = lax.pmax(sums.top, plan.axes)
         total = plan.scatter(sums.total * jnp.exp(sums.top - top))
         return _Exponentials(plan.own(top), total)
@@ -243,12 +237,12 @@ def _forward(plan, *pair):
     return unpadded(own.top + jnp.log(own.total), pair[0].shape[:2])
 
 
-def _backward(plan, pair, lse, cotangent):
+def _backward(plan: Plan, pair: tuple, lse: jax.Array, cotangent: jax.Array) -> tuple:
     symmetric = len(pair) == 1
     rows = (_rows(plan, pair[0]), padded(plan, lse), padded(plan, cotangent))
     columns = rows if symmetric else (_rows(plan, pair[1]),)
 
-    def meet(own, theirs, block, at):
+    def meet(own: Any, theirs: Any, block: Any, at: Meeting) -> tuple[Any, Any]:
         x, y = at.rows.of(rows[0].x), at.columns.of(block[0].x)
         scores, other = _scores(rows[0], block[0], at)
         lse, cotangent = (at.rows.of(r)[:, None] for r in rows[1:])
@@ -275,36 +269,29 @@ def _backward(plan, pair, lse, cotangent):
     )
 
 
-def _scores(rows, block, at):
-    """The scores of a meeting, and which of them count: those of two samples, neither
-    of them padding."""
+def _scores(rows: _Rows, block: _Rows, at: Meeting) -> tuple[jax.Array, jax.Array]:
+    """The scores of a meeting, and a mask of those between two samples, not padding."""
     scores = _product("rd,cd->rc", at.rows.of(rows.x), at.columns.of(block.x))
     row, column = at.rows.of(rows.sample), at.columns.of(block.sample)
     other = (row[:, None] != column[None, :]) & (row >= 0)[:, None]
     return scores, other & ((column >= 0) & at.met)[None, :]
 
 
-def _product(equation, x, y):
-    # Accelerators would round float32 to fewer bits on their own.
-    return jnp.einsum(
-        equation,
-        x,
-        y,
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=_accumulator(x.dtype),
-    )
+def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    # By default accelerators would round float32 to fewer bits.
+    exact, kind = lax.Precision.HIGHEST, _accumulator(x.dtype)
+    return jnp.einsum(equation, x, y, precision=exact, preferred_element_type=kind)
 
 
-def _accumulator(dtype):
+def _accumulator(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _rows(plan, x) -> _Rows:
-    """The rows of `x[b/devices, m, d]`."""
+def _rows(plan: Plan, x: jax.Array) -> _Rows:
+    """The rows of `x[b / devices, m, d]`."""
     b, m, _ = x.shape
     sample = plan.index() * b + jnp.arange(b, dtype=jnp.int32)
     sample = jnp.broadcast_to(sample[:, None], (b, m))
-    # Tied to x: in a loop over views, JAX would compute what depends on the samples
-    # alone before the loop, for all tiles at once, and keep it.
+    # Tied to x: else JAX computes masks of all tiles at once, before a loop over views.
     x, sample = lax.optimization_barrier((x, sample))
     return _Rows(padded(plan, x), padded(plan, sample, padding=-1))

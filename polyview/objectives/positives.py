@@ -1,4 +1,4 @@
-"""What the contrastive losses compute within a sample: embeddings and positives."""
+"""Computations of the contrastive losses within a sample: embeddings and positives."""
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,14 @@ import numpy as np
 def embeddings(
     z: jax.Array, normalize: bool = True, present: jax.Array | None = None
 ) -> jax.Array:
-    """Return z: float[b, m, d] in float32 or better, l2-normalised if asked.
+    """Return z: float[b, m, d] in float32 or better, l2-normalised if `normalize`.
 
-    Views that are not `present: bool[b, m]` become zeros, whatever stood there. Raises
-    ValueError unless there are at least two samples and two views.
+    Views that are not `present: bool[b, m]` become zeros, even if NaN. Raises
+    ValueError if b < 2 or m < 2.
     """
     b, m, _ = z.shape
     if b < 2 or m < 2:
-        raise ValueError(
-            f"z is [b, m, d] with b >= 2 samples and m >= 2 views, not {z.shape}"
-        )
+        raise ValueError(f"z must be [b >= 2 samples, m >= 2 views, d], not {z.shape}")
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     if present is not None:
         z = jnp.where(present[..., None], z, 0)
@@ -25,7 +23,7 @@ def embeddings(
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Unit vectors along the last axis, with a finite gradient at zero vectors."""
+    """Normalise the last axis to unit length; the gradient at zero is finite."""
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
 
@@ -33,10 +31,10 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 def mean_of_others(z: jax.Array, present: jax.Array | None = None) -> jax.Array:
     """Mean over the other views of a sample: float[b, m, d] -> float[b, m, d].
 
-    With `present: bool[b, m]`, over those that are there (the others must be zeros in
-    z), and zero where there is none.
+    With `present: bool[b, m]`, over the present ones, zero if there are none. Missing
+    views must be zeros in z.
     """
-    others = z.shape[1] - 1
+    others: int | jax.Array = z.shape[1] - 1
     if present is not None:
         others = present.sum(1, keepdims=True) - present
         others = jnp.maximum(others, 1).astype(z.dtype)[..., None]
@@ -44,7 +42,11 @@ def mean_of_others(z: jax.Array, present: jax.Array | None = None) -> jax.Array:
 
 
 def anchors(present: jax.Array) -> jax.Array:
-    """Which views can be anchors, bool[b, m]: present, and not the only one."""
+    """Views that can be anchors, bool[b, m]: present, and not alone in their sample.
+
+    present: bool[b, m]. Losses with missing views average over the anchors:
+    `losses.sum() / anchors(present).sum()`.
+    """
     return present & (present.sum(1, keepdims=True) > 1)
 
 

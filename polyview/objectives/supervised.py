@@ -1,7 +1,8 @@
-"""Losses of a task: linear probes through the trainer, and what stands beside MI terms.
+"""Losses of a task, for linear probes in the trainer and for tasks beside MI terms.
 
-Each takes what a head says, `outputs: float[b, m, ...]`, of m looks at each sample, and
-the sample's target, and returns float[b, m], in float32 or better.
+Each takes a head's `outputs: float[b, m, ...]` on m views of each of b samples, and the
+sample's target. It returns float[b, m], in float32 or better, to average by `.mean()`
+(over the views that count, if some are missing).
 """
 
 from dataclasses import dataclass
@@ -10,42 +11,51 @@ import jax
 import jax.numpy as jnp
 
 from polyview.errors import InputError
+from polyview.objectives.base import Batch, Module
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label].
+    """-log softmax(logits)[label], for each view: float[b, m].
 
-    logits float[b, m, classes] and labels int[b] give float[b, m]: each view of a
-    sample has the sample's label. NaN for a label that is none of the classes.
+    logits: float[b, m, classes]. labels: int[b], one for all views of a sample. A label
+    outside 0 .. classes - 1 gives NaN.
     """
     logits = _wide(logits)
-    labels = jnp.where(labels < 0, logits.shape[-1], labels)  # -1 is not the last
+    # Beyond the last class, where take_along_axis gives NaN; -1 would be the last.
+    labels = jnp.where(labels < 0, logits.shape[-1], labels)
     labels = jnp.broadcast_to(labels[:, None, None], (*logits.shape[:2], 1))
     chosen = jnp.take_along_axis(logits, labels, axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """softplus(logit) - label logit, mean over the labels; labels 0 or 1, [b, l]."""
+    """softplus(logit) - label logit, averaged over the labels: float[b, m].
+
+    logits: float[b, m, l]. labels: [b, l] of 0 or 1. Raises InputError for another l.
+    """
     logits = _wide(logits)
     labels = _of_outputs(labels, logits)
     return (jax.nn.softplus(logits) - labels * logits).mean(-1)
 
 
 def squared_error(outputs: jax.Array, values: jax.Array) -> jax.Array:
-    """(output - value)^2, mean over the values: float[b, v], or float[b] of one."""
+    """(output - value)^2, averaged over the values: float[b, m].
+
+    outputs: float[b, m, v]. values: float[b, v], or float[b] for v = 1. Raises
+    InputError for another v.
+    """
     outputs = _wide(outputs)
     values = _of_outputs(values.reshape(len(values), -1), outputs)
     return jnp.square(outputs - values).mean(-1)
 
 
 def dice_and_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean cross-entropy of the pixels + 1 - mean soft Dice of the classes but 0.
+    """Mean cross-entropy of pixels + 1 - mean soft Dice of classes but 0: float[b, m].
 
-    logits float[b, m, h, w, classes], mask int[b, h, w]; NaN where a label is none of
-    the classes, as above. Soft Dice of a class is
+    logits: float[b, m, h, w, classes]. mask: int[b, h, w], the class of each pixel; the
+    loss is NaN if one is outside 0 .. classes - 1. Soft Dice of a class is
     (2 sum p y + 1) / (sum p + sum y + 1) over the pixels of a sample (Milletari et al.
-    2016, with sums in place of squares; the 1 is for classes that are absent).
+    2016, with sums instead of squares; the 1 is for classes that are absent).
     """
     logits = _wide(logits)
     true = jax.nn.one_hot(mask, logits.shape[-1], dtype=logits.dtype)[:, None]
@@ -59,7 +69,7 @@ def dice_and_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _of_outputs(values: jax.Array, outputs: jax.Array) -> jax.Array:
-    """values [b, v] as [b, 1, v]; not broadcast where the head has one output."""
+    """values [b, v] as [b, 1, v]. Raises InputError instead of broadcasting over v."""
     if values.shape[-1] != outputs.shape[-1]:
         raise InputError(
             f"the head has {outputs.shape[-1]} outputs, the target "
@@ -74,12 +84,14 @@ def _wide(outputs: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class Classification:
-    """The objective that reads a tower's z as logits of the classes of a target."""
+    """Objective: cross-entropy of a tower's z, as logits of the classes of `target`."""
 
     modality: str = "image"
     target: str = "label"
 
-    def __call__(self, module, target_module, batch, key):
+    def __call__(
+        self, module: Module, target_module: Module | None, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits = module(batch, key=key, train=True)[self.modality].z
         labels = batch["targets"][self.target]
         loss = cross_entropy(logits, labels).mean()

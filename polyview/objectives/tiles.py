@@ -1,13 +1,13 @@
-"""Every row meets every column, a tile at a time, on one device or on a mesh.
+"""Tiled reduction over all pairs of rows and columns, on one device or on a mesh.
 
-Arrays hold rows, `[rows, ...]`. Columns are rows too, of this device and of all others,
-and what is summed over rows and over columns is the caller's affair: here it is decided
-which tiles of them meet, in which order, and where the columns are.
+Arrays hold rows, `[rows, ...]`. Columns are the rows of this device and of all others.
+The caller defines the sums over rows and columns. This file decides which tiles meet,
+in which order, and where the columns are.
 
-Where scores are symmetric a meeting serves both sides. Of C tiles, row tile I then
-meets the column tiles I, I + 1, ..., I + C/2 (mod C): half of them, as many for each I,
-so that devices share the work evenly. The first, and for even C the last, give their
-columns nothing, since the same rows meet them from the other side.
+With symmetric scores one meeting serves both sides. Of C tiles, row tile I then meets
+the column tiles I, I + 1, ..., I + C/2 (mod C), so devices share the work evenly. The
+first, and for even C the last, add nothing to the sums over columns, since the same
+rows meet those columns from the other side.
 """
 
 from collections.abc import Callable
@@ -20,82 +20,91 @@ from jax.sharding import PartitionSpec
 
 
 class Plan(NamedTuple):
-    """What is known when a program is traced."""
+    """The static arguments of a reduction."""
 
     exchange: str
     tile: int
-    axes: tuple[str, ...]  # none where there is one device
+    axes: tuple[str, ...]  # empty on one device
     devices: int
 
     def split(self, function: Callable) -> Callable:
-        """`function`, of each device's own rows."""
+        """`function` over each device's own rows."""
         if not self.axes:
             return function
         rows = PartitionSpec(self.axes)
         return jax.shard_map(function, in_specs=rows, out_specs=rows, check_vma=False)
 
-    def index(self):
-        """Which of the devices this is."""
+    def index(self) -> int | jax.Array:  # type: ignore[override]  # not tuple.index
+        """The index of this device."""
         return lax.axis_index(self.axes) if self.axes else 0
 
-    def scatter(self, x):
-        """The sum over devices of `x[devices * n, ...]`, this device's part of it."""
+    def scatter(self, x: jax.Array) -> jax.Array:
+        """This device's part of the sum over devices of `x[devices * n, ...]`."""
         return lax.psum_scatter(x, self.axes, tiled=True)
 
-    def own(self, x):
+    def own(self, x: jax.Array) -> jax.Array:
         """This device's part of `x[devices * n, ...]`."""
         n = len(x) // self.devices
         return lax.dynamic_slice_in_dim(x, self.index() * n, n)
 
 
 class Part(NamedTuple):
-    """Some rows that follow one another."""
+    """Consecutive rows."""
 
     first: jax.Array
     size: int
 
-    def of(self, x):
-        """Their part of `x[rows, ...]`."""
+    def of(self, x: jax.Array) -> jax.Array:
+        """These rows of `x[rows, ...]`."""
         return lax.dynamic_slice_in_dim(x, self.first, self.size)
 
-    def put(self, x, part):
-        """`x[rows, ...]` with another part in that place."""
+    def put(self, x: jax.Array, part: jax.Array) -> jax.Array:
+        """`x[rows, ...]` with these rows replaced."""
         return lax.dynamic_update_slice_in_dim(x, part, self.first, 0)
 
 
 class Meeting(NamedTuple):
-    """A tile of rows and a tile of columns, or several at once."""
+    """A tile of rows and one or more tiles of columns."""
 
     rows: Part
     columns: Part
-    met: jax.Array  # bool[columns]: whether a column counts at all
-    both: jax.Array  # bool[columns]: whether it takes its own share from this meeting
+    met: jax.Array  # bool[columns]: the column counts
+    both: jax.Array  # bool[columns]: the meeting adds to the sums over columns too
 
 
 class Sums(NamedTuple):
-    """What to know of a kind of sums over rows, each a tree of arrays `[rows, ...]`."""
+    """A kind of sums: a tree of arrays `[rows, ...]`."""
 
-    empty: Any  # a number for each array
-    join: Callable  # two parts -> their sum
-    collect: Callable  # sums over all rows, on each device -> those of its own rows
+    empty: Any  # the number that starts each array
+    join: Callable[[Any, Any], Any]  # two parts -> their sum
+    collect: Callable[[Any], Any]  # each device's sums of all rows -> sums of its own
 
 
-def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
-    """Let each tile of this device's rows meet every tile of columns, or its half.
+def meet_all(
+    plan: Plan,
+    symmetric: bool,
+    meet: Callable[..., tuple[Any, Any]],
+    own: Any,
+    columns: Any,
+    theirs: Any,
+    sums: Sums,
+) -> tuple[Any, Any]:
+    """Let each tile of this device's rows meet every tile of columns, or half of them.
 
-    `meet(own, theirs, block, meeting) -> own, theirs` adds what the rows and those
-    columns of `block` make of each other to the sums over rows (`own`) and to the sums
-    over columns, which are described by `sums`. `theirs` is shaped for `columns`, the
-    columns of this device. Returns both sums, complete, for this device's rows.
+    `meet(own, theirs, block, meeting) -> own, theirs` adds a meeting of rows with
+    columns of `block` to the sums over rows (`own`) and columns (`theirs`, of the kind
+    `sums`, shaped as this device's `columns`). Returns both sums for its rows.
     """
     rows, size = _tiles(plan, own)
     here, width = _tiles(plan, columns)
-    # Few rows, as each of many devices has, meet several tiles at a time.
+    # If each device has few rows, they meet several tiles at a time.
     several = max(1, plan.tile**2 // (size * width))
 
-    def sweep(own, theirs, block, first, tiles, count, both):
-        wide = -(-count // -(-count // several))  # the same in each step
-        spare = (wide - 1) * width  # columns go round, so the first follow the last
+    def sweep(
+        own: Any, theirs: Any, block: Any, first: Any, tiles: int, count: int, both: Any
+    ) -> tuple[Any, Any]:
+        wide = -(-count // -(-count // several))  # tiles at a time, constant
+        spare = (wide - 1) * width  # the first columns follow the last
         if spare:
             block = jax.tree.map(lambda x: jnp.concatenate([x, x[:spare]]), block)
             theirs = jax.tree.map(
@@ -104,38 +113,32 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
                 sums.empty,
             )
 
-        def at(carry, _):
+        def at(carry: tuple, _: None) -> tuple[tuple, None]:
             step, own, theirs = carry
             k, i = jnp.divmod(step, rows)
             k = k * wide
             of_columns = k + jnp.arange(wide * width) // width
             met = of_columns < count
-            place = (first + i + k) % tiles
-            meeting = Meeting(
-                Part(i * size, size),
-                Part(place * width, wide * width),
-                met,
-                met & both(of_columns),
-            )
+            across = Part((first + i + k) % tiles * width, wide * width)
+            meeting = Meeting(Part(i * size, size), across, met, met & both(of_columns))
             return (step + 1, *meet(own, theirs, block, meeting)), None
 
-        # Tied to the data: in a loop around this one, JAX would compute what depends on
-        # the step alone before it, for all steps at once, and keep it.
+        # Tied to the data: in an outer loop JAX would compute what depends only on the
+        # step before that loop, for all steps at once, and keep it.
         block, start = lax.optimization_barrier((block, jnp.int32(0)))
         steps = -(-count // wide) * rows
         _, own, theirs = lax.scan(at, (start, own, theirs), length=steps)[0]
         if spare:
             head = jax.tree.map(lambda x: x[:spare], theirs)
             tail = jax.tree.map(lambda x: x[tiles * width :], theirs)
+            head = sums.join(head, tail)
             theirs = jax.tree.map(
-                lambda x, head: x[: tiles * width].at[:spare].set(head),
-                theirs,
-                sums.join(head, tail),
+                lambda x, head: x[: tiles * width].at[:spare].set(head), theirs, head
             )
         return own, theirs
 
-    def round_of(tiles):
-        """Tiles of columns, how many a row tile meets, and which serve both sides."""
+    def round_of(tiles: int) -> tuple[int, int, Callable[[jax.Array], Any]]:
+        """Tiles of columns, the number a row tile meets, which of them serve both."""
         if not symmetric:
             return tiles, tiles, lambda k: True
         return tiles, tiles // 2 + 1, lambda k: (k > 0) & (2 * k != tiles)
@@ -149,12 +152,12 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
         own, theirs = sweep(own, theirs, block, first, *round_of(plan.devices * here))
         return own, sums.collect(theirs)
 
-    def send(tree, places):
+    def send(tree: Any, places: int) -> Any:
         n = plan.devices
         to = [(source, (source + places) % n) for source in range(n)]
         return jax.tree.map(lambda x: lax.ppermute(x, plan.axes, to), tree)
 
-    def hop(carry, number):
+    def hop(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
         own, block, theirs = carry
         block, theirs = send((block, theirs), -1)
         both = 2 * number != plan.devices if symmetric else True
@@ -168,21 +171,21 @@ def meet_all(plan, symmetric, meet, own, columns, theirs, sums):
     return own, send(theirs, hops)
 
 
-def padded(plan, x, padding=0):
-    """The rows of `x[b, m, ...]`, and of padding, so that tiles are of equal size."""
+def padded(plan: Plan, x: jax.Array, padding: int = 0) -> jax.Array:
+    """The rows of `x[b, m, ...]`, padded so that tiles have equal size."""
     x = x.reshape(-1, *x.shape[2:])
     tiles, size = _tiles(plan, x)
     pad = [(0, tiles * size - len(x))] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x, pad, constant_values=padding)
 
 
-def unpadded(x, shape):
-    """What `padded` made, as it was."""
+def unpadded(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `padded`: rows to `shape`, [b, m, ...]."""
     return x[: shape[0] * shape[1]].reshape(shape)
 
 
-def _tiles(plan, tree) -> tuple[int, int]:
-    """How many tiles the rows of a tree make, and of how many rows."""
+def _tiles(plan: Plan, tree: Any) -> tuple[int, int]:
+    """The number of tiles of a tree's rows, and the rows of each."""
     rows = len(jax.tree.leaves(tree)[0])
     tiles = -(-rows // plan.tile)
     return tiles, -(-rows // tiles)

@@ -1,6 +1,7 @@
-"""Curves of the metrics that runs logged in training."""
+"""Curves of metrics logged in training."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,18 +26,18 @@ TITLES = {
 
 @styled
 def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
-    """Draw one metric over the steps, with one line per run, labelled at its end.
+    """Draw one metric against steps, one line per run, labelled at its end.
 
-    `runs` maps the name of each run to the lines of its metrics.jsonl. Runs without the
-    metric and values that are not finite are left out.
+    `runs` maps each run's name to the lines of its metrics.jsonl. Runs without the
+    metric and non-finite values are left out.
     """
     figure, axes = one_axes(3.1)
     axes.grid(axis="y")
     ends = []
     for number, (name, lines) in enumerate(runs.items()):
-        points = [(line["step"], line.get(metric)) for line in lines]
-        points = [p for p in points if isinstance(p[1], int | float)]
-        points = np.asarray([p for p in points if np.isfinite(p[1])], float)
+        logged: list[Any] = [(line["step"], line.get(metric)) for line in lines]
+        numbers = [p for p in logged if isinstance(p[1], int | float)]
+        points = np.asarray([p for p in numbers if np.isfinite(p[1])], float)
         if not len(points):
             continue
         color = RUNS[number % len(RUNS)]

@@ -4,16 +4,18 @@ import base64
 import html
 from collections.abc import Iterable
 
+from matplotlib.figure import Figure
+
 from polyview.drawing import DPI, png
 
 
 def encoded(text: str) -> bytes:
-    """Encode a page as UTF-8; bytes of file names that are not text are escaped."""
+    """Encode a page as UTF-8; undecodable bytes of file names are escaped."""
     return text.encode(errors="backslashreplace")
 
 
 def document(title: str, heading: str, sections: Iterable[tuple[str, str]]) -> str:
-    """Return a page of (title, HTML) sections, except those without content."""
+    """Return a page of (title, HTML) sections; empty sections are left out."""
     body = "\n".join(
         f"<section><h2>{html.escape(name)}</h2>\n{content}\n</section>"
         for name, content in sections
@@ -37,13 +39,13 @@ def document(title: str, heading: str, sections: Iterable[tuple[str, str]]) -> s
 
 
 def remarks(found: Iterable[str]) -> str:
-    """Return notes as an HTML list, or an empty text if there are none."""
+    """Return notes as an HTML list, or an empty string without notes."""
     items = "".join(f"<li>{html.escape(note)}</li>" for note in found)
     return items and f'<ul class="notes">{items}</ul>'
 
 
 def table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
-    """Return a table that scrolls sideways; the cells of `body` are HTML already."""
+    """Return a table that scrolls sideways; cells of `body` must be HTML already."""
 
     def line(cells: Iterable[str], tag: str) -> str:
         kinds = [f"<{tag}>", f'<{tag} class="number">']
@@ -58,14 +60,14 @@ def table(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
     )
 
 
-def picture(figure, description: str) -> str:
-    """Return a Figure as an image embedded in the page."""
+def picture(figure: Figure, description: str) -> str:
+    """Return a figure as an embedded image."""
     width, height = figure.get_size_inches() * DPI
     return embedded(png(figure), description, width, height)
 
 
 def embedded(content: bytes, description: str, width: float, height: float) -> str:
-    """Return a PNG file as an image embedded in the page."""
+    """Return a PNG file's content as an embedded image; sizes are in pixels."""
     data = base64.b64encode(content).decode()
     return (
         f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" '
@@ -74,14 +76,14 @@ def embedded(content: bytes, description: str, width: float, height: float) -> s
 
 
 def grid(figures: list[str]) -> str:
-    """Place images side by side, as many as fit the width of the screen."""
+    """Place images side by side, as many as fit the screen's width."""
     if not figures:
         return ""
     return f'<div class="figures">{"".join(figures)}</div>'
 
 
 def code(text: str) -> str:
-    # A long dotted key may break at its dots, to fit the screen of a phone.
+    """Return text as HTML code; a long key may wrap at its dots, to fit a phone."""
     return f"<code>{html.escape(text).replace('.', '.<wbr>')}</code>"
 
 

@@ -32,7 +32,7 @@ from polyview.reporting.tables import (
     with_references,
 )
 
-_MOST_CURVES = 100  # of logged metrics; each takes a third of a second
+_MOST_CURVES = 100  # curves of logged metrics; each takes a third of a second
 
 
 @naming_the_run
@@ -71,11 +71,11 @@ def _comparison(runs: Sequence[Run]) -> str:
         "Over seeds, mean ± standard deviation": (over_seeds(runs), 1),
         "On other data sets": (transfers(runs), 2),
     }
-    for title, (found, text_columns) in others.items():
-        if found:
-            head, lines = found
+    for title, (content, text_columns) in others.items():
+        if content:
+            head, entries = content
             compared += f"\n<h3>{title}</h3>\n"
-            compared += table(head, _escaped(lines), text_columns)
+            compared += table(head, _escaped(entries), text_columns)
     return f"{compared}\n{remarks(notes(runs))}"
 
 
@@ -84,7 +84,7 @@ def _escaped(lines: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def training(runs: Sequence[Run]) -> str:
-    """Draw curves of logged metrics, and of scores evaluated at several steps."""
+    """Draw curves of logged metrics and of scores evaluated at several steps."""
     histories = {run.name: run.history for run in runs}
     logged = {
         key
@@ -95,7 +95,7 @@ def training(runs: Sequence[Run]) -> str:
     }
     order = list(TITLES)
 
-    def place(metric: str):
+    def place(metric: str) -> tuple[int, str]:
         measure = metric.rpartition("/")[2]
         return order.index(measure) if measure in order else len(order), metric
 
@@ -106,8 +106,8 @@ def training(runs: Sequence[Run]) -> str:
     ]
     scores = {
         run.name: [
-            {"step": step} | found.get("columns", {})
-            for step, found in run.evaluations.items()
+            {"step": step} | result.get("columns", {})
+            for step, result in run.evaluations.items()
         ]
         for run in runs
     }
@@ -118,12 +118,12 @@ def training(runs: Sequence[Run]) -> str:
             for column in sorted(columns - {"step"})
         ]
     left_out = len(logged) - len(shown)
-    note = f"<p>Not drawn: {left_out:,} more that were logged.</p>" if left_out else ""
+    note = f"<p>Not drawn: {left_out:,} more logged metrics.</p>" if left_out else ""
     return note + grid(figures)
 
 
 def _features(run: Run) -> str:
-    """Return the tables and figures of each evaluation, made by its class."""
+    """Return each evaluation's tables and figures, made by its class."""
     tables = [
         table(head, _escaped(body), text_columns=1)
         for _, head, body in beside_references(run)
@@ -135,7 +135,7 @@ def _features(run: Run) -> str:
         figures = {}
         if hasattr(made, "figures"):
             figures = made.figures(numbers, run.figure_data.get(name, {}))
-        elif made is None:  # a user's class: show what it drew when it evaluated
+        elif made is None:  # an untrusted class: show the PNG files it wrote
             pictures += [
                 embedded(content, f"{title} of {run.name}", width, height)
                 for title, content, width, height in drawn_pictures(run, name)
@@ -163,7 +163,7 @@ def protocol(runs: Sequence[Run]) -> str:
 
 
 def configurations(runs: Sequence[Run]) -> str:
-    """Show where the configs differ, then each config in full."""
+    """Show the keys in which configs differ, then each config in full."""
     flat = [dotted(run.config) for run in runs]
     keys = sorted({key for config in flat for key in config})
     cells = [
@@ -177,7 +177,7 @@ def configurations(runs: Sequence[Run]) -> str:
     parts = []
     if cells:
         head = ["key", *(run.name for run in runs)]
-        parts.append("<p>Where the configs differ:</p>")
+        parts.append("<p>Differences between the configs:</p>")
         parts.append(table(head, cells, text_columns=len(head)))
     for run in runs:
         text = html.escape(json.dumps(run.config, indent=2, sort_keys=True))
@@ -189,7 +189,7 @@ def configurations(runs: Sequence[Run]) -> str:
 
 
 def environment(runs: Sequence[Run]) -> str:
-    """Show the machine that made the page, and those that evaluated the runs."""
+    """Show the machine that made the page and those that evaluated the runs."""
     packages = ("polyview", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
     cells = [["Python", platform.python_version()]]
     for package in packages:
@@ -201,10 +201,10 @@ def environment(runs: Sequence[Run]) -> str:
     cells.append(["cores", str(hosts.cores())])
     for run in runs:
         if machine := run.result.get("machine"):
-            said = ", ".join(f"{key} {value}" for key, value in machine.items())
-            cells.append([f"evaluation of {run.name}", said])
-    made = table(["", ""], _escaped(cells), text_columns=2)
-    return f"<p>Where this page was made:</p>{made}"
+            text = ", ".join(f"{key} {value}" for key, value in machine.items())
+            cells.append([f"evaluation of {run.name}", text])
+    content = table(["", ""], _escaped(cells), text_columns=2)
+    return f"<p>Where this page was made:</p>{content}"
 
 
 def _short(value: Any) -> str:

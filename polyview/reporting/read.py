@@ -1,4 +1,4 @@
-"""Reads run directories as training and evaluation leave them; files are untrusted."""
+"""Read the run directories that training and evaluation write; files are untrusted."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from polyview.runs import metrics
 
 REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
 _MOST_PICTURES, _LARGEST_PICTURE = 20, 2**23  # per evaluation; bytes of each
-_LARGEST_ARRAYS = 2**28  # bytes of all arrays of an evaluation; ours take a few MB
+_LARGEST_ARRAYS = 2**28  # bytes of an evaluation's arrays; ours take a few MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Run:
     """The content of a run directory.
 
     Attributes:
-      results: {evaluation: {step: result}}. An older config has only one evaluation,
-        which is named "".
+      results: {evaluation: {step: result}}. The single evaluation of an older config
+        has the name "".
       references: {evaluation: {reference: result}}.
       figure_data: {evaluation: arrays of its last step}.
-      transfers: {(evaluation, data set): (step, result)}, the last of each.
+      transfers: {(evaluation, data set): (step, result)}, the last result of each.
     """
 
     path: Path
@@ -47,30 +47,30 @@ class Run:
 
     @property
     def evaluations(self) -> dict[int, dict]:
-        """The results of all evaluations at each step, united into one."""
-        found: dict[int, dict] = {}
+        """The merged results of all evaluations, by step."""
+        merged: dict[int, dict] = {}
         for name, by_step in self.results.items():
             for step, numbers in by_step.items():
                 numbers = self.with_columns(name, numbers)
-                found[step] = _united(found.get(step, {}), numbers, name)
-        return dict(sorted(found.items()))
+                merged[step] = _united(merged.get(step, {}), numbers, name)
+        return dict(sorted(merged.items()))
 
     @property
     def result(self) -> dict[str, Any]:
-        """The united results of the last evaluated step, or {}."""
+        """The merged results of the last evaluated step, or {}."""
         evaluations = self.evaluations
         return evaluations[max(evaluations)] if evaluations else {}
 
     def last(self, name: str) -> dict:
-        """The last result of an evaluation."""
+        """Return the last result of an evaluation."""
         by_step = self.results[name]
         return by_step[max(by_step)]
 
     def evaluation(self, name: str, numbers: Mapping) -> Any:
-        """Return the class that made a result, which draws its figures.
+        """Return the class that made a result and draws its figures.
 
-        Returns None if the class may not be imported: its name comes from a file of the
-        run, which is untrusted.
+        Returns None if the class is not trusted: its name comes from an untrusted file
+        of the run.
         """
         target = numbers.get("evaluation")
         if target is None:  # a result of version 0.1
@@ -81,7 +81,7 @@ class Run:
             return None
 
     def with_columns(self, name: str, numbers: Mapping) -> dict:
-        """Return a result with its columns, which results of version 0.1 lack."""
+        """Return a result with its columns; results of version 0.1 store none."""
         if "columns" in numbers:
             return dict(numbers)
         made = self.evaluation(name, numbers)
@@ -90,9 +90,9 @@ class Run:
 
 
 def _united(one: dict, other: dict, name: str) -> dict:
-    """Unite two results of one step: their columns and protocols stand side by side.
+    """Merge two results of one step, including their columns and protocols.
 
-    If both have a column, that of `other` gets its evaluation's name as a prefix.
+    If both have a column, the column of `other` gets its evaluation's name as a prefix.
     """
     both = {**one, **other}
     columns = dict(one.get("columns", {}))
@@ -104,9 +104,8 @@ def _united(one: dict, other: dict, name: str) -> dict:
     return both
 
 
-def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
-    """Decorate a function of runs: it raises an InputError that names the run whose
-    content is malformed."""
+def naming_the_run(tell: Callable[[Sequence[Any]], Any]) -> Callable:
+    """Decorate a function of runs: a malformed run raises an InputError naming it."""
 
     @functools.wraps(tell)
     def told(runs: Sequence[Run]) -> Any:
@@ -115,7 +114,7 @@ def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
                 return tell(runs)
         except InputError:
             if len(runs) > 1:
-                for run in runs:  # find the one at fault
+                for run in runs:  # find the malformed one
                     told([run])
             raise
 
@@ -125,12 +124,12 @@ def naming_the_run(tell: Callable[[Sequence[Run]], Any]) -> Callable:
 def read(paths: Sequence[Path]) -> list[Run]:
     """Read run directories.
 
-    Raises InputError if a path is not a run, or if a file in a run is damaged.
+    Raises InputError if a path is not a run, or if a file of a run is damaged.
     """
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    # File names need not be text, but the names in a figure must be.
+    # A file name may hold any bytes; a name in a figure must be text.
     names = [encoded(name).decode() for name in names]
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
 
@@ -141,17 +140,20 @@ def _read(path: Path, name: str) -> Run:
         raise InputError(
             f"{path} is not a run: it {what}; name the --workdir of a training"
         )
-    results, references, transfers = {}, {}, {}
+    results: dict[str, dict[int, dict]] = {}
+    references: dict[str, dict[str, dict]] = {}
+    transfers: dict[tuple[str, str], tuple[int, dict]] = {}
     for file in sorted((path / "eval").glob("*.json")):
-        of, on, data = file.stem.partition("-on-")
-        made, _, evaluation = of.partition("-")
-        if made.isdecimal() and on:
-            if int(made) >= transfers.get((evaluation, data), (0,))[0]:
-                transfers[evaluation, data] = int(made), _json(file)
-        elif made.isdecimal():
-            results.setdefault(evaluation, {})[int(made)] = _json(file)
-        elif made in REFERENCES and not on:
-            references.setdefault(evaluation, {})[made] = _json(file)
+        # STEP[-EVALUATION][-on-DATA] or REFERENCE[-EVALUATION]
+        stem, on, data = file.stem.partition("-on-")
+        label, _, evaluation = stem.partition("-")
+        if label.isdecimal() and on:
+            if int(label) >= transfers.get((evaluation, data), (0,))[0]:
+                transfers[evaluation, data] = int(label), _json(file)
+        elif label.isdecimal():
+            results.setdefault(evaluation, {})[int(label)] = _json(file)
+        elif label in REFERENCES and not on:
+            references.setdefault(evaluation, {})[label] = _json(file)
     figure_data = {
         evaluation: _arrays(
             path / "eval" / f"{result_name(max(by_step), evaluation)}.npz"
@@ -171,10 +173,9 @@ def _read(path: Path, name: str) -> Run:
 
 
 def drawn_pictures(run: Run, name: str) -> Iterator[tuple[str, bytes, int, int]]:
-    """Yield the pictures beside the last result of an evaluation.
+    """Yield (title, PNG content, width, height) of an evaluation's last pictures.
 
-    Each is a title, a PNG file, its width and its height. Raises InputError for a file
-    that is not PNG or too large.
+    Sizes are in pixels. Raises InputError for a file that is not PNG or too large.
     """
     stem = result_name(max(run.results[name]), name)
     for path in sorted((run.path / "eval").glob(f"{stem}-*.png"))[:_MOST_PICTURES]:
@@ -185,7 +186,7 @@ def drawn_pictures(run: Run, name: str) -> Iterator[tuple[str, bytes, int, int]]
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error})") from error
         if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
-            raise InputError(f"{path} is no PNG file")
+            raise InputError(f"{path} is not a PNG file")
         width, height = struct.unpack(">II", content[16:24])
         if width * height > 4 * _LARGEST_PICTURE:
             raise InputError(f"{path} is a picture of {width} x {height}: too large")
@@ -212,12 +213,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         content.seek(0)
         with np.load(content, allow_pickle=False) as arrays:
             return dict(arrays)
-    except Exception as error:  # zipfile and numpy raise a dozen kinds, few documented
+    except Exception as error:  # zipfile and numpy raise many types, few documented
         raise InputError(f"{path} is damaged ({error}); evaluate again") from error
 
 
 def _check_sizes(archive: zipfile.ZipFile) -> None:
-    """Raise ValueError if the arrays take more bytes than those of any evaluation."""
+    """Raise ValueError if the arrays exceed `_LARGEST_ARRAYS` or are malformed."""
     versions = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -229,7 +230,7 @@ def _check_sizes(archive: zipfile.ZipFile) -> None:
             if version not in versions:
                 raise ValueError(f"{member.filename!r} has an unknown format version")
             shape, _, dtype = versions[version](file)
-        # Code loops over the sides of an array even if the array is empty.
+        # An empty array counts too: code may loop over its other sides.
         claimed = math.prod(max(1, side) for side in (*shape, dtype.itemsize))
         size += max(claimed, member.file_size)
     if size > _LARGEST_ARRAYS:

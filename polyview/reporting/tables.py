@@ -12,15 +12,15 @@ from polyview.config.text import dotted
 from polyview.reporting.read import REFERENCES, Run, naming_the_run
 
 MISSING = "–"
-# The page warns of features whose deviation of a dimension or RankMe is lower. We chose
-# the thresholds; an untrained ResNet on the digits has 0.13 and 2.6.
+# The page warns if the standard deviation of a dimension, or RankMe, is lower. The
+# thresholds are ours; an untrained ResNet on the digits has 0.13 and 2.6.
 _COLLAPSED, _ONE_LINE = 0.1, 1.5
-TEXT_COLUMNS = 2  # come first; the others are numbers, aligned to the right
+TEXT_COLUMNS = 2  # the first columns; the others are numbers, right-aligned
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the comparison; a value that the run does not give is None."""
+    """A row of the comparison; a value absent from the run is None."""
 
     run: str
     method: str
@@ -33,21 +33,23 @@ class Row:
     @property
     def views_per_step(self) -> int | None:
         """Unique samples times views."""
-        known = self.m is not None and self.unique_samples is not None
-        return self.m * self.unique_samples if known else None
+        if self.m is None or self.unique_samples is None:
+            return None
+        return self.m * self.unique_samples
 
 
 def columns_of(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    """Return the columns of the comparison, most important first for narrow screens."""
+    """Return the comparison's columns, the most important first for narrow screens."""
     scores = dict.fromkeys(name for line in lines for name in line.scores)
+
+    def score_column(name: str) -> Callable[[Row], str]:
+        return lambda row: score(row.scores.get(name), name)
+
     return {
         "run": lambda row: row.run,
         "method": lambda row: row.method,
         "M": lambda row: number(row.m, ","),
-        **{
-            name: lambda row, name=name: score(row.scores.get(name), name)
-            for name in scores
-        },
+        **{name: score_column(name) for name in scores},
         "unique samples": lambda row: number(row.unique_samples, ","),
         "views a step": lambda row: number(row.views_per_step, ","),
         "steps": lambda row: number(row.steps, ","),
@@ -77,19 +79,18 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 def beside_references(run: Run) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return the tables in which evaluations compare a run with its references, each as
-    title, head and body."""
-    found = []
+    """Return tables that compare a run with its references: (title, head, body)."""
+    tables = []
     for name in run.results:
         compared = with_references(run, name)
         made = run.evaluation(name, run.last(name))
         if hasattr(made, "comparison_table"):
-            found.append((name or "evaluation", *made.comparison_table(compared)))
-    return found
+            tables.append((name or "evaluation", *made.comparison_table(compared)))
+    return tables
 
 
 def with_references(run: Run, name: str) -> dict[str, dict]:
-    """Return the last result of an evaluation and its references', by their labels."""
+    """Return an evaluation's last result and those of its references, by label."""
     return {run.name: run.last(name)} | {
         method: run.references[name][reference]
         for reference, method in REFERENCES.items()
@@ -98,16 +99,16 @@ def with_references(run: Run, name: str) -> dict[str, dict]:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """Return the rows of the table: the runs, then each distinct reference once."""
+    """Return the rows of the comparison: the runs, then each distinct reference."""
     lines = [_row(run) for run in runs]
     for reference, method in REFERENCES.items():
-        distinct = {}
+        distinct: dict[str, tuple[str, dict[str, float]]] = {}
         for run in runs:
             scores = {
                 column: value
-                for name, found in run.references.items()
-                if reference in found
-                for column, value in run.with_columns(name, found[reference])[
+                for name, by_reference in run.references.items()
+                if reference in by_reference
+                for column, value in run.with_columns(name, by_reference[reference])[
                     "columns"
                 ].items()
             }
@@ -140,14 +141,14 @@ def _row(run: Run) -> Row:
 
 
 def _cross_modal(objective: dict[str, Any]) -> str:
-    """Name the tasks of a cross-modal objective and its weighted terms."""
+    """Name a cross-modal objective by its tasks and weighted terms."""
     weights = objective["terms"] | {"poly-view": objective.get("polyview_weight", 0)}
     terms = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
     return " + ".join([*objective.get("tasks", {}), *terms])
 
 
 def _seconds(history: list[dict]) -> float | None:
-    """Sum the seconds of training over all resumes of the run."""
+    """Sum the seconds of training over all resumes; each resume restarts the clock."""
     times = [line.get("time") for line in history]
     clock = [t["seconds"] for t in times if isinstance(t, dict) and "seconds" in t]
     if not clock:
@@ -157,9 +158,9 @@ def _seconds(history: list[dict]) -> float | None:
 
 
 def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
-    """Return head and body of a table of scores over seeds, if there are several.
+    """Return head and body of a table of scores over seeds, or None for single seeds.
 
-    A row is two or more runs, evaluated at one step, that differ only in their seed. A
+    A row is two or more runs evaluated at one step that differ only in their seed. A
     cell is the mean and the standard deviation (n - 1).
     """
     kinds: dict[str, dict[Any, Run]] = {}
@@ -167,14 +168,15 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
         config = lasting_keys(run.config) | {"seed": None}
         kind = json.dumps([config, max(run.evaluations, default=0)], sort_keys=True)
         kinds.setdefault(kind, {})[run.config.get("seed")] = run
-    body, measured = [], {}
+    body: list[tuple[str, int, dict[str, str]]] = []
+    measured: dict[str, str] = {}
     for by_seed in kinds.values():
         if len(by_seed) < 2:
             continue
         scores = [run.result.get("columns", {}) for run in by_seed.values()]
         cells = {}
         for column in scores[0]:
-            values = [found[column] for found in scores if column in found]
+            values = [of_run[column] for of_run in scores if column in of_run]
             if len(values) == len(by_seed):
                 mean, spread = np.mean(values), np.std(values, ddof=1)
                 cells[column] = f"{score(mean, column)} ± {score(spread, column)}"
@@ -190,16 +192,16 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
 
 
 def transfers(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
-    """Return head and body of a table of evaluations on other data sets, if any."""
-    found = [
+    """Return head and body of a table of evaluations on other data sets, or None."""
+    evaluated = [
         (run.name, data, step, run.with_columns(name, numbers)["columns"])
         for run in runs
         for (name, data), (step, numbers) in run.transfers.items()
     ]
-    columns = dict.fromkeys(column for *_, scores in found for column in scores)
+    columns = dict.fromkeys(column for *_, scores in evaluated for column in scores)
     body = [
         [run, data, f"{step:,}", *(score(scores.get(name), name) for name in columns)]
-        for run, data, step, scores in found
+        for run, data, step, scores in evaluated
     ]
     return (["run", "data set", "step", *columns], body) if body else None
 
@@ -217,7 +219,7 @@ def text_table(lines: Sequence[Row]) -> str:
 
 
 def aligned(head: list[str], body: Iterable[list[str]], text_columns: int) -> str:
-    """Return a table as plain text; columns after the first ones are right-aligned."""
+    """Return a table as plain text; all but the text columns are right-aligned."""
     cells = [head, *body]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -233,7 +235,7 @@ def aligned(head: list[str], body: Iterable[list[str]], text_columns: int) -> st
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    """Return what a reader must know before comparing the rows."""
+    """Return caveats for a comparison of the rows."""
     found = []
     for name in dict.fromkeys(name for run in runs for name in run.results):
         found += different_protocols(
@@ -255,10 +257,10 @@ def notes(runs: Sequence[Run]) -> list[str]:
 
 
 def different_protocols(protocols: Iterable[Mapping]) -> list[str]:
-    """A note that names the keys in which protocols differ, if they do.
+    """Return a note that names the keys in which protocols differ, if they do.
 
-    A protocol without a key is like one where it is None. The width of an encoder sets
-    the dimensions of its features, so these may differ.
+    A missing key equals None. The dimensions of features may differ, because the width
+    of an encoder sets them.
     """
     flat = [dotted(protocol) for protocol in protocols]
     differing = sorted(
@@ -271,18 +273,18 @@ def different_protocols(protocols: Iterable[Mapping]) -> list[str]:
         return []
     return [
         f"the runs were evaluated by different protocols ({', '.join(differing)}): "
-        "their scores do not compare"
+        "their scores are not comparable"
     ]
 
 
 def collapsed(run: Run) -> list[str]:
-    """Return alerts for features that lie almost in one point or on one line.
+    """Return alerts for features that almost collapse to a point or a line.
 
-    These are h and z of the last evaluation, and z of the last logged step.
+    Checks h and z of the last evaluation, and z of the last logged step.
     """
     measured = {
-        f"{of} of the test split": measures
-        for of, measures in run.result.get("health", {}).items()
+        f"{name} of the test split": measures
+        for name, measures in run.result.get("health", {}).items()
         if isinstance(measures, dict)
     }
     for key, value in (run.history[-1] if run.history else {}).items():

@@ -1,8 +1,8 @@
 """Aggregates of scores over runs and tasks, and their intervals. Numpy only.
 
-Aggregates take scores float[..., runs, tasks] to float[...], as defined by Agarwal et
+Aggregates map scores float[..., runs, tasks] to float[...], as defined by Agarwal et
 al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", and
-their library rliable. Scores are normalised so that 1 is the level to reach.
+their library rliable. Scores are normalised so that 1 is the target level.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def mean(scores: np.ndarray) -> np.ndarray:
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     """The mean of the middle half of all runs of all tasks (IQM).
 
-    Of n scores the floor(n / 4) lowest and as many of the highest are left out.
+    Leaves out the floor(n / 4) lowest and highest of n scores.
     """
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = flat.shape[-1] // 4
@@ -32,7 +32,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
 
 
 def optimality_gap(scores: np.ndarray) -> np.ndarray:
-    """How far runs fall short of 1 on average; a score above 1 counts as 1."""
+    """The mean shortfall of runs from 1; a score above 1 counts as 1."""
     return 1 - np.minimum(scores, 1).mean(axis=(-2, -1))
 
 
@@ -54,9 +54,9 @@ def interval(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Ends of a stratified bootstrap percentile interval of a statistic.
 
-    Runs are resampled with replacement within each task. scores: float[runs, tasks];
-    statistic: float[repetitions, runs, tasks] -> float[repetitions, ...]. None for a
-    single run, which shows no spread.
+    Resamples runs with replacement within each task. scores: float[runs, tasks];
+    statistic: float[repetitions, runs, tasks] -> float[repetitions, ...]. Returns None
+    for a single run, which has no spread.
     """
     runs = len(scores)
     if runs < 2:
@@ -74,9 +74,10 @@ def success_interval(
 ) -> tuple[float, float]:
     """Ends of the Wilson score interval of a proportion (Wilson 1927).
 
-    The proportions p with |successes / trials - p| <= z sqrt(p (1 - p) / trials), z the
-    normal quantile of (1 + level) / 2. Unlike that of the normal approximation, it
-    stays within [0, 1], and has a width where all trials agree.
+    It holds the proportions p with |successes / trials - p| <= z sqrt(p (1 - p) /
+    trials), z the normal quantile of (1 + level) / 2. Unlike the normal approximation,
+    it stays within [0, 1] and has a width even if all trials agree. Raises ValueError
+    unless 0 <= successes <= trials, trials >= 1 and 0 < level < 1.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes of {trials} trials")
@@ -87,5 +88,5 @@ def success_interval(
     spread = z / trials * (trials * rate * (1 - rate) + z * z / 4) ** 0.5
     scale = 1 + z * z / trials
     low, high = ((rate + z * z / (2 * trials) + s) / scale for s in (-spread, spread))
-    # Exact where rounding is not.
+    # The exact ends, without rounding errors.
     return 0.0 if successes == 0 else low, 1.0 if successes == trials else high

@@ -6,7 +6,7 @@
     loss      cross-entropy of Z(s, a) to the target
 
 Bellemare et al. 2017, "A Distributional Perspective on Reinforcement Learning"; the
-double form is that of van Hasselt et al. 2016, "Deep Reinforcement Learning with Double
+double form is from van Hasselt et al. 2016, "Deep Reinforcement Learning with Double
 Q-learning".
 
 Axes: b samples, a actions, n atoms.
@@ -22,10 +22,10 @@ def project(
     discounts: jax.Array,
     support: jax.Array,
 ) -> jax.Array:
-    """The distribution of r + discount Z on the atoms of Z, `[b, n]` (C51).
+    """Project the distribution of r + discount Z onto the atoms of Z: `[b, n]` (C51).
 
-    Z takes the values `support[n]`, evenly spaced, with `probabilities[b, n]`. A return
-    beyond an end of the support counts as that end; any other is shared between its two
+    Z has the evenly spaced values `support[n]` with `probabilities[b, n]`. A return
+    beyond an end of the support counts as that end. Others are shared between the two
     nearest atoms in inverse proportion to their distance (Bellemare et al. 2017,
     algorithm 1). `discounts[b]` is 0 where the episode ended.
     """
@@ -48,8 +48,8 @@ def double_target(
     """The target of a return's distribution, `[b, n]` (van Hasselt et al. 2016).
 
     `online[b, a, n]` and `target[b, a, n]` are logits of the next state. `online`
-    chooses the action of the highest expected return, `target` gives the distribution
-    of that action's return.
+    chooses the action of the highest expected return; `target` gives the distribution
+    of its return.
     """
     best = jnp.argmax(expected(online, support), -1)
     return project(at(jax.nn.softmax(target), best), rewards, discounts, support)
@@ -62,8 +62,8 @@ def loss_and_divergence(
 
     The cross-entropy -sum_n p log q is the loss. The divergence
     sum_n p' (log p' - log q) with p' = max(p, 1e-6), clipped to [1e-6, 1e6], is the
-    error of a prediction without the entropy of its target; SGI's official code
-    prioritises replay by it.
+    error of a prediction without the entropy of its target. SGI's official code uses it
+    as the priority in replay.
     """
     loss = -jnp.sum(target * log_probabilities, -1)
     target = jnp.maximum(target, 1e-6)
@@ -72,15 +72,15 @@ def loss_and_divergence(
 
 
 def expected(logits: jax.Array, support: jax.Array) -> jax.Array:
-    """Expected returns `[..., a]` of `logits[..., a, n]` of returns `support[n]`."""
+    """Expected returns `[..., a]` for `logits[..., a, n]` on the atoms `support[n]`."""
     return jnp.matmul(jax.nn.softmax(logits), support, precision="highest")
 
 
 def at(x: jax.Array, index: jax.Array) -> jax.Array:
     """take_along_axis on the first axis that `index` lacks.
 
-    `x[..., a, *]` and `index: int[...]` give `x[..., index[...], *]`: the logits of the
-    actions taken, for example.
+    `x[..., a, *]` and `index: int[...]` give `x[..., index[...], *]`, for example the
+    logits of the actions taken.
     """
     axis = index.ndim
     index = index.reshape(index.shape + (1,) * (x.ndim - axis))

@@ -1,7 +1,7 @@
-"""The protocol of an environment: what acts in a world needs this of it. Numpy only.
+"""The protocol of an environment. Numpy only.
 
 An environment is a function of the seed of its last `reset` and the actions since. When
-an episode ends, the next one begins by itself; `reset` starts anew from a seed.
+an episode ends, the next one begins without a reset; `reset` restarts from a seed.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -12,22 +12,22 @@ Observation = Any  # an array, or a dict of arrays
 
 
 class Finished(NamedTuple):
-    """An episode that has ended: the sum of its rewards, and its number of steps."""
+    """A finished episode: the sum of its rewards, and its number of steps."""
 
     score: float
     steps: int
 
 
 class Outcome(NamedTuple):
-    """What an action led to.
+    """The result of an action.
 
     Attributes:
-      observation: what the next action is chosen on. Where an episode ended, it is the
-        first observation of the next one.
+      observation: input of the next action; after the end of an episode, the first
+        observation of the next one.
       reward: of this step, not clipped.
-      done: no return is to be expected from beyond this step. An environment may say so
-        within an episode, as when a life is lost.
-      finished: the episode, where it ended or was cut off at its limit.
+      done: True if no return is expected beyond this step. It may be True within an
+        episode, as when a life is lost.
+      finished: the episode, if it ended or was cut off at its limit, else None.
     """
 
     observation: Observation
@@ -37,16 +37,16 @@ class Outcome(NamedTuple):
 
 
 class Environment(Protocol):
-    """A world that takes one action at a time."""
+    """An environment that takes one action at a time."""
 
     def reset(self, seed: int) -> Observation:
-        """Begin an episode from a seed, and return its first observation."""
+        """Start an episode from a seed, and return its first observation."""
 
     def step(self, action: Any) -> Outcome:
-        """Take an action."""
+        """Take an action, and return its result."""
 
     def legal(self) -> np.ndarray | None:
-        """Which actions are legal now, bool[actions]; None where all always are."""
+        """The actions that are legal now, bool[actions]; None if all always are."""
 
     def fingerprint(self) -> np.ndarray:
-        """The SHA-256 of everything that decides how it continues, uint8[32]."""
+        """The SHA-256 of all state that future steps depend on, uint8[32]."""

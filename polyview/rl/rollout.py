@@ -11,12 +11,12 @@ Policy = Callable[[Observation, np.random.Generator], Any]
 
 
 class Episode(NamedTuple):
-    """An episode that was played.
+    """A played episode.
 
     Attributes:
       score: the sum of its rewards.
-      steps: how many it took.
-      finished: whether the environment ended it, not the limit of the rollout.
+      steps: the number of its steps.
+      finished: True if the environment ended it, False if the limit did.
     """
 
     score: float
@@ -29,8 +29,8 @@ def rollout(
 ) -> list[Episode]:
     """Play one episode from each seed, of at most `limit` steps.
 
-    policy: `policy(observation, rng) -> action`. An episode is a function of its seed:
-    the environment is reset with it, and the generator is the policy's own.
+    policy: `policy(observation, rng) -> action`. An episode is a function of its seed,
+    which resets the environment and seeds the policy's own generator.
     """
     return [_episode(environment, policy, seed, limit) for seed in seeds]
 
@@ -38,7 +38,7 @@ def rollout(
 def _episode(
     environment: Environment, policy: Policy, seed: int, limit: int
 ) -> Episode:
-    # The environment may seed a generator with the bare seed; this one differs.
+    # Differs from a generator that the environment may seed with the bare seed.
     rng = np.random.default_rng((seed, 1))
     observation, score = environment.reset(seed), 0.0
     for _ in range(limit):

@@ -1,4 +1,4 @@
-"""How often a model succeeds in an environment, as an evaluation."""
+"""The success rate of a model in an environment, as an evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ class Success:
 
     Attributes:
       environment: makes the environment.
-      episodes: how many are played, from the seeds `seed`, `seed` + 1, ...
-      limit: the most steps of an episode; what it has scored by then counts.
-      method: a method of the model's module, reached by `polyview.model.Model.call`:
+      threshold: the lowest score of a success.
+      episodes: the number of episodes, from the seeds `seed`, `seed` + 1, ...
+      limit: the most steps of an episode; its score up to then counts.
+      method: a method of the model's module, for `polyview.model.Model.call`:
         `act(observations[1, ...], key) -> actions[1, ...]`.
     """
 
@@ -36,13 +37,13 @@ class Success:
     seed: int = 0
     method: str = "act"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range(1, 1_000_000, episodes=self.episodes, limit=self.limit)
         check_range(0, 2**31 - self.episodes, seed=self.seed)
         check_range(-1e300, 1e300, threshold=self.threshold)
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
-        del mesh  # one episode after another: there is nothing to divide
+        del mesh  # episodes run one after another: there is nothing to shard
 
         def policy(observation: Observation, rng: np.random.Generator) -> Any:
             key = jax.random.key(rng.integers(2**32, dtype=np.uint32))

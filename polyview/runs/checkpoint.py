@@ -2,7 +2,7 @@
 
 `state` is a flat dict of arrays, written by Orbax, named by their path in the state
 ("params.towers.image.encoder..."). `config` is the run's config. `digest` holds a
-checksum of every array, since Orbax alone restores a flipped bit without a word, and
+checksum of every array, because Orbax restores a flipped bit without an error, and
 names the files of the fixed weights. Nothing is ever unpickled.
 """
 
@@ -16,13 +16,16 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from polyview.config.text import from_json, text_digest
 from polyview.errors import InputError
@@ -33,14 +36,14 @@ log = logging.getLogger(__name__)
 
 
 class Damaged(Exception):
-    """A checkpoint cannot be read whole; the message says what is wrong with it."""
+    """A checkpoint cannot be read in full; the message says what is wrong with it."""
 
 
 class Checkpoints:
-    """The checkpoints of one folder; saving happens in the background."""
+    """The checkpoints of one folder, saved in the background."""
 
     def __init__(self, folder: str | Path, keep: int = 3):
-        """keep: how many of the newest stay, at least 2, so that one may be damaged."""
+        """keep: number of newest checkpoints kept, at least 2: one may be damaged."""
         if keep < 2:
             raise InputError(f"keep={keep}: keep at least 2 checkpoints")
         self.folder = Path(folder).absolute()
@@ -50,25 +53,24 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @contextlib.contextmanager
-    def _writing(self):
-        """Turn what a disk does to a save, this or the last, into a line."""
+    def _writing(self) -> Iterator[None]:
+        """Turn a disk error of this save, or the last, into an InputError."""
         try:
             yield
-        except Exception as error:  # of Orbax's threads: an OSError, or one of its own
+        except Exception as error:  # from Orbax's threads: an OSError or its own
             kept = saved_steps(self.folder)
-            again = f"step {kept[-1]}" if kept else "the start"
+            again = f"step {kept[-1]}" if kept else "step 0"
             raise InputError(
                 f"cannot write a checkpoint into {self.folder} ({_reason(error)}); "
-                f"mend that and run the same command again: it goes on from {again}"
+                f"fix that and run the same command again: it resumes from {again}"
             ) from error
 
     def save(
-        self, step: int, state, config_text: str, fixed: Sequence[dict] = ()
+        self, step: int, state: Any, config_text: str, fixed: Sequence[dict] = ()
     ) -> None:
-        """Save a state under its step; returns once the arrays are copied.
+        """Save a state under its step; return once the arrays are copied.
 
-        fixed: where the weights are that are no part of the state; see
-        `polyview.runs.weights`.
+        fixed: record of the weights outside the state; see `polyview.runs.weights`.
         """
         arrays = flatten(state)
         digest = {
@@ -87,17 +89,17 @@ class Checkpoints:
             )
 
     def newest(self) -> int | None:
-        """The newest step that was completely written, or None."""
+        """Return the newest step that was completely written, or None."""
         self.wait()
         return self._manager.latest_step()
 
-    def restore_newest(self, template):
+    def restore_newest(self, template: Any) -> tuple[int, Any] | None:
         """Return (step, state) of the newest undamaged checkpoint, or None.
 
         template: a state of arrays or shapes with shardings. A damaged checkpoint is
-        set aside under `<folder>/../damaged/<step>`, with one warning, and the one
-        before it is used. Raises InputError for one that cannot be read now, and when
-        all there were are damaged: weeks of work do not start anew unasked.
+        moved to `<folder>/../damaged/<step>`, with one warning, and the one before it
+        is used. Raises InputError if one cannot be read now, and if all are damaged:
+        weeks of work must not silently start again from step 0.
         """
         while (step := self.newest()) is not None:
             try:
@@ -132,20 +134,25 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Return when everything saved is on the disk."""
+        """Wait until every save is on the disk."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish what is being written, and stop."""
+        """Finish the pending save, and close."""
         with self._writing():
             self._manager.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
-        """Close; what the disk does then is not said in place of a step's failure."""
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; a disk error must not replace the error of a step."""
         try:
             self.close()
         except InputError as failed:
@@ -155,19 +162,19 @@ class Checkpoints:
 
 
 def saved_steps(folder: str | Path) -> list[int]:
-    """The steps that have a checkpoint in a folder, in order; damaged ones included."""
+    """Return the steps of a folder's checkpoints, in order, damaged ones included."""
     names = (path.name for path in Path(folder).glob("*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def read_config(folder: str | Path):
+def read_config(folder: str | Path) -> ConfigDict:
     """Return the config inside a checkpoint `<folder>`, as data: nothing is built.
 
-    Raises Damaged when it cannot be read or does not match its digest.
+    Raises Damaged if it cannot be read or does not match its digest.
     """
     text = _read_item(folder, "config").get("config")
     if not isinstance(text, str):
-        raise Damaged("its config is no text")
+        raise Damaged("its config is not text")
     if text_digest(text) != _read_item(folder, "digest").get("config"):
         raise Damaged("its config does not match its digest")
     try:
@@ -177,8 +184,8 @@ def read_config(folder: str | Path):
 
 
 def fixed_record(folder: str | Path) -> list[dict] | None:
-    """Return where the fixed weights of a checkpoint are; None in one of version 0.1,
-    whose state holds them. Raises Damaged for a record of another form."""
+    """Return the record of a checkpoint's fixed weights; None for version 0.1, whose
+    state holds them. Raises Damaged for a malformed record."""
     record = _read_item(folder, "digest").get("fixed")
     fields = ("sha256", "at", "from", "source")
     if record is not None and not (
@@ -189,29 +196,31 @@ def fixed_record(folder: str | Path) -> list[dict] | None:
             for entry in record
         )
     ):
-        raise Damaged("its record of fixed weights is none")
+        raise Damaged("its record of fixed weights is malformed")
     return record
 
 
-def read_state(folder: str | Path, template):
+def read_state(folder: str | Path, template: Any) -> Any:
     """Return the arrays that `template` names, in its shapes, types and shardings.
 
     template: any part of a state, such as `{"params": {...}}`; leaves are arrays or
-    `jax.ShapeDtypeStruct`s. All processes of a run call it, and one's failure is all
-    others'. Raises Damaged when the content of a file is wrong or an array does not
-    match its checksum; InputError when the checkpoint holds another model, or cannot be
-    read now, as where a disk is away or memory is short.
+    `jax.ShapeDtypeStruct`s. All processes of a run must call it; if one fails, all
+    fail. Raises Damaged if the content of a file is wrong or an array does not match
+    its checksum; InputError if the checkpoint is of another model, or cannot be read
+    now because a disk is unavailable or memory is short.
     """
     folder, wanted = Path(folder).absolute(), flatten(template)
-    expected, arrays, failed = {}, {}, None
+    expected: dict[str, list] = {}
+    arrays: dict[str, jax.Array] = {}
+    failed: Damaged | InputError | None = None
     try:
         expected = _expected(folder, wanted)
         arrays = _read_arrays(folder / "state", wanted)
     except (Damaged, InputError) as error:
         failed = error
     _agree(folder, failed)
-    found = checksums(arrays)
-    wrong = [name for name in wanted if found[name] != expected[name]]
+    actual = checksums(arrays)
+    wrong = [name for name in wanted if actual[name] != expected[name]]
     if wrong:
         raise Damaged(
             f"{wrong[0]} does not match its checksum ({len(wrong)} arrays in all)"
@@ -221,9 +230,9 @@ def read_state(folder: str | Path, template):
 
 
 def _agree(folder: Path, failed: Damaged | InputError | None) -> None:
-    """Raise what went wrong here, or that something did in another process.
+    """Raise the error of this process, or of another one.
 
-    What follows is done by all of them together: one that went on alone would wait.
+    The next operation is collective: a process that continued alone would hang.
     """
     worst = 0 if failed is None else 1 if isinstance(failed, Damaged) else 2
     if jax.process_count() > 1:
@@ -233,11 +242,11 @@ def _agree(folder: Path, failed: Damaged | InputError | None) -> None:
     if worst == 2:
         if isinstance(failed, InputError):
             raise failed
-        raise InputError(f"another process cannot read checkpoint {folder}; see there")
+        raise InputError(f"checkpoint {folder}: another process cannot read it")
 
 
-def _expected(folder: Path, wanted: dict) -> dict[str, list]:
-    """What the digest says of the arrays, held to the shapes that are wanted."""
+def _expected(folder: Path, wanted: dict[str, Any]) -> dict[str, list]:
+    """Return the digest's entries of the arrays, checked against the wanted shapes."""
     expected = _read_item(folder, "digest").get("state")
     if not isinstance(expected, dict):
         raise Damaged("its digest lists no arrays")
@@ -248,7 +257,7 @@ def _expected(folder: Path, wanted: dict) -> dict[str, list]:
             )
         kind = [list(leaf.shape), str(leaf.dtype)]
         if not isinstance(expected[name], list):
-            raise Damaged(f"its digest does not say what {name} is")
+            raise Damaged(f"its digest has no shape and type for {name}")
         if expected[name][:2] != kind:
             raise InputError(
                 f"checkpoint {folder}: {name} is {expected[name][:2]}, not {kind}"
@@ -256,7 +265,7 @@ def _expected(folder: Path, wanted: dict) -> dict[str, list]:
     return expected
 
 
-def _read_arrays(folder: Path, wanted: dict) -> dict[str, jax.Array]:
+def _read_arrays(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
     _hush()
     try:
         for path in folder.rglob("*"):
@@ -269,22 +278,22 @@ def _read_arrays(folder: Path, wanted: dict) -> dict[str, jax.Array]:
                 partial_restore=True,
             ),
         )
-    except Exception as error:  # Orbax raises bare Exceptions, with a page of text
+    except Exception as error:  # Orbax raises bare Exceptions with long texts
         failed = _what_failed(folder, "its arrays cannot be read", error)
-    gc.collect()  # the other reads, which the error holds, end while it is quiet
+    gc.collect()  # end the other reads now, which the error keeps alive
     raise failed
 
 
 def _what_failed(folder: Path, what: str, error: Exception) -> Damaged | InputError:
-    """Damage, unless what is there could not be looked at.
+    """Return Damaged, or InputError if the files cannot be read to their end.
 
-    Only what was read to its end and is wrong is damaged. A disk that is away, rights
-    that are missing or memory that is short would else set aside one whole checkpoint
-    after the other.
+    Only a file that was fully read and is wrong counts as damaged. Otherwise an
+    unavailable disk, missing permissions or a lack of memory would set aside one intact
+    checkpoint after another.
     """
     why = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in why:
-        return InputError(f"no memory to read {folder} into ({_first_line(error)})")
+        return InputError(f"too little memory to read {folder} ({_first_line(error)})")
 
     def unreadable(error: OSError) -> None:
         raise error
@@ -299,35 +308,35 @@ def _what_failed(folder: Path, what: str, error: Exception) -> Damaged | InputEr
         pass
     except OSError as unread:
         return InputError(
-            f"{folder} cannot be read now ({unread.strerror}); mend that and run the "
-            "same command again, or move that checkpoint away to go on without it"
+            f"{folder} cannot be read now ({unread.strerror}); fix that and run the "
+            "same command again, or move that checkpoint away to resume without it"
         )
     return Damaged(f"{what} ({_first_line(error)})")
 
 
 def _check_kind(path: Path) -> None:
-    """Raise ValueError for a pipe or a device: it would be waited for, for ever."""
+    """Raise ValueError for a pipe or a device: reading it could block for ever."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path.name} is no file")
+        raise ValueError(f"{path.name} is not a regular file")
 
 
 @functools.cache
 def _hush() -> None:
-    """Keep from the screen what Orbax leaves behind where a read or a write failed.
+    """Silence Orbax's stray thread messages after a failed read or write.
 
-    Other reads go on without the loop that waited for them: their threads print that
-    it is closed, and coroutines are thrown away with the error in them. What is raised
-    is also logged, each time it is passed on, with its traceback.
+    Other reads outlive their event loop: their threads print that it is closed, and
+    coroutines are dropped with the error inside. The raised error is also logged with
+    its traceback each time it is passed on.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: not record.exc_info)
     show = sys.unraisablehook
 
-    def hook(found) -> None:
-        closed = str(found.exc_value) == "Event loop is closed"
-        if not closed and not inspect.iscoroutine(found.object):
-            show(found)
+    def hook(stray: "sys.UnraisableHookArgs") -> None:
+        closed = str(stray.exc_value) == "Event loop is closed"
+        if not closed and not inspect.iscoroutine(stray.object):
+            show(stray)
 
     sys.unraisablehook = hook
 
@@ -339,18 +348,18 @@ def _read_item(folder: str | Path, name: str) -> dict:
             _check_kind(part)
             if part.stat().st_size > LONGEST_JSON:
                 raise ValueError(f"it is longer than {LONGEST_JSON} bytes")
-        found = ocp.JsonCheckpointHandler().restore(path)
-    except Exception as error:  # whatever a damaged file makes of Orbax
+        item = ocp.JsonCheckpointHandler().restore(path)
+    except Exception as error:  # Orbax can raise anything for a damaged file
         raise _what_failed(path, f"its {name} cannot be read", error) from error
-    if not isinstance(found, dict):
-        raise Damaged(f"its {name} is not an object of keys")
-    return found
+    if not isinstance(item, dict):
+        raise Damaged(f"its {name} is not a JSON object")
+    return item
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, in the pages that Orbax makes of it."""
-    said = re.search(r"([^:\n]+) \[os_error_code", str(error))
-    return said[1].strip() if said else _first_line(error)
+    """Extract the system's message from the long text of an Orbax error."""
+    message = re.search(r"([^:\n]+) \[os_error_code", str(error))
+    return message[1].strip() if message else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

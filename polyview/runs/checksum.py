@@ -1,11 +1,13 @@
-"""Arrays by name, and a checksum of each that does not depend on its sharding."""
+"""Arrays by name, and checksums of arrays that do not depend on their sharding."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def flatten(tree) -> dict[str, jax.Array]:
+def flatten(tree: Any) -> dict[str, Any]:
     """Name each leaf of a state by its path, joined with dots."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -17,8 +19,8 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, list]:
     """Return [shape, dtype, checksum] of each array, the same on any sharding.
 
     The checksum is two sums modulo 2^32 of the array's 32-bit words, each times an odd
-    number that depends on its position: sums of integers do not depend on their order,
-    and an odd factor loses no bit, so that any one flipped bit changes both.
+    number that depends on its position. A sum of integers does not depend on their
+    order. An odd factor loses no bit, so any single flipped bit changes both sums.
     """
     sums = jax.device_get(_sums(arrays))
     return {
@@ -42,7 +44,7 @@ def _sum_of_words(array: jax.Array) -> jax.Array:
     bits = 8 * array.dtype.itemsize
     unsigned = jnp.dtype(f"uint{min(bits, 32)}")
     words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    # Positions are built from one iota an axis, so that a sharded array stays sharded.
+    # Positions come from one iota per axis, so that a sharded array stays sharded.
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
         iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)

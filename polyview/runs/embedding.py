@@ -4,27 +4,23 @@ The work is done in parts that lie beside the output until it is whole: after an
 interruption the same command resumes, and gives the same file.
 """
 
-import copy
 import io
 import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from polyview import devices, hosts
-from polyview.config.parts import prepared
-from polyview.config.spec import build
 from polyview.config.text import text_digest, to_json
-from polyview.config.trust import allow_list
-from polyview.data.sources.folder import Folder
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError, fits_together
-from polyview.evaluation.base import viewing_spec
 from polyview.evaluation.features import Extracted, extract
 from polyview.files import check_new, write_whole, writing_whole
+from polyview.runs.encoding import source_of, viewed_modality, views_of
 from polyview.runs.load import evaluated_model, load
 
 PART = 4096  # rows; about a minute of a small machine
@@ -55,8 +51,8 @@ def embed(
     mesh = devices.make_mesh()
     whole = devices.replicated(mesh)
     model = load(run, step, whole, trust, weights)
-    views = views_of(model.config, source, trust)
-    modality = modality or viewing(model.config).get("modality", "image")
+    views = views_of(model.config, source.targets, trust)
+    modality = modality or viewed_modality(model.config)
     about = {
         "run": run.name,
         "step": model.step,
@@ -132,51 +128,17 @@ def _rows_of(path: Path) -> int:
         return len(part["row"])
 
 
-def source_of(data: str) -> Source:
-    """The data that `--input` names. Raises InputError where there are none."""
-    if Path(data).is_dir():
-        return Folder(data)
-    name, _, split = data.partition(":")
-    try:
-        return build(prepared(name, split or "test"))
-    except InputError as error:
-        raise InputError(f"--input {data} is no folder, and {error}") from None
-
-
-def viewing(config):
-    """The spec of the first evaluation that says how a run's data are seen.
-
-    Raises InputError for a config without one.
-    """
-    spec = viewing_spec(config)
-    if spec is None:
-        raise InputError(
-            "the run's config has no evaluation that says how to see images"
-        )
-    return spec
-
-
-def views_of(config, source, trust: tuple[str, ...] = ()):
-    """Example -> views, as in a run's evaluation, for a source with labels or without.
-
-    Raises InputError for a config without an evaluation.
-    """
-    spec = copy.deepcopy(viewing(config).views)
-    spec.targets = tuple(t for t in ("label",) if t in source.targets)
-    return build(spec, allow_list(trust), where="evaluation.views")
-
-
 class _Rows:
     """Some rows of a source, in order."""
 
-    def __init__(self, source, start: int, count: int):
+    def __init__(self, source: Source, start: int, count: int):
         self._source, self._start, self._count = source, start, count
         self.targets = source.targets
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self._source[self._start + index]
 
     def __repr__(self) -> str:
@@ -228,7 +190,7 @@ def _write_parquet(parts: Iterable[dict], about: dict, output: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    writer = None
+    writer: Any = None
     with writing_whole(output) as unfinished:
         for part in parts:
             width = part["embedding"].shape[1]

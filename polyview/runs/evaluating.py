@@ -1,8 +1,8 @@
-"""Evaluate the checkpoints of a run: its own evaluations, or those of a file.
+"""Evaluate the checkpoints of a run by its own evaluations, or by those of a file.
 
-Results go to `RUN/eval/<step>-<name>.json`, each as soon as it is there, and figures
-beside it; those of the references to `pixels-<name>.json` and `random-<name>.json`,
-those on another data set to `<step>-<name>-on-<data>.json`.
+Each result goes to `RUN/eval/<step>-<name>.json` as soon as it is ready, with figures
+beside it. Results of the references go to `pixels-<name>.json` and
+`random-<name>.json`, those on another data set to `<step>-<name>-on-<data>.json`.
 """
 
 import functools
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from polyview import devices, files, hosts
 from polyview.config import parts
@@ -40,15 +41,15 @@ from polyview.terminal import say
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a run.
+    """The requested evaluations of a run.
 
     Attributes:
-      file: of evaluations, `FILE.py:argument`; None asks for the run's own.
-      references: also raw pixels and the untrained model.
-      on: a prepared data set to read in place of the evaluations' own.
-      overrides: `{"evaluations.frozen.probe.steps": "4000"}` over the config.
-      trust: packages that the run's config may name beside this project's.
-      weights: files of fixed weights, where the run names them by digest.
+      file: evaluation file, `FILE.py:argument`; None selects the run's own evaluations.
+      references: also evaluate raw pixels and the untrained model.
+      on: a prepared data set to read instead of the evaluations' own.
+      overrides: `{"evaluations.frozen.probe.steps": "4000"}`, applied to the config.
+      trust: packages, besides this project's, that the run's config may call.
+      weights: files of the fixed weights that the run lists by digest.
     """
 
     file: str | None = None
@@ -60,16 +61,16 @@ class Asked:
 
 
 def evaluate(run: Path, step: int | None, asked: Asked) -> None:
-    """Evaluate one checkpoint of a run, and write what is found.
+    """Evaluate one checkpoint of a run and write the results; step=None is the newest.
 
-    Raises InputError where the run has no checkpoint or no evaluation, and for
-    references, or another data set, that none of its evaluations knows.
+    Raises InputError if the run has no checkpoint or no evaluation, or if none of its
+    evaluations supports the requested references or data set.
     """
     mesh = devices.make_mesh()
     whole = devices.replicated(mesh)
     model = load(run, step, whole, asked.trust, asked.weights)
     evaluations = built(run, model.config, asked)
-    what = f"{run} and {asked.on or 'what its evaluations read'}"
+    what = f"{run} and {asked.on or 'the data of its evaluations'}"
     with jax.set_mesh(mesh), fits_together(what):
         trained, untrained = evaluated_model(model, whole), None
         if asked.references:
@@ -78,29 +79,37 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> None:
         for name, evaluation in evaluations.items():
             results = {}
             measured = _measured(evaluation, model.step, trained, untrained, mesh)
-            for of, found in measured:
-                results[f"step {of}" if of == model.step else of] = dict(found)
-                _written(run, of, name, asked.on, found, evaluation)
+            for subject, result in measured:
+                key = f"step {subject}" if subject == model.step else str(subject)
+                results[key] = dict(result)
+                _written(run, subject, name, asked.on, result, evaluation)
             if len(results) > 1 and asked.on is None:
                 _compared(run, evaluation, results)
 
 
 def _measured(
-    evaluation: Any, step: int, trained: Model, untrained: Model | None, mesh: Any
+    evaluation: Any,
+    step: int,
+    trained: Model,
+    untrained: Model | None,
+    mesh: jax.sharding.Mesh,
 ) -> Iterator[tuple[int | str, Result]]:
-    """Generate what a model is worth, then its references, where they are asked for."""
+    """Yield the result of a model, then those of its references if requested."""
     yield step, evaluation(trained, mesh)
     if untrained is not None and hasattr(evaluation, "raw"):
         yield "random", evaluation(untrained, mesh)
         yield "pixels", pixels(evaluation, mesh)
 
 
-def built(run: Path, config: Any, asked: Asked) -> dict[str, Callable]:
-    """The evaluations that are asked of a run, by name."""
-    trusted = allow_list(asked.trust)
+def built(run: Path, config: ConfigDict, asked: Asked) -> dict[str, Callable]:
+    """Build the requested evaluations of a run, by name.
+
+    Raises InputError as `evaluate` and `polyview.config.spec.build` do.
+    """
+    trusted: frozenset[str] | None = allow_list(asked.trust)
     config = from_json(to_json(renewed(config.to_dict())))
     if asked.file is not None:
-        # What the file returns is the user's own, but for what it takes from the run.
+        # The user's file is trusted, but it may copy parts of the run's config.
         check_trusted(config, trusted, where=f"{run}")
         own = evaluations_of(asked.file, config.to_dict())
         config, trusted = from_json(to_json({"evaluations": own})), None
@@ -108,18 +117,18 @@ def built(run: Path, config: Any, asked: Asked) -> dict[str, Callable]:
     specs = specs_of(config)
     if not specs:
         raise InputError(
-            f"the config of {run} has no evaluations; name a file of some: "
+            f"the config of {run} has no evaluations; name a file of evaluations: "
             "--evaluation configs/evaluations/frozen.py"
         )
     if asked.on is not None:
         specs = _on_other_data(specs, asked.on)
-    found = build_evaluations(specs, trusted)
-    if asked.references and not any(hasattr(e, "raw") for e in found.values()):
+    evaluations = build_evaluations(specs, trusted)
+    if asked.references and not any(hasattr(e, "raw") for e in evaluations.values()):
         raise InputError(
             f"{run}: its evaluations score predictions and have no references; leave "
             "out --references"
         )
-    return found
+    return evaluations
 
 
 def build_evaluations(
@@ -127,45 +136,46 @@ def build_evaluations(
 ) -> dict[str, Callable]:
     """Build evaluations from their specs, by name.
 
-    Raises InputError as `polyview.config.spec.build` does, and for what is no
+    Raises InputError as `polyview.config.spec.build` does, and for an object that is no
     evaluation.
     """
-    found = {}
+    evaluations = {}
     for name, spec in specs.items():
-        found[name] = build(spec, trusted, where=key_of(name))
-        if not callable(found[name]) or isinstance(found[name], functools.partial):
+        evaluation = build(spec, trusted, where=key_of(name))
+        if not callable(evaluation) or isinstance(evaluation, functools.partial):
             raise InputError(
-                f"{key_of(name)} builds {found[name]!r:.80}, which is no evaluation: "
-                "its `target` must make an object to be called with (model, mesh)"
+                f"{key_of(name)} builds {evaluation!r:.80}, not an evaluation; "
+                "its `target` must build an object to call with (model, mesh)"
             )
-    return found
+        evaluations[name] = evaluation
+    return evaluations
 
 
 def _on_other_data(specs: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The evaluations that compare a train and a test split, on another data set."""
-    found = {n: spec for n, spec in specs.items() if "train" in spec and "test" in spec}
-    if not found:
+    """Return the evaluations with a train and a test split, set to another data set."""
+    moved = {n: spec for n, spec in specs.items() if "train" in spec and "test" in spec}
+    if not moved:
         raise InputError(
-            "--on needs an evaluation by kNN and probe; this one measures what the "
-            "model predicts"
+            "--on requires an evaluation by kNN and probe; the evaluations of this run "
+            "score predictions"
         )
-    for spec in found.values():
+    for spec in moved.values():
         with spec.unlocked():
             for split in ("train", "test"):
                 spec[split] = parts.prepared(name, split)
-    return found
+    return moved
 
 
 def named(step: int | str, name: str, on: str | None) -> str:
-    """The name of a result: of a step or a reference, on its own data or others."""
-    found = result_name(step, name)
-    return found if on is None else f"{found}-on-{on}"
+    """Name the result of a step or a reference; `on` is another data set, if any."""
+    own = result_name(step, name)
+    return own if on is None else f"{own}-on-{on}"
 
 
 def _written(
     run: Path, step: int | str, name: str, on: str | None, result: Result, by: Any
 ) -> None:
-    """Write a result and its figures, and say what it found."""
+    """Write a result and its figures, and print its summary."""
     path = write_result(run, named(step, name, on), result, by)
     if hosts.is_first_process():
         if hasattr(by, "figures"):
@@ -174,7 +184,7 @@ def _written(
 
 
 def _compared(run: Path, evaluation: Any, results: Mapping[str, dict]) -> None:
-    """Draw a run beside its references, where the evaluation can."""
+    """Draw a run beside its references, if the evaluation can."""
     if hasattr(evaluation, "comparison") and hosts.is_first_process():
         for name, figure in evaluation.comparison(results).items():
             _draw(run / "eval", {name: figure}, "/")
@@ -188,31 +198,31 @@ def _draw(start: Path, figures: Mapping[str, Any], between: str = "-") -> None:
 
 
 def watch(run: Path, asked: Asked, *, pause: float = 10) -> None:
-    """Evaluate each checkpoint that has no result, the oldest first, until the last.
+    """Evaluate each checkpoint without a result, oldest first, until the last step.
 
-    One that is deleted before it is read, or is damaged, is passed over with a line.
-    `pause` seconds lie between two looks at the folder. Raises InputError as `evaluate`
-    does, and where there is no run.
+    A checkpoint that is damaged, or deleted before it is read, is skipped with a
+    message. pause: polling interval in seconds. Raises InputError as `evaluate` does,
+    and if there is no run.
     """
     config = read_config(run)
     source = build(config.source, allow_list(asked.trust), where="source")
     last = total_steps(config, len(source))
     names = list(built(run, config, asked))
-    passed = set()
+    tried: set[int] = set()
 
     def over(step: int) -> bool:
         paths = (run / "eval" / f"{named(step, name, asked.on)}.json" for name in names)
-        return step in passed or all(path.exists() for path in paths)
+        return step in tried or all(path.exists() for path in paths)
 
     while True:
         waiting = (s for s in saved_steps(run / "checkpoints") if not over(s))
         step = hosts.of_first_process(next(waiting, -1))
-        if step < 0:  # the training itself may have evaluated the last before others
+        if step < 0:  # training itself may evaluate the last step first
             if hosts.of_first_process(int(over(last))):
                 return
             time.sleep(pause)
             continue
-        passed.add(step)
+        tried.add(step)
         try:
             evaluate(run, step, asked)
         except InputError as error:
@@ -221,4 +231,4 @@ def watch(run: Path, asked: Asked, *, pause: float = 10) -> None:
                 raise
             why = "is damaged" if exists else "was deleted before it was read"
             if hosts.is_first_process():
-                say(f"{run}: checkpoint {step} {why}; passed over")
+                say(f"{run}: checkpoint {step} {why}; skipped")

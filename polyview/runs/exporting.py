@@ -1,17 +1,20 @@
 """An encoder as a file for PyTorch libraries, checked against them -> safetensors.
 
-Before anything is written the file's content is loaded again, by the library where the
-layout is a library's, and the features of some images are compared. How to make the
-model, and what images pass first (size, mean, deviation), stands in the file's
-metadata, under "polyview".
+Before anything is written, the content is loaded again (by the library, if the layout
+is a library's) and the features of some images are compared. The file's metadata, under
+"polyview", gives the call that makes the model and the preprocessing of images (size,
+mean, deviation).
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from safetensors.numpy import save
 
 from polyview import files
@@ -21,11 +24,11 @@ from polyview.config.trust import allow_list
 from polyview.data import pipeline
 from polyview.errors import InputError
 from polyview.runs import torch_names
-from polyview.runs.embedding import source_of, viewing, views_of
+from polyview.runs.encoding import source_of, viewed_modality, viewing, views_of
 from polyview.runs.load import Loaded, encoder_of, load, shapes_of
 from polyview.runs.peers import peer_of
 
-TOLERANCE = 1e-4  # of the largest feature
+TOLERANCE = 1e-4  # relative to the largest feature
 IMAGES = 8
 
 
@@ -40,22 +43,22 @@ def export(
     trust: tuple[str, ...] = (),
     weights: Sequence[Path] = (),
 ) -> str:
-    """Write the encoder of a run, and return a line that says so.
+    """Write the encoder of a run, and return a summary line.
 
     data: a folder of images, or NAME[:SPLIT], to compare features on. weights: files of
-    fixed weights that the checkpoint names by digest. Raises InputError for a run
-    without a checkpoint, an encoder that the library has no model for, a library that
-    is not installed, images that cannot be read, and features that differ: then nothing
-    is written.
+    fixed weights that the checkpoint lists by digest. Raises InputError, and writes
+    nothing, for a run without a checkpoint, an encoder that the library has no model
+    for, a library that is not installed, unreadable images, and features that differ.
     """
     files.check_new(output, (".safetensors",))
     model = in_float32(load(run, step, trust=trust, weights=weights), trust)
-    modality = modality or viewing(model.config).get("modality", "image")
+    modality = modality or viewed_modality(model.config)
     arrays = {
         name: np.asarray(array, np.float32)
         for name, array in encoder_of(model, modality).items()
     }
-    tower = model.module.towers[modality]
+    module: Any = model.module  # of a class that the config names
+    tower = module.towers[modality]
     theirs = torch_names.to_theirs(tower.encoder, arrays, layout)
     peer = peer_of(layout, model, modality)
     images, views = images_of(model.config, data, modality, trust)
@@ -94,20 +97,22 @@ def export(
 
 
 def in_float32(model: Loaded, trust: tuple[str, ...]) -> Loaded:
-    """The model with encoders that compute in float32, whatever trained them."""
+    """Return the model with its encoders set to compute in float32."""
     config = from_json(to_json(model.config))
     for tower in config.model.get("towers", {}).values():
         if "dtype" in tower.encoder:
             tower.encoder.dtype = "float32"
     graph = shapes_of(config, trust).parts.graph
-    return model._replace(config=config, parts=model.parts._replace(graph=graph))
+    return replace(model, config=config, parts=model.parts._replace(graph=graph))
 
 
-def images_of(config, data: str | None, modality: str, trust: tuple[str, ...]):
-    """Views uint8 or float [n, h, w, c] of the first images, and how they were made.
+def images_of(
+    config: ConfigDict, data: str | None, modality: str, trust: tuple[str, ...]
+) -> tuple[np.ndarray, str]:
+    """Return views [n, h, w, c], uint8 or float, of the first images, and their recipe.
 
-    Without `data` those of the evaluation's test split. Raises InputError where there
-    is none, and where no image can be read.
+    Without `data` the evaluation's test split is used. Raises InputError if there is
+    none, and if no image can be read.
     """
     if data is not None:
         source = source_of(data)
@@ -115,7 +120,7 @@ def images_of(config, data: str | None, modality: str, trust: tuple[str, ...]):
         source = build(test, allow_list(trust), where="evaluation.test")
     else:
         raise InputError("the run's evaluation has no test split; give --input")
-    views = views_of(config, source, trust)
+    views = views_of(config, source.targets, trust)
     batch = next(pipeline.ordered(source, views, batch_size=IMAGES))
     if modality not in batch["views"]:
         raise InputError(f"the views of {source!r} have no modality '{modality}'")
@@ -125,8 +130,8 @@ def images_of(config, data: str | None, modality: str, trust: tuple[str, ...]):
     return batch["views"][modality][present, 0], repr(views)
 
 
-def normalised(images, tower):
-    """What the encoder sees, float32: as `polyview.nn.towers:Tower` makes it."""
+def normalised(images: np.ndarray, tower: Any) -> np.ndarray:
+    """Return the encoder's input, float32, as `polyview.nn.towers:Tower` makes it."""
     unit = 255 if images.dtype == np.uint8 else 1
     mean, std = (np.asarray(n, np.float32) for n in (tower.mean, tower.std))
     return (images.astype(np.float32) / unit - mean) / std

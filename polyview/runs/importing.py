@@ -1,8 +1,9 @@
-"""A run of one checkpoint whose encoder is that of a file, from any library."""
+"""A run with one checkpoint, made from an encoder in a file of any library."""
 
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from polyview.config.text import to_json
 from polyview.errors import InputError
@@ -14,12 +15,12 @@ from polyview.runs.workdir import check_unused, claim_workdir
 
 
 def import_weights(
-    weights: Path, config, workdir: Path, modality: str = "image"
+    weights: Path, config: ConfigDict, workdir: Path, modality: str = "image"
 ) -> str:
-    """Write a run whose encoder is the file's, and return a line that says so.
+    """Write a run with the file's encoder, and return a summary line.
 
-    Raises InputError for a file that cannot be read, is no safetensors, or does not
-    hold the arrays of the config's encoder and none beside them.
+    Raises InputError if the file cannot be read, is not safetensors, or does not hold
+    exactly the arrays of the config's encoder.
     """
     if not weights.is_file():
         raise InputError(f"{weights} is not a file")

@@ -1,17 +1,17 @@
-"""Where a new state begins: `{path in the new state: (donor, path there)}`.
+"""Initial weights of a new state: `{path in the new state: (donor, path in it)}`.
 
-A donor is the folder of a run, a safetensors file (in our names, or in those of
-torchvision and timm where the path is that of an encoder), or "sha256:DIGEST", a file
-of the data folder. A path is that of a module or an array, as "towers.image.encoder";
-"" is the whole model. An entry may also be a dict of
+A donor is the folder of a run, a safetensors file (with our names, or with those of
+torchvision and timm if the path is that of an encoder), or "sha256:DIGEST", a file of
+the data folder. A path names a module or an array, as "towers.image.encoder"; "" is the
+whole model. An entry may also be a dict of
 
     from     the donor
-    path     the path there; by default the same
+    path     the path in the donor; by default the same
     fresh    patterns of paths below that keep their initial values
     leave    patterns of the donor's paths that may stay unused
 
-What exists is laid over, in the types and shardings of the new state; what the donor
-lacks starts fresh, and is said; what is left over of it is an error.
+The donor's arrays are laid over those of the new state, in its types and shardings.
+Arrays that the donor lacks start fresh and are reported. Unused arrays are an error.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ from polyview.runs.weights import file_digest, moved, read_file, under
 
 
 class Entry(NamedTuple):
-    """One line of an `init`, read."""
+    """One parsed entry of an `init`."""
 
     at: str
     donor: str
@@ -43,11 +43,11 @@ class Entry(NamedTuple):
 
 
 class LaidOver(NamedTuple):
-    """What `lay_over` made of the parts of a state.
+    """The result of `lay_over`.
 
-    parts: as given, arrays in the place of what was taken; taken: number of arrays of
-    each donor; fresh: paths that no donor has; referenced: entries, for the record of a
-    checkpoint, of fixed weights that lie in files of their own.
+    parts: the given parts, with donated arrays in place; taken: number of arrays from
+    each donor; fresh: paths that no donor has; referenced: entries, for a checkpoint's
+    record, of fixed weights in files of their own.
     """
 
     parts: tuple[dict, ...]
@@ -56,10 +56,10 @@ class LaidOver(NamedTuple):
     referenced: list[dict]
 
     def over(self, made: tuple[dict, ...]) -> tuple[dict, ...]:
-        """The parts of a new state, with what was taken in its place.
+        """Return the parts of a new state, with donated arrays in place.
 
-        made: arrays of the shapes that were laid over, or with a leading axis of copies
-        that all begin alike.
+        made: arrays of the same shapes as `parts`, or with a leading axis of copies
+        that all start from the same values.
         """
 
         def begun(array: jax.Array, taken: Any) -> jax.Array:
@@ -78,11 +78,11 @@ class LaidOver(NamedTuple):
 
 
 def entries_of(config: Mapping) -> list[Entry]:
-    """The `init` of a config; `init_from: RUN` takes the encoder of each tower.
+    """Return the `init` of a config; `init_from: RUN` takes the encoder of each tower.
 
-    Raises InputError for what is no such map.
+    Raises InputError for a malformed map.
     """
-    init = config.get("init")
+    init: Any = config.get("init")
     init = init.to_dict() if hasattr(init, "to_dict") else init
     if config.get("init_from") is not None:
         if init:
@@ -94,7 +94,7 @@ def entries_of(config: Mapping) -> list[Entry]:
     if isinstance(init, str):
         init = {"": init}
     if not isinstance(init, Mapping):
-        raise InputError(f"init={init!r} is no map of paths to (run, path there)")
+        raise InputError(f"init={init!r} is not a map of paths to (run, path in it)")
     return [_entry(at, value) for at, value in init.items()]
 
 
@@ -103,7 +103,8 @@ def _entry(at: str, value: Any) -> Entry:
         return Entry(at, value, at)
     if isinstance(value, Mapping) and isinstance(value.get("from"), str):
         known = {"from", "path", "fresh", "leave"}
-        path, *patterns = value.get("path", at), *map(value.get, ("fresh", "leave"))
+        path = value.get("path", at)
+        patterns: list[Any] = [value.get(key) for key in ("fresh", "leave")]
         patterns = [() if p is None else p for p in patterns]
         if not set(value) - known and isinstance(path, str):
             if all(map(_are_words, patterns)):
@@ -111,8 +112,8 @@ def _entry(at: str, value: Any) -> Entry:
     elif _are_words(value) and len(value) == 2:
         return Entry(at, *value)
     raise InputError(
-        f"init at {at!r} is {value!r}; give a run or (run, path there), or a dict of "
-        "from, path, and lists of patterns fresh and leave"
+        f"init at {at!r} is {value!r}; give a run or (run, path in it), or a dict of "
+        "from, path, and the pattern lists fresh and leave"
     )
 
 
@@ -130,16 +131,16 @@ def lay_over(
     """Lay donors over the parts of a state: nested dicts of shapes, or of arrays.
 
     Where entries overlap, the later one wins. module: the model, for the names of other
-    libraries; the last part are the fixed weights; trust: what the configs of donors
-    may call beside what each `trusted.txt` lists. Leaves that are shapes have a
-    sharding. Raises InputError for a donor that cannot be read, has nothing at the
-    path, has an array of another shape, or has arrays left over.
+    libraries; parts: the last one holds the fixed weights, and shapes must have a
+    sharding; trust: packages that the donors' configs may call besides those of each
+    `trusted.txt`. Raises InputError for a donor that cannot be read, has nothing at the
+    path, has an array of another shape, or has unused arrays.
     """
     named = [flatten(part) for part in parts]
     wanted = {name: leaf for part in named for name, leaf in part.items()}
-    found: dict[str, jax.Array] = {}
+    donated: dict[str, jax.Array] = {}
     taken: dict[str, int] = {}
-    last: dict[str, Entry] = {}  # that gave a name its array
+    last: dict[str, Entry] = {}  # the entry that gave each array
     files: list[tuple[Entry, str]] = []
     for entry in entries:
         mine = {
@@ -150,21 +151,21 @@ def lay_over(
         if not mine:
             raise InputError(f"init: this model has nothing at {entry.at!r}")
         arrays, digest = _donated(entry, module, mine, trust)
-        left = dict(arrays)
+        unused = dict(arrays)
         for name, leaf in mine.items():
-            there = moved(name, entry.at, entry.path)
-            if there in arrays:
-                found[name] = _fitted(arrays[there], leaf, name, there, entry)
+            theirs = moved(name, entry.at, entry.path)
+            if theirs in arrays:
+                donated[name] = _fitted(arrays[theirs], leaf, name, theirs, entry)
                 last[name] = entry
-                left.pop(there, None)
-        over = [n for n in left if under(n, entry.path) and not _allowed(n, entry)]
-        if over:
+                unused.pop(theirs, None)
+        extra = [n for n in unused if under(n, entry.path) and not _allowed(n, entry)]
+        if extra:
             raise InputError(
-                f"init: {len(over)} arrays of {entry.donor} have no place at "
-                f"{entry.at or 'the model'!r}, as {over[0]!r}: another model? What may "
-                "be left over is named by `leave`"
+                f"init: {len(extra)} arrays of {entry.donor} have no place at "
+                f"{entry.at or 'the model'!r}, as {extra[0]!r}: another model? List in "
+                "`leave` the arrays that may stay unused"
             )
-        count = sum(of is entry for of in last.values())
+        count = sum(giver is entry for giver in last.values())
         if not count:
             raise InputError(f"init: {entry.donor} has nothing at {entry.path!r}")
         taken[entry.donor] = taken.get(entry.donor, 0) + count
@@ -172,19 +173,19 @@ def lay_over(
             files.append((entry, digest))
     referenced = []
     for entry, digest in files:
-        still = [name for name in named[-1] if under(name, entry.at)]
-        # A later entry may have laid others over some of these.
-        if still and all(last.get(name) is entry for name in still):
+        below = [name for name in named[-1] if under(name, entry.at)]
+        # A later entry may have replaced some of these arrays.
+        if below and all(last.get(name) is entry for name in below):
             source = f"the file {Path(entry.donor).name}"
             about = {"sha256": digest, "at": entry.at, "from": entry.path}
             referenced.append({**about, "source": source, "kept": False})
-    fresh = sorted(wanted.keys() - found.keys())
+    fresh = sorted(wanted.keys() - donated.keys())
     laid = tuple(
         jax.tree.unflatten(
             jax.tree.structure(part),
-            [found.get(name, leaf) for name, leaf in of.items()],
+            [donated.get(name, leaf) for name, leaf in leaves.items()],
         )
-        for part, of in zip(parts, named, strict=True)
+        for part, leaves in zip(parts, named, strict=True)
     )
     return LaidOver(laid, taken, fresh, referenced)
 
@@ -192,12 +193,12 @@ def lay_over(
 def _donated(
     entry: Entry, module: nnx.Module, mine: Mapping[str, Any], trust: tuple[str, ...]
 ) -> tuple[Mapping[str, Any], str | None]:
-    """The donor's arrays by their path there; the digest of a file in our own names."""
+    """Return the donor's arrays by path, and the digest of a file with our names."""
     if entry.donor.startswith("sha256:"):
         digest = entry.donor.removeprefix("sha256:")
         path = default_data_dir() / "weights" / f"{digest}.safetensors"
         if not path.is_file() or file_digest(path) != digest:
-            raise InputError(f"init: {path} is absent or has another sha256")
+            raise InputError(f"init: {path} does not exist or has another sha256")
         return read_file(path), digest
     path = Path(entry.donor)
     if path.is_file():
@@ -207,11 +208,11 @@ def _donated(
             return theirs, file_digest(path)
         if entry.path not in ("", entry.at):
             raise InputError(
-                f"init: {path} has names of another library, in which there is no path "
+                f"init: {path} has the names of another library, which have no path "
                 f"{entry.path!r}; leave the path out"
             )
         shapes = {moved(name, entry.at, ""): leaf.shape for name, leaf in mine.items()}
-        encoder = module
+        encoder: Any = module
         for name in filter(None, entry.at.split(".")):
             encoder = (
                 encoder[name] if name in _keys(encoder) else getattr(encoder, name)
@@ -234,17 +235,17 @@ def _keys(module: Any) -> Iterable[str]:
     return module.keys() if isinstance(module, nnx.Dict) else ()
 
 
-def _fitted(array: Any, leaf: Any, name: str, there: str, entry: Entry) -> jax.Array:
+def _fitted(array: Any, leaf: Any, name: str, theirs: str, entry: Entry) -> jax.Array:
     if tuple(array.shape) != tuple(leaf.shape):
         raise InputError(
-            f"init: {there} of {entry.donor} is {tuple(array.shape)}, {name} here is "
-            f"{tuple(leaf.shape)}"
+            f"init: {theirs} of {entry.donor} has shape {tuple(array.shape)}, but "
+            f"{name} here has {tuple(leaf.shape)}"
         )
     if (
         isinstance(array, np.ndarray)
         and not np.isfinite(array.astype(np.float32)).all()
     ):
-        raise InputError(f"init: {there} of {entry.donor} is not finite")
+        raise InputError(f"init: {theirs} of {entry.donor} is not finite")
     return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
 

@@ -1,21 +1,23 @@
-"""From the path of a run to its model: what probes, exports, fine-tunes begin with.
+"""From the path of a run to its model; the optimiser's state is not read.
 
-    from polyview.runs.load import load
-    run = load("runs/a")
-    h, _ = run.module.towers["image"].encoder(images, train=False)
-
-Only the model is read; nothing of the optimiser.
+run = polyview.load("runs/a")
+features = run.encode("photos/")
+encoder = run.module.towers["image"].encoder
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from polyview import devices
 from polyview.config.spec import build
 from polyview.config.trust import allow_list
 from polyview.errors import InputError, fits_together
@@ -27,19 +29,28 @@ from polyview.model import (
     merge_module,
     split_module,
 )
-from polyview.runs import checkpoint
+from polyview.runs import checkpoint, encoding
 from polyview.runs.checksum import flatten
 from polyview.runs.weights import read_fixed, under
 
 log = logging.getLogger(__name__)
 
 
-class Loaded(NamedTuple):
-    """A model out of a checkpoint, with the config it was trained by."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Loaded:
+    """A model from a checkpoint, with the config that trained it.
+
+    Attributes:
+      config: the resolved config of the run.
+      step: the step of the checkpoint.
+      parts: structure and arrays, as `polyview.model.split_module` returns them.
+      trust: packages that the config may name beside this project's.
+    """
 
     config: ConfigDict
     step: int
     parts: Parts
+    trust: tuple[str, ...] = ()
 
     @property
     def module(self) -> nnx.Module:
@@ -50,6 +61,72 @@ class Loaded(NamedTuple):
     def arrays(self) -> dict[str, jax.Array]:
         """All arrays by their path in the module: trained, statistics and fixed."""
         return {n: a for part in self.parts[1:] for n, a in flatten(part).items()}
+
+    def encode(
+        self,
+        data: Any,
+        *,
+        features: str = "h",
+        modality: str | None = None,
+        batch_size: int = 256,
+    ) -> np.ndarray:
+        """Return the features of every row of `data`, in order: float32[n, d'].
+
+        Rows are decoded, resized, normalised and checked as the run's evaluation does,
+        on all devices; several processes must all call this. Where a row has several
+        views the mean of their features is taken.
+
+        Args:
+          data: a folder of images (sorted by path, as `polyview.Folder(data).files`),
+            "NAME:SPLIT" of a prepared data set, one path or a sequence of paths, images
+            (of Pillow, encoded bytes or uint8[h, w, c], of any sizes), an array
+            [n, ...] (uint8[n, h, w, c] for images), or a source
+            (`polyview.data.sources.protocol`) with the fields of the run's data.
+          features: "h", the representation, or "z", the projection that losses compare.
+          modality: the modality to encode; by default that of the run's evaluation.
+          batch_size: rows a step, on all devices together.
+
+        Raises InputError for data of another shape or type than the run's, a file that
+        cannot be read, a row without a view of the modality, and a run whose config has
+        no evaluation that says how examples are seen.
+        """
+        return encoding.encode(
+            self._everywhere,
+            self.config,
+            data,
+            features=features,
+            modality=modality,
+            batch_size=batch_size,
+            trust=self.trust,
+        )
+
+    @cached_property
+    def _everywhere(self) -> Model:
+        """The model with a copy of its arrays on each device."""
+        mesh = devices.make_mesh()
+        graph, *arrays = self.parts
+        copies = (devices.put_replicated(part, mesh) for part in arrays)
+        return Model(Parts(graph, *copies), devices.replicated(mesh))
+
+    def __repr__(self) -> str:
+        names = ("trained", "statistics", "fixed")
+        parts = zip(names, map(jax.tree.leaves, self.parts[1:]), strict=True)
+        counts = [
+            f"{sum(leaf.size for leaf in leaves):,} {name}" for name, leaves in parts
+        ]
+        lines = [
+            f"Loaded(step {self.step}; numbers: {', '.join(counts)})",
+            f"  model {self.config.model.get('partial', 'of several parts')}",
+        ]
+        towers = self.config.model.get("towers", {})
+        for name, tower in list(towers.items())[:_TOWERS]:
+            lines.append(f"  {name}: {tower.encoder.get('partial', 'encoder')}")
+        if len(towers) > _TOWERS:
+            lines.append(f"  and {len(towers) - _TOWERS} more modalities")
+        return "\n".join(lines)
+
+
+_TOWERS = 8  # in a description
 
 
 def load(
@@ -109,10 +186,11 @@ def read_model(
     config = checkpoint.read_config(folder)
     parts = abstract_module(model_of(config, trust))
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(lambda shape: shape.update(sharding=sharding), parts[1:])
-    return Loaded(
-        config, number, Parts(parts.graph, *read_parts(folder, *template, weights))
+    params, statistics, fixed = jax.tree.map(
+        lambda shape: shape.update(sharding=sharding), parts[1:]
     )
+    arrays = read_parts(folder, params, statistics, fixed, weights)
+    return Loaded(config, number, Parts(parts.graph, *arrays), trust)
 
 
 def read_parts(
@@ -192,10 +270,12 @@ def with_arrays(model: Loaded, arrays: Mapping[str, Any]) -> Loaded:
         return jax.tree.unflatten(jax.tree.structure(part), leaves)
 
     parts = map(filled, model.parts[1:])
-    return model._replace(parts=Parts(model.parts.graph, *parts))
+    return replace(model, parts=Parts(model.parts.graph, *parts))
 
 
-def model_of(config, trust: tuple[str, ...] | None = ()) -> Callable[..., nnx.Module]:
+def model_of(
+    config: ConfigDict, trust: tuple[str, ...] | None = ()
+) -> Callable[..., nnx.Module]:
     """Return `make_module(rngs=...)` of a checkpoint's config; trust=None trusts any.
 
     Raises InputError for a model that is not trusted.
@@ -207,22 +287,24 @@ def model_of(config, trust: tuple[str, ...] | None = ()) -> Callable[..., nnx.Mo
 
 
 def untrained_model(
-    config, sharding: jax.sharding.Sharding, trust: tuple[str, ...] | None = ()
+    config: ConfigDict,
+    sharding: jax.sharding.Sharding,
+    trust: tuple[str, ...] | None = (),
 ) -> Loaded:
     """Return the same model before its first step: the random reference."""
     make_module = model_of(config, trust)
     parts = abstract_module(make_module)
 
-    def create():
+    def create() -> tuple:
         return split_module(initialise_module(make_module, config.seed))[1:]
 
     arrays = jax.jit(create, out_shardings=sharding)()
-    return Loaded(config, 0, Parts(parts.graph, *arrays))
+    return Loaded(config, 0, Parts(parts.graph, *arrays), trust or ())
 
 
-def shapes_of(config, trust: tuple[str, ...] | None = ()) -> Loaded:
+def shapes_of(config: ConfigDict, trust: tuple[str, ...] | None = ()) -> Loaded:
     """Return the same model with `jax.ShapeDtypeStruct`s in the place of arrays."""
-    return Loaded(config, 0, abstract_module(model_of(config, trust)))
+    return Loaded(config, 0, abstract_module(model_of(config, trust)), trust or ())
 
 
 def evaluated_model(model: Loaded, sharding: Any) -> Model:

@@ -1,7 +1,7 @@
-"""What a run reports: metrics.jsonl (the truth), TensorBoard, and a line or a bar.
+"""The metrics of a run: metrics.jsonl (the reference), TensorBoard, a line or a bar.
 
 A line of metrics.jsonl is one JSON object: "step", the values at that step, and under
-"time" all that depends on the clock, so that two runs can be compared without it.
+"time" every value that depends on the clock, so that runs can be compared without it.
 """
 
 import contextlib
@@ -10,7 +10,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,14 +20,14 @@ from polyview import files
 from polyview.errors import InputError
 from polyview.terminal import duration, say
 
-LONGEST = 2**30  # bytes of a metrics.jsonl: a line a second for some weeks
+LONGEST = 2**30  # bytes of a metrics.jsonl: a line per second for weeks
 
 
-def read(path: str | Path) -> list[dict]:
-    """Return the lines of a metrics.jsonl; a last line cut short is left out.
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; a truncated last line is left out.
 
-    Raises InputError for a file that cannot be read, and for any other line that is no
-    JSON object with an integer "step".
+    Raises InputError if the file cannot be read, or if another line is not a JSON
+    object with an integer "step".
     """
     if not Path(path).exists():
         return []
@@ -46,7 +48,7 @@ def read(path: str | Path) -> list[dict]:
     return lines
 
 
-def _parse(line: bytes) -> dict:
+def _parse(line: bytes) -> dict[str, Any]:
     try:
         values = json.loads(line.decode())
     except RecursionError:
@@ -57,7 +59,7 @@ def _parse(line: bytes) -> dict:
 
 
 def keep_until(path: str | Path, step: int) -> None:
-    """Drop, atomically, the lines past `step`: they will be written again."""
+    """Drop the lines after `step`, atomically: the run will write them again."""
     lines = read(path)
     kept = [line for line in lines if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
@@ -65,30 +67,30 @@ def keep_until(path: str | Path, step: int) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: str | Path):
-    """Turn what a disk does into a line for the user."""
+def _writing(path: str | Path) -> Iterator[None]:
+    """Turn a disk error into an InputError."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; mend that and run the "
-            "same command again: it goes on from its last checkpoint"
+            f"cannot write {path}: {error.strerror or error}; fix that and run the "
+            "same command again: it resumes from its last checkpoint"
         ) from error
 
 
 class Lines:
-    """A file to which lines of JSON are added, each at once.
+    """A file to which lines of JSON are appended, unbuffered.
 
-    Raises InputError where the disk does not take them.
+    Raises InputError if the disk refuses a write.
     """
 
     def __init__(self, path: Path):
         self._path = path
-        with _writing(path):  # without a buffer, which closing would write once more
+        with _writing(path):  # unbuffered, so that closing does not write again
             self._file = path.open("ab", buffering=0)
 
     def write(self, line: dict) -> None:
-        """Add a line."""
+        """Append a line."""
         rest = (json.dumps(line) + "\n").encode()
         with _writing(self._path):
             while rest:
@@ -100,14 +102,14 @@ class Lines:
 
 
 class Board:
-    """TensorBoard's event file, written at once.
+    """TensorBoard's event file, written without a thread.
 
-    The writers that come with its libraries have a queue and a thread; where that dies,
-    of a full disk say, the program waits for it for ever.
+    The writers of its libraries use a queue and a thread; if the thread dies (full
+    disk), the program hangs.
     """
 
     def __init__(self, folder: Path, step: int):
-        """step: from which on an earlier run's events are void."""
+        """step: the first step from which earlier events are void."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
@@ -122,7 +124,7 @@ class Board:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add the values at a step."""
-        values = [
+        summaries = [
             self._summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
         ]
@@ -131,22 +133,22 @@ class Board:
                 self._event(
                     step=step,
                     wall_time=time.time(),
-                    summary=self._summary(value=values),
+                    summary=self._summary(value=summaries),
                 )
             )
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file; what a full disk has not taken is lost."""
+        """Close the file; events that a full disk refused are lost."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 class Writer:
-    """Writes metrics of the first process; on the others it does nothing."""
+    """Writes metrics on the first process; does nothing on the others."""
 
     def __init__(self, workdir: Path, step: int, steps: int, views: int, active: bool):
-        """step: where the run stands, of `steps`. views: per step, for the rate."""
+        """step: current step, of `steps`. views: per step, for the rate."""
         self._steps, self._views, self._active = steps, views, active
         self._last = self._began = (step, time.monotonic())
         if not active:

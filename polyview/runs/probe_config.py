@@ -1,6 +1,7 @@
-"""The config of a probe or a fine-tuning, made from the run it begins with."""
+"""The config of a probe or of fine-tuning, made from the run that it starts from."""
 
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -14,24 +15,35 @@ from polyview.runs.workdir import read_config
 
 
 def classification(
-    run: str, data: str, *, frozen: bool, epochs: int, batch_size: int, learning_rate
-) -> dict:
-    """The config that trains a classifier on the encoder of a run of image views.
+    run: str,
+    data: str,
+    *,
+    frozen: bool,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+) -> dict[str, Any]:
+    """Return the config that trains a classifier on the encoder of a run on images.
 
-    The encoder, the normalisation, the geometry of the views (one a sample, without
-    colour noise) and those of the test are the run's; so are the data, unless `data`
-    names a prepared data set with labels. `frozen` trains the classifier alone. SGD
-    with Nesterov momentum .9, without decay or warm-up (Chen et al. 2020, B.5, B.6).
-    Raises InputError for a run that is none or has no image views, and for data that
-    are not there or have no labels.
+    The encoder, the normalisation, the geometry of the views (one per sample, without
+    colour noise) and the test views are the run's. So are the data, unless `data` names
+    a prepared data set with labels. `frozen` trains the classifier alone. SGD with
+    Nesterov momentum .9, without weight decay or warm-up (Chen et al. 2020, B.5, B.6).
+    Raises InputError if the run does not exist or has no image views, or if the data do
+    not exist or have no labels.
     """
     with fits_together(f"run={run}, data={data}"):
         return _classification(run, data, frozen, epochs, batch_size, learning_rate)
 
 
 def _classification(
-    run: str, data: str, frozen: bool, epochs: int, batch_size: int, learning_rate
-) -> dict:
+    run: str,
+    data: str,
+    frozen: bool,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+) -> dict[str, Any]:
     trained = _trained(run)
     tower, views = trained["model"]["towers"]["image"], trained["views"]
     seen = viewing_spec(trained)
@@ -40,7 +52,7 @@ def _classification(
         train, test = parts.prepared(data, "train"), parts.prepared(data, "test")
     built = build(train, allow_list(), where=f"data of {run}")
     if "label" not in built.targets:
-        raise InputError(f"{built!r} has no labels; name data that have: data=NAME")
+        raise InputError(f"{built!r} has no labels; name data with labels: data=NAME")
     config = {
         "seed": 0,
         "steps": None,
@@ -90,19 +102,19 @@ def _classification(
             }
         },
     }
-    # The run may be a stranger's, and a config is built without limits.
+    # The run may be untrusted, and `build` may call anything that this config names.
     check_trusted(config, where=run)
     check_config(ml_collections.ConfigDict(config))
     return config
 
 
-def _trained(run: str) -> dict:
-    """The config of a run of one tower of images, as a dict."""
+def _trained(run: str) -> dict[str, Any]:
+    """Return the config of a run with an image tower, as a dict."""
     if not run:
-        raise InputError("name the run whose encoder it is: configs/x.py:run=DIR")
+        raise InputError("name the run with the encoder: configs/x.py:run=DIR")
     config = renewed(read_config(Path(run)).to_dict())
     augmented = "augment" in (config.get("views") or {})
     towers = (config.get("model") or {}).get("towers") or {}
     if not augmented or "image" not in towers or not viewing_spec(config):
-        raise InputError(f"run={run} is no run of views of images with an evaluation")
+        raise InputError(f"run={run} is not a run on image views with an evaluation")
     return config

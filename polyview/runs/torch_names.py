@@ -1,24 +1,25 @@
-"""The arrays of our encoders under the names, and with the axes, of PyTorch libraries.
+"""The names and axes that our encoders' arrays have in PyTorch libraries.
 
-"torchvision" and "timm" are the state dictionaries of the models of these names, of
-torchvision 0.29 and timm 1.0, without a classifier; "safetensors" keeps our own names
-and axes. A layout lists our array, its name there, and how its axes move:
+"torchvision" and "timm" are the state dictionaries of the models of torchvision 0.29
+and timm 1.0, without a classifier; "safetensors" keeps our own names and axes. A layout
+lists our array, its name in the layout, and how its axes move:
 
     Place(ours, theirs, to_theirs, to_ours)
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
+from flax import nnx
 
 from polyview.errors import InputError
 from polyview.nn.resnet import ResNet
 from polyview.nn.vit import ViT, sincos
 
-# What a file of a whole model holds beside the encoder: classifiers and counters.
+# Arrays of a whole model that are not the encoder: classifiers and counters.
 _BESIDE = ("fc.", "head.", "heads.", "head_dist.")
 _COUNTER = "num_batches_tracked"
 
@@ -60,7 +61,7 @@ _VIT = {
 
 
 class Place(NamedTuple):
-    """Where an array of ours stands in another layout."""
+    """The name and axes of one of our arrays in another layout."""
 
     ours: str
     theirs: str
@@ -68,11 +69,13 @@ class Place(NamedTuple):
     to_ours: Callable[[np.ndarray], np.ndarray]
 
 
-def places(encoder, shapes: Mapping[str, tuple], layout: str) -> list[Place]:
-    """The places of an encoder's arrays in a layout.
+def places(
+    encoder: nnx.Module, shapes: Mapping[str, tuple], layout: str
+) -> list[Place]:
+    """Return the places of an encoder's arrays in a layout.
 
-    encoder: the module; shapes: of its arrays by name, as "blocks.0.conv1.kernel".
-    Raises InputError for an encoder that the layout has no room for.
+    shapes: of the arrays by name, as "blocks.0.conv1.kernel". Raises InputError if the
+    layout has no form for the encoder.
     """
     if layout == "safetensors":
         return [Place(name, name, np.asarray, np.asarray) for name in shapes]
@@ -92,39 +95,40 @@ def places(encoder, shapes: Mapping[str, tuple], layout: str) -> list[Place]:
 
 
 def to_theirs(
-    encoder, arrays: Mapping[str, np.ndarray], layout: str
+    encoder: nnx.Module, arrays: Mapping[str, np.ndarray], layout: str
 ) -> dict[str, np.ndarray]:
-    """Our arrays as a state dictionary of the layout, in float32.
+    """Return our arrays as a state dictionary of the layout, in float32.
 
-    Fixed positions of a ViT become those that a library's model learns. Raises
-    InputError as `places` does.
+    Fixed positions of a ViT become the library's learned positions. Raises InputError
+    as `places` does.
     """
     arrays = dict(arrays)
-    fixed = isinstance(encoder, ViT) and encoder.position is None
-    if fixed and layout != "safetensors":
-        arrays["position"] = fixed_positions(encoder)
+    if isinstance(encoder, ViT) and encoder.position is None:
+        if layout != "safetensors":
+            arrays["position"] = fixed_positions(encoder)
     shapes = {name: array.shape for name, array in arrays.items()}
-    found = {
+    state = {
         place.theirs: np.ascontiguousarray(
             place.to_theirs(arrays[place.ours]), np.float32
         )
         for place in places(encoder, shapes, layout)
     }
     if layout != "safetensors":
-        for name in [n for n in found if n.endswith("running_mean")]:
+        for name in [n for n in state if n.endswith("running_mean")]:
             counter = f"{name.rpartition('.')[0]}.{_COUNTER}"
-            found[counter] = np.zeros((), np.int64)
-    return found
+            state[counter] = np.zeros((), np.int64)
+    return state
 
 
 def to_ours(
-    encoder, shapes: Mapping[str, tuple], theirs: Mapping[str, np.ndarray]
+    encoder: nnx.Module,
+    shapes: Mapping[str, tuple],
+    theirs: Mapping[str, np.ndarray],
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """The layout of a state dictionary, and its arrays as those of the encoder.
+    """Return the layout of a state dictionary, and its arrays as the encoder's.
 
-    A classifier is left out. Raises InputError where an array is absent, has another
-    shape, or has no place in this encoder: then it is another model, whose features
-    these would not be.
+    A classifier is left out. Raises InputError if an array is absent, has another
+    shape, or has no place in this encoder: another model would give other features.
     """
     theirs = {
         name: array
@@ -132,7 +136,7 @@ def to_ours(
         if not name.startswith(_BESIDE) and not name.endswith(_COUNTER)
     }
     layout = layout_of(theirs)
-    found, wanted = {}, places(encoder, shapes, layout)
+    ours, wanted = {}, places(encoder, shapes, layout)
     if prefix := _shared_prefix(theirs, [place.theirs for place in wanted]):
         first = wanted[0].theirs
         raise InputError(
@@ -156,17 +160,17 @@ def to_ours(
                 f"the file's {place.theirs} is {array.shape}; this encoder's "
                 f"{place.ours} is {tuple(shapes[place.ours])}: another size?"
             )
-        found[place.ours] = moved
+        ours[place.ours] = moved
     if theirs:
         raise InputError(
             f"the file has {len(theirs)} arrays without a place in this encoder, as "
-            f"{sorted(theirs)[0]!r}: its model computes something else"
+            f"{sorted(theirs)[0]!r}: it is of another model"
         )
-    return layout, found
+    return layout, ours
 
 
 def layout_of(names: Iterable[str]) -> str:
-    """The layout that a state dictionary with these names has, prefixed or not."""
+    """Return the layout of a state dictionary with these names, prefixed or not."""
     ends = tuple(f".{name}" for name in names)
 
     def any_is(*marks: str) -> bool:
@@ -175,14 +179,14 @@ def layout_of(names: Iterable[str]) -> str:
     if any_is("class_token", "conv_proj.weight"):
         return "torchvision"
     if any_is("conv1.weight", "patch_embed.proj.weight", "cls_token"):
-        return "timm"  # which torchvision's ResNets share
+        return "timm"  # also torchvision's ResNets: the names are the same
     return "safetensors"
 
 
 def _shared_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
-    """What stands before the wanted names in a file, as "module."; "" where they begin.
+    """Return the prefix of the wanted names in a file, as "module."; "" if none.
 
-    Of several, as of two encoders, the one before most of them.
+    Of several prefixes, as of two encoders, return the most frequent.
     """
     names, wanted = set(names), list(wanted)
     if not wanted or names.intersection(wanted):
@@ -198,14 +202,14 @@ def _shared_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
 
 
 def fixed_positions(encoder: ViT) -> np.ndarray:
-    """The positions of a ViT that learns none, float32[1, tokens, width]."""
+    """Return the positions of a ViT that learns none, float32[1, tokens, width]."""
     grid = np.asarray(sincos(encoder.side, encoder.features))
     cls = np.zeros((1, int(encoder.cls is not None), encoder.features), grid.dtype)
     return np.concatenate([cls, grid], axis=1)
 
 
 def _stages(encoder: ResNet) -> list[str]:
-    """The name of each block there: "layer1.0", ..."""
+    """Return the library's name of each block: "layer1.0", ..."""
     widths = [block.features for block in encoder.blocks]
     stage = {width: number for number, width in enumerate(sorted(set(widths)), 1)}
     return [
@@ -229,16 +233,16 @@ def _vit_name(names: Mapping[str, str], name: str) -> str:
     if not rest:
         return names[head]
     *path, leaf = rest
-    there = names.get(head, head)
+    theirs = names.get(head, head)
     if head == "blocks":
-        there = f"{there.format(path[0])}.{names.get(path[1], path[1])}"
+        theirs = f"{theirs.format(path[0])}.{names.get(path[1], path[1])}"
     # torchvision's joint projection is a bare pair of parameters.
-    joint = there.endswith("in_proj")
-    return f"{there}{'_' if joint else '.'}{_LEAVES[leaf]}"
+    joint = theirs.endswith("in_proj")
+    return f"{theirs}{'_' if joint else '.'}{_LEAVES[leaf]}"
 
 
-def _axes(name: str, dimensions: int, encoder) -> tuple[Callable, Callable]:
-    """How an array goes there, and back."""
+def _axes(name: str, dimensions: int, encoder: Any) -> tuple[Callable, Callable]:
+    """Return the functions that move an array's axes to a library's, and back."""
     if name == "embed.kernel":
         form = "(h w c) o", "o c h w"
         size = {"h": encoder.patch, "w": encoder.patch}

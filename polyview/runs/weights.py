@@ -1,13 +1,13 @@
-"""Weights in files, and where fixed ones are kept: by sha256, once for a whole run.
+"""Weights in files. Fixed weights are stored by sha256, once per run.
 
-A checkpoint records, for each file that its fixed weights come from,
+A checkpoint records, for each file of its fixed weights,
 
     {"sha256", "at": path in the model, "from": path in the file, "source", "kept"}
 
-Weights of a user's file or of a pinned package are named and stay where they are. All
-others, as the encoder of a run or random ones, are written once into
-`RUN/fixed/<sha256>.safetensors`, so that a run stands alone when its donor is gone.
-Nothing is searched at a path that a checkpoint names: a file is found by its digest.
+Weights from a user's file or a pinned package are recorded and stay where they are. All
+others, such as a run's encoder or random weights, are written once into
+`RUN/fixed/<sha256>.safetensors`, so that a run does not depend on its donor. Files are
+found by their digest; a path in a checkpoint is never opened.
 """
 
 import hashlib
@@ -26,40 +26,40 @@ from polyview.devices import whole_on_host
 from polyview.errors import InputError
 from polyview.runs.checksum import flatten
 
-# How files of torch.save begin: a zip archive, or a bare pickle.
+# The first bytes of torch.save files: a zip archive, or a bare pickle.
 _PICKLES = (b"PK\x03\x04", b"\x80")
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file's content."""
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_file(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, by name. Raises InputError for another file."""
+    """Return the arrays of a safetensors file, by name; InputError for another file."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         with path.open("rb") as file:
             pickled = file.read(4).startswith(_PICKLES)
         advice = (
-            ": it seems a pickle of torch.save, which can run code; where you trust "
+            ": it looks like a pickle of torch.save, which can run code; if you trust "
             "it, convert it: safetensors.torch.save_file(torch.load(FILE, "
             "weights_only=True), 'x.safetensors')"
         )
         raise InputError(
-            f"{path} is no safetensors file{advice if pickled else f' ({error})'}"
+            f"{path} is not a safetensors file{advice if pickled else f' ({error})'}"
         ) from error
 
 
 def keep_fixed(
     workdir: Path, fixed: dict, referenced: Iterable[dict], source: str
-) -> list:
-    """Write the fixed weights that no file of their own holds; return the record.
+) -> list[dict]:
+    """Write the fixed weights that have no file of their own; return the record.
 
-    fixed: nested dict of arrays; referenced: entries of those that stay where they are;
-    source: a line that says where the others are from.
+    fixed: nested dict of arrays; referenced: entries of weights that stay where they
+    are; source: a line on the origin of the others.
     """
     record = sorted(referenced, key=lambda entry: entry["at"])
     ours = {
@@ -82,31 +82,31 @@ def keep_fixed(
 def read_fixed(
     run: Path, record: Any, template: dict, weights: Iterable[Path] = ()
 ) -> dict[str, Any]:
-    """The fixed weights that a checkpoint records, as `template` wants them.
+    """Return the fixed weights that a checkpoint records, in the form of `template`.
 
     template: nested dict of shapes with shardings; weights: files that the user names.
-    Raises InputError for a file that is absent, or is another than was recorded.
+    Raises InputError for a file that is absent or differs from the record.
     """
-    wanted, found = flatten(template), {}
+    wanted, filled = flatten(template), {}
     if not wanted:
         return template
     if not isinstance(record, list):
-        raise InputError(f"{run}: its checkpoint does not say where fixed weights are")
+        raise InputError(f"{run}: its checkpoint has no record of fixed weights")
     for entry in record:
         arrays = read_file(_located(run, entry, list(weights)))
         for name, leaf in wanted.items():
-            if name not in found and under(name, entry["at"]):
-                there = moved(name, entry["at"], entry["from"])
-                if there in arrays:
-                    found[name] = placed(arrays[there], leaf, name)
-    if absent := sorted(wanted.keys() - found.keys()):
+            if name not in filled and under(name, entry["at"]):
+                theirs = moved(name, entry["at"], entry["from"])
+                if theirs in arrays:
+                    filled[name] = placed(arrays[theirs], leaf, name)
+    if absent := sorted(wanted.keys() - filled.keys()):
         raise InputError(f"{run}: its fixed weights lack {absent[0]!r}: another model?")
     structure = jax.tree.structure(template)
-    return jax.tree.unflatten(structure, [found[name] for name in wanted])
+    return jax.tree.unflatten(structure, [filled[name] for name in wanted])
 
 
 def placed(array: np.ndarray, leaf: jax.ShapeDtypeStruct, name: str) -> jax.Array:
-    """An array of a file in the type and on the devices of a template's leaf."""
+    """Return a file's array with the type and sharding of a template's leaf."""
     if array.shape != leaf.shape:
         raise InputError(f"{name} is {array.shape} in the file, {leaf.shape} here")
     content = np.asarray(array, leaf.dtype)
@@ -116,7 +116,7 @@ def placed(array: np.ndarray, leaf: jax.ShapeDtypeStruct, name: str) -> jax.Arra
 def _located(run: Path, entry: Mapping, weights: list[Path]) -> Path:
     digest = str(entry.get("sha256"))
     if not (len(digest) == 64 and all(c in "0123456789abcdef" for c in digest)):
-        raise InputError(f"{run}: {digest!r:.80} is no sha256 of fixed weights")
+        raise InputError(f"{run}: {digest!r:.80} is not a sha256 of fixed weights")
     own = run / "fixed" / f"{digest}.safetensors"
     shelf = default_data_dir() / "weights" / f"{digest}.safetensors"
     for path in filter(Path.is_file, [own, *weights, shelf]):
@@ -128,17 +128,17 @@ def _located(run: Path, entry: Mapping, weights: list[Path]) -> Path:
     source = f"{entry.get('source')}"
     others = "".join(f"; {path} is {file_digest(path)}" for path in weights)
     raise InputError(
-        f"{run} needs fixed weights of sha256 {digest} ({source}), which are not here"
-        f"{others}; lay the file at {shelf}, or name it to a command that reads runs: "
+        f"{run} needs fixed weights of sha256 {digest} ({source}), which are not found"
+        f"{others}; copy the file to {shelf}, or pass it to a command that reads runs: "
         "--weights FILE"
     )
 
 
 def under(name: str, path: str) -> bool:
-    """Whether a dotted name is at a path, or below it; "" is above all."""
+    """Whether a dotted name is at a path or below it; "" is the root."""
     return not path or name == path or name.startswith(f"{path}.")
 
 
 def moved(name: str, path: str, to: str) -> str:
-    """The name below `to` of what is called `name` below `path`; "" is the root."""
+    """Move a dotted name from below `path` to below `to`; "" is the root."""
     return ".".join(filter(None, (to, name[len(path) :].lstrip("."))))

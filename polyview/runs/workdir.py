@@ -1,6 +1,6 @@
-"""The directory of a run belongs to one config, which lies in it as config.json.
+"""The directory of a run, which belongs to one config: its config.json.
 
-What can be said of it without JAX is said without: a mistake should not wait for it.
+Most checks need no JAX, so that usage errors do not wait for its import.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from polyview import files
 from polyview.config.overrides import apply_overrides
 from polyview.config.schema import changed_keys
@@ -17,24 +19,24 @@ from polyview.config.text import from_json, to_json
 from polyview.config.trust import current_name, targets
 from polyview.errors import InputError
 
-PATIENCE = 120  # seconds: a lock on NFS outlives a host that died by about 90
+PATIENCE = 120  # seconds; a lock on NFS outlives a dead host by about 90
 
 
 @contextlib.contextmanager
-def claimed_workdir(workdir: Path, config) -> Iterator[None]:
-    """`claim` a workdir, and keep other programs from training in it at the same time.
+def claimed_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Claim a workdir, and lock it so that no other process trains in it.
 
-    Their saves would destroy one another. One that ends lets go, however it ends; one
-    that is starting waits for it, as for a job that is requeued while the old one
-    dies. Where the file system knows no locks, nothing is kept. Raises InputError as
-    `claim` does, and where the other one stays.
+    Two processes would destroy each other's checkpoints. The lock ends with its process
+    in any case. A new process waits for it, as when a job is requeued while the old one
+    dies. On a file system without locks nothing is locked. Raises InputError as
+    `claim_workdir` does, and if the other process does not end.
     """
     from polyview import hosts
     from polyview.terminal import say
 
     with contextlib.ExitStack() as stack:
         if hosts.is_first_process():
-            with contextlib.suppress(OSError):  # what is written next will say it
+            with contextlib.suppress(OSError):  # the next write reports it
                 workdir.mkdir(parents=True, exist_ok=True)
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
                 lock = os.open(workdir / ".lock", flags, 0o666)
@@ -60,10 +62,10 @@ def _locked(lock: int) -> bool:
     return True
 
 
-def claim_workdir(workdir: Path, config) -> None:
-    """Write the config into a new workdir, or compare it with the one in an old.
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Write the config into a new workdir, or compare it with an old workdir's.
 
-    Raises InputError when the workdir belongs to another config or cannot be written.
+    Raises InputError if the workdir belongs to another config or cannot be written.
     """
     from polyview import hosts
 
@@ -75,8 +77,8 @@ def claim_workdir(workdir: Path, config) -> None:
     check_workdir(workdir, config)
 
 
-def check_workdir(workdir: Path, config) -> None:
-    """Raise InputError where a workdir is a file, or belongs to another config."""
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Raise InputError if a workdir is a file or belongs to another config."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; name a folder, or a new one")
     if not (workdir / "config.json").exists():
@@ -85,7 +87,7 @@ def check_workdir(workdir: Path, config) -> None:
     if any(current_name(str(name)) != name for _, name in targets(old)):
         raise InputError(
             f"{workdir} is a run of version 0.1: it can be evaluated, embedded, "
-            "exported and begun with (init), but not resumed; choose another --workdir"
+            "exported and used as donor (init), but not resumed; name another --workdir"
         )
     if changes := changed_keys(old, config):
         raise InputError(
@@ -95,13 +97,13 @@ def check_workdir(workdir: Path, config) -> None:
 
 
 def check_unused(workdir: Path) -> None:
-    """Raise InputError where a workdir holds a run already."""
+    """Raise InputError if a workdir already holds a run."""
     if (workdir / "checkpoints").exists():
-        raise InputError(f"{workdir} is a run already; choose another --workdir")
+        raise InputError(f"{workdir} already holds a run; choose another --workdir")
 
 
-def read_config(workdir: Path):
-    """The config of a run. Raises InputError when there is none that can be read."""
+def read_config(workdir: Path) -> ConfigDict:
+    """Return the config of a run. Raises InputError if there is no readable one."""
     path = workdir / "config.json"
     try:
         return from_json(files.read_bounded(path).decode())
@@ -113,15 +115,15 @@ def read_config(workdir: Path):
 
 
 def check_run(run: Path, overrides: Mapping[str, str] | None = None) -> None:
-    """Raise InputError for a run without a checkpoint, or keys its config has not."""
+    """Raise InputError if a run lacks a checkpoint, or its config an overridden key."""
     if not has_checkpoint(run):
         raise InputError(
             f"{run} has no checkpoint to load (looked in {run / 'checkpoints'})"
         )
-    if (run / "config.json").exists():  # a checkpoint can do without
+    if (run / "config.json").exists():  # optional: each checkpoint has its own
         apply_overrides(read_config(run), overrides or {})
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run has any checkpoint, be it a damaged one."""
+    """Whether a run has any checkpoint, damaged or not."""
     return any(path.name.isdecimal() for path in (run / "checkpoints").glob("*"))

@@ -1,7 +1,7 @@
 """One loop for every objective.
 
-learner     what the loop drives;  trainer: the learner of a data pipeline
-train       the loop: log, evaluate, save, stop;  nonfinite: the dump and its replay
+learner     the protocol that the loop drives;  trainer: learns from a data pipeline
+train       the loop: log, evaluate, save, stop;  nonfinite: dump and replay a bad step
 step        the train state and one pure step;  optimizer, microbatch, prefetch
-banner      what a run says before it starts;  dry_run, cost, flops, peak: what it costs
+banner      the summary printed before a run;  dry_run, cost, flops, peak: its cost
 """

@@ -1,13 +1,19 @@
-"""What is about to run, in the units that people confuse."""
+"""The banner of a run: batch size, learning rate and length, each with its unit."""
+
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from polyview import hosts
 
+if TYPE_CHECKING:
+    from polyview.training.step import TrainState
+    from polyview.training.trainer import Trainer
 
-def lines(trainer, state, start: int) -> dict[str, str]:
-    """Name -> text, for a `Trainer` that begins, or resumes from step `start`."""
+
+def lines(trainer: "Trainer", state: "TrainState", start: int) -> dict[str, str]:
+    """Return {name: text} for a run that begins, or resumes from step `start`."""
     config, machine = trainer.config, hosts.machine()
     b, count = config.batch_size, trainer.mesh.size
     slices, parts = trainer.slices, trainer.parts
@@ -16,7 +22,7 @@ def lines(trainer, state, start: int) -> dict[str, str]:
         float(trainer.optimizer.schedule(s))
         for s in np.linspace(0, trainer.steps, 101).astype(int)
     )
-    found = {
+    text = {
         "samples": f"{len(trainer.source):,} in the source, {b} unique in a batch",
         "views": f"{m} a sample, {b * m} a step",
         "rows": f"{b // count} samples on each of {count} devices "
@@ -27,26 +33,26 @@ def lines(trainer, state, start: int) -> dict[str, str]:
         f" ({trainer.steps * b / len(trainer.source):.1f} epochs)",
     }
     if fixed := _size(trainer.fixed):
-        found["parameters"] += f", {fixed:,} fixed"
+        text["parameters"] += f", {fixed:,} fixed"
     if trainer.laid_over is not None:
-        found["begins with"] = f"{trainer.laid_over}"
+        text["begins with"] = f"{trainer.laid_over}"
     if hasattr(trainer.objective, "negatives"):
         pairs = trainer.objective.negatives(b // parts, m)
-        found["negatives"] = f"up to {pairs} views of other samples for each anchor"
+        text["negatives"] = f"up to {pairs} views of other samples for each anchor"
     if slices > 1:
         rows = b // slices
-        found["microbatch"] = (
+        text["microbatch"] = (
             f"{rows} samples encoded at once, {slices} slices, one loss"
         )
     if parts > 1:
-        found["accumulate"] = f"{parts} parts of {b // parts} samples, a loss each"
+        text["accumulate"] = f"{parts} parts of {b // parts} samples, a loss each"
     if trainer.absent:
         names = ", ".join(trainer.absent)
-        found["missing"] = (
+        text["missing"] = (
             f"{names}: a view in no row of the first batch; a misspelt field?"
         )
-    return found
+    return text
 
 
-def _size(tree) -> int:
+def _size(tree: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))

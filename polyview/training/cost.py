@@ -1,9 +1,9 @@
-"""What a config costs on these devices: rate, MFU, waiting for input, memory.
+"""The cost of a config on these devices: rate, MFU, waiting for input, memory.
 
-Two runs of the same compiled step: one reads its batches as training does, the other
-has one batch that stays on the device. Their difference is the price of the input.
-Rates are those of all steps together: where several workers make batches, these come in
-bursts, and no single step is typical. Beside the mean stand the quartiles.
+The same compiled step runs twice: with batches read as in training, and with one batch
+that stays on the device. The difference is the cost of the input. Rates are means over
+all steps, since several workers deliver batches in bursts and no single step is
+typical. Quartiles are reported beside the mean.
 
 MFU is model FLOPs a second (see `polyview.training.flops`) over all devices' peak.
 """
@@ -18,19 +18,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled
+from ml_collections import ConfigDict
 
 from polyview import devices, hosts
 from polyview.config.text import dotted, text_digest, to_json
 from polyview.training import flops
 from polyview.training.peak import peak_flops
 from polyview.training.prefetch import prefetch
+from polyview.training.step import TrainState
 from polyview.training.trainer import Trainer
 
-WARM_UP = 3  # steps of each run that do not count
+WARM_UP = 3  # untimed first steps of each run
 
 
-def measure(config, steps: int) -> dict[str, Any]:
-    """All that `polyview.bench` says of a config, measured over `steps` steps.
+def measure(config: ConfigDict, steps: int) -> dict[str, Any]:
+    """Measure the record that `polyview.bench` reports, over `steps` steps.
 
     Raises InputError for a config that cannot run.
     """
@@ -41,7 +44,7 @@ def measure(config, steps: int) -> dict[str, Any]:
         program, compile_seconds = compiled(run, shapes)
         state, fixed = on_one_batch(run, program, steps)
         timed, waits = with_pipeline(run, program, state, steps)
-        used = memory(program)  # before the peak is measured, which needs some itself
+        used = memory(program)  # now, since measuring the peak rate needs memory too
     peak, source = peak_flops(dtype)
 
     images = config.batch_size
@@ -76,7 +79,7 @@ def measure(config, steps: int) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as a few lines to read."""
+    """Format a record of `measure` as a table."""
     machine, peak, memory = record["machine"], record["peak"], record["memory"]
     runs = record["pipeline"], record["fixed_batch"]
 
@@ -115,24 +118,26 @@ def table(record: dict[str, Any]) -> str:
         row("compilation", f"{record['compile_seconds']:.3g} s"),
     ]
     if "process_bytes" in memory:
-        size = f"{memory['process_bytes'] / 2**20:.4g} MiB, the most it was"
+        size = f"{memory['process_bytes'] / 2**20:.4g} MiB at most"
         lines.insert(-1, row("process", size))
     return "\n".join(lines)
 
 
-def compiled(run, shapes: dict) -> tuple[Any, float]:
-    """The compiled step of a run, and the seconds that lowering and compiling took."""
+def compiled(run: Trainer, shapes: dict) -> tuple[Compiled, float]:
+    """Compile a run's step; return it and the seconds of lowering and compiling."""
     number = jax.ShapeDtypeStruct((), np.int32)
     began = time.perf_counter()
     program = run.step.lower(run.shape, run.fixed, shapes, number, run.seed).compile()
     return program, time.perf_counter() - began
 
 
-def on_one_batch(run, program, steps: int) -> tuple[Any, list[float]]:
-    """The state after steps on one batch that stays on the device; seconds of each."""
+def on_one_batch(
+    run: Trainer, program: Compiled, steps: int
+) -> tuple[TrainState, list[float]]:
+    """Take steps on one batch that stays on the device; return state and seconds."""
     with contextlib.closing(prefetch(run.batches(0, 1), run.mesh)) as batches:
         _, _, batch = next(batches)
-    # A step refuses a batch that was not drawn for its own number.
+    # A step rejects a batch drawn for another step number.
     numbers = [
         devices.put_replicated(np.int32(i), run.mesh) for i in range(WARM_UP + steps)
     ]
@@ -143,11 +148,13 @@ def on_one_batch(run, program, steps: int) -> tuple[Any, list[float]]:
     return state, seconds[WARM_UP:]
 
 
-def with_pipeline(run, program, state, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step on from a state, as in training; seconds of waiting.
+def with_pipeline(
+    run: Trainer, program: Compiled, state: TrainState, steps: int
+) -> tuple[list[float], list[float]]:
+    """Take steps as in training; return the seconds of each, and of its wait for input.
 
-    Workers hand over a batch each, then make the next ones. What lies ready at first is
-    not timed, and what is timed are whole rounds of them.
+    Workers deliver one batch each in turn. Batches prepared in advance are not timed;
+    the timed steps are whole rounds of the workers.
     """
     start, workers = int(state.step), max(1, run.config.get("workers", 0))
     ready, timed = WARM_UP + 2 * workers, -(-steps // workers) * workers
@@ -157,10 +164,12 @@ def with_pipeline(run, program, state, steps: int) -> tuple[list[float], list[fl
     return seconds[ready:], waits[ready:]
 
 
-def _take(run, program, state, batches: Iterator) -> tuple[Any, list, list]:
-    """Take a step with each batch; seconds of each, and of waiting for its batch.
+def _take(
+    run: Trainer, program: Compiled, state: TrainState, batches: Iterator
+) -> tuple[TrainState, list[float], list[float]]:
+    """Take a step with each batch; return seconds of each, and of waiting for a batch.
 
-    As in training, one step is under way while the next batch is asked for.
+    As in training, one step runs while the host waits for the next batch.
     """
     seconds, waits, pending = [], [], None
     began = time.perf_counter()
@@ -177,12 +186,12 @@ def _take(run, program, state, batches: Iterator) -> tuple[Any, list, list]:
     return state, seconds, waits
 
 
-def memory(program) -> dict[str, Any]:
-    """Peak memory of a device, and what it is: measured, or the compiler's account."""
+def memory(program: Compiled) -> dict[str, Any]:
+    """Return a device's peak memory, measured or else estimated by the compiler."""
     sizes = account(program)
-    found = [device.memory_stats() for device in jax.local_devices()]
-    if all(stats and "peak_bytes_in_use" in stats for stats in found):
-        peak = max(stats["peak_bytes_in_use"] for stats in found)
+    counters = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats and "peak_bytes_in_use" in stats for stats in counters):
+        peak = max(stats["peak_bytes_in_use"] for stats in counters)
         return {
             "peak_bytes": peak,
             "peak_is": "the most in use, as the device counts",
@@ -198,9 +207,9 @@ def memory(program) -> dict[str, Any]:
     return result
 
 
-def account(program) -> dict[str, int]:
-    """The memory of a compiled program on one device, in bytes, by the compiler."""
-    sizes = program.memory_analysis()
+def account(program: Compiled) -> dict[str, int]:
+    """Return the compiler's estimate of memory on one device, in bytes."""
+    sizes: Any = program.memory_analysis()
     return {
         "temporaries": sizes.temp_size_in_bytes,
         "arguments": sizes.argument_size_in_bytes,
@@ -210,19 +219,19 @@ def account(program) -> dict[str, int]:
 
 
 def held(sizes: dict[str, int]) -> int:
-    """All of an `account` at once, in bytes."""
+    """Return the total of an `account`, in bytes."""
     return sum(sizes.values()) - 2 * sizes["shared_by_arguments_and_outputs"]
 
 
 def _most_resident() -> int:
-    """The most memory this process ever held, in bytes."""
-    import resource  # Unix alone has it
+    """The peak resident memory of this process, in bytes."""
+    import resource  # Unix only
 
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else 1024 * size
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The first, the median and the third."""
+    """Return the first quartile, the median and the third quartile."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
     return float(low), float(median), float(high)

@@ -1,6 +1,7 @@
-"""What a run would be, without running it: everything built, one step compiled."""
+"""A dry run: build everything, compile one step, print sizes, write nothing."""
 
 import jax
+from ml_collections import ConfigDict
 
 from polyview import hosts
 from polyview.terminal import say
@@ -8,11 +9,11 @@ from polyview.training.cost import account, compiled, held
 from polyview.training.trainer import Trainer
 
 
-def dry_run(config) -> None:
-    """Print what training would print first, the memory of a step, and write nothing.
+def dry_run(config: ConfigDict) -> None:
+    """Print the banner of a run and the memory of one step; write nothing.
 
-    The step is compiled for the devices that are here, as the run itself would do it.
-    Raises InputError for a config that cannot run.
+    The step is compiled for the devices of this machine, as in the run itself. Raises
+    InputError for a config that cannot run.
     """
     run = Trainer(config)
     with jax.set_mesh(run.mesh):
@@ -35,7 +36,7 @@ def dry_run(config) -> None:
     lines = {
         "memory": f"{_mib(held(sizes))} a device, as compiled in {seconds:.0f} s",
         "of it": f"state {_mib(state)}, fixed {_mib(fixed)}, a batch {_mib(batch)} "
-        f"(three wait their turn), temporaries {_mib(sizes['temporaries'])}",
+        f"(three more are queued), temporaries {_mib(sizes['temporaries'])}",
     }
     for name, text in lines.items():
         say(f"{name:>14}  {text}")

@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step, whatever a program computes beside them.
+"""Model FLOPs of a training step, independent of how a program computes it.
 
 Model FLOPs are 2 for each multiply-add of the matrix products and convolutions of the
 modules' forward pass in training, the same again for each operand of a product that
@@ -8,61 +8,63 @@ features, or for each of the losses that `accumulate` makes of a batch. Loops co
 time they run; padding counts as pixels; recomputation, photometry, norms, the optimiser
 and what a loss computes twice or leaves out do not count.
 
-XLA's own account of a compiled program is of no use here: it counts the body of a loop
-once, and recomputation as work.
+XLA's own count for a compiled program cannot be used: it counts the body of a loop
+once, and counts recomputation as work.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from polyview.model import merge_module
 from polyview.objectives.contrastive import Contrastive
 
+if TYPE_CHECKING:
+    from polyview.training.trainer import Trainer
+
 CONVENTION = " ".join(__doc__.split("\n\n")[1].split())
 
 
-def of_step(run, shapes: dict) -> tuple[dict[str, int], str]:
-    """FLOPs of a step by the convention, and the type most of them are in.
+def of_step(run: "Trainer", shapes: dict) -> tuple[dict[str, int], str]:
+    """Count the FLOPs of a step by `CONVENTION`; also return their commonest type.
 
-    shapes: of the global batch, as `Trainer.trace` returns them.
+    shapes: the global batch's, from `Trainer.trace`.
     """
     parts = run.abstract.graph, run.shape.params, run.shape.statistics, run.fixed
-    found, z = module_products(parts, shapes)
-    forward = sum(product.flops for product in found)
-    backward = sum(product.flops * product.gradients for product in found)
+    counted, z = module_products(parts, shapes)
+    forward = sum(product.flops for product in counted)
+    backward = sum(product.flops * product.gradients for product in counted)
     target = 0 if run.config.get("target_decay") is None else forward
     loss = 0
     if isinstance(run.objective, Contrastive):
         b, m, d = z[run.objective.modality].shape
         loss = 6 * (b * m) ** 2 * d // (run.config.get("accumulate") or 1)
     flops = {"forward": forward, "backward": backward, "target": target, "loss": loss}
-    dtypes = Counter()
-    for product in found:
+    dtypes: Counter[str] = Counter()
+    for product in counted:
         dtypes[product.dtype] += product.flops
     return flops | {"total": sum(flops.values())}, dtypes.most_common(1)[0][0]
 
 
 def module_products(parts: Sequence, shapes: dict) -> tuple[list["Product"], dict]:
-    """Products of a module's forward pass in training, and the shapes of its z.
+    """Return the products of a module's forward pass in training, and the shapes of z.
 
-    parts: of the module, as `polyview.model.split_module` gives them. Photometry is
-    left out.
+    parts: from `polyview.model.split_module`. Photometry is left out.
     """
     graph, params, statistics, fixed = parts
 
-    def features(params, statistics, fixed, batch):
+    def features(params: dict, statistics: dict, fixed: dict, batch: dict) -> dict:
         module = merge_module(graph, params, statistics, fixed)
         for _, part in nnx.iter_modules(module):
             if hasattr(part, "photometry"):
                 part.photometry = None
-        found = module(batch, key=jax.random.key(0), train=True)
-        return {name: of.z for name, of in found.items()}
+        output = module(batch, key=jax.random.key(0), train=True)
+        return {name: own.z for name, own in output.items()}
 
     inputs = params, statistics, fixed, shapes
     program, z = jax.make_jaxpr(features, return_shape=True)(*inputs)
@@ -74,41 +76,42 @@ def module_products(parts: Sequence, shapes: dict) -> tuple[list["Product"], dic
 class Product(NamedTuple):
     """A matrix product or a convolution."""
 
-    flops: int  # of computing it: 2 for each multiply-add
-    gradients: int  # operands that need one, of 2
+    flops: int  # forward: 2 for each multiply-add
+    gradients: int  # operands that need a gradient: 0, 1 or 2
     dtype: str  # of the operands
 
 
-def products(jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list[bool]]:
-    """Every product of a traced program, those of loops as often as they run.
+def products(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list[bool]]:
+    """Return every product of a traced program, with FLOPs over all loop iterations.
 
-    depends: whether each input depends on the parameters; the second list says so of
-    each output. Raises ValueError for a product in a loop of unknown length, and in an
-    operation whose inside is not known.
+    depends: whether each input depends on the parameters; the second list returned is
+    the same for the outputs. Raises ValueError for a product inside a loop of unknown
+    length, or inside an operation that cannot be counted.
     """
     known = dict(zip(jaxpr.invars, depends, strict=True))
 
-    def of(variables) -> list[bool]:
-        # Neither literals nor constants depend on anything.
+    def depending(variables: Sequence[Var | Literal]) -> list[bool]:
+        # Literals and constants do not depend on the parameters.
         return [not isinstance(v, Literal) and known.get(v, False) for v in variables]
 
-    def opened(inner) -> Jaxpr:
+    def opened(inner: Jaxpr | ClosedJaxpr) -> Jaxpr:
         return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
 
-    def held(calls) -> bool:
+    def has_products(calls: Sequence[Jaxpr | ClosedJaxpr]) -> bool:
         parts = [opened(call) for call in calls]
         return any(products(part, [False] * len(part.invars))[0] for part in parts)
 
     found: list[Product] = []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        into = of(equation.invars)
+        into = depending(equation.invars)
         inside: list[Product] = []
         out = [any(into)] * len(equation.outvars)
         calls = [v for v in params.values() if isinstance(v, ClosedJaxpr | Jaxpr)]
         if name in _FLOPS:
-            dtype = str(equation.invars[0].aval.dtype)
-            inside = [Product(_FLOPS[name](equation), sum(into), dtype)]
+            operand: Any = equation.invars[0].aval
+            flops = _FLOPS[name](equation)
+            inside = [Product(flops, sum(into), str(operand.dtype))]
         elif name == "stop_gradient":
             out = [False] * len(out)
         elif name == "scan":
@@ -116,7 +119,7 @@ def products(jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list[bool]]
                 params["num_consts"], params["num_consts"] + params["num_carry"]
             )
             before = None
-            while into != before:  # what depends on the parameters after some rounds
+            while into != before:  # until the carry depends on nothing new
                 before = list(into)
                 inside, out = products(opened(params["jaxpr"]), into)
                 ends = out[: params["num_carry"]]
@@ -131,34 +134,34 @@ def products(jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list[bool]]
             )
             out = [any(some) for some in zip(*(b[1] for b in branches), strict=True)]
         elif name == "while":
-            if held(calls):
-                raise ValueError("a loop of unknown length holds a matrix product")
+            if has_products(calls):
+                raise ValueError("a matrix product in a loop of unknown length")
         elif calls and len(opened(calls[0]).invars) != len(into):
-            # What scatter does to two numbers, for example.
-            if held(calls):
-                raise ValueError(f"the products inside {name} cannot be counted")
+            # For example, the function by which scatter combines two numbers.
+            if has_products(calls):
+                raise ValueError(f"cannot count the matrix products inside {name}")
         elif calls:
             inside, out = products(opened(calls[0]), into)
-            if name == "shard_map":  # its inside is the part of one device
+            if name == "shard_map":  # its body is the work of one device
                 inside = [
                     p._replace(flops=p.flops * params["mesh"].size) for p in inside
                 ]
         found += inside
         known.update(zip(equation.outvars, out, strict=True))
-    return found, of(jaxpr.outvars)
+    return found, depending(jaxpr.outvars)
 
 
-def _of_matmul(equation) -> int:
+def _of_matmul(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
 
 
-def _of_convolution(equation) -> int:
+def _of_convolution(equation: Any) -> int:
     kernel = equation.invars[1].aval
     outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
     taps = kernel.size // outputs
-    # A dilated input is mostly zeros that nothing multiplies.
+    # The zeros of a dilated input are not multiplied.
     zeros = math.prod(equation.params["lhs_dilation"])
     return 2 * equation.outvars[0].aval.size * taps // zeros
 

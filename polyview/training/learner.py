@@ -1,12 +1,12 @@
-"""What the loop asks of whatever learns, from data or by acting.
+"""The protocol of a learner, which the loop drives.
 
-A learner owns its steps: what goes into one, what one does, what a checkpoint keeps of
-it. The loop owns when: logging, evaluating, saving, stopping. The learner of a data
-pipeline is `polyview.training.trainer`; one that acts plays in `inputs`, and chooses in
-`take`.
+A learner defines the inputs of a step, the step, and the contents of a checkpoint. The
+loop decides when to log, evaluate, save and stop. `polyview.training.trainer` learns
+from a data pipeline. A learner that acts steps its environments in `inputs` and chooses
+actions in `take`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,20 +16,19 @@ State = Any
 
 
 class Learner(Protocol):
-    """Steps of learning, as a function of a config and nothing else.
+    """The steps of a run, determined by its config alone.
 
-    Methods that have a body here are what a learner that inherits does by default.
+    Methods with a body are defaults for learners that inherit.
 
     Attributes:
-      config: of the run.
-      steps: how many there are in all.
+      config: the run's config.
+      steps: the number of steps in the run.
       mesh: the devices; all methods are called with it in scope.
-      samples: that a step takes, for the rate in samples a second.
-      evaluations: {name: evaluation}, of `evaluated` steps.
-      acts: whether the inputs of a step depend on what the one before chose; metrics
-        are then read before the next step begins, else while it is under way.
-      fixed_record: where the fixed weights are kept (`polyview.runs.weights`), known
-        once there is a state.
+      samples: samples a step, for the rate in samples a second.
+      evaluations: {name: evaluation}, run at `evaluated` steps.
+      acts: whether a step's inputs depend on actions of the step before. If so, metrics
+        are read before the next step begins, else while it runs.
+      fixed_record: where fixed weights are saved (`polyview.runs.weights`), once known.
     """
 
     config: Any
@@ -41,62 +40,63 @@ class Learner(Protocol):
     fixed_record: list[dict] = []
 
     def check(self, workdir: Path) -> None:
-        """Raise InputError for what cannot run; nothing is compiled or written yet."""
+        """Raise InputError if the run is impossible; compile and write nothing."""
 
     def create(self, workdir: Path) -> State:
         """Return the state before the first step."""
         ...
 
     def template(self) -> Any:
-        """Return the shapes, types and shardings of what `saved` returns."""
+        """Return the shapes, types and shardings of the result of `saved`."""
         ...
 
     def saved(self, state: State) -> Any:
-        """Return what a checkpoint keeps of a state: arrays on the devices."""
+        """Return the part of a state to checkpoint: arrays on the devices."""
         return state
 
     def restored(self, workdir: Path, saved: Any, folder: Path, step: int) -> State:
-        """Return the state of a checkpoint, exactly where it was.
+        """Return the state of a checkpoint, to resume from exactly there.
 
-        folder: of the checkpoint. Raises InputError where that cannot be.
+        folder: the checkpoint's. Raises InputError if resuming is impossible.
         """
         return saved
 
-    def inputs(self, start: int) -> Iterator[Any]:
-        """Generate what goes into step `start` and later ones; closed at the end."""
+    def inputs(self, start: int) -> Any:
+        """Return a generator of the inputs of step `start` and later."""
         ...
 
     def take(self, state: State, inputs: Any) -> tuple[State, dict]:
-        """Take a step: the next state, which may use up the old one, and metrics.
+        """Take a step; return the next state and metrics. May donate the old state.
 
-        "healthy" is False where anything was not finite; the state is then the old one.
+        "healthy" is False if anything was not finite; the old state is then returned.
         """
         ...
 
     def logged(self, step: int) -> bool:
-        """Whether the metrics of the step that makes `step` are written."""
+        """Whether metrics are written after `step` steps."""
         return step % self.config.log_every == 0 or step in (1, self.steps)
 
     def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Return what is written of a step: metrics, and what only the host knows."""
+        """Return the values to log for a step: metrics, and values from the host."""
         return metrics
 
     def evaluated(self, step: int) -> bool:
-        """Whether the state after `step` steps is evaluated; 0 is before the first."""
+        """Whether the state after `step` steps is evaluated; 0: before the first."""
         every = self.config.get("evaluate_every", 0)
         return bool(every) and step > 0 and (step % every == 0 or step == self.steps)
 
     def model(self, state: State, step: int) -> Any:
-        """Return what the evaluations are given of a state."""
+        """Return the model of a state that evaluations receive."""
         return state
 
     def banner(self, state: State, start: int) -> dict[str, str]:
-        """Return what is printed before a run begins, or resumes from step `start`."""
+        """Return {name: text} to print before a run begins or resumes at `start`."""
         return {"steps": f"{self.steps:,}, from {start:,}"}
 
     def told(self, inputs: Any) -> str:
-        """Return a line that names the inputs of a step, for its replay."""
-        return "once more"
+        """Return a line that describes the inputs of a step, for its replay."""
+        return "repeated"
 
     def close(self) -> None:
-        """Close what `create` or `restored` opened."""
+        """Release resources of `create` or `restored`."""
+        return None

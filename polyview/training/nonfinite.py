@@ -1,4 +1,4 @@
-"""A step that gives NaN or infinity: the last finite state is kept, and replayed."""
+"""Save the last finite state when a step gives NaN or infinity; replay that step."""
 
 import contextlib
 import shutil
@@ -18,10 +18,10 @@ from polyview.training.learner import Learner
 
 
 def stop(number: int, save: Callable[[int, Checkpoints], None], workdir: Path) -> None:
-    """Save the last finite state under `<workdir>/dump/`, and stop.
+    """Save the last finite state under `<workdir>/dump/` and raise NonFiniteError.
 
-    save(step, checkpoints): saves that state. An older dump, of a step that was taken
-    since, goes once the new one is whole. Raises NonFiniteError always.
+    save(step, checkpoints): saves that state. An older dump is removed once the new one
+    is complete.
     """
     fresh = workdir / "dump.new"
     try:
@@ -34,23 +34,22 @@ def stop(number: int, save: Callable[[int, Checkpoints], None], workdir: Path) -
             shutil.rmtree(workdir / "dump", ignore_errors=True)
             fresh.rename(workdir / "dump")
         kept = (
-            f"the state before it is in {workdir}/dump/{number}: see it again with "
+            f"the state before it is in {workdir}/dump/{number}: repeat the step with "
             f"--workdir {workdir} --replay"
         )
     except (InputError, OSError) as error:
         why = error.__cause__ or error
-        kept = f"the state before it cannot be kept ({str(why).splitlines()[0]})"
+        kept = f"the state before it could not be saved ({str(why).splitlines()[0]})"
     raise NonFiniteError(f"step {number + 1} is not finite; {kept}")
 
 
 def replay_run(
     kind: Callable[..., Learner], workdir: Path, trust: tuple[str, ...] = ()
 ) -> None:
-    """Take the dumped step of a run once more, and print where it is not finite.
+    """Repeat the dumped step of a run and print its metrics; write nothing.
 
-    kind: the learner, of a config and what it may call; trust: packages that the run's
-    config may name. Nothing is written. Raises InputError where there is no dump that
-    can be read.
+    kind(config, trusted): makes the learner; trusted lists what its config may call.
+    trust: packages it may name too. Raises InputError if no dump can be read.
     """
     config = read_config(workdir)
     trusted = allow_list(trust)

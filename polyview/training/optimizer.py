@@ -1,11 +1,11 @@
-"""Optimisers: LARS, SGD, AdamW under one warm-up cosine, the scaling rule named.
+"""Optimisers LARS, SGD and AdamW, with linear warm-up and cosine decay.
 
-Each optimiser of this file is called with `steps` and `batch_size` by the trainer; the
-rest is the config's. `learning_rate` is a scaling rule: batch size -> peak rate.
+The trainer passes `steps` and `batch_size`; the config sets the other arguments.
+`learning_rate` is a scaling rule: batch size -> peak learning rate.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -16,20 +16,20 @@ ScalingRule = Callable[[int], float]
 
 
 class Optimizer(NamedTuple):
-    """An optax transformation, and its schedule (step -> learning rate) for the log."""
+    """An optax transformation, and its schedule (step -> learning rate) for logs."""
 
     transformation: optax.GradientTransformation
     schedule: optax.Schedule
 
 
 def constant(batch_size: int, *, base: float) -> float:
-    """The peak rate is `base` at any batch size."""
+    """Return `base`, the peak learning rate at any batch size."""
     check_range(0.0, base=base)
     return base
 
 
 def linear(batch_size: int, *, base: float, per: int = 256) -> float:
-    """The peak rate is `base * batch_size / per` (Goyal et al. 2017).
+    """Return the peak learning rate `base * batch_size / per` (Goyal et al. 2017).
 
     batch_size counts unique samples, not views.
     """
@@ -39,24 +39,21 @@ def linear(batch_size: int, *, base: float, per: int = 256) -> float:
 
 
 def square_root(batch_size: int, *, base: float, per: int = 256) -> float:
-    """The peak rate is `base * sqrt(batch_size / per)` (Krizhevsky 2014)."""
+    """Return the peak rate `base * sqrt(batch_size / per)` (Krizhevsky 2014)."""
     check_range(0.0, base=base)
     check_range(1, per=per)
     return base * (batch_size / per) ** 0.5
 
 
 def warm_up_cosine(peak: float, steps: int, warm_up: float) -> optax.Schedule:
-    """Rise linearly to `peak` in `warm_up * steps`, then fall by a half cosine to 0."""
+    """Rise linearly to `peak` in `warm_up * steps`, then fall by half a cosine to 0."""
     check_range(0.0, 1.0, warm_up=warm_up)
     rise = round(warm_up * steps)
     return optax.warmup_cosine_decay_schedule(0.0 if rise else peak, peak, rise, steps)
 
 
-def decayed(params):
-    """Mark what weight decay and layer adaptation apply to: all but vectors.
-
-    Biases and the scales of normalisation layers are vectors.
-    """
+def decayed(params: Any) -> Any:
+    """Mask for weight decay and layer adaptation: all but vectors (biases, scales)."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
@@ -95,10 +92,7 @@ def sgd(
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> Optimizer:
-    """Stochastic gradient descent with momentum and decay added to the gradient.
-
-    `nesterov` is its form of momentum (Sutskever et al. 2013).
-    """
+    """SGD with L2 decay and momentum, optionally Nesterov's (Sutskever et al. 2013)."""
     schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
     check_range(0.0, weight_decay=weight_decay)
     check_range(0.0, 1.0, momentum=momentum)
@@ -119,7 +113,7 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019): decay apart from the adaptive step."""
+    """AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay."""
     schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
     check_range(0.0, weight_decay=weight_decay)
     transformation = optax.adamw(

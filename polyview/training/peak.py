@@ -1,4 +1,4 @@
-"""The most FLOP/s that the devices can reach: a data sheet's, or measured."""
+"""Peak FLOP/s of the devices, from a data sheet or measured."""
 
 import functools
 import math
@@ -7,7 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of a device by its kind, from the vendors' data sheets.
+# Dense bfloat16 FLOP/s of each kind of device, from the vendors' data sheets.
 VENDOR = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100 80GB HBM3": 989e12,  # the SXM form; the others are slower
@@ -26,7 +26,7 @@ VENDOR = {
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:
-    """FLOP/s that all devices could reach in a type, and where the figure is from."""
+    """Return the peak FLOP/s of all devices for a type, and its origin in words."""
     kind = jax.devices()[0].device_kind
     if dtype == "bfloat16" and kind in VENDOR:
         return all_devices(VENDOR[kind]), "peak from the vendor's data sheet"
@@ -34,15 +34,15 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
 
 def all_devices(rate: float) -> float:
-    """The rate of all devices, from that of one; those of a CPU share its cores."""
+    """Scale the rate of one device to all; devices of a CPU share its cores."""
     on_cpu = jax.default_backend() == "cpu"
     return rate * (jax.process_count() if on_cpu else jax.device_count())
 
 
 def matmul_rate(dtype: str, precision: str | None = None) -> float:
-    """FLOP/s of a large square matrix product on one device, the best of several.
+    """Measure FLOP/s of a large square matrix product on one device, the best of 8.
 
-    precision: of JAX's products; None is what it does by itself.
+    precision: the `precision` of `jnp.matmul`; None is JAX's default.
     """
     size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)

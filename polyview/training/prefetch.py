@@ -1,8 +1,8 @@
-"""Batches on their way to the devices, some steps ahead."""
+"""Transfer of batches to the devices, some steps ahead."""
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 from jax.sharding import Mesh
@@ -10,17 +10,16 @@ from jax.sharding import Mesh
 from polyview.devices import put, put_replicated
 
 
-def prefetch(batches: Iterator, mesh: Mesh, ahead: int = 2) -> Iterator:
+def prefetch(batches: Iterator, mesh: Mesh, ahead: int = 2) -> Generator[tuple]:
     """Yield `(step, step on the devices, batch on the devices)`, `ahead` in advance.
 
-    A thread reads and transfers, so that the devices never wait for either; its errors
-    are raised here.
+    A thread reads and transfers while the devices compute. Its errors are raised here.
     """
     done = object()
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
-    def offer(item) -> bool:
+    def offer(item: object) -> bool:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -36,7 +35,7 @@ def prefetch(batches: Iterator, mesh: Mesh, ahead: int = 2) -> Iterator:
                 if not offer((step, number, put(batch, mesh))):
                     return
             offer(done)
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # the consumer raises it
             offer(error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)

@@ -1,11 +1,12 @@
-"""One training step as a pure function of the state, fixed weights and a batch.
+"""One training step: a pure function of the state, fixed weights and a batch.
 
-Nothing is hidden: the key of step t is `fold_in(key(seed), t)`, so a state carries no
-key, and a resumed run draws the same.
+The key of step t is `fold_in(fold_in(key(seed), 1), t)`. A state therefore carries no
+key, and a resumed run draws the same noise.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from polyview.training import microbatch
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run carries from one step to the next.
+    """The state that a run carries from one step to the next.
 
     step: int32[], updates done. params, statistics: dicts of arrays. optimizer: optax's
     state. target: {"params", "statistics"}, an exponential moving average of both, or
-    None. Fixed weights are no part of it: a step takes them beside it.
+    None. Fixed weights are not part of it; a step takes them as an argument.
     """
 
     step: jax.Array
@@ -40,10 +41,7 @@ def create_state(
     seed: jax.Array,
     target_decay: float | None = None,
 ) -> tuple[TrainState, dict]:
-    """Return the state before the first step, and the fixed weights.
-
-    To be jitted, or asked of `jax.eval_shape`.
-    """
+    """Return the first state and the fixed weights; for `jit` or `eval_shape`."""
     _, params, statistics, fixed = split_module(initialise_module(make_module, seed))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -56,8 +54,7 @@ def create_state(
 
 
 def begin_with(state: TrainState, params: dict, statistics: dict) -> TrainState:
-    """Return a state before its first step with other weights; its average, where it
-    keeps one, begins at them too."""
+    """Return a state before its first step with other weights, also in its average."""
     target = state.target
     if target is not None:
         target = jax.tree.map(jnp.copy, _averaged(params, statistics))
@@ -79,12 +76,11 @@ def make_step(
     """Return `step(state, fixed, batch, number, seed) -> (state, metrics)`, for `jit`.
 
     fixed: the weights that no step changes; do not donate them. number: int32[], the
-    step the batch was drawn for. When anything is not finite, or `number` is not the
-    state's own, the old state is returned and `metrics["healthy"]` is False: every
-    later call then does the same, until the caller has read the flag.
-    inspect: the objective's `features` -> more metrics, computed where
-    `inspected(steps done)` and zero elsewhere. slices, parts: of the batch, one after
-    another, as in `microbatch`.
+    step for which the batch was drawn. If anything is not finite, or `number` differs
+    from the state's step, the old state is returned and `metrics["healthy"]` is False.
+    Every later step is then rejected too, so the caller may read the flag late.
+    inspect: the objective's `features` -> more metrics, computed if
+    `inspected(steps done)`, else zero. slices, parts: see `microbatch`.
     """
 
     def step(
@@ -93,18 +89,20 @@ def make_step(
         batch: dict,
         number: jax.Array,
         seed: jax.Array,
-    ):
+    ) -> tuple[TrainState, dict]:
         noise = jax.random.fold_in(jax.random.key(seed), 1)
         key = jax.random.fold_in(noise, state.step)
 
-        def loss_of(params: dict, statistics: dict, batch: dict):
+        def loss_of(
+            params: dict, statistics: dict, batch: dict
+        ) -> tuple[jax.Array, tuple[dict, dict, dict]]:
             module = merge_module(graph, params, statistics, fixed)
             target = None
             if state.target is not None:
-                target = merge_module(graph, **state.target, fixed=fixed)
-            modules = sliced(module, slices), sliced(target, slices)
-            loss, metrics = objective(*modules, batch, key)
-            features = metrics.pop("features", {})
+                average = merge_module(graph, **state.target, fixed=fixed)
+                target = sliced(average, slices)
+            loss, metrics = objective(sliced(module, slices), target, batch, key)
+            features: Any = metrics.pop("features", {})
             statistics = split_module(module).statistics
             return loss, (statistics, {**metrics, "loss": loss}, features)
 
@@ -120,7 +118,9 @@ def make_step(
         target = state.target
         if target is not None:
             target = optax.incremental_update(
-                _averaged(params, statistics), target, 1 - target_decay
+                _averaged(params, statistics),
+                target,
+                1 - target_decay,  # type: ignore[operator]  # set with a target
             )
         new = TrainState(state.step + 1, params, statistics, optimizer_state, target)
 
@@ -133,13 +133,13 @@ def make_step(
     return step
 
 
-def sliced(module: nnx.Module | None, slices: int) -> Module | None:
-    """Return the module as a function that encodes a batch slice after slice."""
-    if module is None or slices == 1:
+def sliced(module: nnx.Module, slices: int) -> Module:
+    """Return the module as a function that encodes a batch slice by slice."""
+    if slices == 1:
         return module
     separate = split_module(module)
 
-    def encode(batch: dict, *, key: jax.Array | None, train: bool):
+    def encode(batch: dict, *, key: jax.Array | None, train: bool) -> Mapping:
         copy = merge_module(*separate)
         features = copy(batch, key=key, train=train)
         after = split_module(copy).statistics
@@ -149,9 +149,8 @@ def sliced(module: nnx.Module | None, slices: int) -> Module | None:
     return microbatch.in_slices(encode, slices)
 
 
-def when(condition: jax.Array, function: Callable, argument):
-    """Return `function(argument)` where the condition holds, else zeros; only the one
-    that is wanted is computed."""
+def when(condition: jax.Array, function: Callable, argument: Any) -> Any:
+    """Return `function(argument)`, computed only if the condition holds, or zeros."""
     shapes = jax.eval_shape(function, argument)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.cond(condition, function, lambda _: zeros, argument)
@@ -161,6 +160,6 @@ def _averaged(params: dict, statistics: dict) -> dict:
     return {"params": params, "statistics": statistics}
 
 
-def _all_finite(tree) -> jax.Array:
+def _all_finite(tree: Any) -> jax.Array:
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

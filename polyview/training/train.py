@@ -1,8 +1,8 @@
-"""The loop of every learner: log, evaluate, save, stop."""
+"""The training loop of every learner: log, evaluate, save, stop."""
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -22,10 +22,10 @@ from polyview.training.learner import Learner, State
 
 
 def train(learner: Learner, workdir: str | Path) -> State:
-    """Train in `workdir` from where it stands to the end, and return the last state.
+    """Train in `workdir` to the end, resuming if it has checkpoints; return the state.
 
     Raises InputError for a config that cannot run, before anything is compiled or
-    written; NonFiniteError and Preempted as their docstrings say.
+    written; NonFiniteError if a step is not finite; Preempted if told to stop.
     """
     workdir, config = Path(workdir), learner.config
     with jax.set_mesh(learner.mesh), contextlib.closing(learner):
@@ -34,11 +34,11 @@ def train(learner: Learner, workdir: str | Path) -> State:
             claimed_workdir(workdir, config),
             Checkpoints(workdir / "checkpoints", config.get("keep", 3)) as checkpoints,
         ):
-            found = checkpoints.restore_newest(learner.template())
-            if found is None:
+            newest = checkpoints.restore_newest(learner.template())
+            if newest is None:
                 start, state = 0, learner.create(workdir)
             else:
-                start, saved = found
+                start, saved = newest
                 folder = checkpoints.folder / str(start)
                 state = learner.restored(workdir, saved, folder, start)
             first = hosts.is_first_process()
@@ -60,7 +60,7 @@ def _loop(
     writer: metrics.Writer,
     workdir: Path,
 ) -> State:
-    """Take the steps from `start` on."""
+    """Take all steps from `start`."""
     steps, every = learner.steps, learner.config.get("checkpoint_every", 0)
     config_text = to_json(learner.config)
 
@@ -68,7 +68,7 @@ def _loop(
         folder.save(step, learner.saved(state), config_text, learner.fixed_record)
 
     def finish(step: int, values: dict) -> None:
-        """Read what a step returned."""
+        """Check and log the metrics of a step."""
         if not bool(jax.device_get(values.pop("healthy"))):
             nonfinite.stop(step - 1, save, workdir)
         if learner.logged(step):
@@ -95,10 +95,10 @@ def _loop(
             if saved or evaluated or learner.acts:
                 finish(*pending)
                 pending = None
-            if evaluated:  # before saving: a kill between the two must not lose it
+            if evaluated:  # before saving: a kill in between must not lose it
                 try:
                     evaluate(learner, state, done, workdir)
-                except Exception:  # the steps are not lost to a broken evaluation
+                except Exception:  # a broken evaluation must not lose the steps
                     save(done)
                     raise
             if saved:
@@ -113,7 +113,7 @@ def _loop(
 
 
 def evaluate(learner: Learner, state: State, step: int, workdir: Path) -> None:
-    """Run the learner's evaluations; each result is written as soon as it is there."""
+    """Run the learner's evaluations and write each result when it is ready."""
     model = learner.model(state, step)
     for name, evaluation in learner.evaluations.items():
         result = evaluation(model, learner.mesh)
@@ -123,15 +123,15 @@ def evaluate(learner: Learner, state: State, step: int, workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def stop_requested() -> Iterator:
-    """Yield `stopping(step) -> bool`: save and end? All processes agree on it."""
+def stop_requested() -> Iterator[Callable[[int], bool]]:
+    """Yield `stopping(step) -> bool`: stop after this step? All processes agree."""
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    requested = []
+    requested: list[bool] = []
     try:
         old = signal.signal(signal.SIGTERM, lambda *_: requested.append(True))
-    except ValueError:  # not the main thread, as in a notebook: nobody sends us signals
+    except ValueError:  # outside the main thread, as in a notebook
         yield lambda step: False
         return
     try:

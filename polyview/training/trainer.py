@@ -1,11 +1,13 @@
-"""The learner of a data pipeline: a config's source, views, model and objective."""
+"""The learner of a data pipeline, built from a config."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from polyview import devices
 from polyview.config.schema import check_config, total_steps
@@ -18,7 +20,7 @@ from polyview.evaluation.base import specs_of
 from polyview.model import Model, Parts, abstract_module, merge_module
 from polyview.runs.checkpoint import fixed_record, saved_steps
 from polyview.runs.evaluating import build_evaluations
-from polyview.runs.init import entries_of, lay_over
+from polyview.runs.init import LaidOver, entries_of, lay_over
 from polyview.runs.weights import keep_fixed, read_fixed
 from polyview.training import banner, microbatch
 from polyview.training.learner import Learner
@@ -27,16 +29,17 @@ from polyview.training.step import TrainState, begin_with, create_state, make_st
 
 
 class Trainer(Learner):
-    """Everything a config describes, built and checked; nothing is compiled yet.
+    """The objects that a config describes, built and checked; compiles nothing yet.
 
-    trusted: what an untrusted config may call (`polyview.config.trust`); None is any.
+    trusted: what an untrusted config may call (`polyview.config.trust`); None: all.
     """
 
-    def __init__(self, config, trusted: frozenset[str] | None = None):
+    def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
         check_config(config)
         self.config, self.trusted = config, trusted
-        self.absent = []  # see `trace`
-        self.laid_over = self.shapes = None
+        self.absent: list[str] = []  # set by `trace`
+        self.laid_over: LaidOver | None = None
+        self.shapes: Any = None  # of a batch, set by `check`
         self.mesh = devices.make_mesh(**config.get("mesh", {}))
         self.slices, self.parts = microbatch.division(config, self.mesh.size)
         self.source = build(config.source, trusted, where="source")
@@ -85,14 +88,14 @@ class Trainer(Learner):
             donate_argnums=0,
         )
 
-    def logged(self, step):
-        """As in `Learner`, for an array too: the compiled step asks what to inspect."""
+    def logged(self, step: Any) -> Any:
+        """As in `Learner`; `step` may be an array, since the compiled step calls it."""
         return (step % self.config.log_every == 0) | (step == 1) | (step == self.steps)
 
     def batches(
         self, start: int, steps: int | None = None, workers: int | None = None
     ) -> Iterator:
-        """The batches of this process, from step `start` on."""
+        """Generate the batches of this process from step `start`."""
         return pipeline.batches(
             self.source,
             self.views,
@@ -108,8 +111,8 @@ class Trainer(Learner):
     def trace(self) -> dict:
         """Trace one step on the shapes of a batch, and return the batch's shapes.
 
-        `absent` becomes the modalities of which no row of this batch has some view.
-        Raises InputError with the words of the objective, the model or the pipeline.
+        Sets `absent` to the modalities with a view that no row of this batch has.
+        Raises InputError with the message of the objective, the model or the pipeline.
         """
         with fits_together("source and views"):
             _, batch = next(self.batches(0, steps=1, workers=0))
@@ -129,30 +132,31 @@ class Trainer(Learner):
         return shapes
 
     @property
-    def samples(self) -> int:
-        """Views that a step takes."""
+    def samples(self) -> int:  # type: ignore[override]  # read-only
+        """The number of views a step."""
         views = self.shapes["views"].values()
         return sum(self.config.batch_size * v.shape[1] for v in views)
 
     def check(self, workdir: Path) -> None:
-        """Trace a step; read the donors of a run that is yet to begin."""
+        """Trace a step; for a new run, read the donors of its weights."""
         self.shapes = self.trace()
         if not saved_steps(workdir / "checkpoints"):
             self.read_donors()
 
     def read_donors(self) -> None:
-        """Read what the config begins with. Raises InputError where that cannot be."""
+        """Read the weights to start from. Raises InputError if that fails."""
         parts = self.shape.params, self.shape.statistics, self.fixed
         if entries := entries_of(self.config):
-            # A donor may call what this config, the user's own, calls itself.
+            # The user's own config is trusted: donors may call what it calls.
             own = tuple(str(name) for _, name in targets(self.config))
             module = merge_module(*self.abstract)
             self.laid_over = lay_over(entries, module, parts, own)
 
     def create(self, workdir: Path) -> TrainState:
-        """The state before the first step, donors laid over; keep the fixed weights."""
+        """Return the first state, with donors' weights; save the fixed weights."""
         state, fixed = self.initial(self.seed)
-        source, referenced = f"seed {self.config.seed}", []
+        source = f"seed {self.config.seed}"
+        referenced: list[dict] = []
         if (laid := self.laid_over) is not None:
             made = state.params, state.statistics, fixed
             params, statistics, fixed = laid.over(made)
@@ -163,52 +167,52 @@ class Trainer(Learner):
         return state
 
     def template(self) -> TrainState:
-        """The shapes of the state."""
+        """Return the shapes of the state."""
         return self.shape
 
     def restored(
         self, workdir: Path, saved: TrainState, folder: Path, step: int
     ) -> TrainState:
-        """The state of a checkpoint; the fixed weights are those that it names."""
+        """Return the state of a checkpoint; read the fixed weights that it names."""
         self.fixed_record = fixed_record(folder) or []
-        # A config that is not trusted, as in a replay, does not say what is read.
+        # An untrusted config, as in a replay, must not choose files to read.
         entries = entries_of(self.config) if self.trusted is None else []
         files = [Path(e.donor) for e in entries if Path(e.donor).is_file()]
         self.fixed = read_fixed(workdir, self.fixed_record, self.fixed, files)
         return saved
 
-    def inputs(self, start: int) -> Iterator:
-        """Batches on the devices, some steps ahead."""
+    def inputs(self, start: int) -> Generator[tuple]:
+        """Generate batches on the devices, some steps ahead."""
         return prefetch(self.batches(start), self.mesh)
 
-    def take(self, state: TrainState, inputs) -> tuple[TrainState, dict]:
+    def take(self, state: TrainState, inputs: Any) -> tuple[TrainState, dict]:
         """Take a step with a batch."""
         _, number, batch = inputs
         return self.step(state, self.fixed, batch, number, self.seed)
 
     def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """The metrics and the learning rate."""
+        """Return the metrics and the learning rate."""
         rate = float(self.optimizer.schedule(step - 1))
         return metrics | {"learning_rate": rate}
 
     def model(self, state: TrainState, step: int) -> Model:
-        """The model as it stands, without its average."""
+        """Return the current model, not its moving average."""
         parts = Parts(self.abstract.graph, state.params, state.statistics, self.fixed)
         return Model(parts, devices.replicated(self.mesh))
 
     def banner(self, state: TrainState, start: int) -> dict[str, str]:
-        """What is about to run, in the units that people confuse."""
+        """Return the banner: batch size, learning rate and length, with units."""
         return banner.lines(self, state, start)
 
-    def told(self, inputs) -> str:
-        """The rows of a batch."""
+    def told(self, inputs: Any) -> str:
+        """Return a line with the rows of a batch."""
         return f"rows {np.asarray(inputs[2]['index']).tolist()}"
 
 
 def looks(features: dict) -> dict:
-    """The health of what each tower returned, as metrics."""
+    """Return the health of each tower's z, as metrics."""
     return {
         f"{name}/{measure}": value
-        for name, of in features.items()
-        for measure, value in health.health(of.z).items()
+        for name, own in features.items()
+        for measure, value in health.health(own.z).items()
     }

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,15 +16,15 @@ from sgi.reporting.methods import Method, labels
 from sgi.reporting.read import Run, over_seeds, seed_means
 from sgi.scores import GAMES
 
-WINDOW = 10  # finished games that a point of a learning curve averages
-POINTS = 100  # of a learning curve
+WINDOW = 10  # finished games averaged in a point of a learning curve
+POINTS = 100  # points of a learning curve
 
 
 @naming_the_run
 def curves_alone(runs: Sequence[Run]) -> bytes:
-    """Return the learning curves as a PNG file; raises InputError if there are none."""
+    """Return the learning curves as a PNG file. Raises InputError if there are none."""
     if not (games := drawable(runs)):
-        raise InputError("no seed has finished a game yet: there is no curve")
+        raise InputError("there is no curve to draw: no seed has finished a game yet")
     return drawing.png(curves(runs, games))
 
 
@@ -35,6 +36,7 @@ def intervals(compared: Sequence[Method], colors: Mapping[str, str]) -> Figure:
     panels = figure.subplots(2, 2, sharey=True).ravel()
     for axes, (name, aggregate) in zip(panels, AGGREGATES.items(), strict=True):
         for place, method in enumerate(compared):
+            assert method.scores is not None  # only such methods are compared
             color = colors.get(method.label, drawing.QUIET)
             ends = interval(method.scores, aggregate)
             if ends is not None:
@@ -53,7 +55,7 @@ def learning_curve(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
     """Return steps [points] and raw scores float[seeds, points] of training.
 
     A point is the mean of the last `WINDOW` games that a seed has finished by then. The
-    curve begins once each seed has finished a game; returns None if one never did.
+    curve begins when every seed has finished a game; None if some seed never did.
     """
     seeds = sorted({line["seed"] for line in run.episodes})
     if not seeds or len(seeds) < run.config.get("seeds", 1):
@@ -81,18 +83,18 @@ def learning_curve(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def drawable(runs: Sequence[Run]) -> list[str]:
-    """Return the games that have a curve or an evaluation to show."""
-    shown = [
+    """Return the games with a learning curve or an evaluation."""
+    games = [
         run.game
         for run in runs
         if run.evaluated is not None or learning_curve(run) is not None
     ]
-    return list(dict.fromkeys(shown))
+    return list(dict.fromkeys(games))
 
 
 @drawing.styled
 def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
-    """Draw the learning curves of each game in a panel; a method keeps its colour."""
+    """Draw the learning curves, one panel per game and one colour per method."""
     columns = min(3, len(games))
     rows = -(-len(games) // columns)
     size = columns * drawing.WIDTH, rows * 3.1
@@ -100,7 +102,7 @@ def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(games) :]:
         axes.remove()
-    named, colors = labels(runs), method_colors(runs)
+    methods, colors = labels(runs), method_colors(runs)
     for axes, game in zip(panels, games, strict=False):
         axes.set_title(game)
         axes.set_xlabel("step")
@@ -111,7 +113,7 @@ def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.margins(x=0.02)
         ends, drawn = [], [run for run in runs if run.game == game]
-        methods_drawn = [named[run.name] for run in drawn]
+        methods_drawn = [methods[run.name] for run in drawn]
         for number, (run, label) in enumerate(zip(drawn, methods_drawn, strict=True)):
             style = ("-", "--", ":")[methods_drawn[:number].count(label) % 3]
             last = _curve(axes, run, colors[label], style)
@@ -122,13 +124,13 @@ def curves(runs: Sequence[Run], games: Sequence[str]) -> Figure:
 
 
 def method_colors(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the colour of each method, which is the same in every picture."""
+    """Return the colour of each method, the same in every figure."""
     names = dict.fromkeys(labels(runs).values())
     return dict(zip(names, itertools.cycle(drawing.RUNS), strict=False))
 
 
-def _curve(axes, run: Run, color: str, style: str) -> tuple[float, float] | None:
-    """Draw a run, and return its last score and step if it has any."""
+def _curve(axes: Axes, run: Run, color: str, style: str) -> tuple[float, float] | None:
+    """Draw a run; return its last score and step, or None if it has none."""
     last = None
     for step in filter(None, run.evaluations):
         scores = seed_means(run.evaluations[step])
@@ -147,8 +149,8 @@ def _curve(axes, run: Run, color: str, style: str) -> tuple[float, float] | None
     return last
 
 
-def _levels(axes, game: str) -> list[tuple]:
-    """Draw the random and human scores if in sight, and return their lines' ends."""
+def _levels(axes: Axes, game: str) -> list[tuple]:
+    """Draw the random and human scores within the axes; return their lines' ends."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     ends = []

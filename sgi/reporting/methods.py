@@ -1,4 +1,4 @@
-"""Which runs belong to one method, and its scores over games.
+"""Group runs by method, and gather each method's scores over games.
 
 Runs of one method differ only in their game, their seeds and settings that do not
 change the numbers.
@@ -24,7 +24,7 @@ class Method:
     """A method and its scores over games.
 
     Attributes:
-      label: how its runs began, with a letter if several methods began alike.
+      label: how its runs started, with a letter if several methods started alike.
       games: the games of the published table in which it was evaluated.
       scores: float[seeds, games], human-normalised; None if there is an `obstacle`.
       obstacle: why the scores of its runs do not form an array.
@@ -41,9 +41,9 @@ class Method:
 def labels(runs: Sequence[Run]) -> dict[str, str]:
     """Return the label of each run's method.
 
-    It says how the run began, with a letter if several methods began alike.
+    It says how the run started, with a letter if several methods started alike.
     """
-    kinds = {}
+    kinds: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for run in runs:
         kinds.setdefault(run.start, {}).setdefault(kind(run), []).append(run.name)
     return {
@@ -66,25 +66,26 @@ def kind(run: Run) -> tuple[str, ...]:
 def methods_of(runs: Sequence[Run]) -> list[Method]:
     """Gather the evaluated runs of each method, on the games of the published table.
 
-    An aggregate requires as many seeds of each game, all at the same step. No seed of a
-    game may occur twice, as it would be open which of the two counts.
+    An aggregate requires the same number of seeds for each game, all at the same step.
+    No seed of a game may occur twice, because it would be unclear which one counts.
     """
-    gathered = {}
+    by_label: dict[str, list[Run]] = {}
     for name, label in labels(runs).items():
-        gathered.setdefault(label, []).extend(
+        by_label.setdefault(label, []).extend(
             run for run in runs if run.name == name and run.normalised is not None
         )
-    return [_method(label, found) for label, found in gathered.items() if found]
+    return [_method(label, members) for label, members in by_label.items() if members]
 
 
 def _method(label: str, runs: Sequence[Run]) -> Method:
-    games, seeds = {}, []
+    games: dict[str, list] = {}
+    seeds = []
     for run in runs:
         games.setdefault(run.game, []).append(run.normalised)
-        seeds += [(run.game, s) for s in run.evaluations[run.evaluated]["seeds"]]
+        seeds += [(run.game, seed) for seed in run.result["seeds"]]
     scores = [np.concatenate(parts) for parts in games.values()]
     counts = {len(column) for column in scores}
-    steps = {run.evaluated for run in runs}
+    steps = {run.evaluated for run in runs if run.evaluated is not None}
     twice = next((pair for pair in seeds if seeds.count(pair) > 1), None)
     if twice:
         obstacle = f"seed {twice[1]} of {twice[0]} is in several runs; leave one out"
@@ -98,12 +99,12 @@ def _method(label: str, runs: Sequence[Run]) -> Method:
 
 
 def references(of: set[tuple[str, ...]]) -> list[Method]:
-    """Return the published agents over each given set of games, as methods."""
-    found = []
+    """Return the published agents as methods, over each of the given sets of games."""
+    methods = []
     for games in sorted(of):
         where = "" if len(of) == 1 else f", {len(games)} games"
         for name, field in _AGENTS.items():
             means = [human_normalised(g, getattr(GAMES[g], field)) for g in games]
             label = f"{name}, published{where}"
-            found.append(Method(label, games, np.array([means]), published=True))
-    return found
+            methods.append(Method(label, games, np.array([means]), published=True))
+    return methods

@@ -1,4 +1,4 @@
-"""What a reader must know before comparing runs."""
+"""Notes on runs that are not directly comparable."""
 
 from collections.abc import Sequence
 
@@ -9,52 +9,52 @@ from sgi.scores import GAMES, PROTOCOL
 
 
 def notes_on(runs: Sequence[Run]) -> list[str]:
-    """Return what a reader must know before comparing the rows."""
-    found, compared, named = [], methods_of(runs), labels(runs)
+    """Return notes to read before comparing the rows of a table."""
+    notes, compared, named = [], methods_of(runs), labels(runs)
     for run in runs:
         if named[run.name] != run.start:  # a letter to explain
             alike = [set(kind(other)) for other in runs if other.start == run.start]
-            own = sorted(set(kind(run)) - set.intersection(*alike))
-            found.append(f"{named[run.name]}: {', '.join(own)}")
+            own = sorted(set(kind(run)) - alike[0].intersection(*alike))
+            notes.append(f"{named[run.name]}: {', '.join(own)}")
     for method in compared:
         if method.obstacle:
-            found.append(f"no aggregate of {method.label}: {method.obstacle}")
+            notes.append(f"no aggregate of {method.label}: {method.obstacle}")
     if len({m.games for m in compared if m.scores is not None}) > 1:
-        found.append("the aggregates are over different games: they do not compare")
-    found += different_protocols(
+        notes.append("the aggregates are over different games, so do not compare them")
+    notes += different_protocols(
         {key: last.get(key) for key in ("protocol", "epsilon", "episodes", "cap")}
         for last in (run.result for run in runs)
         if last
     )
     for run in runs:
         if other := _other_than_published(run):
-            found.append(
-                f"{run.name} is not as the published scores are ({', '.join(other)}): "
-                "its HNS does not compare with theirs"
+            notes.append(
+                f"{run.name} differs from the published protocol ({', '.join(other)}): "
+                "do not compare its HNS with published scores"
             )
     for run in runs:
         trained = run.history[-1]["step"] if run.history else None
         if run.game not in GAMES:
-            found.append(f"{run.game} has no published human score: raw scores only")
+            notes.append(f"{run.game} has no published human score: raw scores only")
         if run.evaluated is None:
-            found.append(f"{run.name} has no evaluation of the agent yet")
+            notes.append(f"{run.name} has no evaluation of the agent yet")
         elif trained is not None and trained != run.evaluated:
-            found.append(
+            notes.append(
                 f"{run.name} is evaluated at step {run.evaluated:,}, but trained to "
                 f"{trained:,}"
             )
         if run.scores is not None and len(run.scores) == 1:
-            found.append(f"{run.name} has one seed, from which no interval follows")
-    return list(dict.fromkeys(found))
+            notes.append(f"{run.name} has one seed, so its score has no interval")
+    return list(dict.fromkeys(notes))
 
 
 def _other_than_published(run: Run) -> list[str]:
-    """List where a run with human-normalised scores departs from Atari 100k."""
+    """List how a run with human-normalised scores deviates from Atari 100k."""
     if run.normalised is None:
         return []
-    last = run.evaluations[run.evaluated]
+    result = run.result
     return [
-        f"{key} {last.get(key)} instead of {value}"
+        f"{key} {result.get(key)} instead of {value}"
         for key, value in PROTOCOL.items()
-        if last.get(key) != value
+        if result.get(key) != value
     ]

@@ -18,7 +18,7 @@ from sgi.reporting.tables import (
 )
 from sgi.scores import SOURCE
 
-_READABLE = 10  # runs in one figure of training metrics
+_READABLE = 10  # most runs in one figure of training metrics
 
 
 @naming_the_run
@@ -44,37 +44,36 @@ def html_page(runs: Sequence[Run]) -> str:
     return document("SGI, fine-tuned", ", ".join(games), sections)
 
 
-_SCORES = """A score is the mean over seeds of the mean raw score of a seed's games of
-evaluation; the best of a game is bold. Intervals are bootstrap percentile intervals
-over the seeds: rough where seeds are few, and none for one seed. The human-normalised
-score (HNS) is (score - random) / (human - random), with the published random and human
-below."""
+_SCORES = """A score is the mean over seeds of the mean raw score of a seed's evaluation
+games; the best of each game is bold. Intervals are bootstrap percentile intervals over
+the seeds: rough with few seeds, and absent with one. The human-normalised score (HNS)
+is (score - random) / (human - random), with the published random and human below."""
 _PUBLISHED = f"""Published, not measured here: all columns are those of {SOURCE}. SPR is
 Schwarzer et al. 2021 and DER van Hasselt et al. 2019, both after 100,000 steps; data is
-the play in the DQN Replay data set. Other score sets of SPR are in circulation. SGI's
-own scores of each game are not publicly confirmed, so there is no such column."""
-_AGGREGATES = """Of human-normalised scores, as Agarwal et al. 2021 define them: IQM is
-the mean of the middle half of all runs of all games; median and mean are over games, of
-the mean over seeds; the optimality gap is by how much runs fall short of 1 on average
-(lower is better). In brackets, 95% stratified bootstrap percentile intervals: seeds are
-drawn anew within each game. Published rows are of one mean a game: their IQM and
-optimality gap are over games instead of over runs, and do not compare exactly."""
-_CURVES = f"""Raw score in training, with the noise of exploration: each seed's mean
-over its last {WINDOW} finished games, then the mean over seeds with its 95% bootstrap
-band (none for one seed). Circles are the evaluations. A step is four frames. Dotted
-lines are the published random and human scores, where they are in sight."""
+the play in the DQN Replay data set. Other sets of SPR scores exist. SGI's own scores of
+each game are not publicly confirmed, so there is no such column."""
+_AGGREGATES = """Aggregates of human-normalised scores, defined as in Agarwal et al.
+2021: IQM is the mean of the middle half of all runs of all games; median and mean are
+over games, of the mean over seeds; the optimality gap is how far runs fall short of 1
+on average (lower is better). In brackets: 95% stratified bootstrap percentile
+intervals, with seeds resampled within each game. Published rows have one mean per game:
+their IQM and optimality gap are over games, not runs, so they compare only roughly."""
+_CURVES = f"""Raw score in training, with exploration noise: each seed's mean over its
+last {WINDOW} finished games, then the mean over seeds with its 95% bootstrap band (none
+for one seed). Circles are evaluations. A step is four frames. Dotted lines are the
+published random and human scores, where they are within the axes."""
 
 
 def _scores(runs: Sequence[Run]) -> str:
     columns = score_columns(runs)
-    best = {}
+    means: dict[str, list[float]] = {}
     for run in runs:
         if run.scores is not None:
-            best.setdefault(run.game, []).append(run.scores.mean())
+            means.setdefault(run.game, []).append(run.scores.mean())
     body = []
     for run in runs:
         cells = {name: html.escape(column(run)) for name, column in columns.items()}
-        rivals = best.get(run.game, [])
+        rivals = means.get(run.game, [])
         if len(rivals) > 1 and run.scores is not None:
             if run.scores.mean() == max(rivals):
                 cells["score"] = f"<strong>{cells['score']}</strong>"
@@ -85,19 +84,19 @@ def _scores(runs: Sequence[Run]) -> str:
 
 def _published(games: Sequence[str]) -> str:
     head, body = published_scores(games)
-    return body and f"{table(head, body, 1)}\n<p>{_PUBLISHED}</p>"
+    return f"{table(head, body, 1)}\n<p>{_PUBLISHED}</p>" if body else ""
 
 
 def aggregates(runs: Sequence[Run]) -> str:
-    """Return the section of aggregates over games, empty if no method has any."""
+    """Return the section of aggregates over games, or "" if no method has any."""
     compared = [m for m in methods_of(runs) if m.scores is not None]
     if not compared:
         return ""
     compared += references({method.games for method in compared})
     head, body = aggregate_scores(compared)
     compared_table = table(head, body, 1)
-    star = "* As paperswithcode lists it, not checked against the paper."
-    listed = f" {star}" if "published*" in compared_table else ""
+    footnote = " * As listed by paperswithcode, not checked against the paper."
+    listed = footnote if "published*" in compared_table else ""
     figure = picture(
         intervals(compared, method_colors(runs)), "aggregates with their intervals"
     )

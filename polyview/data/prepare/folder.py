@@ -1,14 +1,14 @@
-"""Any folder of images: class folders or flat, split as it comes or by a stated rule.
+"""Any folder of images, with class folders or flat.
 
-With a `train` subfolder, the subfolders train, val and test become the splits of those
-names. Otherwise a test split is held out of each class: the files are sorted by the
-SHA-256 of their relative path and the first fraction is taken, a rule that needs no
-seed and stays put for most files when others are added.
+If there is a `train` subfolder, the subfolders train, val and test become the splits of
+those names. Otherwise a test split is held out of each class: the files are sorted by
+the SHA-256 of their relative path and the first fraction is taken. This rule needs no
+seed, and most files keep their split when others are added.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from polyview.data.augment import decode, read_header
@@ -26,13 +26,14 @@ def prepare(directory: Path, images: Path, test_fraction: float) -> None:
     Unreadable images are left out and counted.
 
     Args:
-      directory: the data set's folder, to be made.
+      directory: the data set's folder, which must not exist.
       images: the folder of images.
-      test_fraction: of each class, unless there are split folders; 0 .. 1, exclusive.
+      test_fraction: share of each class, 0 .. 1 exclusive; unused with split folders.
     """
     if not 0 < test_fraction < 1:
-        raise InputError(f"--test_fraction is {test_fraction}; it lies between 0 and 1")
+        raise InputError(f"--test_fraction {test_fraction} must lie between 0 and 1")
     unreadable: list[str] = []
+    rows: Mapping[str, Sequence[int]]
     if (images / "train").is_dir():
         present = [name for name in SPLITS if (images / name).is_dir()]
         folders = {name: Folder(images / name) for name in present}
@@ -48,11 +49,11 @@ def prepare(directory: Path, images: Path, test_fraction: float) -> None:
         if not rows[name]:
             raise InputError(
                 f"{images} has too few images for --test_fraction {test_fraction:g}: "
-                f"none would be of {name}"
+                f"the split {name} would be empty"
             )
         if folder.targets != targets:
             raise InputError(
-                f"{images / name} does not have the class folders of {images / 'train'}"
+                f"{images / name} must have the class folders of {images / 'train'}"
             )
     records.write(
         directory,
@@ -95,7 +96,7 @@ def _readable(
             example = folder[row]
             header = read_header(example["image"])
             if not (header.plain and header.whole):
-                decode(example["image"])  # the cheap checks do not settle it
+                decode(example["image"])  # the header does not prove it readable
         except CorruptRecord as error:
             unreadable.append(f"{folder.files[row]}: {error}")
             continue

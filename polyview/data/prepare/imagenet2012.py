@@ -1,12 +1,12 @@
-"""ImageNet 2012 (Russakovsky et al. 2015) out of its two tars, without TensorFlow.
+"""ImageNet 2012 (Russakovsky et al. 2015) from its two tars, without TensorFlow.
 
-The result is what `tfds.data_source("imagenet2012")` reads: the stock builder's name,
-version, features and order, in array_record. TFDS itself sorts by a hash of the file's
-name, for which it needs TensorFlow as soon as the images exceed its memory; here the
-tars are listed first and their members then read in that order, so they should lie on a
-disk that seeks well. They are never unpacked, so no path inside them means anything to
-the file system. As in TFDS, the few training images that are not RGB JPEGs (22 in CMYK,
-one PNG under another name) become such; here they are known by their content.
+`tfds.data_source("imagenet2012")` can read the result: it has the stock builder's name,
+version, features and order, in array_record. TFDS sorts by a hash of the file name, and
+needs TensorFlow for that as soon as the images exceed its memory. We list the tars
+first, then read their members in that order, so the tars should be on a disk with fast
+seeks. They are never unpacked, so paths inside them never reach the file system. As in
+TFDS, the few training images that are not RGB JPEGs (22 in CMYK, one PNG under another
+name) are converted; we recognise them by their content.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -41,23 +41,23 @@ class _Member(NamedTuple):
 
 
 def prepare(data_dir: Path, manual_dir: Path | None) -> str:
-    """Write `data_dir`/imagenet2012/5.1.0; returns a summary.
+    """Write `data_dir`/imagenet2012/5.1.0 and return a summary.
 
-    Images that cannot be decoded are kept, as TFDS keeps them, and counted: the
-    pipeline replaces them when they are read.
+    Images that cannot be decoded are kept, as in TFDS, and counted; the pipeline
+    replaces them when they are read.
 
     Args:
       data_dir: holds the data sets.
       manual_dir: holds the two tars, from image-net.org.
 
     Raises:
-      InputError: a tar is absent or not as ImageNet's.
+      InputError: a tar is absent, damaged or not ImageNet's.
     """
     with contextlib.suppress(InputError):
         return f"{find_tfds('imagenet2012', data_dir).data_dir} is there already"
     if manual_dir is None:
         raise InputError(
-            f"imagenet2012 needs --manual_dir, the folder of {TRAIN} and {VALIDATION}; "
+            f"imagenet2012 requires --manual_dir with {TRAIN} and {VALIDATION}; "
             "download them from https://image-net.org/download-images"
         )
     for name in (TRAIN, VALIDATION):
@@ -97,15 +97,18 @@ def prepare(data_dir: Path, manual_dir: Path | None) -> str:
     return f"{directory} written: {counts}" + (f" ({oddities})" if oddities else "")
 
 
-def _builder(data_dir: Path):
-    """Return a builder that describes the data as the stock one does."""
+def _builder(data_dir: Path) -> Any:
+    """Return a builder with the same description of the data as the stock one."""
     tfds = import_tfds()
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Builder(  # type: ignore[call-arg]  # mypy does not know the base
+        tfds.core.GeneratorBasedBuilder,  # type: ignore[name-defined]  # imported late
+        skip_registration=True,
+    ):
         name = "imagenet2012"
         VERSION = tfds.core.Version("5.1.0")
 
-        def _info(self):
+        def _info(self) -> Any:
             return tfds.core.DatasetInfo(
                 builder=self,
                 features=tfds.features.FeaturesDict(
@@ -121,24 +124,24 @@ def _builder(data_dir: Path):
                 homepage="https://image-net.org/",
             )
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: Any) -> Any:
             raise NotImplementedError("`prepare` writes the files")
 
-        def _generate_examples(self):
+        def _generate_examples(self) -> Any:
             raise NotImplementedError("`prepare` writes the files")
 
     return Builder(data_dir=data_dir, file_format="array_record")
 
 
 def _write_split(
-    builder,
+    builder: Any,
     folder: Path,
     split: str,
     tar: Path,
     members: list[_Member],
     notes: Counter[str],
-):
-    """Write the files of a split in TFDS's order; returns its SplitInfo."""
+) -> Any:
+    """Write the files of a split in TFDS's order and return its SplitInfo."""
     from tensorflow_datasets.core import example_serializer, hashing, naming
 
     hasher = hashing.Hasher(split)
@@ -183,7 +186,7 @@ def _write_split(
 
 
 def _train_members(path: Path) -> list[_Member]:
-    """List the tar of one tar per class."""
+    """List the images in the training tar, which holds one tar per class."""
     members = []
     with tarfile.open(path, "r:") as outer:
         for archive in tqdm(outer, desc="listing", unit=" classes", delay=3):
@@ -201,7 +204,7 @@ def _train_members(path: Path) -> list[_Member]:
 
 
 def _validation_members(path: Path) -> list[_Member]:
-    """List the tar of images whose labels follow the numbers in their names."""
+    """List the images in the validation tar; the numbers in their names give labels."""
     labels = import_tfds().core.tfds_path(f"{_STOCK}/validation_labels.txt")
     wnids = labels.read_text().split()
     members = []
@@ -232,7 +235,7 @@ def _as_jpeg(data: bytes, notes: Counter[str]) -> bytes:
         notes["cannot be decoded"] += 1
         return data
     if header.kind == "jpeg" and header.plain:
-        return data  # bytes after the end of the image: harmless
+        return data  # only trailing bytes: harmless
     notes[f"{'CMYK' if header.kind == 'jpeg' else header.kind} made RGB JPEG"] += 1
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 100))[1].tobytes()

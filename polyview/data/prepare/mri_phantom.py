@@ -1,23 +1,23 @@
 """Four MRI sequences of one synthetic brain with synthetic lesions: a PHANTOM.
 
 Nothing here was measured in a patient. There is ONE anatomy, a template averaged over
-152 people and bent at random; lesions are random blobs; signals are equations. It is
-made to exercise code and to compare methods where sequences may be missing. It supports
-NO medical claim, and a Dice here says nothing of a Dice on BraTS.
+152 people and deformed at random; lesions are random blobs; signals are equations. It
+serves to exercise code and to compare methods when sequences may be missing. It
+supports NO medical claim, and a Dice score here does not predict one on BraTS.
 
-The template are the maps of grey and white matter of MNI152 (ICBM 2009a, nonlinear,
-symmetric) in the wheel of nilearn 0.14.1 (BSD), which is found in `--manual_dir`, as an
-installed nilearn, or downloaded by pip. A record is an axial slice of 1 mm: a random
-plane, turned, scaled and bent by a smooth field; cerebrospinal fluid is what grey and
-white matter leave of the brain. A voxel's signal is the sum over its tissues of
+The template is the maps of grey and white matter of MNI152 (ICBM 2009a, nonlinear,
+symmetric) in nilearn 0.14.1 (BSD): its wheel in `--manual_dir`, an installed nilearn,
+or the wheel from pip. A record is an axial slice of 1 mm: a random plane, rotated,
+scaled and deformed by a smooth field. Brain that is neither grey nor white matter is
+cerebrospinal fluid. A voxel's signal is the sum over its tissues of
 
     PD (1 - exp(-TR / T1)) exp(-TE / T2)                              spin echo
     PD (1 - 2 exp(-TI / T1) + exp(-TR / T1)) exp(-TE / T2)            inversion recovery
 
 (Bernstein, King and Zhou 2004, chapter 14, for TE << TR), averaged over 2x2 to pixels
-of 2 mm, under a smooth bias field and Rician noise. In t1 the lesion is about as dark
-as grey matter; t2 and flair show oedema bright; the enhancing rim is what the core is
-but for contrast agent, so t1ce alone tells it. Records, labels and regions are those of
+of 2 mm, with a smooth bias field and Rician noise. In t1 the lesion is about as dark as
+grey matter; in t2 and flair oedema is bright. The enhancing rim differs from the core
+only in contrast agent, so only t1ce shows it. Records, labels and regions are those of
 `polyview.data.prepare.brats`.
 """
 
@@ -55,7 +55,7 @@ GRID = 192  # mm and pixels before averaging; the brain of the template is 181 m
 
 
 class Tissue(NamedTuple):
-    """Relaxation at 3 T in ms, and proton density relative to water."""
+    """Relaxation times at 3 T in ms, and proton density relative to water."""
 
     t1: float
     t2: float
@@ -63,8 +63,8 @@ class Tissue(NamedTuple):
 
 
 # Grey and white matter: Wansapura et al. 1999. T1 of the fluid: Lu et al. 2005, its T2:
-# Piechnik et al. 2009. Densities: BrainWeb (Kwan et al. 1999). The lesion's are ours,
-# of the usual order.
+# Piechnik et al. 2009. Densities: BrainWeb (Kwan et al. 1999). Values of the lesion are
+# ours, of the usual order.
 TISSUES = {
     "csf": Tissue(3817, 503, 1.00),
     "gm": Tissue(1331, 110, 0.86),
@@ -78,14 +78,14 @@ _AGENT = 0.002
 
 
 class Sequence(NamedTuple):
-    """Times in ms."""
+    """Repetition, echo and inversion times of a sequence, in ms."""
 
     tr: float
     te: float
     inversion: float | None = None
 
 
-# Ours, of the usual order at 3 T; flair's inversion time nulls the fluid.
+# Ours, of the usual order at 3 T. The inversion time of flair nulls the fluid.
 _CSF_NULL = TISSUES["csf"].t1 * np.log(2 / (1 + np.exp(-9000 / TISSUES["csf"].t1)))
 SEQUENCES = {
     "t1": Sequence(600, 10),
@@ -96,7 +96,7 @@ SEQUENCES = {
 
 
 class Maps(NamedTuple):
-    """The template, float32[right, anterior, superior] of 1 mm: shares of a voxel."""
+    """The template: shares of 1 mm voxels, float32[right, anterior, superior]."""
 
     gm: np.ndarray
     wm: np.ndarray
@@ -106,13 +106,13 @@ class Maps(NamedTuple):
 def prepare(directory: Path, manual_dir: Path | None) -> None:
     """Write train (600), validation (100) and test (200), all of one anatomy.
 
-    A record holds t1, t1ce, t2 and flair, float16[96, 96, 1] of mean 0 and deviation 1
-    in the brain and 0 outside, anterior up; mask uint8[96, 96]; slice int, the plane of
-    the template. One in ten has no lesion. A record is a function of its split and
-    number alone, as NumPy and OpenCV compute it: their versions are in the manifest.
+    A record holds t1, t1ce, t2 and flair, float16[96, 96, 1], anterior up, with mean 0
+    and standard deviation 1 in the brain and 0 outside; mask uint8[96, 96]; slice int,
+    the plane of the template. One in ten has no lesion. A record depends only on its
+    split, its number and the versions of NumPy and OpenCV, which the manifest names.
 
     Raises:
-      InputError: no way to the template works; the message lists what was tried.
+      InputError: no way to get the template works; the message lists those tried.
     """
     maps = read_maps(manual_dir)
     records.write(
@@ -141,7 +141,7 @@ def _examples(maps: Maps, split: int, count: int) -> Iterator[dict]:
 
 
 def phantom(maps: Maps, rng: np.random.Generator) -> dict:
-    """One record. All numbers are ours."""
+    """Make one record. All numbers are ours."""
     area = maps.brain.sum((0, 1))
     z = int(rng.choice(np.flatnonzero(area > area.max() / 2)))
     gm, wm, brain = _bend([m[:, :, z] for m in maps], _centre(maps.brain), rng)
@@ -150,7 +150,7 @@ def phantom(maps: Maps, rng: np.random.Generator) -> dict:
     if rng.random() < 0.9:
         labels = lesion(wm, (brain > 0.5) & (csf < 0.5), rng)
 
-    # Shares of each voxel: what the lesion, soft at its edges, leaves to the rest.
+    # Each voxel's shares: the lesion, with soft edges, then healthy tissue.
     shares = {
         name: cv2.GaussianBlur((labels == NAMES.index(name)).astype(np.float32), *_SOFT)
         for name in NAMES[1:]
@@ -174,7 +174,7 @@ def phantom(maps: Maps, rng: np.random.Generator) -> dict:
     return example
 
 
-_SOFT = ((0, 0), 1.2)  # of cv2.GaussianBlur: deviation in mm
+_SOFT = ((0, 0), 1.2)  # arguments of cv2.GaussianBlur: standard deviation in mm
 
 
 def _agent(sequence: str, tissue: str) -> float:
@@ -182,7 +182,7 @@ def _agent(sequence: str, tissue: str) -> float:
 
 
 def signal(tissue: Tissue, sequence: Sequence, agent: float = 0.0) -> float:
-    """The equations above; `agent` is added to 1 / T1. Negative before the null."""
+    """Apply the equations above; `agent` adds to 1 / T1. Negative before the null."""
     rate = 1 / tissue.t1 + agent
     recovered = 1 - np.exp(-sequence.tr * rate)
     if sequence.inversion is not None:
@@ -193,16 +193,16 @@ def signal(tissue: Tissue, sequence: Sequence, agent: float = 0.0) -> float:
 
 
 def lesion(wm: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Nested blobs in a slice of 1 mm: the labels of BraTS 2023, uint8[h, w].
+    """Draw nested blobs in a slice of 1 mm: labels of BraTS 2023, uint8[h, w].
 
-    Core and rim (1 and 3) fill an uneven ellipse, oedema (2) spreads around it in white
-    matter. The rim has gaps, and one in five lesions has none. `where` is what may be
-    covered; the centre lies in white matter.
+    Core and rim (1 and 3) fill an uneven ellipse; oedema (2) spreads around it in white
+    matter. The rim has gaps; one in five lesions has no rim. The lesion stays inside
+    `where`, and its centre is in white matter.
     """
     white = np.argwhere((wm >= min(0.5, wm.max())) & where)
     if not len(white):
         return np.zeros(where.shape, np.uint8)
-    y, x = rng.choice(white)
+    y, x = white[rng.integers(len(white))]
     angle, squeeze, radius = rng.uniform((0, 0.65, 7), (np.pi, 1, 16))
     rows, columns = np.indices(where.shape)
     across = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
@@ -211,7 +211,7 @@ def lesion(wm: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> np.nd
 
     uneven = distance * np.exp(0.2 * _smooth(rng, 8, where.shape))
     thickness = rng.uniform(2.5, 5) * np.exp(0.3 * _smooth(rng, 6, where.shape))
-    thickness = np.minimum(thickness, radius / 2)  # there is a core in every rim
+    thickness = np.minimum(thickness, radius / 2)  # every rim has a core
     whole = _smooth(rng, 8, where.shape) > (-0.9 if rng.random() < 0.8 else np.inf)
     fingers = distance * np.exp(0.3 * _smooth(rng, 7, where.shape))
     reach = radius + rng.uniform(4, 16)
@@ -222,15 +222,17 @@ def lesion(wm: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> np.nd
     return (1 * core + 2 * rim + 2 * oedema).astype(np.uint8)
 
 
-def _bend(planes, centre, rng: np.random.Generator) -> list[np.ndarray]:
-    """The planes [right, anterior] as a subject has them: rows from anterior, columns
-    from left, GRID x GRID, turned, scaled and displaced by a smooth field."""
+def _bend(
+    planes: list[np.ndarray], centre: list[float], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Rotate, scale and deform planes [right, anterior] as in a random subject, into
+    [GRID, GRID] with rows from anterior and columns from left."""
     angle = rng.uniform(-0.1, 0.1)
     scale = 1 / rng.uniform(0.88, 1, 2)
     rows, columns = np.indices((GRID, GRID), np.float32) - (GRID - 1) / 2
     right = scale[0] * (columns * np.cos(angle) - rows * np.sin(angle)) + centre[0]
     anterior = centre[1] - scale[1] * (columns * np.sin(angle) + rows * np.cos(angle))
-    # Deviation 2.5 mm over 15: the field has a slope of 0.12, so that nothing folds.
+    # Standard deviation 2.5 mm, smooth over 15: a slope of 0.12, so nothing folds.
     right += 2.5 * _smooth(rng, 15, right.shape)
     anterior += 2.5 * _smooth(rng, 15, right.shape)
     place = anterior.astype(np.float32), right.astype(np.float32)
@@ -238,20 +240,20 @@ def _bend(planes, centre, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _centre(brain: np.ndarray) -> list[float]:
-    """The middle of the brain in the volume, (right, anterior)."""
+    """Return the centre of the brain in the volume, (right, anterior)."""
     spans = [np.flatnonzero(brain.any(others)) for others in ((1, 2), (0, 2))]
     return [(span[0] + span[-1]) / 2 for span in spans]
 
 
 def _someones(tissue: Tissue, spread: float, rng: np.random.Generator) -> Tissue:
-    """One subject's tissue: the values of all, log-normally spread."""
+    """Draw one subject's tissue: the common values with log-normal spread."""
     return Tissue(*(np.array(tissue) * np.exp(spread * rng.standard_normal(3))))
 
 
 def _scan(
     image: np.ndarray, inside: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Bias field, Rician noise, and the scale of a record: float16[h, w, 1]."""
+    """Apply bias field, Rician noise and the scale of a record: float16[h, w, 1]."""
     image = image * np.exp(0.12 * _smooth(rng, 20, image.shape))
     noise = rng.uniform(0.02, 0.04) * np.abs(image[inside]).mean()
     real, imaginary = noise * rng.standard_normal((2, *image.shape))
@@ -260,14 +262,16 @@ def _scan(
     return np.where(inside, image, 0).astype(np.float16)[..., None]
 
 
-def _smooth(rng: np.random.Generator, deviation: float, shape) -> np.ndarray:
-    """A random field, smooth over `deviation` pixels, of mean 0 and deviation 1."""
+def _smooth(
+    rng: np.random.Generator, deviation: float, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Draw a random field, smooth over `deviation` pixels, standardised."""
     field = cv2.GaussianBlur(rng.standard_normal(shape), (0, 0), deviation)
     return (field - field.mean()) / field.std()
 
 
 def read_maps(manual_dir: Path | None) -> Maps:
-    """The template out of the first wheel or folder that has it."""
+    """Read the template from the first wheel or folder that has it."""
     reasons = []
     ways: list[Callable[[Path | None], dict[str, bytes]]] = [
         _given,
@@ -285,15 +289,16 @@ def read_maps(manual_dir: Path | None) -> Maps:
         except fetch.Failed as reason:
             reasons.append(f"{way.__name__.strip('_')}: {reason}")
     else:
-        raise InputError(f"the MNI152 template could not be had: {'; '.join(reasons)}")
+        raise InputError(f"no MNI152 template: {'; '.join(reasons)}")
     t1, gm, wm = (
         np.asarray(
             nibabel.Nifti1Image.from_bytes(gzip.decompress(contents[name])).dataobj
         )
         for name in FILES
     )
-    brain = t1 > 0  # the T1 image is there for its outline only
-    return Maps(*(np.float32(m * brain / 255) for m in (gm, wm)), np.float32(brain))
+    brain = t1 > 0  # only the outline of the T1 image is used
+    gm, wm = ((m * brain / 255).astype(np.float32) for m in (gm, wm))
+    return Maps(gm, wm, brain.astype(np.float32))
 
 
 def _given(manual_dir: Path | None) -> dict[str, bytes]:
@@ -302,7 +307,7 @@ def _given(manual_dir: Path | None) -> dict[str, bytes]:
     return _unzip(manual_dir / WHEEL)
 
 
-def _installed(_) -> dict[str, bytes]:
+def _installed(_: Path | None) -> dict[str, bytes]:
     spec = importlib.util.find_spec("nilearn")
     if spec is None or spec.origin is None:
         raise fetch.Failed("no nilearn")
@@ -313,7 +318,7 @@ def _installed(_) -> dict[str, bytes]:
         raise fetch.Failed(str(error)) from None
 
 
-def _downloaded(_) -> dict[str, bytes]:
+def _downloaded(_: Path | None) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         return _unzip(fetch.wheel("nilearn", VERSION, Path(scratch)))
 

@@ -1,25 +1,24 @@
 """OpenI chest radiograph reports (Demner-Fushman et al. 2016): 3,955 studies.
 
-The XML files of the Indiana University collection lie in the package torchxrayvision,
-whose wheel is downloaded and read in place; nothing of it is installed. Their licence
-(CC BY-NC-ND 4.0) forbids to hand on what is made of them: keep the data set to
-yourself.
+The XML files of the Indiana University collection are in the package torchxrayvision.
+Its wheel is downloaded and read in place, not installed. The licence (CC BY-NC-ND 4.0)
+forbids sharing derived data: do not distribute the data set.
 
-Views of a study, each tokens, and None where the report lacks it:
+Views of a study: tokens, or None if the report lacks the view, and an image.
 - indication, findings, impression: sections of the report;
-- mesh: the subject headings. They hold the labels: leave them out of what predicts;
-- descriptors: five quantised visual descriptors of each image, a set without order, all
-  of the pixels that the reports hold;
-- image: the first radiograph of the report, where --manual_dir holds NLMCXR_png.
+- mesh: the subject headings. They contain the labels: exclude them from inputs;
+- descriptors: five quantised visual descriptors of each image, an unordered set; the
+  reports contain no other data of the pixels;
+- image: the first radiograph of the report, if --manual_dir holds NLMCXR_png.
 
-Each study is of another patient, so a split by study is one by patient.
+Each study is of another patient, so a split by study is a split by patient.
 """
 
 import io
 import logging
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -34,8 +33,8 @@ PACKAGE, VERSION = "torchxrayvision", "1.5.7"
 REPORTS = "NLMCXR_reports.tgz"
 SHA256 = "8fb6de7eec73d8c3665067ad4bb003ccd57f971ae316d2642e1627ac7268667a"
 PIXELS = "NLMCXR_png"
-# "normal" and the most frequent heads of the major subject headings, by their number of
-# studies; an organ stands for what is said of it, as in "Lung/hypoinflation".
+# "normal" and the most frequent heads of the major subject headings, sorted by number
+# of studies. The head of "Lung/hypoinflation" is "Lung".
 LABELS = (
     "normal",
     "Lung",
@@ -55,7 +54,7 @@ LABELS = (
 )
 UNLABELLED = "No Indexing"
 SECTIONS = {"INDICATION": 24, "FINDINGS": 64, "IMPRESSION": 32}  # words, ours
-MESH_WORDS, DESCRIPTORS = 32, 25  # five of each image; no study has more than five
+MESH_WORDS, DESCRIPTORS = 32, 25  # five per image, five images at most
 DESCRIPTOR_KINDS = (
     "CEDD",
     "ColorLayout",
@@ -64,22 +63,22 @@ DESCRIPTOR_KINDS = (
     "SemanticContext60",
 )
 VISUAL = "descriptors"
-WORDS, VISUAL_WORDS = 2048, 512  # sizes of the vocabularies, ours
+WORDS, VISUAL_WORDS = 2048, 512  # vocabulary sizes, ours
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}  # ours; none is published
 
 _log = logging.getLogger(__name__)
 
 
 def prepare(directory: Path, manual_dir: Path | None = None) -> None:
-    """Write train, validation and test; `manual_dir` may hold the wheel or the tgz, and
-    the folder NLMCXR_png.
+    """Write train, validation and test: 70, 10 and 20 % of the studies.
 
-    Raises InputError for a damaged archive and a radiograph that is missing from the
-    folder.
+    `manual_dir` may hold the wheel or the tgz, and the folder NLMCXR_png. Raises
+    InputError if an archive is damaged or the folder lacks a radiograph.
     """
     pixels = manual_dir and manual_dir / PIXELS
     pixels = pixels if pixels and pixels.is_dir() else None
-    studies, left_out = [], {"not indexed": [], "without any view": []}
+    studies: list[dict[str, Any]] = []
+    left_out: dict[str, list[str]] = {"not indexed": [], "without any view": []}
     for study in _studies(manual_dir):
         if UNLABELLED in study["heads"] or not study["heads"]:
             left_out["not indexed"].append(study["study"])
@@ -136,7 +135,7 @@ def _studies(manual_dir: Path | None) -> Iterator[dict[str, Any]]:
     archive = tarfile.open(fileobj=io.BytesIO(_archive(manual_dir)))
     for member in archive.getmembers():
         if member.isfile() and member.name.endswith(".xml"):
-            yield _study(archive.extractfile(member).read(), member.name)
+            yield _study(fetch.tar_member(archive, member), member.name)
 
 
 def _archive(manual_dir: Path | None) -> bytes:
@@ -153,10 +152,10 @@ def _archive(manual_dir: Path | None) -> bytes:
 
 
 def _study(xml: bytes, name: str) -> dict[str, Any]:
-    """What a report says. Raises InputError where it is no such report."""
+    """Parse a report. Raises InputError if it is malformed or has no id."""
     try:
         root = ElementTree.fromstring(xml)
-        identity = root.find("uId").attrib["id"]
+        identity = root.find("uId").attrib["id"]  # type: ignore[union-attr]  # caught
     except (ElementTree.ParseError, AttributeError, KeyError) as error:
         raise InputError(f"report {name} cannot be read: {error}") from None
     sections = {
@@ -181,9 +180,11 @@ def _study(xml: bytes, name: str) -> dict[str, Any]:
     }
 
 
-def _example(study, words: Vocabulary, visual: Vocabulary, pixels: Path | None):
+def _example(
+    study: Mapping[str, Any], words: Vocabulary, visual: Vocabulary, pixels: Path | None
+) -> dict[str, Any]:
     texts = study["texts"]
-    example = {
+    example: dict[str, Any] = {
         label.lower(): words.encode(texts[label.lower()], length)
         for label, length in SECTIONS.items()
     }
@@ -195,12 +196,12 @@ def _example(study, words: Vocabulary, visual: Vocabulary, pixels: Path | None):
     return example | {"study": study["study"]}
 
 
-def _labels(heads: set[str]):
+def _labels(heads: set[str]) -> np.ndarray:
     return np.array([label in heads for label in LABELS], np.uint8)
 
 
-def _image(pixels: Path, study) -> bytes | None:
-    """The first radiograph of a study as it lies in the folder; None for no image."""
+def _image(pixels: Path, study: Mapping[str, Any]) -> bytes | None:
+    """Read the first radiograph of a study, as stored; None if it has no image."""
     if not study["images"]:
         return None
     path = pixels / f"{study['images'][0]}.png"
@@ -209,5 +210,5 @@ def _image(pixels: Path, study) -> bytes | None:
     except OSError as error:
         raise InputError(
             f"study {study['study']}: {path} cannot be read ({error.strerror}); "
-            f"complete {PIXELS}, or move it away to go on without images"
+            f"complete {PIXELS}, or remove it to prepare without images"
         ) from None

@@ -1,7 +1,7 @@
-"""Write a data set: array_record files and the manifest that says what they are.
+"""Write a data set: array_record files and the manifest that describes them.
 
-Everything goes into a hidden folder beside the destination, which is renamed when it is
-whole: a data set is either there or not, whatever interrupted the writing.
+All files are written into a hidden folder beside the destination, which is renamed once
+complete. An interrupted write therefore leaves no partial data set.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from polyview.errors import InputError
 from polyview.files import umask
 
 _SHARD_BYTES = 2**30
-# One record a group: any record can be read alone. Images are compressed already.
+# One record per group: each can be read alone. Images are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
 
 
 def prepared(directory: Path) -> bool:
-    """Say whether a whole data set is there.
+    """Return whether a complete data set exists.
 
     Raises:
-      InputError: there is something else, or a file lacks records its manifest lists.
+      InputError: the folder holds something else, or a file lacks listed records.
     """
     if not directory.exists():
         return False
@@ -51,7 +51,7 @@ def prepared(directory: Path) -> bool:
 
 
 def once(directory: Path, prepare: Callable[[Path], None]) -> str:
-    """Prepare a data set unless it is there; returns what happened, in words."""
+    """Prepare a data set unless it exists; return a summary."""
     there = prepared(directory)
     if not there:
         prepare(directory)
@@ -72,16 +72,16 @@ def write(
     licence: str,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write examples and their manifest into a new directory, wholly or not at all.
+    """Write examples and their manifest into a new directory, atomically.
 
     Args:
       directory: the data set's folder; it must not exist.
       splits: the examples of each split.
-      version: of the data, so that other data never pass for these.
+      version: of the data; it changes whenever they do.
       targets: see `polyview.data.sources.protocol.Source`.
-      source: where the data come from, in words or as an address.
-      licence: its terms.
-      provenance: what was done to them: files with their sums, the rule of the split.
+      source: the origin of the data, in words or as an address.
+      licence: the terms of the data.
+      provenance: how they were made: files with their sums, the rule of the split.
     """
     with whole_folder(directory) as folder:
         entries = {
@@ -90,7 +90,7 @@ def write(
         }
         empty = [name for name, entry in entries.items() if not entry["count"]]
         if empty:
-            raise InputError(f"nothing to write for the split {', '.join(empty)}")
+            raise InputError(f"no examples for the split {', '.join(empty)}")
         manifest = {
             "name": directory.name,
             "version": version,
@@ -108,11 +108,10 @@ def write(
 def divide(
     keys: Mapping[str, str], shares: Mapping[str, float]
 ) -> dict[str, list[str]]:
-    """Deal names out to splits by their keys, `{name: key}`, without a generator.
+    """Divide names, given as `{name: key}`, among splits without a random generator.
 
-    Names of one key stay together. Keys come in the order of their sha256; a split
-    takes them until it holds its share of all names, then the next one does, and the
-    last has the rest.
+    Names with one key stay together. Keys are sorted by their SHA-256. Each split in
+    turn takes keys until it holds its share of all names; the last takes the rest.
     """
     families: dict[str, list[str]] = {}
     for name, key in keys.items():
@@ -128,7 +127,7 @@ def divide(
 
 @contextlib.contextmanager
 def whole_folder(directory: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes `directory` if the block succeeds."""
+    """Yield a new folder that becomes `directory` if the block succeeds."""
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(
@@ -136,7 +135,7 @@ def whole_folder(directory: Path) -> Iterator[Path]:
         )
     try:
         yield folder
-        folder.chmod(0o777 & ~umask())  # mkdtemp made it private
+        folder.chmod(0o777 & ~umask())  # mkdtemp makes it private
         os.rename(folder, directory)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,13 +144,10 @@ def whole_folder(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Raise InputError, and say so, where the disk does not take what is written.
-
-    directory: what lies in its parent, of which the line speaks.
-    """
+    """Turn a failed write into an InputError that names the parent of `directory`."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # the latter is array_record's
+    except (OSError, RuntimeError) as error:  # array_record raises the latter
         why = getattr(error, "strerror", None) or str(error).partition(";")[0]
         raise InputError(
             f"cannot write into {directory.parent}: {why}; give another --data_dir"
@@ -162,7 +158,8 @@ def _write_split(
     folder: Path, split: str, examples: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
     files: list[dict[str, Any]] = []
-    writer, size, count = None, 0, 0
+    writer: Any = None
+    size, count = 0, 0
 
     def finish() -> None:
         path = folder / f"{split}-{len(files):05d}.array_record"

@@ -1,7 +1,7 @@
-"""Any data set of the TFDS catalogue, in TFDS's own layout.
+"""Prepare any data set of the TFDS catalogue, in TFDS's own layout.
 
-There is no copy in our format: `polyview.data.sources.tfds` reads in place what TFDS
-wrote as array_record. Most of TFDS's builders need TensorFlow to download and prepare;
+Nothing is copied into our format: `polyview.data.sources.tfds` reads the array_record
+files of TFDS in place. Most TFDS builders need TensorFlow to download and prepare;
 reading never does.
 """
 
@@ -17,12 +17,12 @@ from polyview.errors import InputError, nearest
 def prepare(
     data_dir: Path, name: str, manual_dir: Path | None, ours: Iterable[str]
 ) -> str:
-    """Prepare a TFDS data set unless it is there; returns where it is, in words.
+    """Prepare a TFDS data set unless it exists; return a summary.
 
-    ours: names of data sets that are not of TFDS, to correct a mistyped one.
+    `ours` lists our own data sets, to suggest for a mistyped name.
 
     Raises:
-      InputError: no such name, or TFDS cannot prepare it here.
+      InputError: there is no such name, or TFDS cannot prepare it here.
     """
     for place in (data_dir, None):
         with contextlib.suppress(InputError):
@@ -34,8 +34,8 @@ def prepare(
             if not importlib.util.find_spec("tensorflow"):
                 raise InputError(
                     f"TFDS needs TensorFlow to prepare '{name}'; run `pip install "
-                    "tensorflow-cpu`, or copy what was prepared elsewhere (as "
-                    f"array_record) to {data_dir / name}: reading does without"
+                    "tensorflow-cpu`, or prepare it elsewhere as array_record and "
+                    f"copy it to {data_dir / name}: reading needs no TensorFlow"
                 )
             config = tfds.download.DownloadConfig(manual_dir=manual_dir)
             builder.download_and_prepare(download_config=config)
@@ -45,7 +45,7 @@ def prepare(
         ) from None
     except InputError:
         raise
-    except Exception as error:  # a download fails in as many ways as there are hosts
+    except Exception as error:  # downloads can raise any exception
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(f"TFDS could not prepare '{name}': {reason}") from None
     return f"wrote {builder.data_dir}"

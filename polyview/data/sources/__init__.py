@@ -1,1 +1,1 @@
-"""Where examples come from: anything with a length and an index."""
+"""Sources of examples: anything with a length and an index."""

@@ -1,7 +1,7 @@
-"""Data sets that `polyview.prepare` wrote: array_record files and a manifest.
+"""Data sets written by `polyview.prepare`: array_record files and a manifest.
 
-array_record allows random access by index without a separate shuffle; each record is
-one msgpack dict. Nothing is unpickled, as data may come from an untrusted source.
+array_record allows random access by index without a separate shuffle. Each record is
+one msgpack dict. Nothing is unpickled: data may be untrusted.
 """
 
 import re
@@ -32,13 +32,13 @@ def pack(example: Mapping[str, Any]) -> bytes:
 
 
 def unpack(record: bytes) -> dict[str, Any]:
-    """Read one example from a record; raises `CorruptRecord` for anything else."""
+    """Read one example from a record. Raises CorruptRecord if it holds none."""
     try:
         example = msgpack.unpackb(record, ext_hook=_unpack_array)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptRecord(f"not a msgpack record: {error}") from None
     if not isinstance(example, dict):
-        raise CorruptRecord(f"a record holds a dict, not a {type(example).__name__}")
+        raise CorruptRecord(f"a record must be a dict, not a {type(example).__name__}")
     return example
 
 
@@ -61,16 +61,16 @@ def _unpack_array(code: int, data: bytes) -> np.ndarray:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """Read the manifest of a prepared data set, checked as far as it is relied on."""
+    """Read the manifest of a prepared data set. Raises InputError if malformed."""
     path = directory / "manifest.json"
     try:
         manifest = read_json(path)
         for split in manifest["splits"].values():
             counts = [split["count"], *(file["records"] for file in split["files"])]
             if not all(type(count) is int and count >= 0 for count in counts):
-                raise ValueError("a count is not a number of records")
+                raise ValueError("a count is not a whole number, 0 or more")
             if counts[0] != sum(counts[1:]):
-                raise ValueError("the counts of its files do not add up")
+                raise ValueError("a split's count is not the sum over its files")
             for file in split["files"]:
                 if not re.fullmatch(r"\w[\w.-]*", file["name"]):
                     raise ValueError(f"{file['name']!r} is not a plain file name")
@@ -83,23 +83,22 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_task(task: dict[str, Any], what: str) -> None:
-    """Raise ValueError, or what a dict of another form raises, for a target that cannot
-    be measured."""
+def _check_task(task: Any, what: str) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError for a bad task."""
     kind, classes, names = task["kind"], task.get("classes"), task.get("names")
     if type(kind) is not str:
-        raise ValueError(f"{what} is of kind {kind!r}")
+        raise ValueError(f"{what} has kind {kind!r}, not a string")
     if classes is not None or kind == "class":
         if type(classes) is not int or not 1 <= classes <= MAX_CLASSES:
             raise ValueError(f"{what} has {classes!r} classes")
     if names is not None or kind == "multi-label":
         texts = type(names) is list and all(type(name) is str for name in names)
         if not texts or len(names) != (classes or len(names)):
-            raise ValueError(f"{what} does not name each of its classes")
+            raise ValueError(f"{what} needs one name per class")
     if kind == "mask":
-        of = [number for region in task["regions"].values() for number in region]
-        if not all(type(number) is int and 0 <= number < 256 for number in of):
-            raise ValueError(f"{what} has a region of what is no class")
+        labels = [label for region in task["regions"].values() for label in region]
+        if not all(type(label) is int and 0 <= label < 256 for label in labels):
+            raise ValueError(f"{what} has a region with a label outside 0 .. 255")
 
 
 class ArrayRecord:
@@ -109,6 +108,8 @@ class ArrayRecord:
       name: the data set, a folder of `data_dir`.
       split: see `parse_split`.
       data_dir: by default `$POLYVIEW_DATA`, else `./data`.
+
+    Raises InputError if the data set is absent or damaged, or has no such split.
     """
 
     def __init__(
@@ -117,10 +118,10 @@ class ArrayRecord:
         directory = Path(data_dir or default_data_dir()) / name
         if not (directory / "manifest.json").is_file():
             flag = f" --data_dir {data_dir}" if data_dir else ""
-            there = [m.parent.name for m in directory.parent.glob("*/manifest.json")]
+            names = [m.parent.name for m in directory.parent.glob("*/manifest.json")]
             raise InputError(
                 f"no data set '{name}' in {directory.parent.absolute()}; run: python "
-                f"-m polyview.prepare {name}{flag}{nearest(name, there)}"
+                f"-m polyview.prepare {name}{flag}{nearest(name, names)}"
             )
         manifest = read_manifest(directory)
         counts = {name: entry["count"] for name, entry in manifest["splits"].items()}
@@ -135,8 +136,8 @@ class ArrayRecord:
             ) from None
         if len(self._records) != counts[split_name]:
             raise InputError(
-                f"{directory} holds {len(self._records)} {split_name} records, its "
-                f"manifest says {counts[split_name]}; remove it and prepare again"
+                f"{directory} holds {len(self._records)} {split_name} records, but its "
+                f"manifest lists {counts[split_name]}; remove it and prepare again"
             )
         self.targets: dict[str, dict[str, Any]] = manifest["targets"]
         self._description = f"ArrayRecord('{name}', '{split}')"
@@ -154,7 +155,7 @@ class ArrayRecord:
         return unpack(record)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        # Asking for many at once costs a fifth of asking one by one.
+        # One call for many records takes a fifth of the time of single calls.
         try:
             records = self._records.__getitems__([self._start + i for i in indices])
         except (RuntimeError, ValueError) as error:

@@ -1,7 +1,8 @@
-"""A folder of images."""
+"""Image files: a folder of them, or some by their paths."""
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ MAX_FILE = 2**30  # bytes of an image
 class Folder:
     """Image files: one folder per class, or one flat folder without labels.
 
-    The order is that of the sorted paths, whatever the file system says. A symbolic
-    link to a file is read; one to a folder is not entered, so that no loop can occur.
+    Files are sorted by path. A symbolic link to a file is followed, one to a folder is
+    not, so that no loop can occur. Raises InputError for a folder without images.
 
     Attributes:
       files: their paths below the folder, in order.
@@ -33,7 +34,7 @@ class Folder:
                 raise InputError(f"the name {file!r} in {path} is not UTF-8; rename it")
         if not self.files:
             raise InputError(
-                f"no image in {path} (looked for {' '.join(sorted(IMAGE_SUFFIXES))})"
+                f"no image in {path} (searched for {' '.join(sorted(IMAGE_SUFFIXES))})"
             )
         self.labels: list[int] | None = None
         self.targets: dict[str, dict[str, Any]] = {}
@@ -59,22 +60,47 @@ class Folder:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         file = self.files[index]
-        try:
-            status = (self._root / file).stat()
-            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-                raise CorruptRecord(f"{self._root / file} is not a file")
-            if status.st_size > MAX_FILE:
-                raise CorruptRecord(f"{self._root / file} has {status.st_size} bytes")
-            image = (self._root / file).read_bytes()
-        except OSError as error:
-            raise CorruptRecord(f"{self._root / file}: {error.strerror}") from None
-        example: dict[str, Any] = {"image": image, "file": file}
+        example: dict[str, Any] = {"image": _read(self._root / file), "file": file}
         if self.labels is not None:
             example["label"] = self.labels[index]
         return example
 
     def __repr__(self) -> str:
         return f"Folder('{self._root}')"
+
+
+class Files:
+    """Image files by their paths, in the given order, without labels.
+
+    Attributes:
+      files: the paths, as strings.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self.files = [str(path) for path in paths]
+        self.targets: dict[str, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": _read(Path(self.files[index])), "file": self.files[index]}
+
+    def __repr__(self) -> str:
+        return f"Files({self.files[0] if self.files else ''}: {len(self.files)})"
+
+
+def _read(path: Path) -> bytes:
+    """Read a file. Raises CorruptRecord for one that cannot be read as a whole."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
+            raise CorruptRecord(f"{path} is not a regular file")
+        if status.st_size > MAX_FILE:
+            raise CorruptRecord(f"{path} has {status.st_size} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptRecord(f"{path}: {error.strerror}") from None
 
 
 def _image_files(root: Path) -> list[str]:

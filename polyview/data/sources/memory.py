@@ -18,7 +18,7 @@ class InMemory:
     ):
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
-            raise InputError(f"columns of one length are needed, not {lengths}")
+            raise InputError(f"columns must have one length, not {lengths}")
         self._columns = dict(columns)
         self._length = next(iter(lengths.values()))
         self.targets: dict[str, dict[str, Any]] = dict(targets or {})

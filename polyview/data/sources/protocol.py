@@ -1,8 +1,8 @@
-"""What a source is, and what is checked of its examples.
+"""The protocol of sources, and checks of their examples.
 
 A source maps an index to one example, a dict of fields: an image is encoded `bytes`
 (decoded in `augment`, which knows the size of the crops) or `uint8[h, w, c]`, a label
-an int, a text a str. It reads lazily, may be shared by threads, and can be pickled.
+an int, a text a str. A source reads lazily, is thread-safe and can be pickled.
 """
 
 import os
@@ -17,16 +17,16 @@ from polyview.errors import InputError
 
 
 class CorruptRecord(ValueError):
-    """A record that cannot be decoded; the pipeline reads another in its place."""
+    """A record that cannot be decoded; the pipeline replaces it by another."""
 
 
 class Source(Protocol):
     """A sequence of examples.
 
     `targets` maps a field to its task, such as `{"kind": "class", "classes": 10,
-    "names": [...]}` where names are optional; it is empty for unlabelled data. A source
-    that reads many examples at once for less may also have `__getitems__(indices) ->
-    list`, as in PyTorch and array_record; it raises `CorruptRecord` if any of them is.
+    "names": [...]}` where names are optional. It is empty for unlabelled data. A source
+    may also have a faster `__getitems__(indices) -> list`, as in PyTorch and
+    array_record, which raises `CorruptRecord` if any of the examples is corrupt.
     """
 
     targets: dict[str, dict[str, Any]]
@@ -37,9 +37,9 @@ class Source(Protocol):
 
 
 def check_targets(source: Source, batch: Mapping[str, Any]) -> None:
-    """Raise InputError for a target of the batch that is no class of the source.
+    """Raise InputError if a target of the batch is not a class of the source.
 
-    A loss would take -1 for the last class, and make NaN of one that is too large.
+    A loss would read -1 as the last class, and give NaN for a class too large.
     """
     for name, values in batch["targets"].items():
         task = source.targets.get(name, {})
@@ -57,10 +57,10 @@ def check_targets(source: Source, batch: Mapping[str, Any]) -> None:
 
 
 def check_numbers(targets: Mapping[str, np.ndarray]) -> None:
-    """Raise CorruptRecord for a target that is no number."""
+    """Raise CorruptRecord if a target is not numeric."""
     for name, value in targets.items():
         if value.dtype.kind not in "biuf":
-            raise CorruptRecord(f"target '{name}' is no number, but {value!r:.40}")
+            raise CorruptRecord(f"target '{name}' is not numeric: {value!r:.40}")
 
 
 def default_data_dir() -> Path:
@@ -69,31 +69,31 @@ def default_data_dir() -> Path:
 
 
 def parse_split(split: str, counts: Mapping[str, int]) -> tuple[str, int, int]:
-    """Turn `train[:90%]` into a split's name and its range of indices.
+    """Parse a split such as `train[:90%]` into its name, first and end index.
 
     Args:
-      split: `name`, or `name[start:stop]` where either bound is a count, a percentage
-        (rounded to the nearest example) or absent.
+      split: `name` or `name[start:stop]`. Each bound is an index, a percentage (rounded
+        to the nearest example) or absent.
       counts: the number of examples of each split.
 
     Raises:
-      InputError: the split is unknown, does not parse or holds no example.
+      InputError: the split is unknown, malformed or empty.
     """
     match = re.fullmatch(r"(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?", split)
     if not match:
         raise InputError(
-            f"split '{split}' is not of the form train, train[:90%] or train[100:5000]"
+            f"split '{split}' must look like train, train[:90%] or train[100:5000]"
         )
     name, first, last = match.groups()
     if name not in counts:
-        raise InputError(f"no split '{name}' here; there are: {', '.join(counts)}")
+        raise InputError(f"no split '{name}'; the data set has: {', '.join(counts)}")
     count = counts[name]
 
     def position(bound: str) -> int:
         if not bound.endswith("%"):
             return int(bound)
         if int(bound[:-1]) > 100:
-            raise InputError(f"split '{split}' asks for more than 100%")
+            raise InputError(f"split '{split}' has a bound above 100%")
         return round(int(bound[:-1]) * count / 100)
 
     start = position(first or "0")
@@ -104,4 +104,5 @@ def parse_split(split: str, counts: Mapping[str, int]) -> tuple[str, int, int]:
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type."""
     return (str(error) or type(error).__name__).splitlines()[0]

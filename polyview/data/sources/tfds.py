@@ -1,4 +1,4 @@
-"""Data sets that TFDS prepared, read without TensorFlow."""
+"""Data sets prepared by TFDS, read without TensorFlow."""
 
 import contextlib
 import io
@@ -13,15 +13,15 @@ from polyview.errors import InputError, fits_together
 
 
 class Tfds:
-    """An already prepared TFDS data set (array_record files), read without TensorFlow.
+    """A data set already prepared by TFDS as array_record, read without TensorFlow.
 
-    Images stay encoded; a `ClassLabel` becomes a target.
+    Images stay encoded. Each `ClassLabel` becomes a target.
 
     Args:
       name: `cifar10`, or `name/config`; the newest version found is read.
       split: see `parse_split`.
-      data_dir: where TFDS prepared; by default our own data directory, then
-        `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+      data_dir: TFDS's data directory; by default our own, then `$TFDS_DATA_DIR`, then
+        `~/tensorflow_datasets`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Tfds:
                 )
         except NotImplementedError as error:
             raise InputError(
-                f"{builder.data_dir} cannot be indexed ({first_line(error)}); "
+                f"{builder.data_dir} has no random access ({first_line(error)}); "
                 "prepare it with file_format='array_record'"
             ) from None
         self.targets: dict[str, dict[str, Any]] = {
@@ -70,8 +70,8 @@ class Tfds:
         return self._description
 
 
-def import_tfds():
-    """Import TFDS where it is needed: it takes a second."""
+def import_tfds() -> Any:
+    """Import TFDS only when it is needed: importing takes a second."""
     import tensorflow_datasets
 
     return tensorflow_datasets
@@ -79,23 +79,23 @@ def import_tfds():
 
 @contextlib.contextmanager
 def without_tensorflow_banner() -> Iterator[None]:
-    """Keep TFDS from announcing at length that TensorFlow, not needed, is absent."""
+    """Suppress the long notice of TFDS that TensorFlow, not needed here, is absent."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
-def find_tfds(name: str, data_dir: str | Path | None):
-    """Return the TFDS builder of a prepared data set; see `Tfds`."""
+def find_tfds(name: str, data_dir: str | Path | None) -> Any:
+    """Return the TFDS builder of a prepared data set. Raises InputError if absent."""
     roots = _tfds_roots(data_dir)
     newest = tfds_folder(name, data_dir)
     if newest is not None:
         with (
-            fits_together(f"what describes {newest}"),
+            fits_together(f"the metadata in {newest}"),
             without_tensorflow_banner(),
             _features_of_tfds_alone(),
         ):
             builder = import_tfds().builder_from_directory(newest)
-            if builder.info.features is None:  # nor may they wait
+            if builder.info.features is None:  # none may be loaded later
                 raise ValueError("it describes no features")
             return builder
     flag = f" --data_dir {data_dir}" if data_dir else ""
@@ -106,7 +106,7 @@ def find_tfds(name: str, data_dir: str | Path | None):
 
 
 def tfds_folder(name: str, data_dir: str | Path | None = None) -> Path | None:
-    """The folder of a data set's newest version, or None; TFDS is not imported."""
+    """Return a data set's folder of the newest version, or None; needs no TFDS."""
     for root in _tfds_roots(data_dir):
         versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
         if versions:
@@ -125,17 +125,17 @@ def _tfds_roots(data_dir: str | Path | None) -> list[Path]:
 
 @contextlib.contextmanager
 def _features_of_tfds_alone() -> Iterator[None]:
-    """Let a folder's description call no features but TFDS's own.
+    """Restrict a data set's description to TFDS's own features.
 
-    TFDS imports whatever module is named there, and data may come from an untrusted
-    source. It is stopped where it imports: there are several ways to spell such a name.
+    TFDS imports any module that a description names, and descriptions are untrusted.
+    The check is at the import, since such a name can be spelt in several ways.
     """
     features = import_tfds().features.FeatureConnector
     original = features.__dict__["cls_from_name"]
 
-    def from_name(name: str):
+    def from_name(name: str) -> type:
         if not str(name).startswith("tensorflow_datasets."):
-            raise InputError(f"the data set names {name!r}, which is not of TFDS")
+            raise InputError(f"the data set names {name!r}, a feature outside TFDS")
         return original.__func__(features, name)
 
     features.cls_from_name = staticmethod(from_name)

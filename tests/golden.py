@@ -1,0 +1,136 @@
+"""The configs that tests resolve, and the text of each: `tests/golden/*.json`.
+
+    make golden     # runs `python -m tests.golden`: rewrites the files
+
+A changed default is one changed line there, so a review shows what a published command
+now does. `tests/test_golden.py` compares the files with the configs.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from polyview import errors
+from polyview.config.file import load_config
+from polyview.config.text import to_json
+from polyview.data.prepare import records
+from sgi import recording
+
+ROOT = Path(__file__).parent.parent
+FILES = Path(__file__).with_name("golden")
+LOSSES = (
+    "geometric",
+    "arithmetic",
+    "sufficient_statistics",
+    "multi_crop",
+    "supcon",
+    "mv_infonce",
+    "mv_dhel",
+)
+# Arguments of the configs that train from scratch by `polyview.main`.
+# `tests/test_configs.py` traces a step of each.
+VARIANTS = {
+    "polyview_digits": [f"objective={loss},views=3" for loss in LOSSES]
+    + ["objective=nt_xent,views=2", "batch=growing,views=4", "dtype=bfloat16"],
+    "polyview_fashion_mnist": ["", "objective=nt_xent,views=2"],
+    "polyview_cifar10": ["", "views=2,batch=growing,objective=nt_xent"],
+    "polyview_imagenet": [
+        "remat=blocks,accumulate=1",
+        "encoder=vit_s,norm=none,microbatch=8,remat=dots",
+        "encoder=vit_b,batch=growing,views=2",
+    ],
+    "polyview_gaussian": [
+        f"objective={loss},views=3,steps=2,batch_size=8"
+        for loss in ("geometric", "arithmetic", "sufficient_statistics", "multi_crop")
+    ],
+    "sgi_pretrain": ["size=tiny", "size=tiny,objective=cloning", "dtype=bfloat16"],
+    "sgi_demo": [""],
+    "crossmodal_openi": [
+        "encoder=conv,method=cmim,alone=0.5",
+        "encoder=transformer,method=intra,estimator=jensen_shannon",
+        "method=polyview,views=indication+mesh",
+        "method=supervised,views=indication,drop=0.0",
+        "method=clip,views=findings+image",
+    ],
+    "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")],
+    "crossmodal_mri": ["method=cmim", "model=early,method=supervised"],
+}
+# sgi_finetune asks the emulator for the game's actions. probe and finetune read the
+# config of a run; `stand_ins` has one, called digits.
+GOLDEN = VARIANTS | {
+    "sgi_finetune": ["size=S", "start=scratch"],
+    "probe": ["run=digits"],
+    "finetune": ["run=digits"],
+}
+NEEDS_A_RUN = ("probe", "finetune")
+CASES = [
+    (name, argument)
+    for name, arguments in GOLDEN.items()
+    for argument in dict.fromkeys([*([] if name in NEEDS_A_RUN else [""]), *arguments])
+]
+
+
+def path_of(name: str, argument: str) -> Path:
+    """Return the golden file of a config with an argument."""
+    return FILES / f"{'-'.join(filter(None, (name, argument)))}.json"
+
+
+def resolve(name: str, argument: str) -> str:
+    """Return the text of a config with an argument; run it within `stand_ins`."""
+    return to_json(load_config(f"{ROOT}/configs/{name}.py:{argument}")) + "\n"
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """Work in a temporary folder with small data, and a run, that some configs read."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        data = {"POLYVIEW_DATA": str(folder / "data")}
+        stack.enter_context(mock.patch.dict(os.environ, data))
+        stack.enter_context(contextlib.chdir(folder))
+        # As many rows as the batch of the probe, which is at most the whole data set.
+        row = {"image": np.zeros((1, 1, 1), np.uint8), "label": 0}
+        records.write(
+            folder / "data" / "digits",
+            {"train": [row] * 4096},
+            version="1",
+            targets={"label": {"kind": "class", "classes": 10}},
+            source="",
+            licence="",
+        )
+        frame = np.zeros((84, 84), np.uint8)
+        recording.write(
+            folder / "data" / "pong_random",
+            [recording.Step(frame, action=0, reward=0.0, terminal=True, first=True)],
+            1,
+            source="",
+            licence="",
+            provenance={"game": "pong", "actions": ["NOOP"] * 6},
+        )
+        (folder / "digits").mkdir()
+        (folder / "digits" / "config.json").write_text(resolve("polyview_digits", ""))
+        yield
+
+
+def main() -> None:
+    """Write every file, delete those of no config, and name what changed."""
+    with stand_ins():
+        texts = {path_of(*case): resolve(*case) for case in CASES}
+    FILES.mkdir(exist_ok=True)
+    for path in sorted({*texts, *FILES.iterdir()}):
+        old = path.read_text() if path.exists() else None
+        if path not in texts:
+            path.unlink()
+        elif texts[path] != old:
+            path.write_text(texts[path])
+        if texts.get(path) != old:
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    errors.run(main)
