@@ -17,10 +17,10 @@ from polyview.objectives.crossmodal import CrossModal, cosine, kept, looks, scal
 from polyview.objectives.positives import anchors
 
 ESTIMATORS = {
-    "jensen_shannon": bounds.jensen_shannon,
-    "nwj": bounds.nwj,
-    "donsker_varadhan": bounds.donsker_varadhan,
-    "info_nce": bounds.info_nce,
+    "jensen_shannon": jax.jit(bounds.jensen_shannon),
+    "nwj": jax.jit(bounds.nwj),
+    "donsker_varadhan": jax.jit(bounds.donsker_varadhan),
+    "info_nce": jax.jit(bounds.info_nce),
 }
 
 
@@ -157,14 +157,19 @@ def one_term(
     name, features, present, estimator=bounds.info_nce, critic=scaled_dot, **kw
 ):
     kw.setdefault("index", jnp.arange(len(jax.tree.leaves(present)[0])))
-    return crossmodal.term(
-        name,
-        looks(features, present),
-        estimator=estimator,
-        critic=critic,
-        key=jax.random.key(0),
-        **kw,
-    )
+
+    @jax.jit
+    def term(features, present):
+        return crossmodal.term(
+            name,
+            looks(features, present),
+            estimator=estimator,
+            critic=critic,
+            key=jax.random.key(0),
+            **kw,
+        )
+
+    return term(features, present)
 
 
 def test_critics_match_their_formulas(x64):
@@ -374,7 +379,8 @@ def test_missing_views_do_not_change_loss_or_gradient(estimator, positions):
 def test_loss_is_the_weighted_sum_of_its_terms(x64):
     features, present = batch_of(missing=False)
     labels = jnp.arange(6) % 4
-    loss, terms = loss_of(features, present, labels, train_drop_prob=0.0)
+    whole_batch = jax.jit(partial(loss_of, train_drop_prob=0.0))
+    loss, terms = whole_batch(features, present, labels)
     terms.pop("features")
     whole = terms["task/y"] + 0.2 * terms["polyview"]
     whole += sum(weight * terms[name] for name, weight in TERMS.items())
@@ -455,17 +461,18 @@ def test_poly_view_losses_ignore_masked_views(name, x64):
     z, present = rng.normal(size=(6, 4, 3)), rng.random((6, 4)) < 0.75
     present[0], present[1] = False, [True, False, False, False]
     garbage = np.where(present[..., None], z, np.nan)
-    masked_loss = partial(LOSSES[name], temperature=0.3, present=jnp.asarray(present))
+    loss_of_name = jax.jit(partial(LOSSES[name], temperature=0.3))
+    masked_loss = partial(loss_of_name, present=jnp.asarray(present))
     np.testing.assert_allclose(
         masked_loss(garbage), masked_loops(name, z, present, 0.3), rtol=1e-9, atol=1e-12
     )
     assert (np.array(masked_loss(garbage))[np.array(anchors(present))] > 0).all()
-    gradient = jax.grad(lambda z: masked_loss(z).sum())(jnp.asarray(garbage))
+    gradient = jax.jit(jax.grad(lambda z: masked_loss(z).sum()))(garbage)
     np.testing.assert_array_equal(gradient[~present], 0)
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(
-        LOSSES[name](z, temperature=0.3, present=jnp.ones((6, 4), bool)),
-        LOSSES[name](z, temperature=0.3),
+        loss_of_name(z, present=jnp.ones((6, 4), bool)),
+        loss_of_name(z),
         rtol=1e-12,
     )
 

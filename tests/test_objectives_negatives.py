@@ -34,9 +34,14 @@ def plain(anchors, candidates, weights, temperature):
 
 def ours(anchors, candidates, weights, **options):
     """The same from `log_negatives`; one gradient if there are no candidates."""
+
+    @jax.jit
+    def values_and_gradients(weights, *pair):
+        values, pullback = jax.vjp(partial(log_negatives, **options), *pair)
+        return values, *pullback(jnp.asarray(weights, values.dtype))
+
     pair = (anchors,) if candidates is None else (anchors, candidates)
-    values, pullback = jax.vjp(partial(log_negatives, **options), *pair)
-    return values, *pullback(jnp.asarray(weights, values.dtype))
+    return values_and_gradients(weights, *pair)
 
 
 def unit(x):

@@ -142,21 +142,28 @@ def test_target_is_the_moving_average_of_the_parameters():
     assert float(state.target["params"]["w"]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_every_mesh_gives_the_same_training(digits, monkeypatch, x64):
-    """20 float64 steps on 1, 8 and 2 x 4 devices, with parameters split over the 4."""
+@pytest.mark.parametrize(
+    ("steps", "shapes"),
+    [
+        (4, [(2, 4)]),
+        pytest.param(20, [(8, 1), (2, 4)], marks=pytest.mark.slow),
+    ],
+)
+def test_every_mesh_gives_the_same_training(digits, steps, shapes, monkeypatch, x64):
+    """float64 steps on one and on 8 devices, parameters split over the second axis."""
     from polyview import devices
 
     monkeypatch.setattr(devices, "SMALLEST_SPLIT", 16)
-    config = digits("param_dtype=float64,dtype=float64", steps=20)
+    config = digits("param_dtype=float64,dtype=float64", steps=steps)
     batches = None
     results = []
-    for shape in ((1, 1), (8, 1), (2, 4)):
+    for shape in ((1, 1), *shapes):
         grid = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
         mesh = jax.sharding.Mesh(grid, devices.AXES)
         monkeypatch.setattr(devices, "make_mesh", lambda mesh=mesh, **_: mesh)
         run = Trainer(config)
         batches = batches or list(
-            pipeline.batches(run.source, run.views, seed=0, batch_size=8, steps=20)
+            pipeline.batches(run.source, run.views, seed=0, batch_size=8, steps=steps)
         )
         with jax.set_mesh(mesh):
             state, fixed = run.initial(run.seed)
