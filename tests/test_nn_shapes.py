@@ -119,6 +119,20 @@ def test_patches_and_positions_are_in_row_major_order():
     np.testing.assert_allclose(position[2, :8], position[0, :8], atol=1e-7)
 
 
+@pytest.mark.parametrize("make", [resnet_tiny, partial(vit_s, image=32, depth=1)])
+@pytest.mark.parametrize(
+    "images", [((32, 32, 3), jnp.float32), ((2, 32, 32, 3), jnp.uint8)], ids=str
+)
+def test_one_image_or_bytes_are_refused(make, images):
+    """[h, w, c] would be taken for h images, and bytes for numbers up to 255."""
+
+    def features():
+        return make(in_channels=3, rngs=nnx.Rngs(0))(jnp.zeros(*images), train=False)
+
+    with pytest.raises(ValueError, match=r"float\[n, h, w, c\], not"):
+        nnx.eval_shape(features)
+
+
 def test_unknown_options_are_errors():
     with pytest.raises(ValueError, match="stem"):
         resnet18(stem="cifar", rngs=nnx.Rngs(0))

@@ -163,6 +163,8 @@ class ResNet(nnx.Module):
     def __call__(
         self, x: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"images are float[n, h, w, c], not {x.dtype}{x.shape}")
         x = jax.nn.relu(self.norm(self.conv(x), train=train))
         if self.pool:
             pad = ((1, 1), (1, 1))

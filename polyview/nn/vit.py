@@ -120,6 +120,8 @@ class ViT(nnx.Module):
         self, x: jax.Array, *, train: bool, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         n, side, patch = len(x), self.side, self.patch
+        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"images are float[n, h, w, c], not {x.dtype}{x.shape}")
         if x.shape[1:3] != (side * patch, side * patch):
             raise ValueError(f"images are {x.shape[1:3]}, not {side * patch} a side")
         patches = "n (i h) (j w) c -> n (i j) (h w c)"
