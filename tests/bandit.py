@@ -1,9 +1,9 @@
-"""A learner that acts, in one file: which of two arms pays?
+"""A learner that acts, in one file: a two-armed bandit.
 
     python -m tests.bandit WORKDIR [STEPS]
 
-It keeps a value of each arm, pulls the better one but for one time in five, and is a
-function of (seed, step). The arms' own state is made anew from the actions on resume.
+It keeps a value of each arm, explores one time in five, and depends only on (seed,
+step). On resume, the saved actions are replayed to restore the arms' own state.
 """
 
 import sys
@@ -21,7 +21,7 @@ from polyview.training.train import train
 
 
 class Arms:
-    """Arm 1 pays more; what a pull pays depends on all pulls before it."""
+    """Arm 1 pays more; a reward depends on the number of pulls before it."""
 
     def __init__(self):
         self.pulls = 0
@@ -32,7 +32,7 @@ class Arms:
 
 
 class Better:
-    """By how much the better arm is preferred."""
+    """The difference between the values of the better and the other arm."""
 
     def __call__(self, model, mesh) -> Result:
         gap = float(model["value"][1] - model["value"][0])
@@ -54,10 +54,10 @@ class Bandit(Learner):
 
     def template(self):
         shapes = {"value": ((2,), "float32"), "actions": ((self.steps + 1,), "int32")}
-        whole = replicated(self.mesh)
+        everywhere = replicated(self.mesh)
         return {
-            name: jax.ShapeDtypeStruct(*of, sharding=whole)
-            for name, of in shapes.items()
+            name: jax.ShapeDtypeStruct(*spec, sharding=everywhere)
+            for name, spec in shapes.items()
         }
 
     def saved(self, state):

@@ -1,4 +1,4 @@
-"""A checkpoint comes back whole or not at all, on any devices."""
+"""A checkpoint is restored whole or not at all, on any devices."""
 
 import errno
 import gc
@@ -18,7 +18,7 @@ from polyview import devices
 from polyview.errors import InputError
 from polyview.runs import checkpoint
 
-# Orbax leaves a coroutine unawaited when a read fails, as these tests make it fail.
+# When a read fails, as in these tests, Orbax leaves a coroutine unawaited.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(autouse=True)
 def collected():
-    """Let what Orbax left behind be noticed here, not in a later test."""
+    """Collect Orbax's leftovers here, so that no later test gets their warnings."""
     yield
     gc.collect()
 
@@ -36,7 +36,7 @@ TEXT = json.dumps({"model": {"target": "polyview.nn:Nothing"}})
 
 @pytest.fixture
 def state():
-    """Leaves of every kind a state has."""
+    """A state with every kind of leaf."""
     return {
         "step": jnp.int32(7),
         "params": {
@@ -49,7 +49,7 @@ def state():
 
 @pytest.fixture
 def saved(tmp_path, state):
-    """A folder with the steps 1, 2 and 3 of that state."""
+    """A folder with that state saved at steps 1, 2 and 3."""
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=3)
     for step in (1, 2, 3):
         checkpoints.save(step, state | {"step": jnp.int32(step)}, TEXT)
@@ -58,7 +58,7 @@ def saved(tmp_path, state):
 
 
 def largest_data(step):
-    """The file that holds most of a step's numbers, whatever it is called."""
+    """The largest file of a step's arrays, whatever its name."""
     files = [f for f in step.glob("state/**/d/*") if f.is_file()]
     return max(files, key=lambda f: f.stat().st_size)
 
@@ -77,7 +77,7 @@ def restore(folder, state):
         checkpoints.close()
 
 
-def test_every_leaf_comes_back_equal(saved, state):
+def test_every_leaf_is_restored_equal(saved, state):
     step, found = restore(saved, state)
     assert step == 3
     expected = state | {"step": jnp.int32(3)}
@@ -87,7 +87,7 @@ def test_every_leaf_comes_back_equal(saved, state):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_arrays_come_back_onto_other_devices(saved, state):
+def test_arrays_are_restored_onto_other_devices(saved, state):
     mesh = devices.make_mesh(data=2, fsdp=4)
     sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     template = {
@@ -106,7 +106,7 @@ def test_a_checksum_does_not_depend_on_the_devices():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "float64"])
-def test_a_checksum_sees_any_single_bit(dtype, x64):
+def test_a_checksum_detects_any_single_flipped_bit(dtype, x64):
     values = np.asarray(jnp.arange(5, dtype=dtype))
     before = checkpoint.checksums({"a": jnp.asarray(values)})["a"][2]
     raw = values.view(np.uint8)
@@ -117,17 +117,17 @@ def test_a_checksum_sees_any_single_bit(dtype, x64):
         assert after["a"][2] != before
 
 
-def test_a_flipped_bit_is_noticed_and_the_step_before_is_used(saved, state, caplog):
+def test_a_flipped_bit_is_detected_and_the_previous_step_is_used(saved, state, caplog):
     flip(largest_data(saved / "3"))
     with caplog.at_level(logging.WARNING, logger="polyview"):
         step, _ = restore(saved, state)
     assert step == 2
     assert len([r for r in caplog.records if r.name.startswith("polyview")]) == 1
-    assert (saved.parent / "damaged" / "3").is_dir(), "a damaged step is kept, aside"
+    assert (saved.parent / "damaged" / "3").is_dir(), "the damaged step is not aside"
 
 
 @pytest.mark.parametrize("item", ["config", "digest"])
-def test_a_damaged_text_is_noticed(saved, state, item):
+def test_a_damaged_config_or_digest_is_detected(saved, state, item):
     path = saved / "3" / item / "metadata"
     path.write_bytes(path.read_bytes()[:-20])
     assert restore(saved, state)[0] == (2 if item == "digest" else 3)
@@ -136,26 +136,26 @@ def test_a_damaged_text_is_noticed(saved, state, item):
             checkpoint.read_config(saved / "3")
 
 
-def test_a_truncated_or_missing_file_is_noticed(saved, state):
+def test_a_truncated_or_missing_array_file_is_detected(saved, state):
     data = largest_data(saved / "3")
     data.write_bytes(data.read_bytes()[:10])
     largest_data(saved / "2").unlink()
     assert restore(saved, state)[0] == 1
 
 
-def test_when_all_are_damaged_the_run_stops_and_says_so(saved, state):
+def test_if_all_checkpoints_are_damaged_restoring_is_an_error(saved, state):
     for step in (1, 2, 3):
         largest_data(saved / str(step)).unlink()
     with pytest.raises(InputError, match="remove that folder to start from step 0"):
         restore(saved, state)
     with pytest.raises(InputError, match="remove that folder"):
-        restore(saved, state)  # nor does it start anew where it is started again
+        restore(saved, state)  # starting again does not start anew either
     shutil.rmtree(saved.parent / "damaged")
     assert restore(saved, state) is None
 
 
-def test_what_cannot_be_read_now_stays_where_it_is(saved, state, monkeypatch):
-    """Of a disk that is away, or of missing rights: all of them would be set aside."""
+def test_a_checkpoint_on_a_failing_disk_is_not_set_aside(saved, state, monkeypatch):
+    """Else a missing disk or missing permissions would set all of them aside."""
 
     def away(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
@@ -169,7 +169,7 @@ def test_what_cannot_be_read_now_stays_where_it_is(saved, state, monkeypatch):
     assert not (saved.parent / "damaged").exists()
 
 
-def test_nothing_that_was_set_aside_is_overwritten(saved, state):
+def test_checkpoints_set_aside_earlier_are_not_overwritten(saved, state):
     aside = saved.parent / "damaged"
     (aside / "3").mkdir(parents=True)
     (aside / "3" / "earlier").touch()
@@ -187,7 +187,7 @@ def test_nothing_is_set_aside_through_a_link(saved, state, tmp_path):
     assert (saved / "3").is_dir() and not list((tmp_path / "mine").iterdir())
 
 
-def test_a_pipe_is_not_waited_for(saved, state):
+def test_a_pipe_in_a_checkpoint_does_not_block(saved, state):
     os.mkfifo(saved / "3" / "state" / "pipe")
     (saved / "2" / "digest" / "metadata").unlink()
     os.mkfifo(saved / "2" / "digest" / "metadata")
@@ -199,11 +199,11 @@ def test_a_half_written_step_is_not_a_checkpoint(saved, state):
     assert restore(saved, state)[0] == 2
 
 
-def test_nothing_left_is_a_new_start(tmp_path, state):
+def test_without_checkpoints_nothing_is_restored(tmp_path, state):
     assert restore(tmp_path / "checkpoints", state) is None
 
 
-def test_another_model_is_an_error_and_not_a_damage(saved, state):
+def test_a_state_of_another_model_is_an_error_and_not_damage(saved, state):
     with pytest.raises(InputError, match="another model"):
         restore(saved, state | {"more": jnp.ones(2)})
     with pytest.raises(InputError, match="flags"):
@@ -211,6 +211,6 @@ def test_another_model_is_an_error_and_not_a_damage(saved, state):
     assert (saved / "3").is_dir()
 
 
-def test_fewer_than_two_are_never_kept(tmp_path):
+def test_keep_must_be_at_least_two(tmp_path):
     with pytest.raises(InputError, match="at least 2"):
         checkpoint.Checkpoints(tmp_path, keep=1)

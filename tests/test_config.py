@@ -1,4 +1,4 @@
-"""A config is checked before anything runs, and answers a mistake with what to do."""
+"""A config is checked before anything runs; an error says how to correct it."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 OPTIMIZER = "polyview.training.optimizer"
 
 
-def test_build_calls_targets_and_leaves_partials_to_be_called():
+def test_build_calls_targets_and_returns_partials_uncalled():
     spec = {
         "call": {
             "target": f"{OPTIMIZER}:linear",
@@ -72,13 +72,13 @@ def test_build_names_the_mistake(spec, words):
         "polyview.nn.resnet:_conv",
     ],
 )
-def test_nothing_outside_the_trusted_packages_is_built_for_a_stranger(name):
+def test_an_untrusted_config_builds_only_trusted_targets(name):
     with pytest.raises(InputError):
         build({"target": name}, trusted=allow_list())
 
 
-def test_a_trusted_module_does_not_lend_what_it_imported():
-    # `Path` is callable and visible there, but not defined there.
+def test_names_imported_by_a_trusted_module_are_not_trusted():
+    # The module imports `Path` but does not define it.
     name = "polyview.data.sources.array_record:Path"
     with pytest.raises(InputError, match="not defined in a trusted module"):
         build({"target": name}, trusted=allow_list())
@@ -100,7 +100,7 @@ def test_an_override_names_the_mistake(digits, overrides, words):
         load_config("configs/polyview_digits.py", overrides)
 
 
-def test_what_any_run_may_have_is_known_where_the_file_does_not_name_it():
+def test_optional_keys_can_be_set_if_the_file_omits_them():
     flags = {"microbatch": "8", "init_from": "runs/a"}
     config = load_config("configs/polyview_digits.py", flags)
     assert (config.microbatch, config.init_from) == (8, "runs/a")
@@ -140,7 +140,7 @@ def test_a_value_out_of_range_is_named(digits, overrides, words):
         Trainer(config).trace()
 
 
-def test_a_number_keeps_its_kind(digits):
+def test_an_overridden_number_keeps_its_type(digits):
     config = digits(**{"optimizer.weight_decay": "1", "epochs": "2", "steps": "None"})
     assert config.optimizer.weight_decay == 1.0
     assert isinstance(config.optimizer.weight_decay, float)
@@ -169,7 +169,7 @@ def test_json_round_trip_is_the_same_config(digits):
     assert to_json(again) == to_json(config)
 
 
-def test_difference_names_what_must_not_change_and_forgives_what_may(digits):
+def test_changed_keys_lists_only_keys_that_must_not_change(digits):
     free = digits(log_every=7, checkpoint_every=9, workers=1, **{"mesh.fsdp": 2})
     free.microbatch = 32
     free.model.towers.image.encoder.remat = "blocks"
@@ -192,7 +192,7 @@ def test_difference_names_what_must_not_change_and_forgives_what_may(digits):
         (["--config", "configs/polyview_digits.py", "--config.mesh.fsdp=3"], "devices"),
     ],
 )
-def test_the_command_line_ends_with_status_2_and_writes_nothing(
+def test_a_bad_command_line_exits_with_status_2_and_writes_nothing(
     command, tmp_path, arguments, words
 ):
     process = command("main", *arguments, "--workdir", tmp_path / "run")
@@ -203,14 +203,14 @@ def test_the_command_line_ends_with_status_2_and_writes_nothing(
     assert not os.path.exists(tmp_path / "run")
 
 
-def test_help_ends_with_status_0(command):
+def test_help_exits_with_status_0(command):
     process = command("main", "--help")
     assert process.returncode == 0
     assert "--workdir" in process.output
 
 
-def test_a_flag_changes_one_key_where_places_share_a_part(tmp_path):
-    """Configs are built of shared pieces; what a flag sets is none of theirs."""
+def test_an_override_changes_only_one_of_several_shared_parts(tmp_path):
+    """Configs share pieces between places; an override changes only its own place."""
     split = {"source.split": "train[:10%]"}
     config = load_config("configs/polyview_cifar10.py", split)
     assert config.source.split == "train[:10%]"
@@ -231,7 +231,7 @@ def test_a_flag_changes_one_key_where_places_share_a_part(tmp_path):
     config = load_config(path, {"towers.second.encoder.inputs": "7", "width": "16"})
     assert config.towers.second.encoder.inputs == 7
     assert config.towers.first.encoder.inputs == 3
-    assert config.hidden == config.width == 16, "a reference follows what it refers to"
+    assert config.hidden == config.width == 16, "the reference was not updated"
 
 
 def written(path: Path, text: str) -> str:
@@ -239,7 +239,7 @@ def written(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_what_may_change_is_a_full_path_and_no_last_word(digits):
+def test_keys_that_may_change_are_matched_by_full_path(digits):
     free, held = digits(), digits()
     free.model.towers.image.encoder.remat = "blocks"
     free.objective.loss.negatives.exchange = "ring"
@@ -256,12 +256,12 @@ def test_what_may_change_is_a_full_path_and_no_last_word(digits):
 
 
 def adapter(rank: int, scale: float, keep: int = 0):
-    """A part of a user's own, whose numbers have other ranges than ours."""
+    """A user's own component, with its own ranges."""
     check_range(1, rank=rank)
     return rank, scale, keep
 
 
-def test_a_number_is_checked_by_what_takes_it(digits):
+def test_a_number_is_checked_by_the_component_that_takes_it(digits):
     config = digits()
     with config.unlocked():
         config.lora = {"target": f"{__name__}:adapter", "rank": 4, "scale": 2.0}
@@ -275,7 +275,7 @@ def test_a_number_is_checked_by_what_takes_it(digits):
 
 @pytest.fixture
 def siblings(tmp_path, monkeypatch):
-    """`siblings(name, trusted=None)` makes a package beside a `polyview`, whose import
+    """`siblings(name, trusted=None)` makes a package beside `polyview`; importing it
     leaves the file `imported`."""
     monkeypatch.setattr(trust, "__file__", str(tmp_path / "polyview/config/trust.py"))
     monkeypatch.syspath_prepend(tmp_path)
@@ -302,10 +302,10 @@ def siblings(tmp_path, monkeypatch):
     trust._listed.cache_clear()
 
 
-def test_a_package_says_what_checkpoints_may_call_of_it(siblings, tmp_path):
+def test_a_package_lists_the_names_that_checkpoints_may_call(siblings, tmp_path):
     siblings("sibling_listed", "# these\nsibling_listed:made  # in a line\n")
     assert trust.allow_list() == {"sibling_listed:made"}
-    assert not (tmp_path / "imported").exists(), "the list is read, not imported"
+    assert not (tmp_path / "imported").exists(), "the package was imported"
     assert build({"target": "sibling_listed:made"}, trust.allow_list()) == "made"
 
 
@@ -318,19 +318,19 @@ def test_a_package_without_a_list_is_refused_before_its_import(siblings, tmp_pat
     assert build({"target": "sibling_bare:made"}, allowed) == "made"
 
 
-def test_a_package_lists_nothing_of_another(siblings):
+def test_a_package_cannot_trust_names_of_another(siblings):
     siblings("sibling_other", "os:system\nsubprocess\nsibling_others:made\n")
     assert trust.allow_list() == frozenset()
 
 
-def test_a_new_name_has_to_be_trusted_too(siblings, tmp_path):
+def test_the_new_name_of_a_moved_target_must_be_trusted(siblings, tmp_path):
     siblings("sibling_moved", "sibling_moved:old -> os:system\n")
     with pytest.raises(InputError, match="not trusted in a checkpoint"):
         build({"target": "sibling_moved:old"}, trust.allow_list())
     assert not (tmp_path / "imported").exists()
 
 
-def test_a_run_is_no_package(siblings):
+def test_a_run_folder_is_not_a_package(siblings):
     folder = siblings("sibling_run", "sibling_run:made\n")
     (folder / "checkpoints").mkdir()
     assert trust.allow_list() == frozenset()
@@ -348,7 +348,7 @@ OLD_NAMES = [
 
 
 @pytest.mark.parametrize(("old", "new"), OLD_NAMES)
-def test_an_old_name_is_followed_for_checkpoints_alone(old, new):
+def test_old_names_are_resolved_only_for_checkpoints(old, new):
     trusted = allow_list()
     found = trust.import_target(old, trusted, "config")
     assert found is trust.import_target(new, trusted, "config")
@@ -383,9 +383,7 @@ def test_an_old_name_is_followed_for_checkpoints_alone(old, new):
         ),
     ],
 )
-def test_a_config_file_of_version_0_1_is_told_where_its_modules_are(
-    tmp_path, line, new
-):
+def test_a_config_file_of_version_0_1_is_told_the_new_names(tmp_path, line, new):
     path = written(tmp_path / "old.py", f"def get_config(argument):\n    {line}\n")
     with pytest.raises(InputError) as error:
         load_config(path)
@@ -408,8 +406,10 @@ CLOSENESS = """
 """
 
 
-def test_a_bug_of_a_user_keeps_its_place(data_dir, tmp_path, monkeypatch, capsys):
-    """The config's own folder is importable, from wherever the command is run."""
+def test_an_error_in_user_code_names_its_file_and_line(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    """The config's own folder is importable from any working directory."""
     path = f"{ROOT}/configs/polyview_digits.py:views=2"
     config = written(tmp_path / "closeness_of_a_user.py", CLOSENESS.format(path=path))
     monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
@@ -420,11 +420,11 @@ def test_a_bug_of_a_user_keeps_its_place(data_dir, tmp_path, monkeypatch, capsys
         monkeypatch.setattr(sys, "argv", [*words, *more])
         with pytest.raises(SystemExit) as end:
             errors.run(main.main)
-        said = capsys.readouterr().err
+        printed = capsys.readouterr().err
         assert end.value.code == 2
-        (line,) = [x for x in said.splitlines() if x.startswith("error: ")]
+        (line,) = [x for x in printed.splitlines() if x.startswith("error: ")]
         assert "closeness_of_a_user.py:5" in line, line
-        assert ("Traceback" in said and "return z @ z" in said) == bool(more)
+        assert ("Traceback" in printed and "return z @ z" in printed) == bool(more)
     assert not (tmp_path / "run").exists()
 
 
@@ -435,14 +435,14 @@ def test_a_bug_of_a_user_keeps_its_place(data_dir, tmp_path, monkeypatch, capsys
         ("{'rate': __import__('numpy').float32(1)}", "JSON cannot hold"),
     ],
 )
-def test_a_config_that_is_none_is_told_in_a_line(tmp_path, value, words):
+def test_an_invalid_return_value_of_get_config_is_an_error(tmp_path, value, words):
     file = tmp_path / "own.py"
     file.write_text(f"def get_config(argument):\n    return {value}\n")
     with pytest.raises(InputError, match=f"own.py.*{words}"):
         load_config(str(file))
 
 
-def test_help_names_the_flag_for_a_traceback(capsys):
+def test_help_lists_the_traceback_flag(capsys):
     with pytest.raises(SystemExit):
         cli.Parser(prog="x").parse_args(["--help"])
     assert "--traceback" in capsys.readouterr().out

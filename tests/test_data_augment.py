@@ -1,4 +1,4 @@
-"""Every image decodes to the pixels it shows, and crops follow the published law."""
+"""Images of any format decode correctly; crops follow the published distribution."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from polyview.data.sources.protocol import CorruptRecord
 
 
 def scene(height=60, width=80):
-    """A smooth picture, so that codecs and resizing barely change it."""
+    """A smooth image, so that codecs and resizing barely change it."""
     y, x = np.mgrid[:height, :width]
     channels = [x * 255 / width, y * 255 / height, 255 - x * 128 / width]
     return np.stack(channels, -1).astype(np.uint8)
@@ -32,19 +32,19 @@ def difference(a, b):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
-def test_decode_gives_rgb_whatever_the_format(kind):
+def test_every_image_format_decodes_to_rgb(kind):
     options = {"quality": 98} if kind in ("JPEG", "WEBP") else {}
     assert difference(decode(encode(scene(), kind, **options)), scene()) <= 12
 
 
-def test_progressive_jpeg_and_one_with_exif_rotation_keep_stored_order():
+def test_exif_orientation_of_a_progressive_jpeg_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn by 90 degrees
     data = encode(scene(), "JPEG", quality=98, progressive=True, exif=exif)
     assert difference(decode(data), scene()) <= 12
 
 
-def test_cmyk_jpeg_has_the_colours_pillow_shows():
+def test_cmyk_jpeg_decodes_to_the_right_colours():
     data = encode(scene(), "JPEG", mode="CMYK", quality=98)
     assert not augment.read_header(data).plain
     assert difference(decode(data), scene()) <= 12
@@ -73,7 +73,7 @@ def test_grey_palette_16_bit_and_transparent_images_become_rgb():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_truncated_image_is_corrupt_wherever_it_ends(kind):
+def test_an_image_truncated_anywhere_is_corrupt(kind):
     noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     data = encode(noise, kind)
     for fraction in (0.02, 0.3, 0.7, 0.97):
@@ -81,15 +81,15 @@ def test_truncated_image_is_corrupt_wherever_it_ends(kind):
             decode(data[: int(len(data) * fraction)])
 
 
-def test_bytes_after_the_end_are_harmless_and_text_is_corrupt():
+def test_trailing_bytes_are_ignored_and_non_images_are_corrupt():
     data = encode(scene(), "JPEG", quality=98)
     assert difference(decode(data + b"\0trailing"), scene()) <= 12
-    for nothing in (b"", b"\xff\xd8", b"not an image at all", b"\x89PNG\r\n\x1a\n"):
+    for content in (b"", b"\xff\xd8", b"not an image at all", b"\x89PNG\r\n\x1a\n"):
         with pytest.raises(CorruptRecord):
-            decode(nothing)
+            decode(content)
 
 
-def test_bomb_is_refused_by_its_header_before_any_decoding(monkeypatch):
+def test_a_decompression_bomb_is_refused_before_decoding(monkeypatch):
     def chunk(kind, content):
         body = kind + content
         return (
@@ -116,14 +116,14 @@ def test_bomb_is_refused_by_its_header_before_any_decoding(monkeypatch):
             RandomResizedCrop(8)(bomb, np.random.default_rng(0), 1)
 
 
-def test_area_is_uniform_and_ratio_log_uniform_where_every_box_fits():
+def test_crop_area_and_log_ratio_are_uniform_if_every_box_fits():
     crop = RandomResizedCrop(8, scale=(0.08, 0.5))
     boxes, flips = crop.draw(4000, 4000, np.random.default_rng(0), 40_000)
     top, left, height, width = boxes.T
     area = np.sort(height * width / 4000**2)
     ratio = np.sort(np.log(width / height))
     uniform = (np.arange(40_000) + 0.5) / 40_000
-    # Kolmogorov-Smirnov distance, whose 99.9 % point is 1.95 / sqrt(n) = .0098.
+    # Kolmogorov-Smirnov distance: its 99.9% quantile is 1.95 / sqrt(n) = .0098.
     assert np.abs((area - 0.08) / 0.42 - uniform).max() < 0.0098
     span = np.log(4 / 3)
     assert np.abs((ratio + span) / (2 * span) - uniform).max() < 0.0098
@@ -133,8 +133,8 @@ def test_area_is_uniform_and_ratio_log_uniform_where_every_box_fits():
     assert abs(flips.mean() - 0.5) < 0.01
 
 
-def test_crops_agree_in_law_with_a_loop_over_attempts():
-    """Rejection changes the law: compare with the rule written out, on a wide image."""
+def test_crop_distribution_matches_a_loop_with_rejection():
+    """Rejection changes the distribution: compare with a loop, on a wide image."""
     height, width, count = 120, 260, 8_000
     crop = RandomResizedCrop(8)
     boxes, _ = crop.draw(height, width, np.random.default_rng(1), count)
@@ -165,13 +165,13 @@ def slow_box(height, width, rng):
     ("shape", "box"),
     [((10, 1000), (0, 493, 10, 13)), ((1000, 10), (493, 0, 13, 10))],
 )
-def test_no_box_fits_a_sliver_so_its_centre_is_taken(shape, box):
+def test_an_image_too_narrow_for_any_crop_is_centre_cropped(shape, box):
     crop = RandomResizedCrop(8, scale=(0.9, 1.0))
     boxes, _ = crop.draw(*shape, np.random.default_rng(0), 3)
     assert boxes.tolist() == [list(box)] * 3
 
 
-def test_views_are_the_boxes_resized_and_flipped():
+def test_views_are_the_drawn_boxes_resized_and_flipped():
     image = scene(64, 64)
     crop = RandomResizedCrop(32)
     views = crop(image, np.random.default_rng(5), 16)
@@ -181,13 +181,13 @@ def test_views_are_the_boxes_resized_and_flipped():
         part = image[top : top + height, left : left + width]
         if flip:
             part = part[:, ::-1]
-        # The picture is linear, so the resized value at the centre of a cell is known.
+        # The image is linear, so the resized value at the centre of a cell is known.
         x = np.clip(((np.arange(32) + 0.5) * width / 32).astype(int), 0, width - 1)
         y = np.clip(((np.arange(32) + 0.5) * height / 32).astype(int), 0, height - 1)
         assert np.abs(view.astype(int) - part[y][:, x]).max() <= 9
 
 
-def test_one_channel_stays_one_channel():
+def test_a_one_channel_image_keeps_one_channel():
     image = scene(28, 28)[..., :1]
     assert RandomResizedCrop(28)(image, np.random.default_rng(0), 3).shape[-1] == 1
     np.testing.assert_array_equal(
@@ -195,7 +195,7 @@ def test_one_channel_stays_one_channel():
     )
 
 
-def test_large_jpeg_is_decoded_smaller_only_if_no_crop_is_enlarged_for_it():
+def test_reduced_jpeg_decoding_never_makes_a_crop_upsample():
     data = encode(scene(1200, 1600), "JPEG", quality=95)
     decoded = []
     original = augment._decode

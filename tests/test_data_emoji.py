@@ -1,5 +1,5 @@
-"""Emoji in the layouts of the vendors' packages become records of views and a text, and
-variants of one concept are never on two sides of a split."""
+"""Emoji packages in the vendors' layouts become records of views and a text; variants
+of one concept are never in two splits."""
 
 import colorsys
 import dataclasses
@@ -19,7 +19,7 @@ from polyview.data.prepare import emoji
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.errors import InputError
 
-# By what they show; codepoints as emojibase writes them.
+# Concept -> codepoints of its variants, spelt as in emojibase.
 FAMILIES = {
     "healer": ["1F9D1-200D-2695-FE0F", "1F468-200D-2695-FE0F", "1F469-200D-2695-FE0F"],
     "pilot": ["1F9D1-200D-2708-FE0F", "1F468-200D-2708-FE0F"],
@@ -38,7 +38,7 @@ FAMILIES = {
     **{f"food{i}": [f"1F9{i}", f"1F9{i}-200D-1F525"] for i in range(50, 70)},
 }
 FAMILY = {c: name for name, members in FAMILIES.items() for c in members}
-DRAWN = [*FAMILY, "1F1E6", "1F9B0"]  # the last two are no concepts
+DRAWN = [*FAMILY, "1F1E6", "1F9B0"]  # the last two are not concepts
 SHORT = {c: c.lower().replace("-fe0f", "").removeprefix("00") for c in DRAWN}
 COLOUR = {
     c: tuple(round(255 * x) for x in colorsys.hsv_to_rgb(i / len(DRAWN), 1, 0.8))
@@ -46,7 +46,7 @@ COLOUR = {
 }
 # Each vendor draws a square of its own size, in the colour of the concept.
 SIDE = {"noto": 0.5, "twemoji": 0.625, "openmoji": 0.75, "fluent": 0.875}
-FLAT, ASIDE, ALIAS = "1F408", "1F491", "1F934"  # drawn in unusual ways, see below
+FLAT, ASIDE, ALIAS = "1F408", "1F491", "1F934"  # special cases of `iconify`
 
 
 def square(view, codepoint, size, left=0, height=None):
@@ -59,7 +59,7 @@ def square(view, codepoint, size, left=0, height=None):
 
 
 def iconify(view, codepoints, size):
-    """FLAT is half as high as wide, ASIDE has its own corner, ALIAS is one of one."""
+    """FLAT is half as high as wide, ASIDE is offset, ALIAS is an alias of an alias."""
     icons = {f"n{c}": {"body": square(view, c, size)} for c in codepoints}
     icons[f"n{FLAT}"] = {
         "body": square(view, FLAT, size, height=size // 2),
@@ -68,7 +68,7 @@ def iconify(view, codepoints, size):
     icons[f"n{ASIDE}"] = {"body": square(view, ASIDE, size, left=100), "left": 100}
     names = {SHORT[c]: f"n{c}" for c in codepoints} | {SHORT[ALIAS]: "prince"}
     aliases = {"prince": {"parent": "ruler"}, "ruler": {"parent": f"n{ALIAS}"}}
-    # 16 is the default, and then left out.
+    # 16 is the default, so it is left out.
     sides = {} if size == 16 else {"width": size, "height": size}
     return {
         "package/icons.json": json.dumps({"icons": icons, "aliases": aliases} | sides),
@@ -98,7 +98,7 @@ def fluent(codepoints):
 
 
 def emojibase():
-    """A concept is called by its family; a letter and a component are none."""
+    """Label each concept by its family; add a letter and a component."""
     names = list(FAMILIES)
     entries = [
         {
@@ -125,7 +125,7 @@ def emojibase():
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """`shelf(fluent={codepoint})` -> the packages' folder; Fluent's is without it."""
+    """`shelf(fluent={codepoint})` -> the packages; Fluent's lacks the codepoint."""
     folder = tmp_path / "shelf"
     folder.mkdir()
 
@@ -151,10 +151,10 @@ def shelf(tmp_path, monkeypatch):
 
 
 def write(folder, part, members, drawings):
-    """Write the archive and return the package that it then is the original of."""
+    """Write an archive and return its package, with the matching checksum."""
     package = dataclasses.replace(emoji.PACKAGES[part], drawings=drawings)
     with tarfile.open(folder / package.file, "w:gz") as archive:
-        # Nothing is unpacked, so the first does no harm.
+        # The first name is harmless: nothing is unpacked to disk.
         for name, content in {"../../escaped": b"x", **members}.items():
             content = content.encode() if isinstance(content, str) else content
             member = tarfile.TarInfo(name)
@@ -179,14 +179,14 @@ def read(data_dir, splits=("train", "validation", "test")):
 
 def by_codepoint(splits):
     found = {c: e for examples in splits.values() for c, e in examples.items()}
-    assert len(found) == sum(map(len, splits.values()))  # none in two splits
+    assert len(found) == sum(map(len, splits.values()))  # none is in two splits
     return found
 
 
-def test_views_are_the_drawings_of_the_concept_on_white(tmp_path, shelf):
+def test_views_are_the_vendors_drawings_on_white(tmp_path, shelf):
     emoji.prepare(tmp_path / "data" / "emoji", shelf())
     found = by_codepoint(read(tmp_path / "data"))
-    # Neither tones, nor components, nor what has no group.
+    # No skin tones, no components, no emoji without a group.
     assert set(found) == {SHORT[c] for c in FAMILY}
     for codepoint in FAMILY:
         for view in SIDE:
@@ -208,27 +208,29 @@ def test_a_concept_that_one_vendor_lacks_is_left_out(tmp_path, shelf):
     assert set(by_codepoint(read(tmp_path))) == set(SHORT[c] for c in FAMILY) - lacking
 
 
-def test_a_family_is_in_one_split(tmp_path, shelf):
+def test_every_emoji_family_is_within_one_split(tmp_path, shelf):
     emoji.prepare(tmp_path / "emoji", shelf())
     splits = read(tmp_path)
     for name, members in FAMILIES.items():
         where = {s for s in splits for c in members if SHORT[c] in splits[s]}
         assert len(where) == 1, name
     sizes = {split: len(examples) / len(FAMILY) for split, examples in splits.items()}
-    # A family of five may straddle a bound.
+    # Approximate, because families are not divided.
     assert sizes == pytest.approx(
         {"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.06
     )
 
 
-def test_the_key_joins_a_family_and_nothing_else():
+def test_the_family_key_groups_exactly_each_family():
     found = {}
     for codepoint in FAMILY:
         found.setdefault(emoji.family(SHORT[codepoint]), []).append(codepoint)
     assert list(found.values()) == list(FAMILIES.values())
 
 
-def test_the_order_of_the_names_does_not_move_a_concept(tmp_path, shelf, monkeypatch):
+def test_emoji_splits_do_not_depend_on_the_order_of_the_names(
+    tmp_path, shelf, monkeypatch
+):
     emoji.prepare(tmp_path / "a" / "emoji", shelf())
     entries = json.loads(emojibase()["package/en/data.json"])
     members = emojibase() | {"package/en/data.json": json.dumps(entries[::-1])}
@@ -240,14 +242,12 @@ def test_the_order_of_the_names_does_not_move_a_concept(tmp_path, shelf, monkeyp
     assert {s: set(a[s]) for s in a} == {s: set(b[s]) for s in b}
 
 
-def test_text_is_in_words_of_the_train_split_and_classes_are_numbered_over_all(
-    tmp_path, shelf
-):
+def test_vocabulary_is_from_train_and_classes_are_from_all_splits(tmp_path, shelf):
     emoji.prepare(tmp_path / "emoji", shelf())
     manifest = json.loads((tmp_path / "emoji" / "manifest.json").read_text())
     words, splits = manifest["provenance"]["vocabulary"], read(tmp_path)
     groups, subgroups = (manifest["targets"][k] for k in ("group", "subgroup"))
-    assert groups["names"] == ["smileys", "people", "animals"]  # neither 2 nor 4
+    assert groups["names"] == ["smileys", "people", "animals"]  # 2 and 4 are unused
     assert (groups["classes"], subgroups["classes"]) == (3, len(FAMILIES))
     names = list(FAMILIES)
     for split, examples in splits.items():
@@ -257,7 +257,7 @@ def test_text_is_in_words_of_the_train_split_and_classes_are_numbered_over_all(
             example = examples[SHORT[codepoint]]
             assert example["name"] == name
             index = names.index(name)
-            # Each family is a subgroup, so most that test has are none of train's.
+            # Each family is its own subgroup, so most of test's are not in train.
             assert subgroups["names"][example["subgroup"]] == f"sub{2 * index}"
             assert example["group"] == index % 3
             text = example["text"]
@@ -269,14 +269,17 @@ def test_text_is_in_words_of_the_train_split_and_classes_are_numbered_over_all(
             assert text[2] == words.index("drawn") + 2 and not text[3:].any()
 
 
-def test_the_manifest_gives_versions_sums_licences_and_credit(tmp_path, shelf):
+def test_the_manifest_records_versions_checksums_licences_and_credits(tmp_path, shelf):
     emoji.prepare(tmp_path / "emoji", shelf())
     manifest = json.loads((tmp_path / "emoji" / "manifest.json").read_text())
     for package in emoji.PACKAGES.values():
-        said = manifest["provenance"]["packages"][package.name]
-        assert (said["version"], said["licence"]) == (package.version, package.licence)
+        entry = manifest["provenance"]["packages"][package.name]
+        assert (entry["version"], entry["licence"]) == (
+            package.version,
+            package.licence,
+        )
         content = (tmp_path / "shelf" / package.file).read_bytes()
-        assert said["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
         assert package.licence in manifest["licence"]
     for view in ("twemoji", "openmoji"):
         credit = emoji.PACKAGES[view].credit
@@ -284,14 +287,14 @@ def test_the_manifest_gives_versions_sums_licences_and_credit(tmp_path, shelf):
     assert "family" in manifest["provenance"]["split"]
 
 
-def one_line(says, directory, folder):
-    with pytest.raises(InputError, match=says) as caught:
+def one_line(message, directory, folder):
+    with pytest.raises(InputError, match=message) as caught:
         emoji.prepare(directory, folder)
     assert "\n" not in str(caught.value)
     assert not directory.exists()
 
 
-def test_a_damaged_package_is_named(tmp_path, shelf):
+def test_a_damaged_emoji_package_is_named(tmp_path, shelf):
     folder = shelf()
     path = folder / emoji.PACKAGES["twemoji"].file
     path.write_bytes(path.read_bytes()[:1000])
@@ -303,71 +306,75 @@ def test_a_damaged_package_is_named(tmp_path, shelf):
 
 
 @pytest.mark.parametrize("part", [*SIDE, "names"])
-def test_a_vendor_that_lacks_its_files_is_named(tmp_path, shelf, monkeypatch, part):
+def test_an_emoji_package_without_its_files_is_named(
+    tmp_path, shelf, monkeypatch, part
+):
     folder = shelf()
     package = write(folder, part, {"package/readme": b"moved"}, len(FAMILY))
     monkeypatch.setitem(emoji.PACKAGES, part, package)
-    says = f"{part}: 0 of {len(FAMILY)} drawings" if part in SIDE else "names: .* lacks"
-    one_line(says, tmp_path / "emoji", folder)
+    message = (
+        f"{part}: 0 of {len(FAMILY)} drawings" if part in SIDE else "names: .* lacks"
+    )
+    one_line(message, tmp_path / "emoji", folder)
 
 
-def test_a_vendor_that_lacks_one_drawing_too_many_is_named(
-    tmp_path, shelf, monkeypatch
-):
+def test_an_emoji_package_short_of_one_drawing_is_named(tmp_path, shelf, monkeypatch):
     folder = shelf(openmoji={"1F550"})
     whole = dataclasses.replace(emoji.PACKAGES["openmoji"], drawings=len(FAMILY))
     monkeypatch.setitem(emoji.PACKAGES, "openmoji", whole)
-    says = f"openmoji: {len(FAMILY) - 1} of {len(FAMILY)} drawings"
-    one_line(says, tmp_path / "emoji", folder)
+    message = f"openmoji: {len(FAMILY) - 1} of {len(FAMILY)} drawings"
+    one_line(message, tmp_path / "emoji", folder)
 
 
-def test_without_npm_the_files_wanted_are_named(tmp_path, shelf):
+def test_without_npm_the_error_names_the_missing_files(tmp_path, shelf):
     folder = shelf()
     (folder / emoji.PACKAGES["fluent"].file).unlink()
     wanted = r"pass a folder with lobehub-fluent-emoji-3d-1.1.0.tgz as --manual_dir"
-    says = f"npm, .* is not installed; install npm .*{wanted}"
-    one_line(says, tmp_path / "emoji", folder)
+    message = f"npm, .* is not installed; install npm .*{wanted}"
+    one_line(message, tmp_path / "emoji", folder)
 
 
-def npm(monkeypatch, folder, code=0, says=""):
-    """An npm that takes packages from `folder`; returns what is asked of it."""
-    asked = []
+def npm(monkeypatch, folder, code=0, message=""):
+    """Fake npm with packages from `folder`; return the list of requested packages."""
+    requested = []
 
     def run(command, cwd, **_):
         assert command[:2] == ["/bin/npm", "pack"]
         for package in emoji.PACKAGES.values():
             if f"{package.name}@{package.version}" in command:
-                asked.append(package.name)
+                requested.append(package.name)
                 if (folder / package.file).is_file():
                     shutil.copy(folder / package.file, cwd)
-        return subprocess.CompletedProcess(command, code, "", says)
+        return subprocess.CompletedProcess(command, code, "", message)
 
     monkeypatch.setattr(emoji.shutil, "which", lambda _: "/bin/npm")
     monkeypatch.setattr(emoji.subprocess, "run", run)
-    return asked
+    return requested
 
 
-def test_npm_is_asked_for_what_is_not_there(tmp_path, shelf, monkeypatch):
+def test_npm_downloads_only_missing_packages(tmp_path, shelf, monkeypatch):
     folder = shelf()
-    asked = npm(monkeypatch, folder)
+    requested = npm(monkeypatch, folder)
     emoji.prepare(tmp_path / "a" / "emoji", None)
-    assert asked == [package.name for package in emoji.PACKAGES.values()]
-    asked.clear()
+    assert requested == [package.name for package in emoji.PACKAGES.values()]
+    requested.clear()
     manual = tmp_path / "manual"
     manual.mkdir()
     shutil.copy(folder / emoji.PACKAGES["noto"].file, manual)
     emoji.prepare(tmp_path / "b" / "emoji", manual)
-    assert asked == [p.name for part, p in emoji.PACKAGES.items() if part != "noto"]
+    assert requested == [p.name for part, p in emoji.PACKAGES.items() if part != "noto"]
 
 
-def test_what_npm_says_is_told(tmp_path, shelf, monkeypatch):
-    npm(monkeypatch, shelf(), code=1, says="npm error code ETARGET\nnpm error more\n")
+def test_the_error_of_a_failed_download_quotes_npm(tmp_path, shelf, monkeypatch):
+    npm(
+        monkeypatch, shelf(), code=1, message="npm error code ETARGET\nnpm error more\n"
+    )
     one_line(
         r"cannot download the emoji \(npm error code ETARGET\)", tmp_path / "e", None
     )
 
 
-def test_an_npm_that_brings_nothing_or_rubbish_is_told(tmp_path, shelf, monkeypatch):
+def test_a_missing_or_damaged_npm_download_is_an_error(tmp_path, shelf, monkeypatch):
     folder = shelf()
     path = folder / emoji.PACKAGES["openmoji"].file
     path.write_bytes(b"rubbish")

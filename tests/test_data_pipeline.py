@@ -1,4 +1,4 @@
-"""A batch depends on (seed, step) alone: not on hosts, workers or the run's start."""
+"""A batch depends only on (seed, step), not on hosts, workers or the first step."""
 
 import io
 import itertools
@@ -34,7 +34,7 @@ def examples(length=LENGTH):
 
 @dataclass(frozen=True)
 class Damaged:
-    """Examples some of which cannot be read."""
+    """Examples with some corrupt records."""
 
     corrupt: frozenset[int]
     length: int = LENGTH
@@ -64,7 +64,7 @@ def assert_equal(left, right):
                 np.testing.assert_array_equal(a[part][name], b[part][name])
 
 
-def test_a_batch_has_the_agreed_form():
+def test_a_batch_has_the_documented_structure():
     (step, batch), *_ = read(steps=1)
     assert step == 0
     assert batch["views"]["image"].shape == (4, 2, 6, 6, 1)
@@ -74,7 +74,7 @@ def test_a_batch_has_the_agreed_form():
     np.testing.assert_array_equal(batch["targets"]["label"], batch["index"])
 
 
-def test_every_epoch_is_another_permutation_without_its_remainder():
+def test_each_epoch_is_a_new_permutation_without_the_remainder():
     steps = read(steps=15)  # 5 steps an epoch, 2 of 22 rows dropped
     epochs = [
         np.concatenate([batch["index"] for _, batch in steps[5 * e : 5 * e + 5]])
@@ -92,15 +92,15 @@ def test_every_epoch_is_another_permutation_without_its_remainder():
 
 
 def test_permutations_are_uniform():
-    """Each of 5 rows stands in each place equally often over seeds and epochs."""
+    """Each of 5 rows takes each position equally often over seeds and epochs."""
     counts = np.zeros((5, 5))
     for seed, epoch in itertools.product(range(40), range(50)):
         counts[np.arange(5), pipeline._permutation(5, seed, epoch)] += 1
     chi_squared = ((counts - 400) ** 2 / 400).sum()
-    assert chi_squared < 39.3  # 99.9 % point at 16 degrees of freedom
+    assert chi_squared < 39.3  # 99.9% quantile, 16 degrees of freedom
 
 
-def test_a_row_is_augmented_anew_in_each_epoch_and_for_each_seed():
+def test_augmentations_differ_between_epochs_and_seeds():
     def views_of(row, steps):
         for _, batch in steps:
             for place in np.flatnonzero(batch["index"] == row):
@@ -112,7 +112,7 @@ def test_a_row_is_augmented_anew_in_each_epoch_and_for_each_seed():
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_hold_contiguous_blocks_of_the_one_host_batch(hosts):
+def test_hosts_get_contiguous_blocks_of_the_single_host_batch(hosts):
     whole = read(batch_size=8)
     parts = [
         read(batch_size=8, process_index=p, process_count=hosts) for p in range(hosts)
@@ -130,7 +130,7 @@ def test_hosts_hold_contiguous_blocks_of_the_one_host_batch(hosts):
     assert_equal(joined, whole)
 
 
-def test_starting_at_a_step_is_the_rest_of_the_run():
+def test_batches_from_a_later_step_equal_the_rest_of_the_run():
     assert_equal(read(start=7), read()[7:])
     assert read(start=12) == []
 
@@ -139,7 +139,7 @@ def test_worker_processes_make_the_same_batches():
     assert_equal(read(workers=2, steps=7, start=2), read(steps=7, start=2))
 
 
-def test_abandoned_iterator_ends_its_threads_and_closes():
+def test_an_abandoned_iterator_closes_promptly():
     stream = batches(examples(), VIEWS, seed=0, batch_size=4, steps=10**6)
     next(stream)
     started = time.monotonic()
@@ -163,7 +163,7 @@ def test_a_corrupt_record_is_replaced_by_the_next_valid_one():
     assert_equal(damaged[5:], read(source, start=5))
 
 
-def test_corrupt_records_are_counted_in_one_line_a_minute(caplog, monkeypatch):
+def test_corrupt_records_are_logged_at_most_once_a_minute(caplog, monkeypatch):
     clock = iter(itertools.count(0, 25))
     monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.WARNING, logger="polyview.data.pipeline"):
@@ -190,7 +190,7 @@ def test_an_unreadable_source_is_named(length):
         read(Damaged(frozenset(range(length)), length), steps=1)
 
 
-def test_an_input_error_crosses_from_a_worker_process():
+def test_an_input_error_in_a_worker_process_is_raised():
     views = Generated(2, RandomResizedCrop(6), targets=("age",))
     with pytest.raises(InputError, match="no field 'age'"):
         list(batches(examples(), views, seed=0, batch_size=4, steps=1, workers=1))
@@ -205,7 +205,7 @@ def test_ordered_gives_each_row_once_and_pads_the_last_batch():
     assert labels.tolist() == list(range(LENGTH)) + [LENGTH - 1] * 2
 
 
-def test_ordered_on_two_hosts_is_the_same_rows_in_blocks():
+def test_ordered_splits_the_same_batches_between_two_hosts():
     whole = list(ordered(examples(), VIEWS, batch_size=8))
     for host in range(2):
         part = list(
@@ -222,7 +222,7 @@ def test_ordered_on_two_hosts_is_the_same_rows_in_blocks():
             )
 
 
-def test_ordered_marks_corrupt_rows_as_no_rows():
+def test_ordered_gives_corrupt_rows_index_minus_one():
     index = np.concatenate(
         [b["index"] for b in ordered(Damaged(frozenset({5})), VIEWS, batch_size=8)]
     )
@@ -230,7 +230,7 @@ def test_ordered_marks_corrupt_rows_as_no_rows():
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"batch_size": 23}, "23.*22 examples"),
         ({"batch_size": 6, "process_count": 4}, "6.*4 hosts"),
@@ -239,14 +239,14 @@ def test_ordered_marks_corrupt_rows_as_no_rows():
         ({"workers": -2}, "workers is -2"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(options, says):
+def test_invalid_pipeline_options_are_refused_before_reading(options, message):
     options = {"seed": 3, "batch_size": 4, "steps": 12} | options
-    with pytest.raises(InputError, match=says):
-        batches(examples(), VIEWS, **options)  # without reading from it
+    with pytest.raises(InputError, match=message):
+        batches(examples(), VIEWS, **options)  # no batch is requested
 
 
 @pytest.mark.parametrize("task", [{"kind": "class"}, {"kind": "mask"}])
-def test_a_label_outside_the_map_is_named_with_its_row(task):
+def test_an_out_of_range_label_is_named_with_its_row(task):
     images = [np.zeros((6, 6, 1), np.uint8) for _ in range(4)]
 
     def labels(last):

@@ -1,5 +1,5 @@
-"""What is prepared reads back as it should, is there wholly or not at all, and the
-command answers bad input in a line."""
+"""Prepared data sets read back correctly and are written whole or not at all; bad input
+is a one-line error."""
 
 import gzip
 import hashlib
@@ -46,7 +46,7 @@ def labels(source):
     return [int(source[i]["label"]) for i in range(len(source))]
 
 
-def test_digits(tmp_path, capsys):
+def test_digits_are_stratified_and_prepared_only_once(tmp_path, capsys):
     run("digits", "--data_dir", tmp_path)
     train, test = (
         ArrayRecord("digits", split, tmp_path) for split in ("train", "test")
@@ -57,12 +57,12 @@ def test_digits(tmp_path, capsys):
     assert abs(shares - 0.2).max() < 0.005
     image = train[0]["image"]
     assert image.shape == (8, 8, 1) and image.dtype == np.uint8 and image.max() == 255
-    pictures = {
+    distinct = {
         source[i]["image"].tobytes()
         for source in (train, test)
         for i in range(len(source))
     }
-    assert len(pictures) > 1790  # no row in both
+    assert len(distinct) > 1790  # no image is in both
 
     before = (tmp_path / "digits" / "train-00000.array_record").stat().st_mtime_ns
     run("digits", "--data_dir", tmp_path)
@@ -71,7 +71,7 @@ def test_digits(tmp_path, capsys):
     assert before == after
 
 
-def test_the_manifest_says_what_the_files_are(tmp_path):
+def test_the_manifest_records_checksums_and_provenance(tmp_path):
     run("digits", "--data_dir", tmp_path)
     manifest = json.loads((tmp_path / "digits" / "manifest.json").read_text())
     for split in manifest["splits"].values():
@@ -81,7 +81,7 @@ def test_the_manifest_says_what_the_files_are(tmp_path):
     assert manifest["licence"] and manifest["source"] and manifest["version"]
 
 
-def test_interrupted_writing_leaves_nothing(tmp_path):
+def test_interrupted_writing_leaves_no_files(tmp_path):
     def examples():
         yield {"label": 1}
         raise KeyboardInterrupt
@@ -98,7 +98,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lost_record_or_a_stranger_is_noticed_when_run_again(tmp_path):
+def test_preparing_again_detects_damaged_and_foreign_folders(tmp_path):
     run("digits", "--data_dir", tmp_path)
     path = tmp_path / "digits" / "test-00000.array_record"
     path.write_bytes(path.read_bytes()[:1000])
@@ -116,7 +116,7 @@ def idx(array):
 
 @pytest.fixture
 def tiny_fashion(tmp_path, monkeypatch):
-    """The four files with 5 + 3 images, and their sums in place of the real ones."""
+    """The four files with 5 + 3 images; their checksums replace the real ones."""
     folder = tmp_path / "fashion"
     folder.mkdir()
     sums = {}
@@ -136,7 +136,7 @@ def tiny_fashion(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Neither apt nor the authors' address."""
+    """Make apt and the authors' server unavailable."""
 
     def refuse(*_, **__):
         raise OSError("no network")
@@ -145,7 +145,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", refuse)
 
 
-def test_fashion_mnist_from_the_installed_package(tmp_path, tiny_fashion):
+def test_fashion_mnist_is_read_from_the_installed_package(tmp_path, tiny_fashion):
     run("fashion_mnist", "--data_dir", tmp_path)
     train = ArrayRecord("fashion_mnist", "train", tmp_path)
     assert labels(train) == [0, 1, 2, 3, 4]
@@ -156,7 +156,9 @@ def test_fashion_mnist_from_the_installed_package(tmp_path, tiny_fashion):
     assert labels(ArrayRecord("fashion_mnist", "test", tmp_path)) == [0, 1, 2]
 
 
-def test_fashion_mnist_of_other_content_is_refused(tmp_path, tiny_fashion, no_network):
+def test_fashion_mnist_with_a_wrong_checksum_is_refused(
+    tmp_path, tiny_fashion, no_network
+):
     path = tiny_fashion / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(idx(np.array([0, 1, 9], np.uint8))))
     with pytest.raises(InputError, match="not the original.*apt-get install"):
@@ -164,7 +166,7 @@ def test_fashion_mnist_of_other_content_is_refused(tmp_path, tiny_fashion, no_ne
     assert not (tmp_path / "fashion_mnist").exists()
 
 
-def test_cifar10_from_its_archive(tmp_path, monkeypatch):
+def test_cifar10_is_read_from_its_original_archive(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 10, (12, 3073), np.uint8)
     with tarfile.open(tmp_path / cifar10.ARCHIVE, "w:gz") as archive:
@@ -196,7 +198,7 @@ def tar(members):
     return buffer.getvalue()
 
 
-def test_imagenet2012_is_what_stock_tfds_reads(tmp_path, capsys):
+def test_prepared_imagenet2012_is_readable_by_stock_tfds(tmp_path, capsys):
     manual, data = tmp_path / "manual", tmp_path / "data"
     manual.mkdir()
     plain = jpeg(colour="blue")
@@ -207,7 +209,7 @@ def test_imagenet2012_is_what_stock_tfds_reads(tmp_path, capsys):
                 "n01440764_1.JPEG": plain,
                 "n01440764_2.JPEG": jpeg(mode="CMYK"),
                 "n01440764_3.JPEG": cut,
-                "../../n01440764_4.JPEG": plain,  # nothing is unpacked, so no harm
+                "../../n01440764_4.JPEG": plain,  # harmless: nothing is unpacked
             }
         ),
         "n01443537.tar": tar({"n01443537_9.JPEG": jpeg(kind="PNG")}),
@@ -228,7 +230,7 @@ def test_imagenet2012_is_what_stock_tfds_reads(tmp_path, capsys):
         data_dir=data,
         decoders={"image": tfds.decode.SkipDecoding()},
     )
-    # TFDS's own order: by the hash of the name.
+    # In TFDS's order: by the hash of the name.
     hasher = hashing.Hasher("validation")
     order = [hasher.hash_key(example["file_name"].decode()) for example in stock]
     assert order == sorted(order)
@@ -260,7 +262,7 @@ CLASSES = tar({"n01440764.tar": tar({"n01440764_1.JPEG": b"x"})})
 
 
 @pytest.mark.parametrize(
-    ("train", "validation", "says"),
+    ("train", "validation", "message"),
     [
         (None, None, "no ILSVRC2012_img_train.tar"),
         (tar({"cats.tar": b""}), b"", "'cats.tar', not n01440764.tar"),
@@ -269,13 +271,13 @@ CLASSES = tar({"n01440764.tar": tar({"n01440764_1.JPEG": b"x"})})
         (CLASSES, tar({}), "holds no image"),
     ],
 )
-def test_other_tars_than_imagenets_are_an_input_error(
-    tmp_path, train, validation, says
+def test_tars_that_are_not_imagenet_are_an_input_error(
+    tmp_path, train, validation, message
 ):
     if train is not None:
         (tmp_path / imagenet2012.TRAIN).write_bytes(train)
         (tmp_path / imagenet2012.VALIDATION).write_bytes(validation)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         run("imagenet2012", "--data_dir", tmp_path / "d", "--manual_dir", tmp_path)
     with pytest.raises(InputError, match="prepare imagenet2012"):
         Tfds("imagenet2012", data_dir=tmp_path / "d")
@@ -308,7 +310,7 @@ def test_folder_holds_out_a_fraction_of_each_class(tmp_path, capsys):
     ]
 
 
-def test_folder_with_splits_keeps_them_and_one_set_of_classes(tmp_path):
+def test_a_folder_with_splits_keeps_them_and_shares_classes(tmp_path):
     root = tmp_path / "pets"
     images(root, ["train/cat/1.jpg", "train/dog/1.jpg", "val/dog/2.jpg"])
     arguments = ("folder", "--input", root, "--name", "two", "--data_dir", tmp_path)
@@ -328,7 +330,7 @@ def test_flat_folder_has_no_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["no_such_set"], "no data set 'no_such_set'"),
         (["imagenet2012"], "requires --manual_dir"),
@@ -337,13 +339,13 @@ def test_flat_folder_has_no_labels(tmp_path):
         (["digits", "--data_dir", "/proc/nowhere"], "cannot write"),
     ],
 )
-def test_bad_input_is_answered_in_one_line(arguments, says):
-    with pytest.raises(InputError, match=says) as caught:
+def test_bad_prepare_arguments_are_a_one_line_error(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
         run(*arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_ends_with_status_2_and_no_traceback():
+def test_a_prepare_error_exits_with_status_2_and_no_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "polyview.prepare", "imagenet2012"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Examples come back as they were written, in a fixed order, and nothing is trusted."""
+"""Examples are read as written, in a fixed order; damaged files are refused."""
 
 import json
 import pickle
@@ -69,12 +69,12 @@ def test_record_round_trip_keeps_types_shapes_and_values():
         pack({"label": 1})[:-1],
         pickle.dumps({"label": 1}),
         b"\x93\x01\x02\x03",  # a list
-        b"\x81\xa1a\xc7\x01\x05x",  # an extension type that is not ours
-        pack({"x": np.zeros(4)}).replace(b"<f8", b"|O8"),  # pointers
+        b"\x81\xa1a\xc7\x01\x05x",  # an unknown extension type
+        pack({"x": np.zeros(4)}).replace(b"<f8", b"|O8"),  # object pointers
         pack({"x": np.zeros(4, np.uint8)}).replace(b"\x91\x04", b"\x91\x05"),
     ],
 )
-def test_a_record_that_is_not_ours_is_corrupt_and_nothing_is_run(record):
+def test_an_invalid_record_is_corrupt_and_executes_nothing(record):
     with pytest.raises(CorruptRecord):
         unpack(record)
 
@@ -99,12 +99,12 @@ def test_split_grammar(split, expected):
 @pytest.mark.parametrize(
     "split", ["valid", "train[", "train[5:5]", "train[:101%]", "train[-3:]", "train[3]"]
 )
-def test_a_wrong_split_is_answered_with_its_name(split):
+def test_an_invalid_split_is_named(split):
     with pytest.raises(InputError, match=split.split("[")[0]):
         parse_split(split, {"train": 10, "test": 4})
 
 
-def test_complementary_splits_share_nothing_and_miss_nothing(tmp_path):
+def test_complementary_splits_partition_the_examples(tmp_path):
     write(tmp_path / "set", train=13)
     for cut in ("90%", "33%", "5"):
         first = labels(ArrayRecord("set", f"train[:{cut}]", tmp_path))
@@ -113,15 +113,13 @@ def test_complementary_splits_share_nothing_and_miss_nothing(tmp_path):
     assert labels(ArrayRecord("set", "test", tmp_path)) == [100, 101, 102, 103]
 
 
-def test_array_record_over_several_files_from_threads_and_pickled(
-    tmp_path, monkeypatch
-):
+def test_array_record_reads_shards_in_threads_and_when_pickled(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_SHARD_BYTES", 200)
     write(tmp_path / "set", train=40)
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert len(manifest["splits"]["train"]["files"]) > 3
     examples = ArrayRecord("set", "train[2:]", tmp_path)
-    clone = pickle.loads(pickle.dumps(examples))  # what a worker process receives
+    clone = pickle.loads(pickle.dumps(examples))  # as a worker process receives it
     assert labels(clone) == list(range(2, 40))
     many = clone.__getitems__([7, 0, 7, 37])
     assert [example["label"] for example in many] == [9, 2, 9, 39]
@@ -139,7 +137,7 @@ def test_array_record_over_several_files_from_threads_and_pickled(
         examples[38]
 
 
-def test_what_is_not_prepared_names_the_command(tmp_path):
+def test_an_unprepared_data_set_names_the_command(tmp_path):
     with pytest.raises(InputError, match=r"python -m polyview\.prepare digits"):
         ArrayRecord("digits", data_dir=tmp_path)
     with pytest.raises(InputError, match=r"python -m polyview\.prepare cifar100"):
@@ -192,7 +190,7 @@ MASK = {"kind": "mask", "classes": 2}
         (5, "not subscriptable"),
     ],
 )
-def test_a_target_that_cannot_be_measured_is_refused_when_read(tmp_path, task, message):
+def test_an_invalid_target_in_the_manifest_is_refused(tmp_path, task, message):
     write(tmp_path / "set")
     path = tmp_path / "set" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -220,7 +218,7 @@ def image(path):
     Image.new("RGB", (4, 4)).save(path)
 
 
-def test_folder_is_sorted_labelled_and_does_not_follow_loops(tmp_path):
+def test_a_folder_is_sorted_and_labelled_and_ignores_loops(tmp_path):
     for name in ("dog/2.png", "cat/b.jpg", "cat/A.JPEG", "dog/deep/1.webp"):
         image(tmp_path / name)
     (tmp_path / "cat" / "notes.txt").write_text("no image")

@@ -1,4 +1,4 @@
-"""Whatever a view comes from, it arrives in one form, with what is missing masked."""
+"""Generated and observed views have the same form; missing views are masked."""
 
 import io
 
@@ -16,21 +16,21 @@ from polyview.errors import InputError
 def test_generated_views_are_all_present_and_targets_pass_through(rng):
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
     views = Generated(3, RandomResizedCrop(4), targets=("label", "group"))
-    looks = views({"image": image, "label": 7, "group": 2}, rng)
-    assert looks["views"]["image"].shape == (3, 4, 4, 1)
-    assert looks["present"]["image"].tolist() == [True] * 3
-    assert {name: int(value) for name, value in looks["targets"].items()} == {
+    result = views({"image": image, "label": 7, "group": 2}, rng)
+    assert result["views"]["image"].shape == (3, 4, 4, 1)
+    assert result["present"]["image"].tolist() == [True] * 3
+    assert {name: int(value) for name, value in result["targets"].items()} == {
         "label": 7,
         "group": 2,
     }
 
 
-def test_a_field_the_example_lacks_is_named(rng):
+def test_a_field_missing_from_an_example_is_named(rng):
     with pytest.raises(InputError, match="no field 'label', only image"):
         Generated(1, ResizeCenterCrop(4))({"image": np.zeros((4, 4, 1), "u1")}, rng)
 
 
-def test_observed_views_gather_modalities_and_mask_what_is_missing(rng):
+def test_observed_views_collect_modalities_and_mask_missing_views(rng):
     buffer = io.BytesIO()
     Image.new("RGB", (6, 6), (255, 0, 0)).save(buffer, "PNG")
     views = Observed(
@@ -47,44 +47,44 @@ def test_observed_views_gather_modalities_and_mask_what_is_missing(rng):
         "report": np.arange(5),
         "label": 1,
     }
-    looks = views(example, rng)
-    assert looks["present"]["image"].tolist() == [True, False, True]
-    assert looks["present"]["text"].tolist() == [False, True]
-    image, text = looks["views"]["image"], looks["views"]["text"]
+    result = views(example, rng)
+    assert result["present"]["image"].tolist() == [True, False, True]
+    assert result["present"]["text"].tolist() == [False, True]
+    image, text = result["views"]["image"], result["views"]["text"]
     assert image.shape == (3, 4, 4, 3) and image.dtype == np.uint8
     assert (image[0] == (255, 0, 0)).all() and (image[2] == 9).all()
     assert not image[1].any()
     assert text.dtype == np.int32 and text.tolist() == [[0] * 5, [0, 1, 2, 3, 4]]
-    assert looks["targets"]["label"] == 1
+    assert result["targets"]["label"] == 1
 
 
-def test_an_observed_view_of_another_shape_is_named(rng):
+def test_an_observed_view_of_the_wrong_shape_is_named(rng):
     views = Observed(fields={"image": ("a",)}, shapes={"image": (4, 4, 3)})
     with pytest.raises(InputError, match=r"field 'a' has shape \(8, 8, 3\)"):
         views({"a": np.zeros((8, 8, 3), np.uint8)}, rng)
 
 
-def test_an_observed_view_of_another_kind_of_number_is_named(rng):
+def test_an_observed_view_of_the_wrong_dtype_is_named(rng):
     views = Observed(fields={"image": ("a",)}, shapes={"image": (2,)})
     with pytest.raises(InputError, match="'a' has type float32, but .* are uint8"):
         views({"a": np.zeros(2, np.float32)}, rng)
 
 
 def test_an_observed_view_that_is_not_finite_is_named(rng):
-    of = {"fields": {"scan": ("a",)}, "shapes": {"scan": (2,)}}
-    views = Observed(**of, dtypes={"scan": "float16"})
+    options = {"fields": {"scan": ("a",)}, "shapes": {"scan": (2,)}}
+    views = Observed(**options, dtypes={"scan": "float16"})
     for value in (np.nan, 1e6):  # too large for its type
         with pytest.raises(InputError, match="'a' is not finite as float16"):
             views({"a": np.float32([0, value])}, rng)
     with pytest.raises(InputError, match="views.fields: scan is a string"):
-        Observed(**of | {"fields": {"scan": "a"}})
+        Observed(**options | {"fields": {"scan": "a"}})
 
 
-def test_an_example_without_any_view_stops_or_is_passed_over_as_the_config_says(rng):
-    of = {"fields": {"text": ("a", "b")}, "shapes": {"text": (2,)}}
+def test_an_example_without_views_is_an_error_or_skipped_as_configured(rng):
+    options = {"fields": {"text": ("a", "b")}, "shapes": {"text": (2,)}}
     with pytest.raises(InputError, match="none of the views a, b; remove it"):
-        Observed(**of)({"a": None}, rng)
+        Observed(**options)({"a": None}, rng)
     with pytest.raises(CorruptRecord, match="none of the views a, b"):
-        Observed(**of, empty="skip")({"a": None}, rng)
+        Observed(**options, empty="skip")({"a": None}, rng)
     with pytest.raises(InputError, match="views.empty is 'never'"):
-        Observed(**of, empty="never")
+        Observed(**options, empty="never")

@@ -1,6 +1,6 @@
-"""What the pages say is so: links, commands, flags, keys, messages; and blocks run.
+"""The pages are correct: links, commands, flags, keys, messages; and their blocks run.
 
-A fence that reads "bash runnable" or "python runnable" is run, in the order of its
+A fence marked "bash runnable" or "python runnable" is run, in the order of its
 page, in an empty directory with the project's configs and launchers.
 """
 
@@ -28,7 +28,7 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 class Block(NamedTuple):
-    """A fenced block, and the line of the page on which its text begins."""
+    """A fenced block, and the line of the page where its text begins."""
 
     language: str
     runnable: bool
@@ -52,43 +52,43 @@ def prose(page: Path) -> str:
 
 
 def code(page: Path) -> list[str]:
-    """What stands between backticks in the prose, each on one line."""
+    """The spans between backticks in the prose, each joined into one line."""
     return [" ".join(s.split()) for s in re.findall(r"`([^`]+)`", prose(page))]
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that GitHub and MyST give to the headings of a page."""
+    """The anchors that GitHub and MyST give to the headings of a page."""
     heads = re.findall(r"^#+ (.*)$", prose(page), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
 
 
 @by_page
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
-        there = page.parent / path if path else page
-        assert there.exists(), f"{target} of {page.name}"
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{target} of {page.name}"
         if anchor:
-            assert anchor in anchors(there), f"{target} of {page.name}"
+            assert anchor in anchors(linked), f"{target} of {page.name}"
 
 
-def test_the_index_names_every_page():
+def test_the_index_links_every_page():
     index = ROOT / "docs" / "index.md"
     named = set(re.findall(r"\]\((\w+\.md)\)", index.read_text()))
     assert named == {page.name for page in PAGES[1:]} - {"index.md"}
 
 
 class Command(NamedTuple):
-    """A program of the project, as it is called: "polyview.main", "launch/slurm.sh"."""
+    """A call of a program of the project: "polyview.main", "launch/slurm.sh"."""
 
     program: str
     words: list[str]
 
 
 def commands(shell: str) -> Iterator[Command]:
-    """The programs that lines of shell call; one may be handed to another by `--`."""
+    """The programs that shell lines call; `--` may pass one to another."""
     shell = re.sub(r"<<'(\w+)'\n.*?^\1$", "", shell, flags=re.M | re.S)
     for line in shell.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -107,7 +107,7 @@ def commands(shell: str) -> Iterator[Command]:
 
 
 def shells(page: Path) -> Iterator[str]:
-    """Blocks of shell, and what looks like a command between backticks."""
+    """Shell blocks, and commands between backticks."""
     for block in blocks(page):
         if block.language in ("", "bash") and "import " not in block.text:
             yield block.text
@@ -117,16 +117,16 @@ def shells(page: Path) -> Iterator[str]:
 
 
 def usage(launcher: Path) -> str:
-    """The head of a launcher, which is its help."""
+    """The header of a launcher, which is also its help."""
     text = launcher.read_text()
     return text.partition("\nset -")[0] if "usage" in text else ""
 
 
 @cache
 def accepted(program: str) -> set[str]:
-    """The flags that a program knows."""
+    """The flags that a program accepts."""
     path = ROOT / program
-    if program.startswith("benchmarks."):  # whose help takes what it measures with
+    if program.startswith("benchmarks."):  # --help imports what it measures with
         text = (ROOT / f"{program.replace('.', '/')}.py").read_text()
     elif path.suffix == ".sh":
         text = usage(path) + "--help"
@@ -150,7 +150,7 @@ def test_commands_and_flags_exist(page):
 
 
 def programs() -> list[str]:
-    """All that can be called."""
+    """Every program of the project."""
     modules = [*(ROOT / "polyview").glob("*.py"), *(ROOT / "sgi").glob("*.py")]
     return [
         *(f"{p.parent.name}.{p.stem}" for p in modules if "__main__" in p.read_text()),
@@ -159,7 +159,7 @@ def programs() -> list[str]:
 
 
 @by_page
-def test_a_flag_in_the_prose_is_one_of_some_program(page):
+def test_flags_in_the_prose_exist(page):
     flags = {span.split()[0] for span in code(page) if re.match(r"--[a-z]", span)}
     flags = {flag.partition("=")[0] for flag in flags if "--config." not in flag}
     known = set().union(*map(accepted, programs())) if flags else set()
@@ -168,9 +168,9 @@ def test_a_flag_in_the_prose_is_one_of_some_program(page):
 
 @pytest.fixture
 def load(monkeypatch):
-    """`load("configs/x.py:a=b")`, as though all that is recorded were there."""
-    said = {"policy": "DQN", "actions": ["NOOP"] * 6}
-    monkeypatch.setattr(recording, "describe", lambda name: said)
+    """`load("configs/x.py:a=b")`, with recorded play faked."""
+    described = {"policy": "DQN", "actions": ["NOOP"] * 6}
+    monkeypatch.setattr(recording, "describe", lambda name: described)
 
     def read(config: str):
         if config.startswith("configs/sgi_finetune.py"):
@@ -184,18 +184,18 @@ def load(monkeypatch):
 def test_configs_and_their_keys_exist(page, load):
     for _, words in (c for shell in shells(page) for c in commands(shell)):
         named = [b for a, b in zip(words, words[1:], strict=False) if a == "--config"]
-        # A command that names none reads that of a run: here, of one of the smallest.
+        # A command without --config reads that of its run; here, a small one.
         name = named[0] if named else "configs/polyview_digits.py"
         path = name.partition(":")[0]
         if not path.startswith("configs/") or path == "configs/x.py":
-            continue  # the reader's own
+            continue  # a file of the reader's own
         assert (ROOT / path).is_file(), path
         if ":run=" in name:
-            continue  # it would be read in the run
+            continue  # a file of that run
         config = load(name)
         keys = [word.removeprefix("--config.") for word in words if "--config." in word]
         for key, _, value in (key.partition("=") for key in keys):
-            if re.search(r"[{]|\.\.\.|^[A-Z]+$", value):  # it stands for a value
+            if re.search(r"[{]|\.\.\.|^[A-Z]+$", value):  # a placeholder
                 assert has(config, key), f"{name} {key}"
             else:
                 apply_overrides(config, {key: value})
@@ -221,7 +221,7 @@ SAMPLES = [
 
 
 @by_page
-def test_a_key_in_the_prose_is_one_of_some_config(page, load):
+def test_config_keys_in_the_prose_exist(page, load):
     found = re.findall(r"--config\.([\w.]+\w)", " ".join(code(page)))
     keys = {k for k in found if k not in ("key", "group.key", "a.b")}
     made = [load(name) for name in SAMPLES] if keys else []
@@ -230,7 +230,7 @@ def test_a_key_in_the_prose_is_one_of_some_config(page, load):
 
 @cache
 def literals() -> dict[str, str]:
-    """Of each file, the strings in it; what an f-string fills in is a zero byte."""
+    """The strings in each file; a zero byte replaces each field of an f-string."""
     found = {}
     for folder in ("polyview", "sgi"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -246,8 +246,8 @@ def literals() -> dict[str, str]:
     return found
 
 
-def said_somewhere(message: str) -> bool:
-    """Whether all that stands between the `...` of a message is said by one file."""
+def is_in_the_code(message: str) -> bool:
+    """Whether one file holds every part of a message between its `...`."""
     fixed = [part.strip() for part in re.split(r"\.{3,}", message)]
     fixed = [part for part in fixed if len(part) > 2]
     assert fixed, message
@@ -260,12 +260,12 @@ TROUBLE = ROOT / "docs" / "troubleshooting.md"
 @pytest.mark.parametrize(
     "message", re.findall(r"^### `(.*)`$", TROUBLE.read_text(), re.M)
 )
-def test_a_message_is_said_as_it_is_quoted(message):
-    assert said_somewhere(message)
+def test_quoted_messages_exist_in_the_code(message):
+    assert is_in_the_code(message)
 
 
 @by_page
-def test_python_can_be_read(page):
+def test_python_blocks_parse(page):
     for block in blocks(page):
         if block.language == "python":
             ast.parse(block.text)
@@ -273,7 +273,7 @@ def test_python_can_be_read(page):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """That of a user on one device; what one command compiles serves the next."""
+    """The environment of a user on one device; commands share compiled programs."""
     folder = Path(sys.executable).parent
     cache_dir = str(tmp_path_factory.mktemp("docs_compiled"))
     settings = os.environ | {
@@ -293,7 +293,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
     [page for page in PAGES if any(block.runnable for block in blocks(page))],
     ids=lambda page: page.name,
 )
-def test_blocks_run(page, environment, tmp_path):
+def test_runnable_blocks_run(page, environment, tmp_path):
     for name in ("configs", "launch"):
         (tmp_path / name).symlink_to(ROOT / name)
     run = {

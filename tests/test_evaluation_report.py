@@ -1,4 +1,4 @@
-"""A report shows what the runs hold, needs nothing else, and refuses what is no run."""
+"""A report shows the results of runs, is self-contained and refuses damaged runs."""
 
 import html
 import io
@@ -51,7 +51,7 @@ def result(top1=0.5, **protocol_changes):
     }
 
 
-# Its class alone counts here: what it measured is made up.
+# Only its class matters here; the results are made up.
 PROTOCOL = object.__new__(FrozenFeatures)
 
 
@@ -89,11 +89,11 @@ def make_run(path, loss="geometric", step=20, **changes):
     return path
 
 
-def test_the_table_says_what_the_runs_hold(tmp_path):
+def test_the_report_table_shows_each_run_and_reference(tmp_path):
     runs = read(
         [make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="nt_xent", top1=0.625)]
     )
-    first, second, reference = tables.rows(runs)  # the reference is shared, so once
+    first, second, reference = tables.rows(runs)  # the shared reference is listed once
     assert (first.method, first.m, first.views_per_step) == ("geometric", 4, 256)
     assert first.scores == {"linear probe %": 50, "kNN %": 25, "RankMe": 3.25}
     assert (first.steps, first.seconds) == (20, 3.5)
@@ -105,14 +105,14 @@ def test_the_table_says_what_the_runs_hold(tmp_path):
     assert "62.50" in tables.text_table([first, second, reference])
 
 
-def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
+def test_runs_that_differ_only_in_seed_are_averaged(tmp_path):
     runs = []
     for seed, (loss, top1) in enumerate(
         [("geometric", 0.5), ("geometric", 0.6), ("geometric", 0.7), ("nt_xent", 0.4)]
     ):
         run = make_run(tmp_path / f"r{seed}", loss=loss)
         config = json.loads((run / "config.json").read_text())
-        config |= {"seed": seed, "workers": seed}  # of which nothing depends
+        config |= {"seed": seed, "workers": seed}  # workers change no result
         (run / "config.json").write_text(json.dumps(config))
         write_result(run, "20", made(result(top1)), PROTOCOL)
         runs.append(run)
@@ -123,7 +123,7 @@ def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
     assert tables.over_seeds(read(runs[2:])) is None
 
 
-def test_evaluations_on_other_data_are_told_apart(tmp_path):
+def test_evaluations_on_other_data_are_listed_separately(tmp_path):
     run = make_run(tmp_path / "a")
     for step, top1 in ((9, 0.7), (20, 0.8)):
         write_result(run, f"{step}-on-<flowers>", made(result(top1)), PROTOCOL)
@@ -134,21 +134,21 @@ def test_evaluations_on_other_data_are_told_apart(tmp_path):
     assert tables.transfers(read([make_run(tmp_path / "b")])) is None
 
 
-def test_features_near_collapse_are_said_to_be(tmp_path):
+def test_features_near_collapse_are_reported(tmp_path):
     run = make_run(tmp_path / "a")
     assert not tables.collapsed(*read([run]))
     line = {"step": 20, "image/rankme": 2.0, "image/standard_deviation": 0.02}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-    said = result() | {"health": {"h": {"rankme": 1.01, "standard_deviation": 0.5}}}
-    (run / "eval" / "20.json").write_text(json.dumps(said))
+    numbers = result() | {"health": {"h": {"rankme": 1.01, "standard_deviation": 0.5}}}
+    (run / "eval" / "20.json").write_text(json.dumps(numbers))
     alerts = tables.collapsed(*read([run]))
     assert len(alerts) == 2 and all("close to collapse" in alert for alert in alerts)
     assert "h of the test split" in alerts[0] and "RankMe 1.0" in alerts[0]
     assert "z of &#x27;image&#x27;" in html_page(read([run]))
 
 
-def test_the_page_is_complete_and_needs_no_network(tmp_path):
+def test_the_report_page_is_complete_and_needs_no_network(tmp_path):
     runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", loss="x")])
     page = html_page(runs)
     text = re.sub(r"base64,[^\"]*", "", page)
@@ -161,7 +161,7 @@ def test_the_page_is_complete_and_needs_no_network(tmp_path):
     assert "polyview.objectives.contrastive:x" in page
 
 
-def test_the_command_takes_runs_and_writes_the_page(tmp_path, monkeypatch, capsys):
+def test_the_report_command_writes_the_page(tmp_path, monkeypatch, capsys):
     runs = [str(make_run(tmp_path / name)) for name in "ab"]
     output = tmp_path / "page.html"
     monkeypatch.setattr(
@@ -191,7 +191,7 @@ def test_a_classifier_has_its_own_column(tmp_path):
 
 
 @pytest.mark.parametrize("time", [{}, {"time": None}, {"time": {}}])
-def test_a_history_without_times_is_shown(tmp_path, time):
+def test_metrics_without_times_are_shown(tmp_path, time):
     run = make_run(tmp_path / "a")
     line = json.dumps({"step": 20, "loss": 1.0, **time})
     (run / "metrics.jsonl").write_text(line + "\n")
@@ -200,19 +200,19 @@ def test_a_history_without_times_is_shown(tmp_path, time):
     assert "loss over the steps" in html_page(runs)
 
 
-def test_text_from_a_run_is_escaped(tmp_path):
+def test_text_from_a_run_is_escaped_in_the_report(tmp_path):
     run = make_run(tmp_path / "<b>bold")
     page = html_page(read([run]))
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page
 
 
-def test_different_protocols_are_pointed_out(tmp_path):
+def test_different_protocols_are_noted(tmp_path):
     runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", knn={"k": 200})])
     assert any("different protocols (knn.k)" in note for note in tables.notes(runs))
     assert not any("different protocols" in n for n in tables.notes(runs[:1]))
 
 
-def test_a_run_that_has_only_begun_is_shown(tmp_path):
+def test_a_run_without_evaluations_is_shown(tmp_path):
     run = tmp_path / "new"
     run.mkdir()
     (run / "config.json").write_text("{}")
@@ -244,14 +244,14 @@ def make_folder(path):
         (lambda run: make_folder(run / "metrics.jsonl"), "jsonl cannot be read"),
     ],
 )
-def test_a_damaged_run_is_refused(tmp_path, damage, message):
+def test_a_damaged_run_is_refused_by_the_report(tmp_path, damage, message):
     run = make_run(tmp_path / "a")
     damage(run)
     with pytest.raises(InputError, match=message):
         read([run])
 
 
-def test_figures_bear_the_smallest_inputs():
+def test_figures_accept_the_smallest_inputs():
     lines = [{"step": 1, "loss": float("nan")}]
     figures.curve({"a": lines, "b": []}, "loss").savefig("/dev/null", format="png")
     for rows in (1, 3, 6):
@@ -272,11 +272,11 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), N
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_the_page_without_complaint(tmp_path, width):
-    """No message on the console, no picture broken, nothing wider than the screen."""
+def test_a_browser_shows_the_page_without_errors(tmp_path, width):
+    """No console message, no broken image, nothing wider than the screen."""
     runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", "nt_xent")])
     frame = html.escape(html_page(runs), quote=True)
-    look = """
+    script = """
       const page = document.getElementById("page").contentDocument;
       const broken = [...page.images].filter(i => !i.complete || !i.naturalWidth);
       document.title = [page.documentElement.scrollWidth, page.images.length,
@@ -285,7 +285,7 @@ def test_a_browser_shows_the_page_without_complaint(tmp_path, width):
     (tmp_path / "page.html").write_text(
         f'<html><body style="margin:0"><iframe id="page" width="{width}" height="2000" '
         f'style="border:0" srcdoc="{frame}"></iframe>'
-        f"<script>window.onload = () => {{ {look} }}</script></body></html>"
+        f"<script>window.onload = () => {{ {script} }}</script></body></html>"
     )
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     quiet += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
@@ -327,11 +327,11 @@ def report_on(monkeypatch, *runs, output):
         ("config.json", {"seed": [1]}),
     ],
 )
-def test_a_value_of_another_kind_is_told_in_a_line_that_names_the_run(
+def test_a_value_of_the_wrong_type_is_an_error_that_names_the_run(
     tmp_path, name, values
 ):
     good, bad = make_run(tmp_path / "a"), make_run(tmp_path / "b")
-    (good / "eval" / "20.npz").unlink()  # a map takes a second
+    (good / "eval" / "20.npz").unlink()  # drawing its map takes a second
     (bad / "eval" / "20.npz").unlink()
     replaced(bad / name, **values)
     with pytest.raises(InputError) as found:
@@ -348,14 +348,14 @@ def test_a_value_of_another_kind_is_told_in_a_line_that_names_the_run(
         '{"step": 1, "time": {"seconds": "x"}}',
     ],
 )
-def test_metrics_that_are_no_numbers_are_told_in_a_line(tmp_path, line):
+def test_metrics_that_are_not_numbers_are_an_error(tmp_path, line):
     run = make_run(tmp_path / "a")
     (run / "metrics.jsonl").write_text(line + "\n")
     with pytest.raises(InputError):
         html_page(read([run]))
 
 
-def test_metrics_have_so_many_figures_and_no_more(tmp_path, monkeypatch):
+def test_the_number_of_metric_figures_is_limited(tmp_path, monkeypatch):
     run = make_run(tmp_path / "a")
     values = {f"m{number:02d}": 1.0 for number in range(20)} | {"loss": math.inf}
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, **values}) + "\n")
@@ -366,7 +366,7 @@ def test_metrics_have_so_many_figures_and_no_more(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["config.json", "eval/20.json", "eval/20.npz"])
-def test_a_file_that_never_ends_is_not_read(tmp_path, name):
+def test_pipes_and_huge_files_are_not_read(tmp_path, name):
     run = make_run(tmp_path / "a")
     (run / name).unlink()
     os.mkfifo(run / name)
@@ -379,7 +379,7 @@ def test_a_file_that_never_ends_is_not_read(tmp_path, name):
         read([run])
 
 
-def test_an_evaluation_nested_without_end_is_told_in_a_line(tmp_path):
+def test_a_too_deeply_nested_evaluation_is_an_error(tmp_path):
     run = make_run(tmp_path / "a")
     (run / "eval" / "20.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="20.json .*nested too deeply"):
@@ -387,7 +387,7 @@ def test_an_evaluation_nested_without_end_is_told_in_a_line(tmp_path):
 
 
 def packed(header="", content=b"", *, at=None, method=zipfile.ZIP_STORED):
-    """An .npz of one array, with a byte of its two entries set: {place: value}."""
+    """An .npz of one array; `at` sets a byte of its two entries: {place: value}."""
     header = header and header.ljust(117) + "\n"
     magic = header and b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
     file = io.BytesIO()
@@ -424,7 +424,7 @@ def array(shape, kind="<f4"):
         (b"", "."),
     ],
 )
-def test_arrays_that_cannot_be_are_refused_by_their_headers(tmp_path, content, message):
+def test_impossible_arrays_are_refused_by_their_headers(tmp_path, content, message):
     run = make_run(tmp_path / "a")
     (run / "eval" / "20.npz").write_bytes(content)
     tracemalloc.start()
@@ -432,32 +432,30 @@ def test_arrays_that_cannot_be_are_refused_by_their_headers(tmp_path, content, m
         read([run])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert (
-        peak < 2**28 + 2**24
-    )  # the room to read the file, none for what it unfolds to
+    assert peak < 2**28 + 2**24  # memory for the file, none for its expanded content
 
 
-def test_a_name_with_dollars_is_no_formula(tmp_path):
+def test_dollar_signs_in_names_are_not_formulas(tmp_path):
     run = make_run(tmp_path / "lr$\\foo$")
     (run / "metrics.jsonl").write_text('{"step": 1, "a$\\\\foo$": 1}\n')
     path = run / "eval" / "20.json"
-    said = json.loads(path.read_text())
-    said["linear_probe"]["classes"] = ["$\\foo$", "b", "$x^$"]
-    path.write_text(json.dumps(said))
+    numbers = json.loads(path.read_text())
+    numbers["linear_probe"]["classes"] = ["$\\foo$", "b", "$x^$"]
+    path.write_text(json.dumps(numbers))
     assert "lr$\\foo$" in html_page(read([run]))
 
 
-def test_names_that_a_screen_cannot_show_are_escaped(tmp_path, monkeypatch, capsys):
+def test_unprintable_names_are_escaped(tmp_path, monkeypatch, capsys):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xff"))
     run = make_run(folder)
     replaced(run / "eval" / "20.json", note="\x1b]0;owned\x07", other="\ud800")
     report_on(monkeypatch, run, output=folder / "page.html")
-    said = capsys.readouterr().out
-    assert "s\\udcff: \\x1b]0;owned\\x07" in said and "\x1b" not in said
+    printed = capsys.readouterr().out
+    assert "s\\udcff: \\x1b]0;owned\\x07" in printed and "\x1b" not in printed
     assert "s\\udcff" in (folder / "page.html").read_text(encoding="utf-8")
 
 
-def test_a_figure_has_so_many_parts_and_no_more():
+def test_the_number_of_parts_of_a_figure_is_limited():
     with pytest.raises(ValueError, match="1000001 points"):
         frozen_figures.embedding(np.zeros((1_000_001, 1)), None, [])
     with pytest.raises(ValueError, match="with .* letters"):

@@ -1,6 +1,6 @@
-"""A command line that cannot run ends with status 2 and says what to do instead.
+"""An invalid command line exits with status 2 and tells how to correct it.
 
-The same list is timed, each as a process of its own, by `benchmarks.command_line`.
+`benchmarks.command_line` times the same list, each line in its own process.
 """
 
 import importlib
@@ -28,17 +28,17 @@ DIGITS = "--config configs/polyview_digits.py"
 TRAIN = f"polyview.main {DIGITS} --workdir new"
 PLAY = "sgi.finetune --config configs/sgi_finetune.py:size=S"
 FOLDER = "polyview.prepare folder --data_dir new"
-# What is typed, and what the answer must contain. `files` makes what is named here;
-# `new` is not there before, and must not be there after.
+# Command lines, and text that each error must contain. `files` makes the files named
+# here; `new` must exist neither before nor after.
 WRONG = [
-    # Words left out.
+    # Missing arguments.
     ("polyview.main", "--list shows some"),
     (f"polyview.main {DIGITS}", "give --workdir DIR"),
     ("polyview.main --config= --workdir new", "give --config FILE.py"),
     ("polyview.prepare", "required: dataset"),
     (f"{FOLDER} --name x", "requires --input DIR"),
     ("sgi.prepare --data_dir new", "required: --game"),
-    # Words mistyped.
+    # Misspelt arguments.
     (f"{TRAIN} --config.stepz=3", "did you mean 'steps'?"),
     (f"{TRAIN} --steps=3", "--config.key=value"),
     (f"{TRAIN} --config.steps 3", "write --config.steps=VALUE"),
@@ -59,7 +59,7 @@ WRONG = [
     ),
     ("polyview.report --run run --outptu x.html", "did you mean '--output'?"),
     ("sgi.prepare --game pongg --data_dir new", "the nearest: pong"),
-    # Words of the wrong type, or out of range.
+    # Values of the wrong type or out of range.
     (f"{TRAIN} --config.steps=many", "expected int, like 300"),
     (f"{TRAIN} --config.steps=-1", "must be 1 or more"),
     (f"{TRAIN} --config.microbatch={'(' * 5000}", "expected an integer"),
@@ -73,7 +73,7 @@ WRONG = [
     ("polyview.bench --config configs/polyview_digits.py --steps 0", "1 or more"),
     ("sgi.prepare --game pong --sticky 1.5 --data_dir new", "a probability"),
     (f"{PLAY} --workdir new", "start=scratch"),
-    # What is not there, or is something else.
+    # Missing files, or files of the wrong kind.
     ("polyview.main --config configs --workdir new", "name a file in it"),
     ("polyview.main --config broken.py --workdir new", "SyntaxError"),
     ("polyview.main --config README.md --workdir new", "must end in .py"),
@@ -83,10 +83,10 @@ WRONG = [
     ("polyview.evaluate --run nowhere", "no checkpoint"),
     ("polyview.embed --run run --input nowhere --output new.npz", "not a folder"),
     ("polyview.report --run run --output new/x.html", "folder does not exist"),
-    ("polyview.evaluate --run stranger", "calls 'os:system'"),
+    ("polyview.evaluate --run untrusted", "calls 'os:system'"),
     ("sgi.report --run run", "not a run of sgi.finetune"),
     ("sgi.video --run nowhere --output new.gif", "no checkpoint"),
-    # Options that contradict one another.
+    # Contradictory options.
     (f"{TRAIN} --config.epochs=3", "the other None"),
     (f"{TRAIN} --config.microbatch=8 --config.accumulate=2", "keep one"),
     (f"{TRAIN} --dry-run --print-config", "not allowed with"),
@@ -102,16 +102,16 @@ WRONG = [
 
 
 def files(folder: Path) -> None:
-    """Make what the commands name: data, a run of four steps, a stranger's, oddities.
+    """Make the files that the commands name: data, two runs, one untrusted, and others.
 
-    POLYVIEW_DATA must be `folder / "data"`, and the current directory the project's.
+    POLYVIEW_DATA must be `folder / "data"`; the current directory is the project's.
     """
     if not (folder / "data").exists():
         prepare.main(["digits", "--data_dir", str(folder / "data")])
     small = {"steps": "4", "batch_size": "8"}
     untrained(load_config("configs/polyview_digits.py", small), folder / "run")
-    shutil.copytree(folder / "run", folder / "stranger")
-    rename_model(folder / "stranger" / "checkpoints" / "4", "os:system")
+    shutil.copytree(folder / "run", folder / "untrusted")
+    rename_model(folder / "untrusted" / "checkpoints" / "4", "os:system")
     (folder / "file").write_text("not a folder")
     (folder / "broken.py").write_text("def get_config(:\n")
     for number in range(6):
@@ -121,7 +121,7 @@ def files(folder: Path) -> None:
 
 
 def untrained(config, workdir: Path) -> None:
-    """Make what looks like a finished run; nothing is compiled for it."""
+    """Write a finished run of zeros without compiling anything."""
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), Trainer(config).shape)
     claim_workdir(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -130,7 +130,7 @@ def untrained(config, workdir: Path) -> None:
 
 
 def rename_model(step: Path, target: str) -> None:
-    """Let a checkpoint's config name another model, with the digest to match."""
+    """Change the model in a checkpoint's config, and its digest to match."""
     item = json.loads((step / "config" / "metadata").read_text())
     config = json.loads(item["config"])
     config["model"] = {"target": target, "command": "touch owned"}
@@ -142,9 +142,9 @@ def rename_model(step: Path, target: str) -> None:
 
 
 def words_of(line: str, folder: Path) -> list[str]:
-    """The words of a line, with the paths of what `files` has made in `folder`."""
+    """Split a command line; replace the files made by `files` by paths in `folder`."""
     names = {"new", "new.npz", "new.gif", "new/x.html", "file", "run", "images"}
-    names |= {"stranger", "broken.py"}
+    names |= {"untrusted", "broken.py"}
     return [
         str(folder / word) if word in names else word.replace("=run", f"={folder}/run")
         for word in shlex.split(line)
@@ -153,18 +153,20 @@ def words_of(line: str, folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, data_dir):
-    there = tmp_path_factory.mktemp("commands")
-    (there / "data").symlink_to(data_dir)
+    made = tmp_path_factory.mktemp("commands")
+    (made / "data").symlink_to(data_dir)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLYVIEW_DATA", str(data_dir))
         patch.chdir(ROOT)
-        files(there)
-        yield there
+        files(made)
+        yield made
 
 
-@pytest.mark.parametrize(("line", "says"), WRONG, ids=[line[:150] for line, _ in WRONG])
-def test_it_is_answered_in_a_line_that_says_what_to_do(
-    folder, monkeypatch, capsys, line, says
+@pytest.mark.parametrize(
+    ("line", "message"), WRONG, ids=[line[:150] for line, _ in WRONG]
+)
+def test_an_invalid_command_line_is_a_one_line_error(
+    folder, monkeypatch, capsys, line, message
 ):
     name, *words = words_of(line, folder)
     if name.startswith("sgi"):
@@ -173,13 +175,15 @@ def test_it_is_answered_in_a_line_that_says_what_to_do(
     before = sorted(os.listdir(folder))
     with pytest.raises(SystemExit) as end:
         errors.run(importlib.import_module(name).main)
-    said = capsys.readouterr()
-    assert end.value.code == 2, said.err
-    assert says in said.err and said.err.startswith("error: ")
-    assert said.err.count("\n") <= 2 and len(said.err) < 2100 and said.out == ""
-    assert sorted(os.listdir(folder)) == before, "nothing is half written"
+    printed = capsys.readouterr()
+    assert end.value.code == 2, printed.err
+    assert message in printed.err and printed.err.startswith("error: ")
+    assert (
+        printed.err.count("\n") <= 2 and len(printed.err) < 2100 and printed.out == ""
+    )
+    assert sorted(os.listdir(folder)) == before, "the command left files behind"
     assert not (ROOT / "owned").exists()
 
 
-def test_there_are_forty():
+def test_at_least_forty_command_lines_are_listed():
     assert len(WRONG) >= 40 and len({line for line, _ in WRONG}) == len(WRONG)

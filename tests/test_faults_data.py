@@ -1,4 +1,4 @@
-"""Broken data are counted, reported and passed over; what is not finite stops a run."""
+"""Corrupt records are counted, reported and skipped; non-finite steps stop a run."""
 
 import io
 import logging
@@ -65,7 +65,7 @@ BROKEN = {
 
 
 def written(folder, broken: dict[int, dict], rows: int = ROWS):
-    """A data set in which some rows are not as they should be."""
+    """Write a data set in which the given rows are broken."""
     examples = ({**GOOD, **broken.get(row, {})} for row in range(rows))
     targets = {"label": {"kind": "class", "classes": 2}}
     about = {"version": "1", "source": "", "licence": ""}
@@ -74,40 +74,38 @@ def written(folder, broken: dict[int, dict], rows: int = ROWS):
 
 
 @pytest.fixture
-def said(caplog):
+def logged(caplog):
     caplog.set_level(logging.WARNING, logger="polyview.data.pipeline")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_hundredth_of_each_kind_is_passed_over_counted_and_reported(
-    tmp_path, said, kind
-):
+def test_one_percent_of_corrupt_records_is_skipped_and_reported(tmp_path, logged, kind):
     bad = range(50, ROWS, 100)
     source = written(tmp_path, {row: BROKEN[kind] for row in bad})
     epoch = list(batches(source, VIEWS, seed=1, batch_size=BATCH, steps=ROWS // BATCH))
     rows = np.concatenate([batch["index"] for _, batch in epoch])
     expected = set(range(ROWS)) - set(bad)
-    assert set(rows.tolist()) == expected, "each whole one is still read"
-    assert f": {len(bad)} corrupt" in said()[-1], "the sum is said, however soon"
+    assert set(rows.tolist()) == expected, "not all intact rows were read"
+    assert f": {len(bad)} corrupt" in logged()[-1], "the total was not logged"
     views = Generated(1, ResizeCenterCrop(6))
     evaluated = np.concatenate(
         [batch["index"] for batch in ordered(source, views, batch_size=BATCH)]
     )
-    assert sorted(evaluated[evaluated >= 0]) == sorted(expected), "none counts twice"
+    assert sorted(evaluated[evaluated >= 0]) == sorted(expected), "a row was read twice"
 
 
-def test_what_is_only_unusual_is_read(tmp_path, said):
+def test_unusual_but_valid_images_are_read(tmp_path, logged):
     unusual = [encoded("JPEG", "CMYK"), encoded("PNG", "L"), encoded("PNG", "I;16")]
     unusual += [encoded("JPEG") + b"more", encoded("WEBP"), encoded("BMP")]
     source = written(tmp_path, {n: {"image": x} for n, x in enumerate(unusual)}, 24)
     ((_, batch),) = batches(source, VIEWS, seed=1, batch_size=24, steps=1)
-    assert sorted(batch["index"]) == list(range(24)) and not said()
+    assert sorted(batch["index"]) == list(range(24)) and not logged()
     assert batch["views"]["image"].shape == (24, 2, 6, 6, 3)
 
 
 @pytest.mark.parametrize("kind", ["zeros", "a label in words"])
-def test_a_shard_of_corrupt_records_stops_with_its_name(tmp_path, kind):
+def test_100_corrupt_records_in_a_row_stop_with_the_source_named(tmp_path, kind):
     shard = {row: BROKEN[kind] for row in range(200, 400)}
     source = written(tmp_path, shard)
     with pytest.raises(InputError, match=r"'set'.* 100 corrupt records in a row from"):
@@ -117,7 +115,7 @@ def test_a_shard_of_corrupt_records_stops_with_its_name(tmp_path, kind):
 
 
 class Spiked(Factors):
-    """Factors of which one is no number."""
+    """Factors with one value replaced."""
 
     def __init__(self, size: int, at: int, value: float):
         super().__init__(size)
@@ -126,7 +124,7 @@ class Spiked(Factors):
 
 @dataclass(frozen=True)
 class Poisoned:
-    """An objective whose loss, or gradient alone, is no number where a row is seen."""
+    """An objective with a non-finite loss, or gradient alone, in one row's batch."""
 
     objective: object
     at: int
@@ -136,7 +134,7 @@ class Poisoned:
     def __call__(self, module, target, batch, key):
         loss, metrics = self.objective(module, target, batch, key)
         hit = jnp.any(batch["index"] == self.at)
-        if self.gradient_alone:  # of the root of 0
+        if self.gradient_alone:  # d sqrt(0) is infinite
             loss = (
                 loss + jnp.sqrt(jnp.where(hit, 0.0 * loss, 1.0)) - jnp.where(hit, 0, 1)
             )
@@ -149,7 +147,7 @@ class Poisoned:
     ("place", "value"),
     [("batch", float("nan")), ("loss", float("inf")), ("gradient", None)],
 )
-def test_what_is_not_finite_stops_with_a_dump_that_shows_the_row(
+def test_a_non_finite_step_leaves_a_dump_that_shows_the_row(
     tmp_path, capsys, place, value
 ):
     size = {"batch_size": "16", "log_every": "1"}
@@ -171,6 +169,6 @@ def test_what_is_not_finite_stops_with_a_dump_that_shows_the_row(
     assert [p.name for p in (tmp_path / "dump").iterdir()] == [str(number)]
     capsys.readouterr()
     replay_run(Trainer, tmp_path, trust=("test_faults_data",))
-    told = capsys.readouterr().out
-    assert f"step {number + 1}, rows " in told and " 33" in told.replace("[", " ")
-    assert "healthy 0" in told
+    printed = capsys.readouterr().out
+    assert f"step {number + 1}, rows " in printed and " 33" in printed.replace("[", " ")
+    assert "healthy 0" in printed

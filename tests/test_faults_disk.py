@@ -1,4 +1,4 @@
-"""What a disk or a clock does to a run costs a clear line, and nothing complete."""
+"""A full disk or a wrong clock costs at most a clear error, never finished work."""
 
 import contextlib
 import itertools
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def config():
-    """Six steps of the smallest run, each saved."""
+    """Six steps of the smallest run, each with a checkpoint."""
     flags = {"log_every": "1", "checkpoint_every": "1"}
     config = load_config("configs/polyview_gaussian.py:steps=6,batch_size=16", flags)
     with config.unlocked():
@@ -38,7 +38,7 @@ def config():
 
 @contextlib.contextmanager
 def files_of(most: int):
-    """Let no file grow past so many bytes: to who writes it, a full disk."""
+    """Limit each file to `most` bytes: to its writer, a full disk."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))
     try:
@@ -49,7 +49,7 @@ def files_of(most: int):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Threads of a save that failed wait for one another for a second, not minutes."""
+    """After a failed save, let its threads wait a second, not minutes."""
     monkeypatch.setattr(multihost, "_DEFAULT_BARRIER_TIMEOUT", 1)
 
 
@@ -60,7 +60,7 @@ def straight(tmp_path_factory):
     return workdir
 
 
-def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
+def test_a_disk_full_while_saving_is_one_line_and_the_run_resumes(
     straight, tmp_path, monkeypatch, capfd
 ):
     save = Checkpoints.save
@@ -74,9 +74,9 @@ def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
 
         monkeypatch.setattr(Checkpoints, "save", fills)
         train(Trainer(config()), tmp_path)
-    told = str(caught.value)
-    assert "File too large" in told and "it resumes from step 3" in told
-    assert "\n" not in told and capfd.readouterr().err.count("\n") < 5
+    error = str(caught.value)
+    assert "File too large" in error and "it resumes from step 3" in error
+    assert "\n" not in error and capfd.readouterr().err.count("\n") < 5
     assert saved_steps(tmp_path / "checkpoints") == [1, 2, 3]
 
     monkeypatch.setattr(Checkpoints, "save", save)
@@ -88,29 +88,27 @@ def test_a_disk_that_fills_while_saving_costs_a_line_and_the_run_goes_on(
         np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
 
 
-def test_a_full_disk_does_not_hide_that_a_step_is_not_finite(tmp_path, capfd):
+def test_a_full_disk_does_not_hide_a_non_finite_step(tmp_path, capfd):
     (tmp_path / "dump" / "1").mkdir(parents=True)
     state = {"a": jnp.arange(4096.0)}
-    checkpoint.checksums(state)  # compiles, and keeps that in a file
+    checkpoint.checksums(state)  # compile now, because that writes a cache file
 
     def save(step, checkpoints):
         checkpoints.save(step, state, "{}")
 
     with files_of(1000), pytest.raises(NonFiniteError) as caught:
         nonfinite.stop(7, save, tmp_path)
-    told = str(caught.value)
-    assert "step 8 is not finite; the state before it could not be saved (" in told
-    assert "File too large" in told and "\n" not in told
-    assert (tmp_path / "dump" / "1").is_dir(), (
-        "the older one goes after the new is whole"
-    )
+    error = str(caught.value)
+    assert "step 8 is not finite; the state before it could not be saved (" in error
+    assert "File too large" in error and "\n" not in error
+    assert (tmp_path / "dump" / "1").is_dir(), "the old dump was removed too early"
     with pytest.raises(NonFiniteError, match="repeat the step with"):
         nonfinite.stop(7, save, tmp_path)
     assert saved_steps(tmp_path / "dump") == [7]
 
 
-def test_a_clock_that_goes_back_changes_nothing(straight, tmp_path, monkeypatch):
-    """By an hour at every look at it."""
+def test_a_clock_running_backwards_changes_no_result(straight, tmp_path, monkeypatch):
+    """Every reading of the clock is an hour before the last."""
     clock = itertools.count(2_000_000_000, -3600)
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     train(Trainer(config()), tmp_path)
@@ -120,7 +118,7 @@ def test_a_clock_that_goes_back_changes_nothing(straight, tmp_path, monkeypatch)
         np.testing.assert_array_equal(array, ends[1][name], err_msg=name)
 
 
-def test_lines_that_a_full_disk_takes_in_part_are_cut_off_when_the_run_goes_on(
+def test_a_partly_written_metrics_line_is_cut_off_on_resume(
     tmp_path,
 ):
     path = tmp_path / "metrics.jsonl"
@@ -134,12 +132,12 @@ def test_lines_that_a_full_disk_takes_in_part_are_cut_off_when_the_run_goes_on(
     lines.close()
     whole = metrics.read(path)
     assert len(path.read_bytes()) == 300
-    assert [line["step"] for line in whole] == list(range(11)), "the twelfth is cut"
+    assert [line["step"] for line in whole] == list(range(11)), "line 12 is cut"
     metrics.keep_until(path, whole[-1]["step"])
     assert [json.loads(line) for line in path.read_text().splitlines()] == whole
 
 
-def test_where_tensorboard_cannot_be_written_nothing_waits(tmp_path):
+def test_tensorboard_on_a_full_disk_is_an_error_and_does_not_hang(tmp_path):
     board = metrics.Board(tmp_path / "tensorboard", 1)
     with files_of(2000), pytest.raises(InputError, match="cannot write"):
         for step in range(1000):
@@ -148,18 +146,18 @@ def test_where_tensorboard_cannot_be_written_nothing_waits(tmp_path):
 
 
 @pytest.mark.parametrize("most", [0, 200, 12_000])
-def test_a_disk_that_fills_while_data_are_prepared_costs_a_line(tmp_path, most):
+def test_a_disk_full_while_preparing_data_is_a_one_line_error(tmp_path, most):
     examples = ({"x": np.random.default_rng(n).bytes(5000)} for n in range(9))
     about = {"version": "1", "targets": {}, "source": "", "licence": ""}
-    says = "cannot write into .*: .*File too large; give another --data_dir"
-    with files_of(most), pytest.raises(InputError, match=says) as caught:
+    message = "cannot write into .*: .*File too large; give another --data_dir"
+    with files_of(most), pytest.raises(InputError, match=message) as caught:
         records.write(tmp_path / "set", {"train": examples}, **about)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "tensorboard"])
 def test_a_workdir_that_cannot_be_written_is_named(straight, tmp_path, name):
-    """Something of another kind in the way, which stops root too."""
+    """A file in place of a folder, or the reverse, stops root too."""
     (tmp_path / "config.json").write_text((straight / "config.json").read_text())
     if name == "metrics.jsonl":
         (tmp_path / name).mkdir()
@@ -169,7 +167,7 @@ def test_a_workdir_that_cannot_be_written_is_named(straight, tmp_path, name):
         train(Trainer(config()), tmp_path)
 
 
-def test_a_program_that_stops_does_not_wait_for_its_threads():
+def test_an_error_exits_without_waiting_for_threads():
     program = """
 import threading, time
 from polyview import errors

@@ -1,7 +1,7 @@
-"""What strangers send is refused or bounded: nothing of it is run, nothing hangs.
+"""Untrusted input is refused or bounded: nothing in it is executed, nothing hangs.
 
-`FUZZ` holds what is thrown at each reader, 25 examples here; `benchmarks.faults` does
-the same for as long as it is told to.
+`FUZZ` gives each reader a strategy for its input. Tests draw 25 examples by default;
+`benchmarks.faults` draws for as long as requested.
 """
 
 import datetime
@@ -54,27 +54,27 @@ from polyview.training.trainer import Trainer
 from sgi import dqn_replay, recording
 
 ROOT = Path(__file__).parent.parent
-BOMB = "[" * 100_000  # brackets that a recursive reader falls over
+BOMB = "[" * 100_000  # too deep for a recursive reader
 TEXT = json.dumps({"model": {"target": "polyview.nn:Nothing"}})
-SOON = datetime.timedelta(seconds=20)  # far more than any needs, far less than a hang
+SOON = datetime.timedelta(seconds=20)  # far more than needed, far less than a hang
 
 
-# What is thrown.
+# Strategies for the inputs.
 
 
 @st.composite
 def cut(draw, data: bytes) -> bytes:
-    """Bytes with a few of them changed, removed or put in, or the end missing."""
+    """Bytes with a few changed, inserted or removed, or with the end missing."""
     data = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         position = draw(st.integers(0, max(len(data) - 1, 0)))
         length = draw(st.sampled_from([1, 1, 2, 4, 64]))
         match draw(st.sampled_from(["change", "insert", "remove", "end"])):
             case "change":
-                there = data[position : position + length]
+                old = data[position : position + length]
                 data[position : position + length] = draw(
-                    st.binary(min_size=len(there), max_size=len(there))
-                    | st.sampled_from([b"\x00" * len(there), b"\xff" * len(there)])
+                    st.binary(min_size=len(old), max_size=len(old))
+                    | st.sampled_from([b"\x00" * len(old), b"\xff" * len(old)])
                 )
             case "insert":
                 data[position:position] = draw(st.binary(max_size=length))
@@ -104,7 +104,7 @@ JSON = st.recursive(
 
 @st.composite
 def altered(draw, tree) -> str:
-    """JSON with a few of its values replaced or removed; or no JSON."""
+    """JSON with a few values replaced or removed, or text that is not JSON."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.text(max_size=20) | st.sampled_from([BOMB, "{}", "[]", "1", ""]))
     tree = json.loads(json.dumps(tree))
@@ -125,12 +125,12 @@ def altered(draw, tree) -> str:
     return json.dumps(tree)
 
 
-# The readers: each takes what was thrown and a folder, and may raise what it promises.
+# Readers: each takes a drawn input and a folder, and may raise its documented errors.
 
 
-def config_parser(thrown, _) -> None:
-    """Flags, arguments and values, over a config that is there."""
-    key, value, flag, argument = thrown
+def config_parser(drawn, _) -> None:
+    """Flags, arguments and values applied to an existing config."""
+    key, value, flag, argument = drawn
     config = from_json(digits_text())
     for attempt in (
         lambda: apply_overrides(config, {key: value}),
@@ -147,7 +147,7 @@ def config_parser(thrown, _) -> None:
 
 
 def config_json(text: str, _) -> None:
-    """A config as a checkpoint brings it: read, ranges, and what it names."""
+    """A config from a checkpoint: its syntax, ranges and targets."""
     try:
         config = from_json(text)
         check_config(config)
@@ -158,7 +158,7 @@ def config_json(text: str, _) -> None:
 
 
 def run(text: str, folder: Path) -> None:
-    """A stranger's run whose config is another one: its model is built, or refused."""
+    """An untrusted run with another config: its model is built or refused."""
     step = copy_of(a_run(), folder / "run" / "checkpoints" / "4")
     for item, value in (("config", text), ("digest", text_digest(text))):
         found = json.loads((step / item / "metadata").read_text())
@@ -171,7 +171,7 @@ def run(text: str, folder: Path) -> None:
 
 
 def manifest(text: str, folder: Path) -> None:
-    """A manifest of examples."""
+    """The manifest of a data set."""
     directory = copy_of(data_set(), folder / "set")
     (directory / "manifest.json").write_text(text, errors="surrogatepass")
     try:
@@ -181,9 +181,9 @@ def manifest(text: str, folder: Path) -> None:
         pass
 
 
-def recorded_play(thrown: tuple[str, bytes], folder: Path) -> None:
-    """A manifest of recorded play, or its file."""
-    text, content = thrown
+def recorded_play(drawn: tuple[str, bytes], folder: Path) -> None:
+    """The manifest of recorded play, or its file."""
+    text, content = drawn
     for name, changed in (
         ("manifest.json", text.encode("utf-8", "replace")),
         (FILE, content),
@@ -208,16 +208,16 @@ def record(content: bytes, _) -> None:
 def image(content: bytes, _) -> None:
     """An image of any format."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of what it mends by itself
+        warnings.simplefilter("ignore")  # Pillow warns of damage that it repairs
         try:
             assert augment.decode(content).shape[2] == 3
         except CorruptRecord:
             pass
 
 
-def dqn_replay_file(thrown: tuple[str, bytes, bool], folder: Path) -> None:
-    """A file of DQN Replay as it is, or the head of what it unfolds to."""
-    kind, content, packed = thrown
+def dqn_replay_file(drawn: tuple[str, bytes, bool], folder: Path) -> None:
+    """A DQN Replay file, altered before or after it is decompressed."""
+    kind, content, packed = drawn
     directory = copy_of(exported(), folder / "replay")
     path = directory / f"$store$_{kind}_ckpt.1.gz"
     if not packed:
@@ -249,7 +249,7 @@ def volume(content: bytes, folder: Path) -> None:
 
 
 def weights(content: bytes, folder: Path) -> None:
-    """Another library's weights: refused, or arrays of the shapes that were asked."""
+    """Another library's weights: refused, or arrays of the requested shapes."""
     (folder / "x.safetensors").write_bytes(content)
     encoder, shapes = encoder_of_digits()
     try:
@@ -269,9 +269,9 @@ def history(content: bytes, folder: Path) -> None:
         pass
 
 
-def page_of_a_run(thrown: tuple[str, str], folder: Path) -> None:
+def page_of_a_run(drawn: tuple[str, str], folder: Path) -> None:
     """The config, an evaluation or a line of the metrics of a run, as a report."""
-    name, text = thrown
+    name, text = drawn
     workdir = copy_of(reported(), folder / "run")
     (workdir / name).write_text(text, errors="surrogatepass")
     try:
@@ -282,9 +282,9 @@ def page_of_a_run(thrown: tuple[str, str], folder: Path) -> None:
         pass
 
 
-def checkpoint_file(thrown: tuple[int, bytes], folder: Path) -> None:
-    """A file of a checkpoint: noticed, or the arrays are those that were saved."""
-    number, content = thrown
+def checkpoint_file(drawn: tuple[int, bytes], folder: Path) -> None:
+    """A file of a checkpoint: damage is detected, or the arrays are the saved ones."""
+    number, content = drawn
     step = copy_of(saved(), folder / "step")
     path = sorted(p for p in step.rglob("*") if p.is_file())[
         number % checkpoint_files()
@@ -302,7 +302,7 @@ def checkpoint_file(thrown: tuple[int, bytes], folder: Path) -> None:
         pass
 
 
-# What is there before it is altered.
+# Intact originals.
 
 
 @functools.cache
@@ -473,7 +473,7 @@ def header_of_weights() -> int:
 
 @st.composite
 def file_of_weights(draw):
-    """With its header damaged: the rest is numbers, and any will do."""
+    """Weights with an altered header; any content of the rest is valid."""
     whole, end = weights_of_digits(), header_of_weights()
     return draw(cut(whole[:end])) + draw(st.sampled_from([whole[end:], b""]))
 
@@ -594,20 +594,20 @@ SLOW = {
     "recorded play": 100,
     "run": 20,
     "report": 20,
-}  # examples, where each takes long
+}  # number of examples for slow readers
 
 
 def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> int:
-    """Throw examples at a reader, and return how many; raises what it should not."""
+    """Test a reader on drawn examples; return their number, raise unexpected errors."""
     import hypothesis
 
     strategy, reader = FUZZ[name]
     inputs = 0
 
-    def once(thrown):
+    def once(drawn):
         nonlocal inputs
         inputs += 1
-        reader(thrown, folder)
+        reader(drawn, folder)
 
     how = settings(
         max_examples=examples,
@@ -623,12 +623,12 @@ def fuzz(name: str, examples: int, folder: Path, seed: int | None = None) -> int
 
 @pytest.mark.parametrize("name", FUZZ)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_nothing_thrown_at_a_reader_gets_through(name, tmp_path):
+def test_a_reader_reads_or_refuses_any_input(name, tmp_path):
     fuzz(name, SLOW.get(name, 25), tmp_path)
 
 
 class Owned:
-    """What a pickle runs when it is read: it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = str(path)
@@ -637,8 +637,8 @@ class Owned:
         return os.mkdir, (self.path,)
 
 
-def test_a_pickle_is_read_nowhere(tmp_path):
-    """In place of a checkpoint's arrays, of a record, of an evaluation's arrays."""
+def test_pickles_are_never_loaded(tmp_path):
+    """Not as a file of a checkpoint, as a record or as an evaluation's arrays."""
     content = pickle.dumps(Owned(tmp_path / "owned"))
     for path in saved().rglob("*"):
         if path.is_file():
@@ -660,7 +660,7 @@ def checkpoint_file_is(path: Path, content: bytes, tmp_path: Path) -> None:
     checkpoint_file((number, content), tmp_path)
 
 
-def test_the_config_of_a_strangers_run_is_not_run_to_replay_it(tmp_path):
+def test_replay_executes_no_target_of_an_untrusted_config(tmp_path):
     config = json.loads(digits_text())
     config["source"] = {"target": "os:mkdir", "path": str(tmp_path / "owned")}
     (tmp_path / "dump" / "3").mkdir(parents=True)
@@ -678,7 +678,7 @@ def test_a_model_out_of_range_is_refused_before_it_is_built():
         abstract_module(make)
 
 
-def test_a_config_that_is_too_long_is_damage(tmp_path, monkeypatch):
+def test_a_config_above_the_size_limit_is_damage(tmp_path, monkeypatch):
     step = copy_of(saved(), tmp_path / "step")
     assert checkpoint.read_config(step).model.target == "polyview.nn:Nothing"
     monkeypatch.setattr(checkpoint, "LONGEST_JSON", 30)
@@ -687,29 +687,29 @@ def test_a_config_that_is_too_long_is_damage(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "spelt",
+    "spelling",
     [
-        {"pythonClassName": "stranger.Feature", "featuresDict": {"features": {}}},
-        {"python_class_name": "stranger.Feature", "featuresDict": {"features": {}}},
-        {"type": "stranger.Feature", "content": {}},
+        {"pythonClassName": "untrusted.Feature", "featuresDict": {"features": {}}},
+        {"python_class_name": "untrusted.Feature", "featuresDict": {"features": {}}},
+        {"type": "untrusted.Feature", "content": {}},
     ],
 )
-def test_a_tfds_folder_cannot_have_a_module_imported(tmp_path, monkeypatch, spelt):
-    (tmp_path / "stranger.py").write_text("raise SystemExit('imported')\n")
+def test_a_tfds_folder_cannot_import_a_module(tmp_path, monkeypatch, spelling):
+    (tmp_path / "untrusted.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     version = tmp_path / "set" / "1.0.0"
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text('{"name": "set", "version": "1.0.0"}')
-    (version / "features.json").write_text(json.dumps(spelt))
-    with pytest.raises(InputError, match="'stranger.Feature', a feature outside TFDS"):
+    (version / "features.json").write_text(json.dumps(spelling))
+    with pytest.raises(InputError, match="'untrusted.Feature', a feature outside TFDS"):
         Tfds("set", data_dir=tmp_path)
     (version / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match="do not fit together .*set/1.0.0"):
         Tfds("set", data_dir=tmp_path)
 
 
-def test_an_image_is_never_a_program(tmp_path, monkeypatch):
-    """PostScript, by whatever name, would be handed to an interpreter of it."""
+def test_postscript_is_not_executed_as_an_image(tmp_path, monkeypatch):
+    """PostScript, whatever the file's name, would be passed to its interpreter."""
     tool = tmp_path / "gs"
     tool.write_text(f"#!/bin/sh\ntouch {tmp_path}/owned\n")
     tool.chmod(0o755)
@@ -720,7 +720,7 @@ def test_an_image_is_never_a_program(tmp_path, monkeypatch):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_folder_with_loops_pipes_and_devices_is_read_to_its_end(tmp_path):
+def test_a_folder_with_loops_pipes_and_devices_does_not_hang(tmp_path):
     for number in range(500):
         (tmp_path / f"{number:03d}.png").write_bytes(b"no image")
     (tmp_path / "up").symlink_to(tmp_path, target_is_directory=True)
@@ -737,14 +737,14 @@ def test_a_folder_with_loops_pipes_and_devices_is_read_to_its_end(tmp_path):
             images[images.files.index(name)]
 
 
-def test_a_name_that_is_no_text_is_named(tmp_path):
+def test_a_file_name_that_is_not_utf_8_is_named(tmp_path):
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))).write_bytes(b"")
     with pytest.raises(InputError, match="udcff.png' in .* is not UTF-8"):
         Folder(tmp_path)
 
 
-def test_names_in_archives_and_manifests_reach_nothing(tmp_path):
-    """Of a tar, a manifest, a data set to be made."""
+def test_names_in_archives_and_manifests_cannot_leave_their_folder(tmp_path):
+    """Names in a tar, and in the manifest of a data set."""
     outer = io.BytesIO()
     with tarfile.open(fileobj=outer, mode="w") as archive:
         add(archive, "../../n00000001.tar", b"")
@@ -760,7 +760,7 @@ def test_names_in_archives_and_manifests_reach_nothing(tmp_path):
             ArrayRecord("set", data_dir=tmp_path)
 
 
-def test_what_unfolds_to_more_than_it_should_is_not_unfolded(tmp_path, monkeypatch):
+def test_oversized_compressed_content_is_not_decompressed(tmp_path, monkeypatch):
     """A wheel, a column of DQN Replay, frames of a recording."""
     with zipfile.ZipFile(tmp_path / "x.whl", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", bytes(2**20))
@@ -775,12 +775,12 @@ def test_what_unfolds_to_more_than_it_should_is_not_unfolded(tmp_path, monkeypat
     (files,) = dqn_replay.find(directory)
     peak = peak_bytes(lambda: dqn_replay.Checkpoint(files, actions=6))
     assert peak < 2**24
-    folded = zlib.compress(bytes(2**26))
-    assert peak_bytes(lambda: recording._array(folded, (4, 84, 84))) < 2**24
+    compressed = zlib.compress(bytes(2**26))
+    assert peak_bytes(lambda: recording._array(compressed, (4, 84, 84))) < 2**24
 
 
 def peak_bytes(refused) -> int:
-    """How much was held at most while something was read, and refused."""
+    """Peak memory while an input is read and refused."""
     tracemalloc.start()
     with pytest.raises((InputError, ValueError)):
         refused()
@@ -789,7 +789,7 @@ def peak_bytes(refused) -> int:
     return peak
 
 
-def test_a_volume_that_claims_to_be_huge_is_refused_by_its_header(tmp_path):
+def test_a_huge_volume_is_refused_by_its_header(tmp_path):
     content = bytearray(nifti())
     content[40:56] = struct.pack("<8h", 3, 32767, 32767, 32767, 1, 1, 1, 1)
     (tmp_path / "x.nii").write_bytes(content)
@@ -797,7 +797,7 @@ def test_a_volume_that_claims_to_be_huge_is_refused_by_its_header(tmp_path):
         brats._read(tmp_path / "x.nii")
 
 
-def test_a_page_shows_what_a_stranger_wrote_as_text(tmp_path):
+def test_a_page_escapes_untrusted_text(tmp_path):
     config = json.loads(digits_text())
     config["objective"]["loss"]["partial"] = "x:<script>alert(1)</script>"
     config["source"]["name"] = "<img src=x onerror=alert(1)>"

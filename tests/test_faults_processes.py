@@ -1,4 +1,4 @@
-"""Where one process of a run dies the other ends soon, and the same command goes on."""
+"""If one process of a run dies, the other exits soon; the same command resumes."""
 
 import re
 import socket
@@ -22,8 +22,10 @@ HEARTBEAT = 10
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_the_other_process_ends_and_the_run_goes_on(command, tmp_path, killed):
-    """kill -9 of one; the other within the heartbeat's time-out, and some seconds."""
+def test_if_one_process_is_killed_the_other_exits_and_the_run_resumes(
+    command, tmp_path, killed
+):
+    """Kill one with -9; the other exits soon after the heartbeat time-out."""
     arguments = ["--config", CONFIG, *SMALL, "--config.steps=400"]
     arguments += ["--workdir", tmp_path / "run"]
 
@@ -39,7 +41,7 @@ def test_the_other_process_ends_and_the_run_goes_on(command, tmp_path, killed):
     wait_for_step(pair[0], tmp_path / "run", 20)
     pair[killed].kill()
     output, _ = pair[1 - killed].communicate(timeout=60 + 3 * HEARTBEAT)
-    # What it meets first: the closed connection, or the silence.
+    # The status depends on which comes first: the closed connection or the time-out.
     assert pair[1 - killed].returncode in (75, 134, -6), output
     pair[killed].communicate()
     pair = started()
@@ -51,9 +53,9 @@ def test_the_other_process_ends_and_the_run_goes_on(command, tmp_path, killed):
     assert steps == sorted(set(steps)) and steps[-1] == 400
 
 
-def test_one_workdir_is_trained_in_by_one_program(tmp_path, monkeypatch):
-    """Two at once would destroy one another's saves; when one has ended, however it
-    ended, the next one can begin."""
+def test_only_one_process_trains_in_a_workdir(tmp_path, monkeypatch):
+    """Two at once would destroy each other's checkpoints; after one has ended, in any
+    way, the next can start."""
     config = load_config("configs/polyview_gaussian.py:steps=2,batch_size=16")
     program = f"""
 import time

@@ -1,4 +1,4 @@
-"""A file that is written is there whole, or is what it was before."""
+"""A file is written whole or left as it was; reads are bounded."""
 
 import os
 import resource
@@ -12,12 +12,12 @@ from polyview.runs import metrics
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_where_writing_ends_early_nothing_of_it_remains(tmp_path, before):
+def test_an_interrupted_write_leaves_only_the_old_file(tmp_path, before):
     path = tmp_path / "file"
     if before:
         path.write_bytes(before)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # like a full disk
     try:
         with pytest.raises(InputError, match=r"cannot write .*file: File too large"):
             files.write_whole(path, bytes(5000))
@@ -30,8 +30,8 @@ def test_where_writing_ends_early_nothing_of_it_remains(tmp_path, before):
     assert not before or path.read_bytes() == before
 
 
-def test_what_is_there_and_no_file_stays(tmp_path):
-    """As root, a rename would put a file in the place of /dev/null."""
+def test_a_folder_or_pipe_is_not_overwritten(tmp_path):
+    """As root, a rename would replace /dev/null by a file."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(InputError, match="it exists and is not a file"):
@@ -39,7 +39,7 @@ def test_what_is_there_and_no_file_stays(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_a_folder_is_checked_before_there_is_one(tmp_path):
+def test_checking_a_folder_does_not_make_it(tmp_path):
     files.check_folder(tmp_path / "new" / "deep")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_bytes(b"")
@@ -47,7 +47,7 @@ def test_a_folder_is_checked_before_there_is_one(tmp_path):
         files.check_folder(tmp_path / "file" / "deep")
 
 
-def test_what_is_read_is_a_file_and_bounded(tmp_path):
+def test_reads_require_a_regular_file_and_are_bounded(tmp_path):
     path = tmp_path / "x.json"
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="not a regular file"):
@@ -63,7 +63,7 @@ def test_what_is_read_is_a_file_and_bounded(tmp_path):
         files.read_bounded(path, 7)
 
 
-def test_no_link_is_followed_and_of_two_writers_one_is_whole(tmp_path):
+def test_writes_follow_no_links_and_concurrent_writes_stay_whole(tmp_path):
     victim, path = tmp_path / "victim", tmp_path / "file"
     victim.write_bytes(b"mine")
     path.symlink_to(victim)

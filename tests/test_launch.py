@@ -1,4 +1,4 @@
-"""Launchers deliver the words they are given, to every host, and return the status."""
+"""Launchers pass a command unchanged to every host and return its status."""
 
 import concurrent.futures
 import importlib.util
@@ -27,13 +27,13 @@ AWKWARD = [
     "\\",
     "-n",
 ]
-# A program that says what it was given, and by what environment.
+# A program that prints its arguments and environment.
 SAY = (
     "import json, os, sys; print(json.dumps([sys.argv[1:], {k: v for k, v in "
     "os.environ.items() if k.startswith(('JAX_', 'SLURM_'))}])); sys.exit(%d)"
 )
 CLOUD = {
-    # What of a cluster a launcher touches, on one host.
+    # Stand-ins, on one host, for the cluster programs that launchers call.
     "srun": """
         while [ "${1#--}" != "$1" ]; do shift; done
         for task in 0 1; do "$@" || exit; done""",
@@ -54,7 +54,7 @@ CLOUD = {
 
 @pytest.fixture
 def launch(tmp_path):
-    """`launch("slurm", words...)` -> the finished launcher, among stand-ins."""
+    """`launch("slurm", words...)` -> the finished launcher, run with stand-ins."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, script in CLOUD.items():
@@ -91,7 +91,7 @@ REMOTE = {
 
 
 @pytest.mark.parametrize("launcher", REMOTE)
-def test_a_command_arrives_word_for_word_and_its_status_comes_back(launch, launcher):
+def test_a_command_arrives_unchanged_and_its_status_is_returned(launch, launcher):
     command = ["python", "-c", SAY % 5, *AWKWARD]
     done = launch(*REMOTE[launcher], "--cache", "my cache", "--", *command)
     lines = [line for line in done.stdout.splitlines() if line.startswith("[[")]
@@ -105,20 +105,20 @@ def test_a_command_arrives_word_for_word_and_its_status_comes_back(launch, launc
 
 
 @pytest.mark.parametrize("launcher", REMOTE)
-def test_a_dry_run_prints_what_would_run_and_runs_nothing(launch, launcher, tmp_path):
+def test_a_dry_run_prints_the_command_and_runs_nothing(launch, launcher, tmp_path):
     mark = tmp_path / "ran"
     command = ["touch", str(mark), *AWKWARD]
     done = launch(*REMOTE[launcher], "--dry-run", "--", *command)
     assert done.returncode == 0 and not mark.exists(), done.stderr
     words = shlex.split(done.stdout)
-    if launcher != "local":  # the words are inside a line that another shell reads
+    if launcher != "local":  # the command is quoted in a line for another shell
         nested = [w for w in words if "touch" in w]
         words = shlex.split(nested[0]) if "touch" not in words else words
     start = words.index("touch")
     assert words[start : start + len(command)] == command
 
 
-def test_one_process_a_node_takes_all_its_gpus(launch):
+def test_one_process_per_node_uses_all_its_gpus(launch):
     command = ["--", "python", "-c", SAY % 0]
     for per, devices in (("node", "0,1,2,3"), ("gpu", None)):
         done = launch("slurm", "--gpus", "4", "--per", per, *command)
@@ -129,22 +129,20 @@ def test_one_process_a_node_takes_all_its_gpus(launch):
         assert f"--ntasks-per-node={tasks}" in shlex.split(dry.stdout)
 
 
-def test_a_job_that_saved_and_stopped_is_queued_again(launch):
+def test_a_slurm_job_that_saved_and_stopped_is_requeued(launch):
     for status, queued in ((75, True), (3, False)):
         done = launch("slurm", "--batch", "--", "python", "-c", SAY % status)
         assert done.returncode == status
         assert ("scontrol requeue 7" in done.stderr) == queued
 
 
-def test_a_failed_job_of_gke_is_a_failure(launch):
+def test_a_failed_gke_job_returns_its_status(launch):
     words = [*REMOTE["gke"], "--", "true"]
     assert launch(*words, XPK_STATUS="9").returncode == 9
     assert launch(*words[:-2], "--detach", *words[-2:], XPK_STATUS="9").returncode == 0
 
 
-def test_a_tpu_run_that_is_told_to_stop_says_so_and_is_not_started_again(
-    launch, tmp_path
-):
+def test_a_stopped_tpu_run_returns_75_and_is_not_restarted(launch, tmp_path):
     program = (
         "import signal, sys, time; print('started', flush=True); "
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); time.sleep(60)"
@@ -156,36 +154,36 @@ def test_a_tpu_run_that_is_told_to_stop_says_so_and_is_not_started_again(
         while not (log.exists() and "started" in log.read_text()):
             assert not running.done(), running.result().stderr
             time.sleep(0.05)
-        time.sleep(0.5)  # for the handler
+        time.sleep(0.5)  # until the handler is installed
         assert launch("tpu_vm", "stop", *REMOTE["tpu_vm"][2:]).returncode == 0
         done = running.result()
     assert done.returncode == 75, done.stderr
     assert log.read_text().count("started") == 1
 
 
-def test_verbs_of_tpu_vms_ask_for_what_they_need(launch):
-    of = ["--name", "n", "--zone", "z", "--project", "p p", "--dry-run"]
+def test_tpu_vm_verbs_print_the_right_commands(launch):
+    options = ["--name", "n", "--zone", "z", "--project", "p p", "--dry-run"]
     made = launch(
-        "tpu_vm", "create", *of, "--type", "v5e-16", "--version", "v", "--spot"
+        "tpu_vm", "create", *options, "--type", "v5e-16", "--version", "v", "--spot"
     )
     words = shlex.split(made.stdout)
     assert words[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "create"]
     assert {"--project=p p", "--spot", "--accelerator-type=v5e-16"} <= set(words)
-    asked = launch(
-        "tpu_vm", "create", *of, "--queue", "--type", "v5e-16", "--version", "v"
+    queued = launch(
+        "tpu_vm", "create", *options, "--queue", "--type", "v5e-16", "--version", "v"
     )
-    assert "queued-resources create n" in asked.stdout
-    for verb, says in (
+    assert "queued-resources create n" in queued.stdout
+    for verb, command in (
         ("install", "./polyview[tpu]"),
         ("logs", "tail"),
         ("stop", "kill -TERM"),
         ("delete", "tpu-vm delete n"),
     ):
-        assert says in launch("tpu_vm", verb, *of).stdout
+        assert command in launch("tpu_vm", verb, *options).stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["local"], "no command after --"),
         (["local", "--processes", "0", "--", "true"], "--processes is '0'"),
@@ -200,20 +198,20 @@ def test_verbs_of_tpu_vms_ask_for_what_they_need(launch):
         (["evaluate", "/nowhere"], "has no checkpoints"),
     ],
 )
-def test_what_cannot_be_launched_is_said_in_one_line(launch, words, says):
+def test_bad_launcher_arguments_are_a_one_line_error(launch, words, message):
     done = launch(*words)
     assert done.returncode == 2 and done.stdout == ""
-    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["local", "slurm", "tpu_vm", "gke", "evaluate"])
-def test_help_is_the_head_of_the_file(launch, name):
+def test_help_of_a_launcher_is_its_file_header(launch, name):
     done = launch(name, "--help")
     assert done.returncode == 0 and f"bash launch/{name}.sh" in done.stdout
     assert "set -euo" not in done.stdout and "--dry-run" in done.stdout
 
 
-def test_what_stopped_by_itself_is_started_again(launch, tmp_path):
+def test_a_command_that_exits_with_75_is_restarted(launch, tmp_path):
     count = tmp_path / "count"
     program = f"echo x >> {count}; [ $(wc -l < {count}) -ge 3 ] && exit 4; exit 75"
     done = launch("local", "--restarts", "5", "--", "bash", "-c", program)
@@ -232,7 +230,7 @@ def start(*words):
     )
 
 
-def test_a_signal_reaches_the_program_which_is_not_started_again():
+def test_a_signal_reaches_the_program_and_prevents_a_restart():
     program = "trap 'echo told; exit 75' TERM; echo ready; while :; do sleep 0.1; done"
     run = start("--restarts", "3", "--", "bash", "-c", program)
     assert run.stdout.readline() == "ready\n"
@@ -241,7 +239,7 @@ def test_a_signal_reaches_the_program_which_is_not_started_again():
     assert run.returncode == 75 and output == "told\n"
 
 
-def test_where_one_process_fails_the_others_are_ended():
+def test_if_one_process_fails_the_others_are_stopped():
     program = 'case "$*" in *"--process 1"*) exit 3;; esac; exec sleep 100'
     began = time.monotonic()
     run = start("--processes", "3", "--", "bash", "-c", program, "name")
@@ -249,7 +247,7 @@ def test_where_one_process_fails_the_others_are_ended():
     assert run.returncode == 3 and time.monotonic() - began < 50
 
 
-def test_checkpoints_without_a_result_are_evaluated_each_by_a_job(launch, tmp_path):
+def test_each_unevaluated_checkpoint_gets_its_own_job(launch, tmp_path):
     run = tmp_path / "a run"
     for step in ("20", "40", "100", "tmp.300"):
         (run / "checkpoints" / step).mkdir(parents=True)
@@ -268,7 +266,7 @@ def test_checkpoints_without_a_result_are_evaluated_each_by_a_job(launch, tmp_pa
     ]
     newest = launch("evaluate", str(run), "--newest", "--dry-run").stdout
     assert shlex.split(newest)[-2:] == ["--step", "100"]
-    # A job that fails does not keep the others from running.
+    # A failed job does not stop the others.
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\necho "$@"\nexit 6\n')
     program.chmod(stat.S_IRWXU)
@@ -284,7 +282,7 @@ def sweep():
     return module
 
 
-def test_a_grid_is_every_combination_in_order(sweep, capsys):
+def test_a_sweep_runs_every_combination_in_order(sweep, capsys):
     words = "rate=1e-3,x y seed=0,1 -- run --workdir {rate}-{seed} --config.r={rate}"
     words = words.replace("x y", "x;y").split(" ")
     assert sweep.main(words) == 0
@@ -297,7 +295,7 @@ def test_a_grid_is_every_combination_in_order(sweep, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ("a=1,2", "no command after --"),
         ("a=1,2 a=3 -- run {a}", "'a=3' is not a new"),
@@ -306,15 +304,15 @@ def test_a_grid_is_every_combination_in_order(sweep, capsys):
         ("a=1,2 b=1,2 -- run --workdir={a} {b}", "2 commands have the workdir 1"),
     ],
 )
-def test_what_makes_no_grid_is_said_in_one_line(sweep, capsys, words, says):
+def test_a_bad_sweep_grid_is_a_one_line_error(sweep, capsys, words, message):
     assert sweep.main(words.split()) == 2
-    said = capsys.readouterr()
-    assert says in said.err and said.out == "" and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == "" and printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("how", ["ABRT", "KILL"])
-def test_where_a_process_dies_a_line_says_so_and_all_are_started_again(launch, how):
-    """JAX aborts a process that has lost another, under a page of frames."""
+def test_if_a_process_dies_all_are_restarted_and_a_line_says_so(launch, how):
+    """JAX aborts a process that lost another, and prints a page of stack frames."""
     program = f'case "$*" in *"--process 1"*) kill -{how} $$;; esac; exec sleep 100'
     several = ["--processes", "2", "--restarts", "1", "--"]
     done = launch("local", *several, "bash", "-c", program, "name")

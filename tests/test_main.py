@@ -1,4 +1,4 @@
-"""What the command line says of a config without running it, and how soon."""
+"""The command line describes a config without running it, and starts fast."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ COMMANDS = (
 )
 
 
-def said(monkeypatch, capsys, *words) -> str:
+def output_of(monkeypatch, capsys, *words) -> str:
     monkeypatch.setattr(sys, "argv", ["polyview.main", *map(str, words)])
     monkeypatch.chdir(ROOT)
     command_line.main()
@@ -29,7 +29,7 @@ def said(monkeypatch, capsys, *words) -> str:
 
 
 def test_every_config_is_listed_with_its_first_line(monkeypatch, capsys):
-    lines = said(monkeypatch, capsys, "--list").splitlines()
+    lines = output_of(monkeypatch, capsys, "--list").splitlines()
     paths = sorted(map(str, Path("configs").glob("*.py")))
     assert [line.split()[0] for line in lines] == paths
     assert all(len(line.split()) > 3 for line in lines)
@@ -38,43 +38,43 @@ def test_every_config_is_listed_with_its_first_line(monkeypatch, capsys):
 def test_a_folder_is_listed_without_running_its_files(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.py").write_text('"""Said."""\nraise SystemExit(9)\n')
     (tmp_path / "b.py").write_text("def broken(:\n")
-    listed = said(monkeypatch, capsys, "--list", tmp_path)
+    listed = output_of(monkeypatch, capsys, "--list", tmp_path)
     assert "a.py  Said." in listed and "b.py  (not Python: " in listed
     with pytest.raises(InputError, match="no configs in .*none"):
-        said(monkeypatch, capsys, "--list", tmp_path / "none")
+        output_of(monkeypatch, capsys, "--list", tmp_path / "none")
 
 
-def test_a_printed_config_is_the_one_that_would_run(monkeypatch, capsys):
+def test_a_printed_config_includes_the_overrides(monkeypatch, capsys):
     path = "configs/polyview_digits.py:views=2"
-    text = said(
+    text = output_of(
         monkeypatch, capsys, "--config", path, "--print-config", "--config.steps=7"
     )
     assert text == to_json(load_config(path, {"steps": "7"})) + "\n"
     assert json.loads(text)["steps"] == 7
 
 
-def test_a_dry_run_says_sizes_and_writes_nothing(
+def test_a_dry_run_prints_sizes_and_writes_nothing(
     monkeypatch, capsys, tmp_path, data_dir
 ):
     monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
     config = "configs/polyview_digits.py:views=2"
     words = ["--config", config, "--workdir", tmp_path / "run", "--dry-run"]
-    told = said(monkeypatch, capsys, *words, "--config.batch_size=8")
-    assert "parameters" in told and "MiB a device, as compiled" in told
+    printed = output_of(monkeypatch, capsys, *words, "--config.batch_size=8")
+    assert "parameters" in printed and "MiB a device, as compiled" in printed
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="batch_size=1000000"):
-        said(monkeypatch, capsys, *words, "--config.batch_size=1000000")
+        output_of(monkeypatch, capsys, *words, "--config.batch_size=1000000")
 
 
-def test_a_run_needs_a_config_and_a_workdir(monkeypatch, capsys):
+def test_a_run_requires_a_config_and_a_workdir(monkeypatch, capsys):
     with pytest.raises(InputError, match="--list shows some"):
-        said(monkeypatch, capsys, "--workdir", "x")
+        output_of(monkeypatch, capsys, "--workdir", "x")
     with pytest.raises(InputError, match="give --workdir DIR"):
-        said(monkeypatch, capsys, "--config", "configs/polyview_digits.py")
+        output_of(monkeypatch, capsys, "--config", "configs/polyview_digits.py")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_import_do_not_wait_for_jax(name):
+def test_help_does_not_import_jax(name):
     program = (
         f"import sys, runpy; sys.argv = [{name!r}, '--help']\n"
         f"try: runpy.run_module({name!r}, run_name='__main__')\n"

@@ -1,4 +1,4 @@
-"""What `pip install` gives: every package, the configs, the commands, and no data."""
+"""`pip install` brings every package, the configs and the commands, and no data."""
 
 import re
 import shutil
@@ -34,8 +34,8 @@ def test_every_folder_of_code_is_packaged():
     assert set(packages) == folders | configs
 
 
-def test_there_is_one_version():
-    """The package's, which the build reads; the changelog has a section for it."""
+def test_package_changelog_and_citation_have_one_version():
+    """The build reads the package's version; changelog and citation have the same."""
     assert PROJECT["project"]["dynamic"] == ["version"]
     version = PROJECT["tool"]["setuptools"]["dynamic"]["version"]
     assert version == {"attr": "polyview.__version__"}
@@ -49,15 +49,19 @@ def test_there_is_one_version():
     assert f"\ndate-released: {date}\n" in citation
 
 
-def test_what_is_locked_is_what_the_package_asks_for():
-    """Each dependency is pinned for `make`, in its range; nothing is pinned beside."""
+def test_pinned_requirements_match_the_dependencies():
+    """Each dependency, and nothing else, is pinned for `make` within its range."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    asked = project["dependencies"] + extras["dev"] + extras["docs"] + extras["atari"]
-    ranges = {canonicalize_name(r.name): r.specifier for r in map(Requirement, asked)}
+    required = (
+        project["dependencies"] + extras["dev"] + extras["docs"] + extras["atari"]
+    )
+    ranges = {
+        canonicalize_name(r.name): r.specifier for r in map(Requirement, required)
+    }
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [Requirement(line.split("#")[0]) for line in lines if line.split("#")[0]]
     assert {canonicalize_name(pin.name) for pin in pins} == set(ranges)
@@ -68,14 +72,14 @@ def test_what_is_locked_is_what_the_package_asks_for():
 
 
 @pytest.mark.parametrize("package", [polyview, sgi], ids=lambda p: p.__name__)
-def test_an_installed_command_runs_the_module(package, monkeypatch, capsys):
+def test_an_installed_command_runs_its_module(package, monkeypatch, capsys):
     names = package.__main__.COMMANDS
     for name in names:
         assert (Path(package.__file__).parent / f"{name}.py").is_file()
     monkeypatch.setattr(sys, "argv", [package.__name__])
     cli.choose(package.__name__, names)
-    told = capsys.readouterr().out
-    assert all(f"\n  {name} " in told for name in names)
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in names)
     for words, why in (["report", "--run"], "expected"), (["reprt"], "'report'?"):
         monkeypatch.setattr(sys, "argv", [package.__name__, *words])
         with pytest.raises(SystemExit) as end:
@@ -83,10 +87,10 @@ def test_an_installed_command_runs_the_module(package, monkeypatch, capsys):
         assert end.value.code == 2 and why in capsys.readouterr().err
 
 
-def test_an_installed_package_brings_the_configs(tmp_path, monkeypatch):
-    there = tmp_path / "site" / "configs"
-    there.mkdir(parents=True)
-    (there / "x.py").write_text("def get_config(argument):\n    return {'a': 1}\n")
+def test_an_installed_package_includes_the_configs(tmp_path, monkeypatch):
+    installed = tmp_path / "site" / "configs"
+    installed.mkdir(parents=True)
+    (installed / "x.py").write_text("def get_config(argument):\n    return {'a': 1}\n")
     monkeypatch.setattr(config_file, "__file__", str(tmp_path / "site/config/file.py"))
     monkeypatch.chdir(tmp_path)
     assert load_config("configs/x.py").a == 1
@@ -95,11 +99,11 @@ def test_an_installed_package_brings_the_configs(tmp_path, monkeypatch):
     (tmp_path / "configs" / "x.py").write_text(
         "def get_config(argument):\n    return {'a': 2}\n"
     )
-    assert load_config("configs/x.py").a == 2, "what the user has comes first"
+    assert load_config("configs/x.py").a == 2, "the user's own config must come first"
 
 
-def test_importing_the_package_is_light():
-    """Neither JAX nor NumPy: a second would be long for a name."""
+def test_importing_the_package_imports_no_heavy_library():
+    """Neither JAX nor NumPy: `import polyview` must be fast."""
     program = (
         "import sys, polyview\n"
         "assert not {'jax', 'numpy', 'flax', 'grain'} & set(sys.modules)"
@@ -108,11 +112,11 @@ def test_importing_the_package_is_light():
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_code_and_configs_alone(tmp_path):
-    source = tmp_path / "source"  # since building leaves its traces there
+def test_a_wheel_contains_only_code_and_configs(tmp_path):
+    source = tmp_path / "source"  # since building leaves files in its source
     for name in ("polyview", "sgi", "configs"):
-        unseen = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, source / name, ignore=unseen)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path)]

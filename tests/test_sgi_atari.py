@@ -1,4 +1,4 @@
-"""The emulator's pixels, lives and state are what the published preprocessing says."""
+"""Pixels, lives and state of the emulator follow the published preprocessing."""
 
 import sys
 
@@ -13,7 +13,7 @@ from sgi.atari import Game
 
 
 def played(game, steps, seed=0):
-    """Random play through ends of games: what was seen, earned and flagged."""
+    """Random play across games: the frame, reward, flags and memory of each step."""
     rng = np.random.default_rng(seed)
     seen = []
     for _ in range(steps):
@@ -25,7 +25,7 @@ def played(game, steps, seed=0):
 
 
 @pytest.mark.parametrize("name", ["breakout", "pong"])
-def test_pixels_rewards_and_lives_are_those_of_gymnasium(name):
+def test_pixels_rewards_and_lives_match_gymnasium(name):
     gymnasium = pytest.importorskip("gymnasium")
     import ale_py
 
@@ -51,13 +51,13 @@ def test_pixels_rewards_and_lives_are_those_of_gymnasium(name):
             over,
             truncated,
         )
-        if over:  # the frame behind the end is nobody's
+        if over:  # the frame after the end is not compared
             frame, info = theirs.reset()
             step = step._replace(frame=ours.reset())
         np.testing.assert_array_equal(step.frame, frame)
 
 
-def test_a_frame_is_the_mean_by_area_of_the_maximum_of_two_screens():
+def test_a_frame_is_the_area_mean_of_the_maximum_of_two_screens():
     game = Game("breakout")
     game.reset()
     frame = game.step(1).frame
@@ -96,7 +96,7 @@ def test_a_game_without_lives_ends_only_when_it_is_over():
     assert not any(step.game_over for step in steps[:-1])
 
 
-def test_a_game_is_cut_off_at_the_cap(monkeypatch):
+def test_a_game_is_truncated_at_the_frame_cap(monkeypatch):
     monkeypatch.setattr(atari, "FRAME_CAP", 42)
     game = Game("pong")
     game.reset()
@@ -104,7 +104,7 @@ def test_a_game_is_cut_off_at_the_cap(monkeypatch):
     assert ends == [(False, False)] * 10 + [(False, True)]
 
 
-def test_the_seed_decides_sticky_play():
+def test_only_sticky_play_depends_on_the_seed():
     def play(seed, sticky):
         game = Game("breakout", sticky=sticky, seed=seed)
         game.reset()
@@ -114,7 +114,7 @@ def test_the_seed_decides_sticky_play():
     assert play(1, 0.0) == play(2, 0.0)
 
 
-def test_a_restored_state_goes_on_exactly_sticky_actions_included():
+def test_a_restored_state_replays_exactly_with_sticky_actions():
     game = Game("breakout", sticky=0.25, seed=1)
     game.reset(7)
     played(game, 40)
@@ -130,7 +130,7 @@ def test_a_restored_state_goes_on_exactly_sticky_actions_included():
     assert any(over for *_, over, _, _ in expected)
 
 
-def test_a_state_that_does_not_fit_is_refused():
+def test_a_state_that_is_damaged_or_of_another_game_is_refused():
     pong, breakout = Game("pong"), Game("breakout")
     pong.reset()
     breakout.reset()
@@ -146,7 +146,7 @@ def test_a_state_that_does_not_fit_is_refused():
         pong.restore(atari.pack({**fields, "emulator": fields["emulator"][:999]}))
 
 
-def test_an_unknown_game_is_answered_with_the_nearest():
+def test_an_unknown_game_suggests_the_nearest():
     with pytest.raises(InputError, match="no game 'KungFuMaster'.* kung_fu_master"):
         Game("KungFuMaster")
     with pytest.raises(InputError, match="spelt as in ms_pacman"):
@@ -154,23 +154,23 @@ def test_an_unknown_game_is_answered_with_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("folder", "says"),
+    ("folder", "message"),
     [("empty", "No such file"), ("other", "hash of pong.bin"), ("nowhere", "exist")],
 )
-def test_a_rom_that_is_missing_or_another_is_named(
-    tmp_path, monkeypatch, capsys, folder, says
+def test_a_missing_or_wrong_rom_is_named(
+    tmp_path, monkeypatch, capsys, folder, message
 ):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "pong.bin").write_bytes(b"a game")
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path / folder))
-    with pytest.raises(InputError, match=f"no ROM of 'pong' in .*{says}") as caught:
+    with pytest.raises(InputError, match=f"no ROM of 'pong' in .*{message}") as caught:
         Game("pong")
     assert "unset ALE_ROMS_DIR" in str(caught.value) and "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
 
 
-def test_without_ale_py_it_says_what_to_install(monkeypatch):
+def test_without_ale_py_the_error_says_what_to_install(monkeypatch):
     atari._ale.cache_clear()
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(InputError, match="pip install ale-py==0.12.1"):

@@ -1,4 +1,4 @@
-"""Play is recorded as it was played, and the DQN Replay layout is read and written."""
+"""Play is recorded exactly; the DQN Replay layout is read and written."""
 
 import gzip
 import json
@@ -37,8 +37,8 @@ def breakout(tmp_path_factory):
     return folder
 
 
-def test_a_recording_is_the_play_of_the_emulator(breakout):
-    """Against a loop over the emulator that shares only its rules of chance."""
+def test_a_recording_matches_play_on_the_emulator(breakout):
+    """Compare with a loop over the emulator that shares only the random draws."""
     found = recording.read("breakout_random", data_dir=breakout)
     game = Game("breakout", sticky=0.25, seed=0)
     rng, first = np.random.default_rng(0), True
@@ -56,15 +56,19 @@ def test_a_recording_is_the_play_of_the_emulator(breakout):
     assert found.terminal.sum() >= 2 and not found.terminal[-1]
 
 
-def test_the_manifest_says_how_it_came_about(breakout):
+def test_the_manifest_records_how_play_was_made(breakout):
     manifest = json.loads((breakout / "breakout_random" / "manifest.json").read_text())
-    said = manifest["provenance"]
-    assert said["game"] == "breakout" and said["policy"] == "random"
-    assert said["actions"] == ["NOOP", "FIRE", "RIGHT", "LEFT"]
-    assert (said["sticky"], said["noops"], said["seed"]) == (0.25, 30, 0)
-    assert said["preprocessing"]["resize"] == "cv2.INTER_AREA"
+    provenance = manifest["provenance"]
+    assert provenance["game"] == "breakout" and provenance["policy"] == "random"
+    assert provenance["actions"] == ["NOOP", "FIRE", "RIGHT", "LEFT"]
+    assert (provenance["sticky"], provenance["noops"], provenance["seed"]) == (
+        0.25,
+        30,
+        0,
+    )
+    assert provenance["preprocessing"]["resize"] == "cv2.INTER_AREA"
     found = recording.read("breakout_random", data_dir=breakout)
-    counts = said["counts"]
+    counts = provenance["counts"]
     assert (counts["steps"], counts["episodes"]) == (600, found.first.sum())
     assert counts["finished"] == found.terminal.sum()
     ends = np.flatnonzero(found.terminal)
@@ -97,7 +101,7 @@ def test_the_manifest_says_how_it_came_about(breakout):
         ({"game": 5}, "holds no recorded play"),
     ],
 )
-def test_a_recording_that_says_what_cannot_be_is_refused(
+def test_a_recording_with_invalid_provenance_is_refused(
     breakout, tmp_path, changes, message
 ):
     manifest = json.loads((breakout / "breakout_random/manifest.json").read_text())
@@ -111,12 +115,12 @@ def test_a_recording_that_says_what_cannot_be_is_refused(
 def test_agents_play_in_turn(tmp_path, monkeypatch):
     from sgi import load as loading
 
-    asked = []
+    loaded = []
 
     def load(run, seed=0, at=None):
-        asked.append((run, seed, at))
+        loaded.append((run, seed, at))
         return SimpleNamespace(
-            config={"game": "pong"}, action=1 + len(asked), step=at or 20
+            config={"game": "pong"}, action=1 + len(loaded), step=at or 20
         )
 
     def greedy(model):
@@ -126,12 +130,12 @@ def test_agents_play_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "greedy", greedy)
     flags = "--agent_seed", 3, "--epsilon", 0, "--data_dir", tmp_path
     run("--game", "pong", "--steps", 31, "--agent", "a@7", "b", *flags)
-    assert asked == [("a", 3, 7), ("b", 3, None)]
+    assert loaded == [("a", 3, 7), ("b", 3, None)]
     found = recording.read("pong_agent", data_dir=tmp_path)
     assert found.action.tolist() == 15 * [2] + 16 * [3]
     assert np.flatnonzero(found.first).tolist() == [0, 15]
-    said = recording.describe("pong_agent", tmp_path)
-    assert (said["policy"], said["agents"]) == ("agent", ["a@7", "b@20"])
+    about = recording.describe("pong_agent", tmp_path)
+    assert (about["policy"], about["agents"]) == ("agent", ["a@7", "b@20"])
     with pytest.raises(InputError, match="does not play breakout"):
         run("--game", "breakout", "--steps", 31, "--agent", "a", *flags)
     with pytest.raises(InputError, match="RUN@STEP"):
@@ -139,7 +143,9 @@ def test_agents_play_in_turn(tmp_path, monkeypatch):
     assert not (tmp_path / "breakout_agent").exists()
 
 
-def test_the_same_command_again_leaves_it_alone(breakout, tmp_path, capsys):
+def test_repeating_the_command_leaves_the_recording_unchanged(
+    breakout, tmp_path, capsys
+):
     path = breakout / "breakout_random" / "train-00000.array_record"
     before = path.stat().st_mtime_ns
     arguments = ["--game", "breakout", "--steps", 600]
@@ -153,7 +159,7 @@ def test_the_same_command_again_leaves_it_alone(breakout, tmp_path, capsys):
         run(*arguments, "--sticky", 0, "--data_dir", breakout)
 
 
-def test_interrupted_recording_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_recording_leaves_no_files(tmp_path, monkeypatch):
     def stopped(self, stack, rng):
         raise KeyboardInterrupt
 
@@ -163,7 +169,7 @@ def test_interrupted_recording_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_policy_sees_the_last_four_frames_and_none_of_another_game():
+def test_a_policy_sees_the_last_four_frames_of_its_game_only():
     stacks = []
 
     def fire(stack, rng):
@@ -182,12 +188,12 @@ def test_a_policy_sees_the_last_four_frames_and_none_of_another_game():
 
 
 def test_an_epsilon_mixture_is_uniform_with_probability_epsilon():
-    """Chi-square of 3,000 draws of a policy that would always take action 2."""
+    """Chi-squared test of 3,000 draws; the greedy action is always 2."""
     policy = EpsilonGreedy(lambda stack, rng: 2, epsilon=0.4, actions=4)
     rng = np.random.default_rng(0)
     drawn = np.bincount([policy(None, rng) for _ in range(3000)], minlength=4)
     expected = np.array([300, 300, 2100, 300])
-    assert ((drawn - expected) ** 2 / expected).sum() < 16.3  # 99.9 %, 3 degrees
+    assert ((drawn - expected) ** 2 / expected).sum() < 16.3  # 99.9% quantile, df = 3
     drawn = np.bincount([Uniform(4)(None, rng) for _ in range(3000)], minlength=4)
     assert ((drawn - 750) ** 2 / 750).sum() < 16.3
 
@@ -208,12 +214,12 @@ def test_an_epsilon_mixture_is_uniform_with_probability_epsilon():
         ([], "--game"),
     ],
 )
-def test_bad_arguments_are_answered(arguments, message):
+def test_bad_sgi_prepare_arguments_are_an_error(arguments, message):
     with pytest.raises(InputError, match=message):
         run(*arguments)
 
 
-def test_an_error_is_a_line_and_status_2():
+def test_an_sgi_prepare_error_is_one_line_with_status_2():
     done = subprocess.run(
         [sys.executable, "-m", "sgi.prepare", "--game", "pongg"],
         cwd=Path(__file__).parent.parent,
@@ -263,7 +269,7 @@ def imported(folder, data_dir, *arguments):
     return recording.read("pong_dqn", data_dir=data_dir)
 
 
-def test_import_leaves_padding_out_and_heals_rewards(tmp_path):
+def test_import_drops_padding_and_zeroes_nan_rewards(tmp_path):
     play = list(synthetic([40, 7, 1, 900, 300]))
     arrays = dopamine(tmp_path / "files", play)
     rewards = arrays["reward"].copy()
@@ -281,7 +287,7 @@ def test_import_leaves_padding_out_and_heals_rewards(tmp_path):
     assert found.ram is None
 
 
-def test_checkpoints_of_either_name_are_read_in_the_order_asked_for(tmp_path):
+def test_checkpoints_of_either_naming_are_read_in_the_given_order(tmp_path):
     early, late = list(synthetic([20, 30])), list(synthetic([11]))
     dopamine(tmp_path / "files", late, number=50, name="{}_{}.gz")
     dopamine(tmp_path / "files", early, number=1)
@@ -302,15 +308,15 @@ def test_runs_in_several_folders_are_imported_in_turn(tmp_path):
     run("--game", "pong", "--import", *folders, *flags)
     found = recording.read("pong_dqn", data_dir=tmp_path / "data")
     assert np.flatnonzero(found.first).tolist() == [0, 20, 27]
-    said = recording.describe("pong_dqn", tmp_path / "data")["files"]
-    assert said[4].startswith("3/replay_logs/") and len(said) == 12
+    files = recording.describe("pong_dqn", tmp_path / "data")["files"]
+    assert files[4].startswith("3/replay_logs/") and len(files) == 12
 
 
-def test_padding_is_told_from_black_screens():
+def test_padding_is_distinguished_from_black_screens():
     def rows(text):
         return padding_rows(np.array([character == "0" for character in text]))
 
-    #      one row a character: 0 is all zeros, P what must be found to be padding
+    #      one character a row: 0 is all zeros, P is expected to be padding
     for text, expected in {
         "000x0x00x000xx": "PPPx0x00xPPPxx",
         "00000x0000x": "PPP00xPPP0x",
@@ -322,7 +328,7 @@ def test_padding_is_told_from_black_screens():
         assert rows(text).tolist() == [character == "P" for character in expected]
 
 
-def test_export_and_import_give_the_same_back(breakout, tmp_path):
+def test_importing_an_export_gives_the_same_recording(breakout, tmp_path):
     arguments = ["--game", "breakout", "--steps", 600, "--data_dir", breakout]
     run(*arguments, "--export", tmp_path / "files")
     with pytest.raises(InputError, match="export into a new folder"):
@@ -340,7 +346,7 @@ def test_export_and_import_give_the_same_back(breakout, tmp_path):
         assert exported == gzip.decompress(path.read_bytes())
 
 
-def test_no_files_says_where_they_come_from(tmp_path):
+def test_without_dqn_files_the_error_says_where_to_get_them(tmp_path):
     with pytest.raises(InputError, match="atari-replay-datasets.* 403 .*record play"):
         imported(tmp_path, tmp_path / "data")
     dopamine(tmp_path, synthetic([9]))
@@ -381,13 +387,13 @@ def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path, damage, kind):
         ({"terminal": np.array([b"x"])}, "terminal.* is damaged"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, replaced, message):
+def test_files_with_inconsistent_arrays_are_refused(tmp_path, replaced, message):
     dopamine(tmp_path / "files", synthetic([20]), **replaced)
     with pytest.raises(InputError, match=message):
         imported(tmp_path / "files", tmp_path / "data")
 
 
-def test_a_pickle_in_a_file_is_not_opened(tmp_path):
+def test_a_pickle_in_a_dqn_file_is_not_loaded(tmp_path):
     dopamine(tmp_path / "files", synthetic([20]))
     with gzip.open(tmp_path / "files" / "$store$_action_ckpt.1.gz", "wb") as file:
         np.save(file, np.array([{}] * 23), allow_pickle=True)

@@ -1,4 +1,4 @@
-"""Reports and films of fine-tuned runs show what is there, and say what is not."""
+"""Reports and films of fine-tuned runs show the results and note what is missing."""
 
 import functools
 import json
@@ -37,13 +37,13 @@ STEPS = 1000
 
 @pytest.fixture(autouse=True)
 def protocol(monkeypatch):
-    """These small runs are as published ones are."""
+    """Give the published protocol the numbers of these small runs."""
     monkeypatch.setitem(scores.PROTOCOL, "step", STEPS)
     monkeypatch.setitem(scores.PROTOCOL, "episodes", 4)
 
 
 def evaluation(game, step, means, **changes):
-    """Of four games a seed, whose mean is given."""
+    """An evaluation of four games a seed, with the given means."""
     games = [[mean - 3, mean + 3, mean - 1, mean + 1] for mean in means]
     return {
         "game": game,
@@ -59,7 +59,7 @@ def evaluation(game, step, means, **changes):
 
 
 def make_run(path, game="pong", means=(0.0, 10.0), init_from=None, **changes):
-    """A run that ended, of as many seeds as there are means."""
+    """A finished run with one seed per mean."""
     (path / "eval").mkdir(parents=True)
     config = {
         "game": game,
@@ -108,13 +108,13 @@ def two_methods(folder):
     ]
 
 
-def test_the_table_says_what_the_runs_hold(tmp_path):
+def test_the_sgi_table_shows_scores_and_intervals(tmp_path):
     runs = read(two_methods(tmp_path))
     columns = score_columns(runs)
     cells = [[column(run) for column in columns.values()] for run in runs]
     assert list(columns)[:3] == ["game", "method", "run"]
-    # The resampled mean of two seeds is each of them in one case of four: so it is the
-    # end of a 95% interval.
+    # A resampled mean of two seeds equals each seed with probability 1/4, so the seeds
+    # are the ends of a 95% interval.
     human = [f"{(score + 20.7) / 35.3:.3f}" for score in (5, 0, 10)]
     assert cells[2] == [
         *("pong", "from scratch", "pong_", "1,000", "2", "5.0", "0.0 to 10.0"),
@@ -124,7 +124,7 @@ def test_the_table_says_what_the_runs_hold(tmp_path):
     assert cells[1][1] == "pre-trained" and cells[1][7] == "0.750"
 
 
-def test_aggregates_are_of_seeds_and_games(tmp_path):
+def test_aggregates_are_over_seeds_and_games(tmp_path):
     runs = read(two_methods(tmp_path))
     scratch, pretrained = methods_of(runs)
     assert (scratch.label, pretrained.label) == ("from scratch", "pre-trained")
@@ -139,10 +139,10 @@ def test_aggregates_are_of_seeds_and_games(tmp_path):
         assert f">{value:.3f} ({low:.3f} to {high:.3f})<" in page
     of_spr = [human_normalised(game, GAMES[game].spr) for game in scratch.games]
     assert "SPR, published</td>" in page and f">{np.mean(of_spr):.3f}<" in page
-    assert "SGI-M/L" not in page  # which is over 26 games
+    assert "SGI-M/L" not in page  # SGI's is over 26 games
 
 
-def test_published_aggregates_stand_beside_all_26_games(tmp_path):
+def test_published_aggregates_are_shown_beside_all_26_games(tmp_path):
     runs = [make_run(tmp_path / game, game, (GAMES[game].der,)) for game in GAMES]
     page = aggregates(read(runs))
     assert page.count(">0.161<") == page.count(">0.285<") == 2  # ours, and DER's
@@ -150,7 +150,7 @@ def test_published_aggregates_stand_beside_all_26_games(tmp_path):
     assert " to " not in page[: page.index("<p>")]  # one seed: no interval
 
 
-def test_a_learning_curve_is_of_the_last_ten_finished_games(tmp_path):
+def test_a_learning_curve_averages_the_last_ten_finished_games(tmp_path):
     (run,) = read([make_run(tmp_path / "a", means=(0.0, 0.0, 0.0))])
     steps, curve = learning_curve(run)
     assert curve.shape == (3, len(steps))
@@ -166,7 +166,7 @@ def test_a_learning_curve_is_of_the_last_ten_finished_games(tmp_path):
     assert steps[0] == max(first)
 
 
-def test_a_learning_curve_waits_for_every_seed(tmp_path):
+def test_a_learning_curve_starts_once_every_seed_has_a_score(tmp_path):
     path = make_run(tmp_path / "a", means=(0.0, 0.0))
     write_lines(path / "episodes.jsonl", [{"step": 9, "seed": 1, "score": 3.0}])
     assert learning_curve(read([path])[0]) is None
@@ -178,7 +178,7 @@ def test_a_learning_curve_waits_for_every_seed(tmp_path):
     assert (steps == 20).all() and (curve == [[5], [3]]).all()
 
 
-def test_the_page_is_complete_and_needs_no_network(tmp_path):
+def test_the_sgi_page_is_complete_and_needs_no_network(tmp_path):
     page = html_page(read(two_methods(tmp_path)))
     text = re.sub(r"base64,[^\"]*", "", page)
     assert not re.search(r"https?:|//\w|<script|<link|@import|url\(", text)
@@ -192,23 +192,25 @@ def test_the_page_is_complete_and_needs_no_network(tmp_path):
     assert "<strong>5.0</strong>" in page and "<strong>22.2</strong>" in page
 
 
-def test_text_from_a_run_is_escaped(tmp_path):
+def test_text_from_a_run_is_escaped_in_the_sgi_report(tmp_path):
     path = make_run(tmp_path / "<b>bold", game="<i>game")
     page = html_page(read([path]))
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page
     assert "<i>game" not in page and "&lt;i&gt;game" in page
 
 
-def test_the_command_writes_a_page_or_a_picture(tmp_path, monkeypatch, capsys):
+def test_the_sgi_report_command_writes_a_page_or_an_image(
+    tmp_path, monkeypatch, capsys
+):
     runs = [str(path) for path in two_methods(tmp_path)]
-    page, picture = tmp_path / "page.html", tmp_path / "curves.png"
-    for output in page, picture:
+    page, image = tmp_path / "page.html", tmp_path / "curves.png"
+    for output in page, image:
         flags = ["report", "--run", *runs, "--output", str(output)]
         monkeypatch.setattr(sys, "argv", flags)
         report.main()
         assert "pong     from scratch  pong_" in capsys.readouterr().out
     assert page.read_text().startswith("<!doctype html>")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(sys, "argv", [*flags[:-1], "curves.jpg"])
     with pytest.raises(InputError, match="must end in .html or .png"):
         report.main()
@@ -233,7 +235,7 @@ def test_a_game_outside_the_table_has_raw_scores_only(tmp_path):
     assert "Aggregates over games" not in page and "Published scores" not in page
 
 
-def test_seeds_of_several_runs_are_joined(tmp_path):
+def test_seeds_of_several_runs_are_merged(tmp_path):
     paths = [make_run(tmp_path / name, means=(1.0, 2.0)) for name in ("a", "bb")]
     runs = read(paths)
     assert notes_on(runs) == [
@@ -244,7 +246,7 @@ def test_seeds_of_several_runs_are_joined(tmp_path):
     assert method.scores.shape == (4, 1)
 
 
-def test_what_makes_another_method_is_named(tmp_path):
+def test_keys_that_distinguish_methods_are_named(tmp_path):
     larger = {"actions": 4, "hidden": 128}
     runs = read([make_run(tmp_path / "a"), make_run(tmp_path / "b", model=larger)])
     assert labels(runs) == {"a": "from scratch A", "b": "from scratch B"}
@@ -286,15 +288,15 @@ def test_what_makes_another_method_is_named(tmp_path):
         ),
     ],
 )
-def test_what_does_not_compare_is_pointed_out(tmp_path, alter, note):
+def test_runs_that_are_not_comparable_are_noted(tmp_path, alter, note):
     paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", game="freeway")]
     assert notes_on(read(paths)) == []
     alter(*paths)
     found = notes_on(read(sorted(tmp_path.iterdir())))
-    assert any(note in said for said in found), found
+    assert any(note in line for line in found), found
 
 
-def test_a_run_that_has_only_begun_is_shown(tmp_path, monkeypatch):
+def test_an_agent_without_evaluations_is_shown(tmp_path, monkeypatch):
     run = tmp_path / "new"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"game": "pong", "seeds": 2}))
@@ -335,7 +337,7 @@ def test_a_run_that_has_only_begun_is_shown(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_damaged_run_is_refused(tmp_path, damage, message):
+def test_a_damaged_run_is_refused_by_the_sgi_report(tmp_path, damage, message):
     run = make_run(tmp_path / "a")
     damage(run)
     with pytest.raises(InputError, match=message):
@@ -343,9 +345,7 @@ def test_a_damaged_run_is_refused(tmp_path, damage, message):
 
 
 @pytest.mark.parametrize("seeds", ["x", [1]])
-def test_what_does_not_fit_is_told_in_a_line_that_names_the_run(
-    tmp_path, seeds, monkeypatch
-):
+def test_an_invalid_config_is_an_error_that_names_the_run(tmp_path, seeds, monkeypatch):
     good, bad = make_run(tmp_path / "a"), make_run(tmp_path / "b", "freeway")
     config = json.loads((bad / "config.json").read_text())
     (bad / "config.json").write_text(json.dumps(config | {"seeds": seeds}))
@@ -357,7 +357,7 @@ def test_what_does_not_fit_is_told_in_a_line_that_names_the_run(
 
 
 def drawn_agent():
-    """A small agent of breakout, its weights drawn by numpy: to make them is slow."""
+    """A small agent of Breakout with weights from NumPy: initialising it is slow."""
     encoder = functools.partial(Nature, widths=(4, 4, 4))
     network = functools.partial(Network, actions=4, encoder=encoder, hidden=8)
     rng = np.random.default_rng(0)
@@ -368,7 +368,7 @@ def drawn_agent():
     return Loaded(config, 7, Parts(graph, params, statistics, {}))
 
 
-def test_a_film_shows_what_the_console_showed(tmp_path):
+def test_a_film_contains_every_screen(tmp_path):
     pytest.importorskip("ale_py")
     game = Game("breakout")
     screens, score, over = video.film(game, Uniform(4), 400, seed=0)
@@ -377,13 +377,13 @@ def test_a_film_shows_what_the_console_showed(tmp_path):
     shown = []
     with Image.open(tmp_path / "x.gif") as film:
         for number in range(film.n_frames):
-            film.seek(number)  # what stands still is one picture, shown longer
+            film.seek(number)  # repeated screens are one image, shown longer
             times = film.info["duration"] // video.MILLISECONDS
             shown += times * [np.asarray(film.convert("RGB"))]
     np.testing.assert_array_equal(shown, screens)
 
 
-def test_the_agent_is_filmed_as_it_acts(tmp_path, monkeypatch, capsys):
+def test_the_video_command_films_the_greedy_agent(tmp_path, monkeypatch, capsys):
     pytest.importorskip("ale_py")
     model = drawn_agent()
     stacks = np.random.default_rng(0).integers(0, 256, (9, 4, 84, 84), np.uint8)

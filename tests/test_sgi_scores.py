@@ -23,14 +23,14 @@ def column(name):
         ("human", 1.0, 1.0, 1.0),
     ],
 )
-def test_the_columns_have_their_known_aggregates(name, median, mean, iqm):
+def test_published_columns_have_their_known_aggregates(name, median, mean, iqm):
     games = column(name)
     assert games.shape == (1, 26)
     found = [AGGREGATES[key](games)[()] for key in ("median", "mean", "IQM")]
     assert [round(float(value), 3) for value in found] == [median, mean, iqm]
 
 
-def test_a_normalised_score_by_hand():
+def test_normalised_scores_match_hand_computed_values():
     assert human_normalised("pong", 0) == pytest.approx(20.7 / 35.3)
     np.testing.assert_allclose(human_normalised("freeway", [14.8, 29.6]), [0.5, 1.0])
     with pytest.raises(InputError, match="did you mean 'ms_pacman'"):
