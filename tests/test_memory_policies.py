@@ -32,7 +32,9 @@ VIT = partial(ViT, width=32, depth=4, heads=2, patch=2, image=8)
     [(RESNET, (8, 32, 32, 3), 0.7, 0.95), (VIT, (32, 8, 8, 3), 0.4, 0.6)],
     ids=["resnet", "vit"],
 )
-def test_rematerialisation_keeps_results_and_saves_memory(make, shape, blocks, dots):
+def test_rematerialisation_keeps_results_and_saves_memory(
+    make, shape, blocks, dots, optimized
+):
     """Values, gradients and the BatchNorm statistics written inside a block."""
     x = jax.random.normal(jax.random.key(0), shape)
     results, memory = {}, {}

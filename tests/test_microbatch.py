@@ -171,7 +171,7 @@ def test_any_objective_can_be_sliced_with_its_target(x64):
     assert_equal(results[1], results[0], 1e-9)
 
 
-def test_slices_reduce_memory():
+def test_slices_reduce_memory(optimized):
     encoder = partial(ViT, width=32, depth=1, heads=2, patch=2, image=8)
     make_module = model(encoder, jnp.float32, norm="none")
     whole, sliced = (

@@ -284,7 +284,7 @@ def gradient_program(devices, b, exchange, loss, m=4, d=16, tile=4):
         contrastive.mv_dhel,
     ],
 )
-def test_compiled_program_is_linear_in_the_batch(exchange, loss):
+def test_compiled_program_is_linear_in_the_batch(exchange, loss, optimized):
     b, m, d, devices = 512, 4, 16, 4
     text, memory = gradient_program(devices, b, exchange, loss)
     rows = b * m
@@ -300,7 +300,7 @@ def test_compiled_program_is_linear_in_the_batch(exchange, loss):
     assert more_memory < 2.3 * memory
 
 
-def test_ring_memory_per_device_is_constant_in_the_device_count():
+def test_ring_memory_per_device_is_constant_in_the_device_count(optimized):
     few, many = (
         gradient_program(n, 128 * n, "ring", contrastive.geometric)[1] for n in (4, 8)
     )

@@ -43,7 +43,7 @@ def old(tmp_path, data_dir, monkeypatch):
     return unpacked
 
 
-def test_a_run_is_evaluated_as_before_and_reported(old, capsys):
+def test_a_run_is_evaluated_as_before_and_reported(old, capsys, optimized):
     run = old("pretrained")
     before = json.loads((run / "eval" / "4.json").read_text())
     table = summary(read([run]))

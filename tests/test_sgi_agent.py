@@ -524,7 +524,7 @@ def test_sigmas_start_at_half_over_the_root_of_the_width(start):
 def test_another_network_is_refused(shapes, template, transfer):
     donor = [numbered(tree, 0) for tree in shapes]
     wider = abstract_module(network(hidden=32))[1:3]
-    with pytest.raises(InputError, match=r"of a run is \(64,\), .* here is \(32,\)"):
+    with pytest.raises(InputError, match=r"run has shape \(64,\), .* has \(32,\)"):
         transfer(template, *(numbered(tree, 0) for tree in wider))
     del donor[0]["encoder"], donor[1]["encoder"]
     with pytest.raises(InputError, match="a run has nothing at 'encoder'"):

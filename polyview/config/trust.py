@@ -74,7 +74,7 @@ def allow_list(trust: tuple[str, ...] = ()) -> frozenset[str]:
 
 
 def current_name(name: str) -> str:
-    """Return the current `module:Name` of an older config's target, or `name`."""
+    """Return the name that replaced a target of version 0.1, or `name` if none did."""
     moved = _listed(Path(__file__).parents[2])[1]
     module, _, attribute = name.partition(":")
     if name in moved:

@@ -104,8 +104,7 @@ class Lines:
 class Board:
     """TensorBoard's event file, written without a thread.
 
-    The writers of its libraries use a queue and a thread; if the thread dies (full
-    disk), the program hangs.
+    The libraries' own writers use a thread. If it dies (full disk), the program hangs.
     """
 
     def __init__(self, folder: Path, step: int):

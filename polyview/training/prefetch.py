@@ -11,7 +11,7 @@ from polyview.devices import put, put_replicated
 
 
 def prefetch(batches: Iterator, mesh: Mesh, ahead: int = 2) -> Generator[tuple]:
-    """Yield `(step, step on the devices, batch on the devices)`, `ahead` in advance.
+    """Yield `(step, step on the devices, batch on the devices)`, `ahead` batches early.
 
     A thread reads and transfers while the devices compute. Its errors are raised here.
     """
