@@ -8,12 +8,14 @@ when the site is built: it reads without a network.
 
 import inspect
 import re
-import textwrap
+import sys
+from pathlib import Path
 
 from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
-import polyview
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import polyview  # noqa: E402  (the package need not be installed)
 
 project = "polyview"
 html_title = "polyview"
@@ -52,9 +54,10 @@ def add_docstrings(app, page, source):
     entries[position:position] = [("Loaded", loaded), ("Loaded.encode", loaded.encode)]
     for name, entry in entries:
         head = inspect.getsource(entry).partition('"""')[0]
-        head = inspect.cleandoc("\n" + head)
-        text = f"{head}\n{textwrap.indent(inspect.getdoc(entry), '    ')}"
-        source[0] += f"\n\n## {name}\n\n```python\n{text}\n```\n"
+        head = inspect.cleandoc("\n" + head).strip()
+        text = inspect.getdoc(entry)
+        source[0] += f"\n\n## {name}\n\n```python\n{head}\n```\n"
+        source[0] += f"\n```text\n{text}\n```\n"
 
 
 def formula(display):
