@@ -14,6 +14,7 @@ import polyview
 from polyview import devices
 from polyview.config.spec import build
 from polyview.data.sources.array_record import ArrayRecord
+from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
 from polyview.evaluation.features import extract
 from polyview.objectives import contrastive
@@ -27,30 +28,18 @@ ROOT = Path(__file__).parent.parent
 LOSSES = [n for n, home in polyview._HOMES.items() if home == contrastive.__name__]
 
 
-@pytest.fixture(scope="module")
-def run_of_digits(digits_run):
-    """The run of a network for grey images."""
-    return digits_run()
-
-
 @pytest.fixture
-def grey(run_of_digits, data_dir, monkeypatch):
-    """That run, loaded."""
+def grey(digits_run, data_dir, monkeypatch):
+    """The run of a network for grey images, loaded."""
     monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
-    return polyview.load(run_of_digits)
+    return polyview.load(digits_run())
 
 
 @pytest.fixture(scope="module")
-def colour(data_dir, small_digits, photos, tmp_path_factory):
+def colour(data_dir, small_digits, of_photos, photos, tmp_path_factory):
     """The run of a network for photographs."""
     workdir = tmp_path_factory.mktemp("colour") / "run"
-    config = small_digits("views=2", steps=1)
-    config.source = {
-        "target": "polyview.data.sources.folder:Folder",
-        "path": str(photos),
-    }
-    config.views.targets = ()
-    config.model.towers.image.encoder.in_channels = 3
+    config = of_photos(small_digits("views=2", steps=1), photos)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLYVIEW_DATA", str(data_dir))
         train(Trainer(config), workdir)
@@ -108,11 +97,11 @@ def test_images_however_they_are_given_have_the_same_features(colour, photos):
 
 
 def test_arrays_a_source_and_a_prepared_name_are_those_of_the_evaluation(
-    grey, run_of_digits
+    grey, digits_run
 ):
     source = ArrayRecord("digits", "test")
     mesh = devices.make_mesh()
-    everywhere = polyview.load(run_of_digits, sharding=devices.replicated(mesh))
+    everywhere = polyview.load(digits_run(), sharding=devices.replicated(mesh))
     model = evaluated_model(everywhere, devices.replicated(mesh))
     with jax.set_mesh(mesh):
         views = build(viewing(grey.config).views)
@@ -165,6 +154,24 @@ def test_a_file_that_cannot_be_read_is_named_and_no_row_is_lost(
         run.encode(paths[:1], batch_size=0)
     with pytest.raises(InputError, match="'text'"):
         run.encode(paths[:1], modality="text")
+
+
+def test_a_row_that_was_unreadable_for_a_moment_is_not_left_out(grey):
+    """Fewer features than rows would be those of other rows."""
+
+    class Flaky(ArrayRecord):
+        failed = False
+
+        def __getitem__(self, index):
+            if index == 5 and not self.failed:
+                self.failed = True
+                raise CorruptRecord("the disk is away")
+            return super().__getitem__(index)
+
+        __getitems__ = None
+
+    with pytest.raises(InputError, match="row 5: could not be read before"):
+        grey.encode(Flaky("digits", "test"), batch_size=64)
 
 
 def test_a_run_describes_itself_in_a_few_lines(grey):

@@ -51,7 +51,11 @@ def encode(
     if field:
         views = _Renamed(views, field, _field_of(views, modality))
     with fits_together(f"the run and {source!r}"):
-        _check_row(0, source, views, modality)
+        if not len(source):
+            raise InputError(f"{source!r} has no rows to encode")
+        # The first row fails at once for data of another type, not after all the rest.
+        if reason := _missing(source[0], views, modality):
+            raise _refusal(source, 0, reason)
         mesh = devices.make_mesh()
         with jax.set_mesh(mesh):
             extracted = extract(
@@ -65,7 +69,9 @@ def encode(
         complete = np.zeros(len(source), bool)
         complete[extracted.index[extracted.present]] = True
         if not complete.all():
-            _check_row(int(complete.argmin()), source, views, modality)
+            row = int(complete.argmin())
+            reason = _missing(source[row], views, modality)
+            raise _refusal(source, row, reason or "could not be read before; try again")
     return getattr(extracted, features).astype(np.float32)
 
 
@@ -129,12 +135,12 @@ def _as_source(data: Any) -> tuple[Source, str | None]:
         return data, "image"
     if isinstance(data, np.ndarray | jax.Array):
         return _in_memory(np.asarray(data)), "image"
+    if all(hasattr(data, name) for name in ("__getitem__", "__len__", "targets")):
+        return data, None
     if isinstance(data, Sequence):
         if all(isinstance(item, str | Path) for item in data):
             return Files(data), "image"
         return _in_memory([_pixels(item) for item in data]), "image"
-    if all(hasattr(data, name) for name in ("__getitem__", "__len__", "targets")):
-        return data, None
     raise InputError(
         f"cannot encode a {type(data).__name__}; give a folder, NAME:SPLIT, paths, "
         "images, an array [n, ...] or a source"
@@ -179,20 +185,20 @@ class _Renamed:
         return self._views({self._name: example[self._field]}, rng)
 
 
-def _check_row(row: int, source: Source, views: Callable, modality: str) -> None:
-    """Raise InputError if a row has no features, with the reason."""
-    if not len(source):
-        raise InputError(f"{source!r} has no rows to encode")
+def _missing(example: Mapping[str, Any], views: Callable, modality: str) -> str:
+    """Return why an example has no view of a modality; "" if it has one."""
     try:
-        seen = views(source[row], np.random.default_rng(0))
+        seen = views(example, np.random.default_rng(0))
     except CorruptRecord as error:
-        reason = str(error)
-    else:
-        if seen["present"].get(modality, np.ones(1)).any():
-            return
-        reason = f"has no view of '{modality}'"
+        return str(error)
+    present = seen["present"].get(modality, np.ones(1)).any()
+    return "" if present else f"has no view of '{modality}'"
+
+
+def _refusal(source: Source, row: int, reason: str) -> InputError:
     files = getattr(source, "files", None)
-    raise InputError(
-        f"{source!r}, {f'row {row}' if files is None else files[row]}: {reason}. Give "
-        "uint8[h, w, c] or files for images, and leave out rows without features"
+    place = f"row {row}" if files is None else files[row]
+    return InputError(
+        f"{source!r}, {place}: {reason}. Give uint8[h, w, c] or files for images, and "
+        "leave out rows without features"
     )
