@@ -182,7 +182,7 @@ def grouped_adam(
 ) -> Optimizer:
     """Return Adam with three constant learning rates; the schedule is that of `rest`.
 
-    They are of the encoder, of the first linear layers of both heads, and of the rest.
+    `encoder` applies to the encoder, `first` to the first linear layers of both heads.
     `clip` clips gradients as in pre-training; None does not clip.
     """
     del steps, batch_size

@@ -1,7 +1,7 @@
 """Agents that fine-tune by playing: several side by side, each in its own game.
 
 Besides the usual files of a run, writes a line of `episodes.jsonl` for each finished
-game. The evaluation at step 0 is of random play.
+game. The evaluation at step 0 scores random play.
 
 A run is a function of its config and seed. A checkpoint holds the networks, the
 priorities and the actions, but no frames: a resumed run replays the actions.

@@ -93,6 +93,22 @@ def small_digits():
 
 
 @pytest.fixture(scope="session")
+def of_photos():
+    """`of_photos(config, folder)` -> a config of digits, for a folder of photos."""
+
+    def changed(config, folder: Path):
+        config.source = {
+            "target": "polyview.data.sources.folder:Folder",
+            "path": str(folder),
+        }
+        config.views.targets = ()
+        config.model.towers.image.encoder.in_channels = 3
+        return config
+
+    return changed
+
+
+@pytest.fixture(scope="session")
 def digits_run(data_dir, tmp_path_factory):
     """`digits_run(target_decay=0.5, ...)` -> the folder of a finished run of digits.
 

@@ -86,7 +86,7 @@ def test_a_resumed_embedding_gives_the_same_file(run, tmp_path, monkeypatch):
 
 
 def test_a_folder_is_embedded_by_name_without_unreadable_files(
-    digits, run, tmp_path, monkeypatch
+    digits, of_photos, run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(embedding, "PART", 4)
     rng = np.random.default_rng(0)
@@ -98,14 +98,7 @@ def test_a_folder_is_embedded_by_name_without_unreadable_files(
     (folder / "e.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="do not fit together .*photos"):
         embed(run, str(folder), tmp_path / "grey.npz")  # images with three channels
-    config = digits("views=2")
-    config.source = {
-        "target": "polyview.data.sources.folder:Folder",
-        "path": str(folder),
-    }
-    config.views.targets = ()
-    config.model.towers.image.encoder.in_channels = 3
-    train(Trainer(config), run := tmp_path / "colour")
+    train(Trainer(of_photos(digits("views=2"), folder)), run := tmp_path / "colour")
     report = embed(run, str(folder), tmp_path / "x.npz", batch_size=8)
     assert "9 of 10 rows" in report and "1 cannot be read" in report
     saved = content(tmp_path / "x.npz")

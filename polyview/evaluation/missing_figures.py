@@ -134,7 +134,7 @@ def across(
     """Draw pictures of one view, and the nearest to each in every other view.
 
     query: uint8[q, h, w, c]; found: uint8[q, m - 1, h, w, c]; right: bool[q, m - 1];
-    looks: the m names. The colour of a frame shows whether a picture is of the same
+    looks: the m names. The colour of a frame shows whether a picture shows the query's
     sample.
     """
     rows, columns = right.shape
@@ -158,7 +158,7 @@ def texts(query: Sequence[str], found: np.ndarray, right: np.ndarray) -> Figure:
     """Draw texts and the pictures nearest to each, the nearest first.
 
     found: uint8[q, k, h, w, c]; right: bool[q, k]. The colour of a frame shows whether
-    a picture is of the same sample.
+    a picture shows the text's sample.
     """
     rows, columns = right.shape
     title = "Pictures nearest to a text"

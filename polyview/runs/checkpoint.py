@@ -206,7 +206,7 @@ def read_state(folder: str | Path, template: Any) -> Any:
     template: any part of a state, such as `{"params": {...}}`; leaves are arrays or
     `jax.ShapeDtypeStruct`s. All processes of a run must call it; if one fails, all
     fail. Raises Damaged if the content of a file is wrong or an array does not match
-    its checksum; InputError if the checkpoint is of another model, or cannot be read
+    its checksum; InputError if the checkpoint holds another model, or cannot be read
     now because a disk is unavailable or memory is short.
     """
     folder, wanted = Path(folder).absolute(), flatten(template)

@@ -164,7 +164,7 @@ def to_ours(
     if theirs:
         raise InputError(
             f"the file has {len(theirs)} arrays without a place in this encoder, as "
-            f"{sorted(theirs)[0]!r}: it is of another model"
+            f"{sorted(theirs)[0]!r}: it belongs to another model"
         )
     return layout, ours
 

@@ -2,8 +2,8 @@
 
 The four original files come from Debian's package, installed or downloaded (30.9 MB;
 needs no root and leaves nothing on the system), else from the authors' address. They
-are checked against the sums below, which are of the unpacked content and so do not
-depend on who compressed it.
+are unpacked and then checked against the sums below, so the compression does not
+matter.
 """
 
 import gzip

@@ -11,7 +11,7 @@ Views of a study: tokens, or None if the report lacks the view, and an image.
   reports contain no other data of the pixels;
 - image: the first radiograph of the report, if --manual_dir holds NLMCXR_png.
 
-Each study is of another patient, so a split by study is a split by patient.
+No patient has two studies, so a split by study is a split by patient.
 """
 
 import io
