@@ -12,6 +12,8 @@ from flax import nnx
 from jax.nn import initializers
 from jax.typing import ArrayLike, DTypeLike
 
+from polyview.nn.conv import Conv
+
 
 def torch_uniform(inputs: int) -> Callable[..., jax.Array]:
     """Return torch's default initialiser for a fan-in: `draw(key, shape, dtype)`."""
@@ -33,10 +35,10 @@ def conv(
     padding: int = 0,
     deviation: float | None = None,
     **options: Any,
-) -> nnx.Conv:
+) -> Conv:
     """Return a square convolution; with `deviation`, its kernel is normal instead."""
     uniform = torch_uniform(inputs * size * size)
-    return nnx.Conv(
+    return Conv(
         inputs,
         features,
         (size, size),

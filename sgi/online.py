@@ -106,7 +106,7 @@ class Programs:
         done: jax.Array,
         seed: jax.Array,
     ) -> tuple[State, dict]:
-        new, values = jax.vmap(self._learn)(state, frame, reward, done, seed)
+        new, values = _for_each_seed(self._learn, state, frame, reward, done, seed)
         healthy = values.pop("healthy").all()
 
         def if_healthy(after: Any, before: Any) -> Any:
@@ -194,6 +194,17 @@ class Programs:
         state = jax.eval_shape(self.begin, network, frame, shaped(np.uint8))
         outcome = frame, shaped(np.float32), shaped(bool)
         jax.eval_shape(self.learn, state, *outcome, seeds)
+
+
+def _for_each_seed(function: Callable, *arguments: Any) -> Any:
+    """Apply a function of one agent to each row of the arguments.
+
+    A CPU takes one agent after another: several networks at once make each convolution
+    a grouped one, which there takes many times the sum of the plain ones.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda one: function(*one), arguments)
+    return jax.vmap(function)(*arguments)
 
 
 def _store(

@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 
 from polyview.config.file import load_config
+from polyview.evaluation import frozen_figures
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,13 +77,21 @@ def _small_digits(argument: str = "", **overrides):
     width = "model.towers.image.encoder.width"
     small = {"steps": 4, "batch_size": 8, "log_every": 1, width: 4} | overrides
     text = {key: str(value) for key, value in small.items()}
-    return load_config(f"{ROOT}/configs/polyview_digits.py:{argument}", text)
+    config = load_config(f"{ROOT}/configs/polyview_digits.py:{argument}", text)
+    encoder = config.model.towers.image.encoder
+    with config.unlocked():
+        encoder.update(stages=(1,), widths=(encoder.width,))
+    return config
 
 
 @pytest.fixture
 def digits(data_dir, monkeypatch):
-    """`digits("views=2", steps=4, ...)` -> the digits config, small, data in place."""
+    """`digits("views=2", steps=4, ...)` -> the digits config, small, data in place.
+
+    Its maps of features are two of their axes; test_evaluation_report draws with t-SNE.
+    """
     monkeypatch.setenv("POLYVIEW_DATA", str(data_dir))
+    monkeypatch.setattr(frozen_figures, "_map", lambda h: h[:, :2])
     return _small_digits
 
 

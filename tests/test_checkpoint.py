@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from polyview import devices
 from polyview.errors import InputError
-from polyview.runs import checkpoint
+from polyview.runs import checkpoint, checksum
 
 # When a read fails, as in these tests, Orbax leaves a coroutine unawaited.
 pytestmark = pytest.mark.filterwarnings(
@@ -98,11 +98,19 @@ def test_arrays_are_restored_onto_other_devices(saved, state):
     np.testing.assert_array_equal(found, state["params"]["a"][0])
 
 
-def test_a_checksum_does_not_depend_on_the_devices():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "uint8", "float64"])
+def test_a_checksum_does_not_depend_on_the_devices(monkeypatch, dtype, x64):
+    """Nor on whether the host computes it; with more words than it takes at once."""
     mesh = devices.make_mesh(data=8)
-    values = jax.random.normal(jax.random.key(0), (16, 5))
-    spread = jax.device_put(values, devices.rows(mesh))
-    assert checkpoint.checksums({"a": values}) == checkpoint.checksums({"a": spread})
+    values = jax.random.normal(jax.random.key(0), (8, 11, 2**14)).astype(dtype)
+    scalar = values[1, 1, 1]
+    one = {"a": values, "scalar": scalar}
+    spread = {"a": jax.device_put(values, devices.rows(mesh)), "scalar": scalar}
+    on_host = checkpoint.checksums(one)
+    assert checkpoint.checksums(spread) == on_host
+    monkeypatch.setattr(checksum, "_in_host_memory", lambda array: False)
+    assert checkpoint.checksums(one) == on_host
+    assert checkpoint.checksums(spread) == on_host
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "float64"])

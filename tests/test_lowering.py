@@ -18,7 +18,6 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from benchmarks import scaling
 from benchmarks.collectives import collective_bytes, largest_array
 from polyview import devices
-from polyview.objectives import negatives
 from polyview.training.trainer import Trainer
 
 DEVICES = 256
@@ -52,8 +51,8 @@ OBJECTIVES = [
 
 def exported(config, monkeypatch, data: int, fsdp: int):
     """The step of a config for TPU and CUDA, on an abstract mesh."""
-    # The tile size depends on the tracing machine; accelerators use the large one.
-    monkeypatch.setitem(negatives.TILE, "cpu", negatives.LARGE_TILE)
+    # Tile sizes and forms of convolutions depend on the machine that traces.
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     mesh = AbstractMesh((data, fsdp), devices.AXES, axis_types=(AxisType.Auto,) * 2)
     monkeypatch.setattr(devices, "make_mesh", lambda **_: mesh)
     monkeypatch.setattr(devices, "put_replicated", lambda tree, mesh: tree)

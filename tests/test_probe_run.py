@@ -78,7 +78,9 @@ def test_a_probe_has_equal_accuracy_on_one_and_eight_devices(command, tmp_path):
 
 
 def test_fine_tuning_starts_from_the_encoder_and_trains_it(digits, tmp_path):
-    train(Trainer(digits("views=2")), tmp_path / "donor")
+    donor = digits("views=2")
+    donor.model.towers.image.encoder.update(stages=(1, 1), widths=(4, 8))
+    train(Trainer(donor), tmp_path / "donor")
     config = classifier("finetune", tmp_path / "donor")
     config.optimizer.learning_rate.base = 0.8
     train(Trainer(config), tmp_path / "tuned")
@@ -138,7 +140,7 @@ def test_only_trusted_image_runs_are_accepted(digits, tmp_path):
 def test_a_different_encoder_is_refused_by_name(digits, tmp_path):
     train(Trainer(digits("views=2")), tmp_path / "donor")
     config = classifier("probe", tmp_path / "donor")
-    config.model.towers.image.encoder.width = 8
+    config.model.towers.image.encoder.widths = (8,)
     with pytest.raises(InputError, match=r"kernel of .* has shape \(3, 3, 4, 4\), but"):
         train(Trainer(config), tmp_path / "probe")
 

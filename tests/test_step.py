@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -126,6 +127,19 @@ def test_a_nonfinite_step_keeps_the_state_and_blocks_later_steps(bad):
     assert not values["healthy"], "a step must not follow a refused step"
     for a, b in zip(leaves(state), leaves(after), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_overflow_of_the_update_alone_is_flagged():
+    """Then the new state is returned; the caller must not save it."""
+    made = optax.sgd(1e38)
+    graph, *_ = abstract_module(Line)
+    take = jax.jit(make_step(graph, square, made))
+    seed = jnp.uint32(0)
+    start, _ = create_state(Line, made, seed)
+    large = {"views": {"x": jnp.full((2, 1), 100.0)}, "index": jnp.arange(2)}
+    state, values = take(start, {}, large, jnp.int32(0), seed)
+    assert np.isfinite(values["loss"]) and not values["healthy"]
+    assert not np.isfinite(state.params["w"])
 
 
 def test_target_is_the_moving_average_of_the_parameters():

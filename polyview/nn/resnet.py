@@ -15,17 +15,18 @@ from jax.typing import DTypeLike
 
 from polyview.errors import check_range
 from polyview.nn import rematerialisation
+from polyview.nn.conv import Conv
 from polyview.nn.norm import BatchNorm
 
 
 def _conv(
     in_features: int, features: int, size: int, stride: int = 1, **options: Any
-) -> nnx.Conv:
+) -> Conv:
     """A convolution: odd kernels are centred as in torch, even ones tile the image."""
     start = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     options |= {"padding": size // 2 if size % 2 else 0, "kernel_init": start}
     sizes = (in_features, features, (size, size))
-    return nnx.Conv(*sizes, strides=stride, use_bias=False, **options)
+    return Conv(*sizes, strides=stride, use_bias=False, **options)
 
 
 class Basic(nnx.Module):

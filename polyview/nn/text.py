@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from polyview.errors import check_range
+from polyview.nn.conv import Conv
 from polyview.nn.fusion import mean_of
 from polyview.nn.vit import Block
 
@@ -91,7 +92,7 @@ class ConvText(_Encoder):
         self.strides = tuple(strides)
         self.convolutions = nnx.List(
             [
-                nnx.Conv(width, width, (3,), strides=stride, padding=1, **options)
+                Conv(width, width, (3,), strides=stride, padding=1, **options)
                 for stride in self.strides
             ]
         )

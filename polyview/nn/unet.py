@@ -22,6 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from polyview.errors import check_range
+from polyview.nn.conv import Conv
 from polyview.nn.fusion import mean_of, only, readable
 from polyview.nn.heads import MutualInformationHead
 from polyview.nn.towers import Features
@@ -140,9 +141,9 @@ class Convolutions(nnx.Module):
             "kernel_init": he,
         } | options
         groups = math.gcd(8, width)
-        self.conv1 = nnx.Conv(in_features, width, **form)
+        self.conv1 = Conv(in_features, width, **form)
         self.norm1 = nnx.GroupNorm(width, num_groups=groups, **options)
-        self.conv2 = nnx.Conv(width, width, **form)
+        self.conv2 = Conv(width, width, **form)
         self.norm2 = nnx.GroupNorm(width, num_groups=groups, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:

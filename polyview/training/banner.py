@@ -18,10 +18,8 @@ def lines(trainer: "Trainer", state: "TrainState", start: int) -> dict[str, str]
     b, count = config.batch_size, trainer.mesh.size
     slices, parts = trainer.slices, trainer.parts
     m = trainer.samples // b
-    peak = max(
-        float(trainer.optimizer.schedule(s))
-        for s in np.linspace(0, trainer.steps, 101).astype(int)
-    )
+    marks = np.linspace(0, trainer.steps, 101).astype(np.int32)
+    peak = float(jax.jit(jax.vmap(trainer.optimizer.schedule))(marks).max())
     text = {
         "samples": f"{len(trainer.source):,} in the source, {b} unique in a batch",
         "views": f"{m} a sample, {b * m} a step",

@@ -68,7 +68,8 @@ class Learner(Protocol):
     def take(self, state: State, inputs: Any) -> tuple[State, dict]:
         """Take a step; return the next state and metrics. May donate the old state.
 
-        "healthy" is False if anything was not finite; the old state is then returned.
+        "healthy" is False if anything was not finite; the old state is then returned,
+        or one that must not be saved among the checkpoints.
         """
         ...
 

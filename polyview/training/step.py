@@ -76,9 +76,11 @@ def make_step(
     """Return `step(state, fixed, batch, number, seed) -> (state, metrics)`, for `jit`.
 
     fixed: the weights that no step changes; do not donate them. number: int32[], the
-    step for which the batch was drawn. If anything is not finite, or `number` differs
-    from the state's step, the old state is returned and `metrics["healthy"]` is False.
-    Every later step is then rejected too, so the caller may read the flag late.
+    step for which the batch was drawn. If the loss, a gradient or a statistic is not
+    finite, or `number` differs from the state's step, the old state is returned and
+    `metrics["healthy"]` is False. Every later step is then rejected too, so the caller
+    may read the flag late. If only the updated parameters are not finite (a learning
+    rate near the largest float), the flag is False but the new state is returned.
     inspect: the objective's `features` -> more metrics, computed if
     `inspected(steps done)`, else zero. slices, parts: see `microbatch`.
     """
@@ -111,22 +113,32 @@ def make_step(
         gradients, (statistics, metrics, features) = gradient_of(
             state.params, state.statistics, batch
         )
-        updates, optimizer_state = optimizer.update(
-            gradients, state.optimizer, state.params
-        )
-        params = optax.apply_updates(state.params, updates)
-        target = state.target
-        if target is not None:
-            target = optax.incremental_update(
-                _averaged(params, statistics),
-                target,
-                1 - target_decay,  # type: ignore[operator]  # set with a target
-            )
-        new = TrainState(state.step + 1, params, statistics, optimizer_state, target)
-
         norm = optax.tree.norm(gradients)
-        healthy = _all_finite((metrics["loss"], norm, new)) & (number == state.step)
-        new = jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, state)
+        healthy = _all_finite((metrics["loss"], norm, statistics))
+        healthy &= number == state.step
+
+        def updated(state: TrainState) -> tuple[TrainState, jax.Array]:
+            updates, optimizer_state = optimizer.update(
+                gradients, state.optimizer, state.params
+            )
+            params = optax.apply_updates(state.params, updates)
+            target = state.target
+            if target is not None:
+                target = optax.incremental_update(
+                    _averaged(params, statistics),
+                    target,
+                    1 - target_decay,  # type: ignore[operator]  # set with a target
+                )
+            step = state.step + 1
+            new = TrainState(step, params, statistics, optimizer_state, target)
+            return new, _all_finite(params)
+
+        # A branch updates its donated arrays in place. To choose between all new and
+        # all old arrays would need both: several times the traffic with memory.
+        new, finite = jax.lax.cond(
+            healthy, updated, lambda old: (old, jnp.bool_(True)), state
+        )
+        healthy &= finite
         metrics |= {"gradient_norm": norm, "healthy": healthy}
         return new, metrics | when(inspected(state.step + 1), inspect, features)
 

@@ -119,14 +119,17 @@ class Trainer(Learner):
         present = {name: mask.any(0) for name, mask in batch["present"].items()}
         self.absent = [name for name, some in present.items() if not some.all()]
         processes = jax.process_count()
+        # With the shardings of a step's arguments, so that it is not traced again.
+        rows, whole = devices.rows(self.mesh), devices.replicated(self.mesh)
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
                 (x.shape[0] * processes, *x.shape[1:]),
                 jax.dtypes.canonicalize_dtype(x.dtype),
+                sharding=rows,
             ),
             batch,
         )
-        number = jax.ShapeDtypeStruct((), np.int32)
+        number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
         with fits_together("model, views and objective"):
             jax.eval_shape(self.step, self.shape, self.fixed, shapes, number, self.seed)
         return shapes

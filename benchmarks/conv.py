@@ -1,0 +1,187 @@
+"""The forms of a convolution on a CPU, by the shapes of our networks.
+
+    python -m benchmarks.conv [--output FILE.json]
+    python -m benchmarks.conv --smoke    # two shapes, writes nothing: does it work?
+
+For each shape and for the forward pass, the gradient of the input and that of the
+kernel: the rate of each form as a share of a large float32 matrix product, measured in
+the same process. A star marks the form that `polyview.nn.conv.forms` chooses. "in a
+loop" is XLA's gradient of the kernel within a `lax.scan`. Each figure is the fastest of
+some calls.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polyview import errors, hosts
+from polyview.nn import conv
+from polyview.training.peak import matmul_rate
+
+RESULTS = Path(__file__).parent / "results" / "conv.json"
+CALLS = 4
+# Batch, size of the map, channels, features, kernel, stride, padding.
+SHAPES = {
+    "ResNet-18, 64 px": [
+        (32, 64, 3, 64, 3, 1, 1),
+        (32, 64, 64, 64, 3, 1, 1),
+        (32, 64, 64, 128, 3, 2, 1),
+        (32, 32, 128, 128, 3, 1, 1),
+        (32, 16, 64, 64, 3, 1, 1),
+        (32, 8, 128, 128, 3, 1, 1),
+        (32, 4, 256, 256, 3, 1, 1),
+        (32, 4, 256, 512, 3, 2, 1),
+        (32, 2, 512, 512, 3, 1, 1),
+        (32, 16, 64, 128, 1, 2, 0),
+    ],
+    "ResNet-50, 96 px": [
+        (16, 96, 3, 64, 7, 2, 3),
+        (16, 24, 256, 64, 1, 1, 0),
+        (16, 12, 128, 128, 3, 1, 1),
+        (16, 6, 1024, 256, 1, 1, 0),
+        (16, 3, 512, 512, 3, 1, 1),
+    ],
+    "ResNet-50, 224 px": [
+        (8, 224, 3, 64, 7, 2, 3),
+        (8, 56, 64, 64, 3, 1, 1),
+        (8, 56, 256, 64, 1, 1, 0),
+    ],
+    "SGI, S": [
+        (160, 84, 4, 32, 8, 4, 2),
+        (160, 20, 32, 64, 4, 2, 1),
+        (160, 9, 64, 64, 3, 1, 1),
+    ],
+    "the demo": [(64, 28, 1, 64, 4, 4, 0), (64, 7, 64, 128, 3, 2, 1)],
+}
+SMOKE = {"smoke": [(2, 4, 3, 4, 3, 1, 1), (2, 4, 3, 4, 2, 2, 0)]}
+FORMS = {
+    "xla": conv.xla,
+    "product": conv.product,
+    "product by row": conv.product_by_row,
+    "blocks": functools.partial(conv.of_blocks, form=conv.xla),
+}
+
+
+def main() -> None:
+    """Measure each shape, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--smoke", action="store_true", help="small shapes, any machine")
+    add("--output", type=Path, default=RESULTS, help="JSON (default: %(default)s)")
+    flags = parser.parse_args()
+    rate = matmul_rate("float32")
+    print(f"matrix product: {rate / 1e9:.0f} GFLOP/s")
+    rows = []
+    for network, shapes in (SMOKE if flags.smoke else SHAPES).items():
+        for shape in shapes:
+            rows.append({"network": network, "shape": shape} | measured(*shape, rate))
+            print(line(rows[-1]), flush=True)
+    if not flags.smoke:
+        record = {
+            "command": " ".join(["python -m benchmarks.conv", *sys.argv[1:]]),
+            "machine": hosts.machine(),
+            "matmul_flops_per_second": rate,
+            "columns": "batch, map, channels, features, kernel, stride, padding",
+            "rows": rows,
+        }
+        flags.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measured(
+    n: int, size: int, channels: int, features: int, k: int, s: int, p: int, rate: float
+) -> dict:
+    """Measure the share of the matrix rate that each form reaches, by direction."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(n, size, size, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(k, k, channels, features)), jnp.float32)
+    strides, pads = (s, s), ((p, p), (p, p))
+    y = conv.xla(x, kernel, strides, pads)
+    flops = 2 * y.size * k * k * channels
+    chosen = conv.forms(x.shape, kernel.shape, strides, pads)
+    found: dict[str, dict] = {"forward": {}, "input": {}, "kernel": {}}
+    for name, form in FORMS.items():
+        if name == "blocks" and (s == 1 or k % s):
+            continue
+        call = functools.partial(form, strides=strides, pads=pads)
+        for direction in found:
+            function, inputs = directed(call, direction, x, kernel, y)
+            seconds = fastest(jax.jit(function), *inputs)
+            found[direction][name] = flops / seconds / rate
+    call = functools.partial(conv.xla, strides=strides, pads=pads)
+    function, inputs = directed(call, "kernel", x, kernel, y)
+    found["kernel"]["xla in a loop"] = flops / in_a_loop(function, *inputs) / rate
+    names = {direction: name_of(getattr(chosen, direction)) for direction in found}
+    return {"shares": found, "chosen": names}
+
+
+def directed(
+    call: Callable, direction: str, x: jax.Array, kernel: jax.Array, y: jax.Array
+) -> tuple[Callable, tuple]:
+    """Return a function of the forward pass or a gradient, and its arguments."""
+    if direction == "forward":
+        return call, (x, kernel)
+    if direction == "input":
+        return lambda y, k: jax.linear_transpose(lambda x: call(x, k), x)(y), (
+            y,
+            kernel,
+        )
+    return lambda y, x: jax.linear_transpose(lambda k: call(x, k), kernel)(y), (y, x)
+
+
+def fastest(function: Callable, *inputs: jax.Array) -> float:
+    """Return the seconds of the fastest call, after one that compiles."""
+    seconds = []
+    for _ in range(1 + CALLS):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*inputs))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def in_a_loop(function: Callable, y: jax.Array, x: jax.Array) -> float:
+    """Return the seconds of a call in a loop of two, the fastest of two loops."""
+
+    @jax.jit
+    def loop(y: jax.Array, x: jax.Array) -> jax.Array:
+        def body(total: jax.Array, scale: jax.Array) -> tuple[jax.Array, None]:
+            return total + function(y * scale, x)[0], None
+
+        (shape,) = jax.eval_shape(function, y, x)
+        scales = jnp.arange(2.0)
+        return jax.lax.scan(body, jnp.zeros(shape.shape, shape.dtype), scales)[0]
+
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        jax.block_until_ready(loop(y, x))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) / 2
+
+
+def name_of(form: Callable) -> str:
+    """Return the name of a form in the table."""
+    if isinstance(form, functools.partial):
+        return "blocks" if form.keywords["form"] is conv.xla else "product"
+    return next(name for name, own in FORMS.items() if own is form)
+
+
+def line(row: dict) -> str:
+    """Format a row of the table."""
+    text = f"{row['network']:18}{row['shape']!s:32}"
+    for direction, shares in row["shares"].items():
+        star = row["chosen"][direction]
+        cells = (f"{n}{'*' * (n == star)} {s:.3f}" for n, s in shares.items())
+        text += f"\n    {direction:8} " + "  ".join(cells)
+    return text
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,224 @@
+"""Convolutions that a CPU computes as matrix products where that is faster.
+
+XLA's convolution on a CPU is slow in three cases. On a map of 2 x 2 it reaches a
+hundredth of the rate of matrix products; a 1x1 kernel gets a gradient at a twentieth of
+it; and in a loop (`lax.scan`, `lax.map`) the gradient of any kernel takes 30 to 140
+times as long as outside. Which form is the fastest depends on the shape, and not on the
+values: `python -m benchmarks.conv` measures them. The values are equal up to rounding.
+Other platforms always take XLA's convolution.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+Pads = tuple[tuple[int, int], ...]
+FEW_POSITIONS = 4  # up to which XLA's forward pass is slower than a product
+MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is the faster one
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv`, computed by `convolve`."""
+
+    def __init__(self, *sizes: Any, **options: Any):
+        super().__init__(*sizes, conv_general_dilated=convolve, **options)
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> jax.Array:
+    """Convolve `x[n, (h,) w, c]` with `kernel[(kh,) kw, c, d]`, as nnx.Conv calls it.
+
+    options: those of `jax.lax.conv_general_dilated`. Dilated, grouped and other rare
+    convolutions are always XLA's.
+    """
+    rare = {"lhs_dilation", "rhs_dilation", "feature_group_count"}
+    ones = all(np.all(np.equal(options.get(name) or 1, 1)) for name in rare)
+    unset = all(options.get(name) is None for name in options.keys() - rare - _SET)
+    if jax.default_backend() != "cpu" or not (ones and unset and x.ndim in (3, 4)):
+        return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+    strides, sizes = tuple(window_strides), kernel.shape[:-2]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:-1], sizes, strides, padding)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    if x.ndim == 3:  # a map of one row
+        wide = _convolve(x[:, None], kernel[None], (1, *strides), ((0, 0), *pads))
+        return wide[:, 0]
+    return _convolve(x, kernel, strides, pads)
+
+
+_SET = {"dimension_numbers"}  # that nnx.Conv gives: rows first, channels last
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
+) -> jax.Array:
+    return forms(x.shape, kernel.shape, strides, pads).forward(x, kernel, strides, pads)
+
+
+def _forward(
+    x: Any, kernel: Any, strides: tuple[int, ...], pads: Pads
+) -> tuple[jax.Array, tuple]:
+    # A gradient that nobody asked for is not traced, so that FLOPs can be counted.
+    wanted = tuple(() if part.perturbed else None for part in (x, kernel))
+    x, kernel = x.value, kernel.value
+    form = forms(x.shape, kernel.shape, strides, pads).forward
+    return form(x, kernel, strides, pads), (x, kernel, wanted)
+
+
+def _backward(
+    strides: tuple[int, ...], pads: Pads, saved: tuple, cotangent: Any
+) -> tuple[jax.Array | None, jax.Array | None]:
+    x, kernel, wanted = saved
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    chosen = forms(x.shape, kernel.shape, strides, pads)
+
+    def of_input(x: jax.Array) -> jax.Array:
+        return chosen.input(x, kernel, strides, pads)
+
+    def of_kernel(kernel: jax.Array) -> jax.Array:
+        return chosen.kernel(x, kernel, strides, pads)
+
+    # A convolution is linear in both, so that its gradients are transposes.
+    gradients = [
+        None if asked is None else jax.linear_transpose(function, part)(cotangent)[0]
+        for function, part, asked in zip(
+            (of_input, of_kernel), (x, kernel), wanted, strict=True
+        )
+    ]
+    return gradients[0], gradients[1]
+
+
+_convolve.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+class Forms(NamedTuple):
+    """How to compute a convolution, and its gradients for the input and the kernel."""
+
+    forward: Callable[..., jax.Array]
+    input: Callable[..., jax.Array]
+    kernel: Callable[..., jax.Array]
+
+
+def forms(
+    x: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], pads: Pads
+) -> Forms:
+    """Choose the forms for these shapes."""
+    sizes = kernel[:2]
+    positions = int(np.prod(_outputs(x, sizes, strides, pads)))
+    if sizes in ((1, 1), strides):
+        return Forms(product, product, product)
+    few = positions <= FEW_POSITIONS
+    if max(strides) > 1 and not any(k % s for k, s in zip(sizes, strides, strict=True)):
+        of_input = partial(of_blocks, form=product if few else xla)
+    else:
+        of_input = product if positions <= MANY_POSITIONS else xla
+    return Forms(product if few else xla, of_input, product_by_row)
+
+
+def xla(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
+) -> jax.Array:
+    """XLA's convolution."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=layout)
+
+
+def product(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
+) -> jax.Array:
+    """One product of the patches `[n, h, w, kh kw c]` and the kernel."""
+    sizes = kernel.shape[:2]
+    if sizes == strides != (1, 1):
+        return of_blocks(x, kernel, strides, pads, form=product)
+    outputs = _outputs(x.shape, sizes, strides, pads)
+    padded = _pad(x, pads)
+    taps = [
+        _tap(padded, i, j, outputs, strides)
+        for i in range(sizes[0])
+        for j in range(sizes[1])
+    ]
+    return _join(taps) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def product_by_row(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
+) -> jax.Array:
+    """The sum of a product for each row of the kernel, in less memory."""
+    height, width = sizes = kernel.shape[:2]
+    outputs = _outputs(x.shape, sizes, strides, pads)
+    padded = _pad(x, pads)
+    total: Any = 0
+    for i in range(height):
+        taps = [_tap(padded, i, j, outputs, strides) for j in range(width)]
+        total += _join(taps) @ kernel[i].reshape(-1, kernel.shape[-1])
+    return total
+
+
+def of_blocks(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    pads: Pads,
+    form: Callable[..., jax.Array],
+) -> jax.Array:
+    """The convolution of stride 1 that reads blocks of `strides` pixels as channels.
+
+    Each size of the kernel must be a multiple of the stride.
+    """
+    sizes, (sh, sw) = kernel.shape[:2], strides
+    outputs = _outputs(x.shape, sizes, strides, pads)
+    high, wide = (  # what some output reads
+        stride * (count - 1) + size
+        for count, stride, size in zip(outputs, strides, sizes, strict=True)
+    )
+    padded = _pad(x, pads)[:, :high, :wide]
+    blocks = rearrange(padded, "n (h sh) (w sw) c -> n h w (sh sw c)", sh=sh, sw=sw)
+    merged = rearrange(kernel, "(kh sh) (kw sw) c d -> kh kw (sh sw c) d", sh=sh, sw=sw)
+    return form(blocks, merged, (1, 1), ((0, 0), (0, 0)))
+
+
+def _outputs(
+    x: Sequence[int], sizes: Sequence[int], strides: Sequence[int], pads: Pads
+) -> list[int]:
+    """Return the height and width of the output."""
+    return [
+        (length + before + after - size) // stride + 1
+        for length, size, stride, (before, after) in zip(
+            x[1:3], sizes, strides, pads, strict=True
+        )
+    ]
+
+
+def _pad(x: jax.Array, pads: Pads) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0))) if np.any(pads) else x
+
+
+def _tap(
+    padded: jax.Array, i: int, j: int, outputs: Sequence[int], strides: Sequence[int]
+) -> jax.Array:
+    """Return what entry i, j of the kernel reads for each output."""
+    ends = (
+        start + (count - 1) * stride + 1
+        for start, count, stride in zip((i, j), outputs, strides, strict=True)
+    )
+    limits = (padded.shape[0], *ends, padded.shape[3])
+    return lax.slice(padded, (0, i, j, 0), limits, (1, *strides, 1))
+
+
+def _join(taps: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate(taps, -1) if len(taps) > 1 else taps[0]

@@ -1,0 +1,122 @@
+"""Every form of a convolution equals XLA's, with its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from polyview.nn import conv
+from polyview.nn.conv import Conv, convolve
+
+LAYOUT = {3: ("NWC", "WIO", "NWC"), 4: ("NHWC", "HWIO", "NHWC")}
+
+
+def with_gradients(function, x, kernel, direction):
+    """The values of a convolution, and its gradients for x and the kernel."""
+
+    @jax.jit
+    def all_three(x, kernel):
+        values, pullback = jax.vjp(function, x, kernel)
+        return values, *pullback(direction)
+
+    return all_three(x, kernel)
+
+
+CASES = [
+    # Size of the map, kernel, stride, padding.
+    ((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1))),
+    ((4, 4), (3, 3), (2, 2), ((1, 1), (1, 1))),
+    ((9, 7), (1, 1), (1, 1), ((0, 0), (0, 0))),
+    ((9, 7), (1, 1), (2, 2), ((0, 0), (0, 0))),
+    ((11, 10), (4, 4), (4, 4), ((0, 0), (0, 0))),
+    ((13, 12), (8, 8), (4, 4), ((2, 2), (2, 2))),
+    ((12, 12), (4, 2), (2, 1), ((1, 0), (0, 2))),
+    ((20, 20), (7, 7), (2, 2), ((3, 3), (3, 3))),
+    ((18, 18), (3, 3), (1, 1), "SAME"),
+    ((7, 9), (3, 3), (2, 2), "SAME"),
+    ((7, 9), (3, 2), (2, 1), "VALID"),
+    ((9,), (3,), (2,), ((1, 1),)),
+    ((9,), (3,), (1,), "SAME"),
+]
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CASES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_and_gradients_are_those_of_xla(
+    size, kernel, stride, padding, dtype, x64, rng
+):
+    x = jnp.asarray(rng.normal(size=(3, *size, 5)), dtype)
+    weights = jnp.asarray(rng.normal(size=(*kernel, 5, 6)), dtype)
+    options = {"dimension_numbers": LAYOUT[x.ndim]}
+    want = lax.conv_general_dilated(x, weights, stride, padding, **options)
+    direction = jnp.asarray(rng.normal(size=want.shape), dtype)
+
+    def by(function):
+        def convolved(x, weights):
+            return function(x, weights, stride, padding, **options)
+
+        return with_gradients(convolved, x, weights, direction)
+
+    near = 1e-6 if dtype == "float32" else 1e-12
+    expected = by(lax.conv_general_dilated)
+    for have, want in zip(by(convolve), expected, strict=True):
+        assert have.dtype == want.dtype
+        assert abs(have - want).max() <= near * abs(want).max()
+
+
+def test_several_networks_at_once_equal_each_alone(x64, rng):
+    x, kernels = rng.normal(size=(3, 2, 8, 8, 4)), rng.normal(size=(3, 4, 4, 4, 5))
+    pads = ((1, 1), (1, 1))
+
+    def loss(x, kernel):
+        return (convolve(x, kernel, (2, 2), pads) ** 2).sum()
+
+    together = jax.vmap(jax.grad(loss, (0, 1)))(x, kernels)
+    for row in range(3):
+        alone = jax.grad(loss, (0, 1))(x[row], kernels[row])
+        for have, want in zip(together, alone, strict=True):
+            np.testing.assert_allclose(have[row], want, rtol=1e-12, atol=1e-12)
+
+
+def test_rare_convolutions_and_other_platforms_take_xla(monkeypatch):
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    options = {"dimension_numbers": LAYOUT[4]}
+
+    def primitives(kernel=kernel, **more):
+        def run(x, kernel):
+            return convolve(x, kernel, (1, 1), "SAME", **options | more)
+
+        return str(jax.make_jaxpr(run)(x, kernel))
+
+    assert "custom_vjp" in primitives()
+    assert "custom_vjp" not in primitives(rhs_dilation=(2, 2))
+    assert "custom_vjp" not in primitives(precision="highest")
+    grouped = {"kernel": jnp.ones((3, 3, 1, 4)), "feature_group_count": 4}
+    assert "custom_vjp" not in primitives(**grouped)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "custom_vjp" not in primitives()
+
+
+def test_small_maps_and_single_pixels_are_products():
+    def chosen(x, kernel, stride=1):
+        pad = kernel[0] // 2
+        return conv.forms(x, kernel, (stride, stride), ((pad, pad), (pad, pad)))
+
+    assert chosen((9, 2, 2, 8), (3, 3, 8, 8)).forward is conv.product
+    assert chosen((9, 8, 8, 8), (3, 3, 8, 8)).forward is conv.xla
+    assert set(chosen((9, 56, 56, 8), (1, 1, 8, 8))) == {conv.product}
+    assert chosen((9, 56, 56, 8), (3, 3, 8, 8)).kernel is conv.product_by_row
+
+
+def test_a_layer_has_the_names_and_values_of_nnx(rng):
+    from flax import nnx
+
+    sizes, options = (3, 4, (3, 3)), {"strides": 2, "padding": 1}
+    ours = Conv(*sizes, **options, rngs=nnx.Rngs(0))
+    theirs = nnx.Conv(*sizes, **options, rngs=nnx.Rngs(0))
+    x = rng.normal(size=(2, 9, 9, 3)).astype(np.float32)
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+    states = (nnx.to_pure_dict(nnx.state(layer)) for layer in (ours, theirs))
+    jax.tree.map(np.testing.assert_array_equal, *states)
