@@ -123,6 +123,7 @@ def forms(
     if sizes in ((1, 1), strides):
         return Forms(product, product, product)
     few = positions <= FEW_POSITIONS
+    of_input: Callable[..., jax.Array]
     if max(strides) > 1 and not any(k % s for k, s in zip(sizes, strides, strict=True)):
         of_input = partial(of_blocks, form=product if few else xla)
     else:
