@@ -3,11 +3,12 @@
 XLA's convolution on a CPU is slow in three cases. On a map of 2 x 2 it reaches a
 hundredth of the rate of matrix products; a 1x1 kernel gets a gradient at a twentieth of
 it; and in a loop (`lax.scan`, `lax.map`) the gradient of any kernel takes 30 to 140
-times as long as outside. Which form is the fastest depends on the shape, and not on the
-values: `python -m benchmarks.conv` measures them. The values are equal up to rounding.
-Other platforms always take XLA's convolution.
+times as long as outside. Which form is the fastest depends on the shape alone:
+`python -m benchmarks.conv` measures them. The values are equal up to rounding. Other
+platforms always take XLA's convolution.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from jax.custom_derivatives import SymbolicZero
 
 Pads = tuple[tuple[int, int], ...]
 FEW_POSITIONS = 4  # up to which XLA's forward pass is slower than a product
-MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is the faster one
+MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is faster
+LARGE = 2**23  # numbers in all patches, above which it is faster too: memory limits
 
 
 class Conv(nnx.Conv):
@@ -87,27 +89,25 @@ def _backward(
         return None, None
     chosen = forms(x.shape, kernel.shape, strides, pads)
 
-    def of_input(x: jax.Array) -> jax.Array:
-        return chosen.input(x, kernel, strides, pads)
-
-    def of_kernel(kernel: jax.Array) -> jax.Array:
-        return chosen.kernel(x, kernel, strides, pads)
-
-    # A convolution is linear in both, so that its gradients are transposes.
-    gradients = [
-        None if asked is None else jax.linear_transpose(function, part)(cotangent)[0]
-        for function, part, asked in zip(
-            (of_input, of_kernel), (x, kernel), wanted, strict=True
+    gradient_of_input = gradient_of_kernel = None
+    if wanted[0] is not None:  # a convolution is linear: its gradient is a transpose
+        transpose = jax.linear_transpose(
+            lambda x: chosen.input(x, kernel, strides, pads), x
         )
-    ]
-    return gradients[0], gradients[1]
+        (gradient_of_input,) = transpose(cotangent)
+    if wanted[1] is not None:
+        gradient_of_kernel = chosen.kernel(x, cotangent, kernel.shape, strides, pads)
+    return gradient_of_input, gradient_of_kernel
 
 
 _convolve.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class Forms(NamedTuple):
-    """How to compute a convolution, and its gradients for the input and the kernel."""
+    """How to compute a convolution, the gradient of its input and that of its kernel.
+
+    `input` is a form of the convolution whose transpose is the gradient.
+    """
 
     forward: Callable[..., jax.Array]
     input: Callable[..., jax.Array]
@@ -119,16 +119,19 @@ def forms(
 ) -> Forms:
     """Choose the forms for these shapes."""
     sizes = kernel[:2]
-    positions = int(np.prod(_outputs(x, sizes, strides, pads)))
-    if sizes in ((1, 1), strides):
-        return Forms(product, product, product)
+    if sizes == (1, 1):
+        return Forms(product, product, by_tap)
+    if sizes == strides:
+        return Forms(product, product, by_tap_of_blocks)
+    positions = math.prod(_outputs(x, sizes, strides, pads))
     few = positions <= FEW_POSITIONS
     of_input: Callable[..., jax.Array]
     if max(strides) > 1 and not any(k % s for k, s in zip(sizes, strides, strict=True)):
         of_input = partial(of_blocks, form=product if few else xla)
     else:
-        of_input = product if positions <= MANY_POSITIONS else xla
-    return Forms(product if few else xla, of_input, product_by_row)
+        large = x[0] * positions * math.prod(kernel[:3]) > LARGE
+        of_input = xla if positions > MANY_POSITIONS or large else product
+    return Forms(product if few else xla, of_input, by_tap)
 
 
 def xla(
@@ -156,20 +159,6 @@ def product(
     return _join(taps) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def product_by_row(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
-) -> jax.Array:
-    """The sum of a product for each row of the kernel, in less memory."""
-    height, width = sizes = kernel.shape[:2]
-    outputs = _outputs(x.shape, sizes, strides, pads)
-    padded = _pad(x, pads)
-    total: Any = 0
-    for i in range(height):
-        taps = [_tap(padded, i, j, outputs, strides) for j in range(width)]
-        total += _join(taps) @ kernel[i].reshape(-1, kernel.shape[-1])
-    return total
-
-
 def of_blocks(
     x: jax.Array,
     kernel: jax.Array,
@@ -183,14 +172,46 @@ def of_blocks(
     """
     sizes, (sh, sw) = kernel.shape[:2], strides
     outputs = _outputs(x.shape, sizes, strides, pads)
-    high, wide = (  # what some output reads
-        stride * (count - 1) + size
-        for count, stride, size in zip(outputs, strides, sizes, strict=True)
-    )
-    padded = _pad(x, pads)[:, :high, :wide]
-    blocks = rearrange(padded, "n (h sh) (w sw) c -> n h w (sh sw c)", sh=sh, sw=sw)
+    blocks = _blocks(x, outputs, sizes, strides, pads)
     merged = rearrange(kernel, "(kh sh) (kw sw) c d -> kh kw (sh sw c) d", sh=sh, sw=sw)
     return form(blocks, merged, (1, 1), ((0, 0), (0, 0)))
+
+
+def by_tap(
+    x: jax.Array,
+    cotangent: jax.Array,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: Pads,
+) -> jax.Array:
+    """The gradient of a kernel `shape`: a product for each of its entries."""
+    outputs = _outputs(x.shape, shape[:2], strides, pads)
+    padded = _pad(x, pads)
+    rows = ((0, 1, 2), (0, 1, 2))
+    taps = [
+        # [d, c], since the product is up to twice as slow in the other order.
+        lax.dot_general(
+            cotangent, _tap(padded, i, j, outputs, strides), (rows, ((), ()))
+        )
+        for i in range(shape[0])
+        for j in range(shape[1])
+    ]
+    return rearrange(jnp.stack(taps), "(kh kw) d c -> kh kw c d", kh=shape[0])
+
+
+def by_tap_of_blocks(
+    x: jax.Array,
+    cotangent: jax.Array,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: Pads,
+) -> jax.Array:
+    """The same, where the kernel is as large as the stride: of one product."""
+    outputs = _outputs(x.shape, shape[:2], strides, pads)
+    blocks = _blocks(x, outputs, shape[:2], strides, pads)
+    merged = (1, 1, math.prod(shape[:3]), shape[3])
+    gradient = by_tap(blocks, cotangent, merged, (1, 1), ((0, 0), (0, 0)))
+    return gradient.reshape(shape)
 
 
 def _outputs(
@@ -207,6 +228,22 @@ def _outputs(
 
 def _pad(x: jax.Array, pads: Pads) -> jax.Array:
     return jnp.pad(x, ((0, 0), *pads, (0, 0))) if np.any(pads) else x
+
+
+def _blocks(
+    x: jax.Array,
+    outputs: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    pads: Pads,
+) -> jax.Array:
+    """Return `[n, h, w, sh sw c]`: the blocks of pixels that some output reads."""
+    high, wide = (
+        stride * (count - 1) + size
+        for count, stride, size in zip(outputs, strides, sizes, strict=True)
+    )
+    read, (sh, sw) = _pad(x, pads)[:, :high, :wide], strides
+    return rearrange(read, "n (h sh) (w sw) c -> n h w (sh sw c)", sh=sh, sw=sw)
 
 
 def _tap(
