@@ -3,9 +3,9 @@
 XLA's convolution on a CPU is slow in three cases. On a map of 2 x 2 it reaches a
 hundredth of the rate of matrix products; a 1x1 kernel gets a gradient at a twentieth of
 it; and in a loop (`lax.scan`, `lax.map`) the gradient of any kernel takes 30 to 140
-times as long as outside. Which form is the fastest depends on the shape alone:
-`python -m benchmarks.conv` measures them. The values are equal up to rounding. Other
-platforms always take XLA's convolution.
+times as long as outside, that of an input 2 to 8 times. Which form is the fastest
+depends on the shape: `python -m benchmarks.conv` measures them. The values are equal up
+to rounding. Other platforms always take XLA's convolution.
 """
 
 import math
@@ -127,7 +127,7 @@ def forms(
     few = positions <= FEW_POSITIONS
     of_input: Callable[..., jax.Array]
     if max(strides) > 1 and not any(k % s for k, s in zip(sizes, strides, strict=True)):
-        of_input = partial(of_blocks, form=product if few else xla)
+        of_input = partial(of_blocks, form=product)
     else:
         large = x[0] * positions * math.prod(kernel[:3]) > LARGE
         of_input = xla if positions > MANY_POSITIONS or large else product
