@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.networks import fastest
 from polyview import errors, hosts
 from polyview.nn import conv
 from polyview.training.peak import matmul_rate
@@ -66,7 +66,7 @@ SMOKE = {"smoke": [(2, 4, 3, 4, 3, 1, 1), (2, 4, 3, 4, 2, 2, 0)]}
 FORMS = {
     "xla": conv.xla,
     "product": conv.product,
-    "blocks": functools.partial(conv.of_blocks, form=conv.xla),
+    "product of blocks": conv.product_of_blocks,
 }
 
 
@@ -108,12 +108,12 @@ def measured(
     chosen = conv.forms(x.shape, kernel.shape, strides, pads)
     found: dict[str, dict] = {"forward": {}, "input": {}, "kernel": {}}
     for name, form in FORMS.items():
-        if name == "blocks" and (s == 1 or k % s):
+        if form is conv.product_of_blocks and (s == 1 or k % s):
             continue
         call = functools.partial(form, strides=strides, pads=pads)
         for direction in found:
             function, inputs = directed(call, direction, x, kernel, y)
-            seconds = fastest(jax.jit(function), *inputs)
+            seconds = timed(jax.jit(function), *inputs)
             found[direction][name] = flops / seconds / rate
             if name == "xla" and flops <= MOST_IN_A_LOOP:
                 seconds = in_a_loop(function, *inputs)
@@ -122,10 +122,10 @@ def measured(
     def by_tap(x: jax.Array, y: jax.Array) -> jax.Array:
         return chosen.kernel(x, y, kernel.shape, strides, pads)
 
-    found["kernel"]["by tap"] = flops / fastest(jax.jit(by_tap), x, y) / rate
-    names = {"kernel": "by tap"}
-    names |= {part: name_of(getattr(chosen, part)) for part in ("forward", "input")}
-    return {"shares": found, "chosen": names}
+    found["kernel"]["by tap"] = flops / timed(jax.jit(by_tap), x, y) / rate
+    names = {form: name for name, form in FORMS.items()}
+    stars = {"forward": names[chosen.forward], "input": names[chosen.input]}
+    return {"shares": found, "chosen": stars | {"kernel": "by tap"}}
 
 
 def directed(
@@ -147,14 +147,9 @@ def directed(
     return of_kernel, (y, x)
 
 
-def fastest(function: Callable, *inputs: jax.Array, calls: int = CALLS) -> float:
+def timed(function: Callable, *inputs: jax.Array, calls: int = CALLS) -> float:
     """Return the seconds of the fastest call, after one that compiles."""
-    seconds = []
-    for _ in range(1 + calls):
-        began = time.perf_counter()
-        jax.block_until_ready(function(*inputs))
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
+    return fastest(lambda: jax.block_until_ready(function(*inputs)), calls)
 
 
 def in_a_loop(function: Callable, first: jax.Array, second: jax.Array) -> float:
@@ -169,14 +164,7 @@ def in_a_loop(function: Callable, first: jax.Array, second: jax.Array) -> float:
         start = jnp.zeros(shape.shape, shape.dtype)
         return jax.lax.scan(body, start, jnp.arange(2.0))[0]
 
-    return fastest(loop, first, second, calls=2) / 2
-
-
-def name_of(form: Callable) -> str:
-    """Return the name of a form in the table."""
-    if isinstance(form, functools.partial):
-        return "product"  # of blocks
-    return next(name for name, own in FORMS.items() if own is form)
+    return timed(loop, first, second, calls=2) / 2
 
 
 def line(row: dict) -> str:

@@ -65,7 +65,8 @@ def main() -> None:
         from polyview import hosts
 
         record = {
-            "command": " ".join(["python -m benchmarks.networks", *sys.argv[1:]]),
+            "command": "python -m benchmarks.networks --peer_python PYTHON "
+            f"--processes {flags.processes} --calls {flags.calls}",
             "machine": hosts.machine(),
             "rows": rows,
         }

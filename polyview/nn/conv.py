@@ -25,6 +25,11 @@ Pads = tuple[tuple[int, int], ...]
 FEW_POSITIONS = 4  # up to which XLA's forward pass is slower than a product
 MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is faster
 LARGE = 2**23  # numbers in all patches, above which it is faster too: memory limits
+# Options of a plain convolution: these are 1, this is the layout of nnx.Conv (batch
+# first, channels last), and the rest is not set.
+_ONE = {"lhs_dilation", "rhs_dilation", "feature_group_count"}
+_SET = {"dimension_numbers"}
+_UNPADDED = ((0, 0), (0, 0))
 
 
 class Conv(nnx.Conv):
@@ -46,9 +51,8 @@ def convolve(
     options: those of `jax.lax.conv_general_dilated`. Dilated, grouped and other rare
     convolutions are always XLA's.
     """
-    rare = {"lhs_dilation", "rhs_dilation", "feature_group_count"}
-    ones = all(np.all(np.equal(options.get(name) or 1, 1)) for name in rare)
-    unset = all(options.get(name) is None for name in options.keys() - rare - _SET)
+    ones = all(np.all(np.equal(options.get(name) or 1, 1)) for name in _ONE)
+    unset = all(options.get(name) is None for name in options.keys() - _ONE - _SET)
     if jax.default_backend() != "cpu" or not (ones and unset and x.ndim in (3, 4)):
         return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
     strides, sizes = tuple(window_strides), kernel.shape[:-2]
@@ -59,9 +63,6 @@ def convolve(
         wide = _convolve(x[:, None], kernel[None], (1, *strides), ((0, 0), *pads))
         return wide[:, 0]
     return _convolve(x, kernel, strides, pads)
-
-
-_SET = {"dimension_numbers"}  # that nnx.Conv gives: rows first, channels last
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -119,19 +120,16 @@ def forms(
 ) -> Forms:
     """Choose the forms for these shapes."""
     sizes = kernel[:2]
-    if sizes == (1, 1):
+    if sizes in ((1, 1), strides):
         return Forms(product, product, by_tap)
-    if sizes == strides:
-        return Forms(product, product, by_tap_of_blocks)
     positions = math.prod(_outputs(x, sizes, strides, pads))
-    few = positions <= FEW_POSITIONS
-    of_input: Callable[..., jax.Array]
+    forward = product if positions <= FEW_POSITIONS else xla
     if max(strides) > 1 and not any(k % s for k, s in zip(sizes, strides, strict=True)):
-        of_input = partial(of_blocks, form=product)
-    else:
-        large = x[0] * positions * math.prod(kernel[:3]) > LARGE
-        of_input = xla if positions > MANY_POSITIONS or large else product
-    return Forms(product if few else xla, of_input, by_tap)
+        return Forms(forward, product_of_blocks, by_tap)
+    large = x[0] * positions * math.prod(kernel[:3]) > LARGE
+    return Forms(
+        forward, xla if positions > MANY_POSITIONS or large else product, by_tap
+    )
 
 
 def xla(
@@ -148,33 +146,23 @@ def product(
     """One product of the patches `[n, h, w, kh kw c]` and the kernel."""
     sizes = kernel.shape[:2]
     if sizes == strides != (1, 1):
-        return of_blocks(x, kernel, strides, pads, form=product)
-    outputs = _outputs(x.shape, sizes, strides, pads)
-    padded = _pad(x, pads)
-    taps = [
-        _tap(padded, i, j, outputs, strides)
-        for i in range(sizes[0])
-        for j in range(sizes[1])
-    ]
-    return _join(taps) @ kernel.reshape(-1, kernel.shape[-1])
+        return product_of_blocks(x, kernel, strides, pads)
+    taps = _taps(x, sizes, strides, pads)
+    patches = jnp.concatenate(taps, -1) if len(taps) > 1 else taps[0]
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def of_blocks(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, ...],
-    pads: Pads,
-    form: Callable[..., jax.Array],
+def product_of_blocks(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
 ) -> jax.Array:
-    """The convolution of stride 1 that reads blocks of `strides` pixels as channels.
+    """The same, of stride 1, on blocks of `strides` pixels that count as one pixel.
 
     Each size of the kernel must be a multiple of the stride.
     """
-    sizes, (sh, sw) = kernel.shape[:2], strides
-    outputs = _outputs(x.shape, sizes, strides, pads)
-    blocks = _blocks(x, outputs, sizes, strides, pads)
+    sh, sw = strides
     merged = rearrange(kernel, "(kh sh) (kw sw) c d -> kh kw (sh sw c) d", sh=sh, sw=sw)
-    return form(blocks, merged, (1, 1), ((0, 0), (0, 0)))
+    blocks = _blocks(x, kernel.shape[:2], strides, pads)
+    return product(blocks, merged, (1, 1), _UNPADDED)
 
 
 def by_tap(
@@ -185,33 +173,18 @@ def by_tap(
     pads: Pads,
 ) -> jax.Array:
     """The gradient of a kernel `shape`: a product for each of its entries."""
-    outputs = _outputs(x.shape, shape[:2], strides, pads)
-    padded = _pad(x, pads)
+    sizes = shape[:2]
+    if sizes == strides != (1, 1):  # one product, of blocks
+        blocks = _blocks(x, sizes, strides, pads)
+        merged = (1, 1, math.prod(shape[:3]), shape[3])
+        return by_tap(blocks, cotangent, merged, (1, 1), _UNPADDED).reshape(shape)
     rows = ((0, 1, 2), (0, 1, 2))
-    taps = [
-        # [d, c], since the product is up to twice as slow in the other order.
-        lax.dot_general(
-            cotangent, _tap(padded, i, j, outputs, strides), (rows, ((), ()))
-        )
-        for i in range(shape[0])
-        for j in range(shape[1])
+    # [d, c], since the product is up to twice as slow in the other order.
+    entries = [
+        lax.dot_general(cotangent, tap, (rows, ((), ())))
+        for tap in _taps(x, sizes, strides, pads)
     ]
-    return rearrange(jnp.stack(taps), "(kh kw) d c -> kh kw c d", kh=shape[0])
-
-
-def by_tap_of_blocks(
-    x: jax.Array,
-    cotangent: jax.Array,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: Pads,
-) -> jax.Array:
-    """The same, where the kernel is as large as the stride: of one product."""
-    outputs = _outputs(x.shape, shape[:2], strides, pads)
-    blocks = _blocks(x, outputs, shape[:2], strides, pads)
-    merged = (1, 1, math.prod(shape[:3]), shape[3])
-    gradient = by_tap(blocks, cotangent, merged, (1, 1), ((0, 0), (0, 0)))
-    return gradient.reshape(shape)
+    return rearrange(jnp.stack(entries), "(kh kw) d c -> kh kw c d", kh=shape[0])
 
 
 def _outputs(
@@ -231,32 +204,33 @@ def _pad(x: jax.Array, pads: Pads) -> jax.Array:
 
 
 def _blocks(
-    x: jax.Array,
-    outputs: Sequence[int],
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    pads: Pads,
+    x: jax.Array, sizes: Sequence[int], strides: Sequence[int], pads: Pads
 ) -> jax.Array:
     """Return `[n, h, w, sh sw c]`: the blocks of pixels that some output reads."""
     high, wide = (
         stride * (count - 1) + size
-        for count, stride, size in zip(outputs, strides, sizes, strict=True)
+        for count, stride, size in zip(
+            _outputs(x.shape, sizes, strides, pads), strides, sizes, strict=True
+        )
     )
     read, (sh, sw) = _pad(x, pads)[:, :high, :wide], strides
     return rearrange(read, "n (h sh) (w sw) c -> n h w (sh sw c)", sh=sh, sw=sw)
 
 
-def _tap(
-    padded: jax.Array, i: int, j: int, outputs: Sequence[int], strides: Sequence[int]
-) -> jax.Array:
-    """Return what entry i, j of the kernel reads for each output."""
-    ends = (
-        start + (count - 1) * stride + 1
-        for start, count, stride in zip((i, j), outputs, strides, strict=True)
+def _taps(
+    x: jax.Array, sizes: Sequence[int], strides: Sequence[int], pads: Pads
+) -> list[jax.Array]:
+    """Return what each entry of the kernel reads for each output, `[n, h, w, c]`."""
+    padded = _pad(x, pads)
+    high, wide = (
+        (count - 1) * stride + 1
+        for count, stride in zip(
+            _outputs(x.shape, sizes, strides, pads), strides, strict=True
+        )
     )
-    limits = (padded.shape[0], *ends, padded.shape[3])
-    return lax.slice(padded, (0, i, j, 0), limits, (1, *strides, 1))
-
-
-def _join(taps: Sequence[jax.Array]) -> jax.Array:
-    return jnp.concatenate(taps, -1) if len(taps) > 1 else taps[0]
+    n, *_, c = x.shape
+    return [
+        lax.slice(padded, (0, i, j, 0), (n, i + high, j + wide, c), (1, *strides, 1))
+        for i in range(sizes[0])
+        for j in range(sizes[1])
+    ]

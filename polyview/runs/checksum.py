@@ -22,18 +22,21 @@ def checksums(arrays: dict[str, jax.Array]) -> dict[str, list]:
     number that depends on its position. A sum of integers does not depend on their
     order. An odd factor loses no bit, so any single flipped bit changes both sums.
     """
-    if all(_in_host_memory(array) for array in arrays.values()):
+    if all(_in_host_memory(array) for array in arrays.values()):  # compiles nothing
         sums = {name: _sums_on_host(np.asarray(a)) for name, a in arrays.items()}
     else:
         sums = jax.device_get(_sums_on_devices(arrays))
     return {
-        name: [
-            list(a.shape),
-            str(a.dtype),
-            "".join(f"{int(s):08x}" for s in sums[name]),
-        ]
+        name: [list(a.shape), str(a.dtype), _text(*map(int, sums[name]))]
         for name, a in arrays.items()
     }
+
+
+def _text(total: int, weighted: int) -> str:
+    """Return the checksum from the sum of the words and that of word times position."""
+    # Both factors, 2 position + 1 and 0x9E3779B8 position + 0x85EBCA6B, are odd.
+    sums = 2 * weighted + total, 0x9E3779B8 * weighted + 0x85EBCA6B * total
+    return "".join(f"{one % 2**32:08x}" for one in sums)
 
 
 def _in_host_memory(array: Any) -> bool:
@@ -43,8 +46,7 @@ def _in_host_memory(array: Any) -> bool:
     return cpu and array.is_fully_addressable
 
 
-def _sums_on_host(array: np.ndarray) -> list[int]:
-    """The same sums without a program to compile."""
+def _sums_on_host(array: np.ndarray) -> tuple[int, int]:
     bits = min(8 * array.dtype.itemsize, 32)
     words = np.ascontiguousarray(array).reshape(-1).view(f"uint{bits}")
     total = weighted = 0
@@ -53,17 +55,15 @@ def _sums_on_host(array: np.ndarray) -> list[int]:
         position = np.arange(len(part), dtype=np.uint32) + np.uint32(start % 2**32)
         total += int(part.sum(dtype=np.uint64))
         weighted += int(np.dot(part, position))
-    first = 2 * weighted + total
-    second = weighted * 0x9E3779B8 + total * 0x85EBCA6B
-    return [first % 2**32, second % 2**32]
+    return total, weighted
 
 
 @jax.jit
 def _sums_on_devices(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(_sum_of_words, arrays)
+    return jax.tree.map(_sums_of_words, arrays)
 
 
-def _sum_of_words(array: jax.Array) -> jax.Array:
+def _sums_of_words(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     bits = 8 * array.dtype.itemsize
@@ -74,8 +74,4 @@ def _sum_of_words(array: jax.Array) -> jax.Array:
     for axis, size in enumerate(words.shape):
         iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
         position = position * np.uint32(size) + iota
-    factors = (
-        2 * position + 1,
-        position * np.uint32(0x9E3779B8) + np.uint32(0x85EBCA6B),
-    )
-    return jnp.stack([jnp.sum(words * f, dtype=jnp.uint32) for f in factors])
+    return jnp.stack([jnp.sum(w, dtype=jnp.uint32) for w in (words, words * position)])

@@ -174,4 +174,4 @@ def _averaged(params: dict, statistics: dict) -> dict:
 
 def _all_finite(tree: Any) -> jax.Array:
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats], bool))
