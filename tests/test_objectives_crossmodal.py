@@ -455,6 +455,42 @@ def masked_loops(name, z, present, temperature):
     return losses
 
 
+def test_each_mean_counts_what_is_observed(x64):
+    features, present = batch_of()
+    present = {name: given.at[0].set(False) for name, given in present.items()}
+    labels = jnp.arange(6) % 4
+    compiled = jax.jit(partial(loss_of, terms={}, train_drop_prob=0.0))
+    loss, metrics = compiled(features, present, labels)
+    view = np.concatenate([present[name] for name in "uv"], 1)
+    h = np.concatenate([features[name].h for name in "uv"], 1)
+
+    def cross_entropy(logits, label):
+        return log(sum(map(exp, logits))) - logits[label]
+
+    rows = range(len(labels))
+    together = [
+        cross_entropy(h[i][view[i]].sum(0), labels[i]) for i in rows if view[i].any()
+    ]
+    alone = [
+        cross_entropy(h[i, a], labels[i]) for i, a in zip(*view.nonzero(), strict=True)
+    ]
+    task = np.mean(together) + 0.5 * np.mean(alone)
+    np.testing.assert_allclose(metrics["task/y"], task, rtol=1e-9)
+
+    z = np.concatenate([features[name].z for name in "uv"], 1)
+    losses = masked_loops("geometric", z, view, 0.3)
+    valid = view & (view.sum(1, keepdims=True) > 1)
+    np.testing.assert_allclose(metrics["polyview"], losses[valid].mean(), rtol=1e-9)
+    others = {i: valid.sum() - valid[i].sum() for i in rows}
+    bounds_of_anchors = [
+        log1p(others[i]) - losses[i, a] for i, a in zip(*valid.nonzero(), strict=True)
+    ]
+    np.testing.assert_allclose(
+        metrics["bound/polyview"], np.mean(bounds_of_anchors), rtol=1e-9
+    )
+    np.testing.assert_allclose(loss, task + 0.2 * metrics["polyview"], rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_poly_view_losses_ignore_masked_views(name, x64):
     rng = np.random.default_rng(0)
