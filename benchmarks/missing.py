@@ -232,7 +232,7 @@ def write(flags, data: Data, found: dict) -> None:
         "command": f"python -m benchmarks.missing {flags.data} --workdir DIR "
         f"--seeds {flags.seeds}",
         "settings": {"seeds": flags.seeds, **data._asdict()},
-        "chosen": "weight on seed 0, step in each run: weak looks alone, validation",
+        "chosen": "weight on seed 0, step in each run: weak views alone, validation",
         "protocol": [*found.values()][-1]["runs"][0]["protocol"],
         "machine": hosts.machine(),
         "rows": rows,

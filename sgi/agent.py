@@ -49,8 +49,8 @@ SIGMAS = ("kernel_sigma", "bias_sigma")
 class Keys(NamedTuple):
     """Keys for the noise of a step, one per use."""
 
-    own_looks: jax.Array
-    average_looks: jax.Array
+    own_views: jax.Array
+    average_views: jax.Array
     head: jax.Array
     bootstrap: jax.Array
 
@@ -86,7 +86,7 @@ class Rainbow:
         stacks = pretrain.stacked(frames, module.history)
         after = pretrain.stacked(batch["views"]["next"], module.history)
         views = jnp.concatenate([stacks[:, :1], after], 1)
-        views = pretrain.augment(views, jax.random.split(keys.own_looks, len(views)))
+        views = pretrain.augment(views, jax.random.split(keys.own_views, len(views)))
         z = module.encode(views[:, 0], train=True)
 
         logits = module.head(z, key=keys.head)
@@ -100,7 +100,7 @@ class Rainbow:
             "priority": jax.lax.stop_gradient(divergence),
         }
         if self.spr:
-            row_keys = jax.random.split(keys.average_looks, len(stacks))
+            row_keys = jax.random.split(keys.average_views, len(stacks))
             later = pretrain.augment(stacks[:, 1:], row_keys)
             distance, cosine = self._spr(module, target_module, z, later, targets)
             metrics |= {"spr": distance.mean(), "cosine": cosine}

@@ -44,8 +44,8 @@ INTENSITY = 0.05
 class Keys(NamedTuple):
     """Keys for the noise of a step, one per use."""
 
-    own_looks: jax.Array
-    average_looks: jax.Array
+    own_views: jax.Array
+    average_views: jax.Array
     goals: jax.Array
     permutation: jax.Array
     own_head: jax.Array
@@ -106,13 +106,13 @@ class Pretrain:
         )
         frames = batch["views"]["frames"][:, : module.history + self.jumps]
         stacks = stacked(frames, module.history)
-        own = augment(stacks[:, :2], _of_rows(keys.own_looks, batch))
+        own = augment(stacks[:, :2], _of_rows(keys.own_views, batch))
         z = module.encode(own[:, 0], train=True)
         path = z[:, None]
         if self.spr or self.inverse or self.goal:
             goal = stacked(batch["views"]["goal"], module.history)
             views = jnp.concatenate([stacks, stacks[:, 1:2], goal], 1)
-            views = augment(views, _of_rows(keys.average_looks, batch))
+            views = augment(views, _of_rows(keys.average_views, batch))
             latents = encode_all(target_module, views)
             averaged = Seen(latents[:, :-2], latents[:, -2], latents[:, -1])
         if self.spr or self.inverse:
@@ -264,10 +264,10 @@ def _of_rows(key: jax.Array, batch: Batch) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
 
 
-def encode_all(network: Network, looks: jax.Array) -> jax.Array:
-    """Encode `looks[b, m, ...]` in one call, which normalises all of them together."""
-    b, m = looks.shape[:2]
-    latents = network.encode(looks.reshape(b * m, *looks.shape[2:]), train=True)
+def encode_all(network: Network, views: jax.Array) -> jax.Array:
+    """Encode `views[b, m, ...]` in one call, which normalises all of them together."""
+    b, m = views.shape[:2]
+    latents = network.encode(views.reshape(b * m, *views.shape[2:]), train=True)
     return latents.reshape(b, m, *latents.shape[1:])
 
 

@@ -13,7 +13,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from polyview.errors import InputError
 from polyview.nn.towers import Features
 from polyview.objectives import bounds, contrastive, crossmodal, supervised
-from polyview.objectives.crossmodal import CrossModal, cosine, kept, looks, scaled_dot
+from polyview.objectives.crossmodal import (
+    CrossModal,
+    cosine,
+    kept,
+    scaled_dot,
+    views_of,
+)
 from polyview.objectives.positives import anchors
 
 ESTIMATORS = {
@@ -162,7 +168,7 @@ def one_term(
     def term(features, present):
         return crossmodal.term(
             name,
-            looks(features, present),
+            views_of(features, present),
             estimator=estimator,
             critic=critic,
             key=jax.random.key(0),
@@ -213,7 +219,7 @@ def test_cr_and_cc_match_their_definitions(x64):
     features, present = batch_of(u=1, v=1, missing=False)
     critic = partial(scaled_dot, penalty=0.0)
     expected = {"CR": [], "CC": []}
-    views = looks(features, present)
+    views = views_of(features, present)
     for number, view in enumerate(views):
         key = jax.random.fold_in(jax.random.key(0), number)
         one, _ = crossmodal.drawn(view, 1, key, jnp.arange(6))
@@ -282,7 +288,7 @@ def test_positions_are_drawn_uniformly_from_the_real_ones():
     p = 4
     real = jnp.array([[True, False, True, True], [False] * 4])
     local = jnp.broadcast_to(jnp.arange(p, dtype=float)[None, :, None], (2, p, 1))
-    view = crossmodal.Look("a", jnp.zeros((2, 1)), local, jnp.ones(2, bool), real)
+    view = crossmodal.View("a", jnp.zeros((2, 1)), local, jnp.ones(2, bool), real)
     drawn, valid = crossmodal.drawn(view, 3000, jax.random.key(0), jnp.arange(2))
     counts = np.bincount(np.array(drawn[0, :, 0], int), minlength=p)
     assert counts[1] == 0 and (abs(counts[[0, 2, 3]] - 1000) < 100).all()

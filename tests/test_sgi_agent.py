@@ -328,7 +328,7 @@ def test_order_of_statistics_average_and_update(start, graph, update):
         views = batch["views"]
         stacks = [views["frames"][:, :4], views["next"]]
         stacks = jnp.moveaxis(jnp.stack(stacks, 1), 2, -1)
-        augmented = pretrain.augment(stacks, jax.random.split(keys.own_looks, 8))
+        augmented = pretrain.augment(stacks, jax.random.split(keys.own_views, 8))
         for k in range(2):
             module.encode(augmented[:, k], train=True)
         return split_module(module).statistics["encoder"]

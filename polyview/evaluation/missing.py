@@ -3,7 +3,8 @@
 The views are the fields of `Observed`, each of one modality (see `polyview.nn.fusion`).
 For each non-empty subset of them, the model predicts from that subset alone, on the
 rows that have at least one of its views. Nothing is selected on these rows: the numbers
-are those of the given model. Results store the names of views under the key "looks".
+are those of the given model. Results store the names of views under the keys
+"looks" and "across_look".
 """
 
 import dataclasses
@@ -247,7 +248,7 @@ class MissingModalities:
         names = [self._names()[i] for i in subset]
         score = {"looks": names, "rows": int(rows.sum())}
         if not rows.any():
-            return score | {"note": "no row has any of these looks"}
+            return score | {"note": "no row has any of these views"}
         outputs = read.outputs[target][rows, number]
         truth: Any = read.truths[target][rows] if target in read.truths else None
         task = self.test.targets[target]
@@ -345,9 +346,9 @@ class MissingModalities:
             "test": {"source": repr(self.test), "rows": rows},
             "views": repr(self.views),
             "targets": {t: self.test.targets[t]["kind"] for t in self.targets},
-            "rows_of_a_subset": "those that have at least one of its looks",
+            "rows_of_a_subset": "those that have at least one of its views",
             "retrieval": "cosine of z (of h: retrieval_of_h), among the rows that have "
-            "both looks; z of a model trained without comparing looks says nothing",
+            "both views; z of a model trained without comparing views says nothing",
             "chosen": "nothing: the model as this step left it",
             "batch_size": self.batch_size,
         }

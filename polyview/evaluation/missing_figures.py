@@ -37,7 +37,7 @@ def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
             figure_data["across_query"],
             figure_data["across_found"],
             figure_data["across_right"],
-            [str(look) for look in figure_data["across_look"]],
+            [str(view) for view in figure_data["across_look"]],
         )
     if "text_query" in figure_data:
         drawn["texts"] = texts(
@@ -103,25 +103,25 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
 
 
 @styled
-def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
+def retrieval(pairs: Mapping[str, Mapping], views: Sequence[str]) -> Figure:
     """Draw recall at 1 in %, from each view (row) to each other (column).
 
-    `pairs` and `looks` are the "retrieval" and "looks" of an evaluation.
+    `pairs` and `views` are the "retrieval" and "looks" of an evaluation.
     """
-    check_parts(len(looks) ** 2)
-    grid = np.full((len(looks), len(looks)), np.nan)
-    place = {view: number for number, view in enumerate(looks)}
+    check_parts(len(views) ** 2)
+    grid = np.full((len(views), len(views)), np.nan)
+    place = {view: number for number, view in enumerate(views)}
     for pair in pairs.values():
         if "recall@1" in pair:
             grid[place[pair["from"]], place[pair["to"]]] = 100 * pair["recall@1"]
-    figure, axes = one_axes(1.2 + 0.5 * len(looks))
+    figure, axes = one_axes(1.2 + 0.5 * len(views))
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(grid):
         if row != column:
             text = "–" if np.isnan(value) else f"{value:.0f}"
             write_cell(axes, row, column, text, value > 55)
-    axes.set_xticks(range(len(looks)), looks, rotation=30, ha="right")
-    axes.set_yticks(range(len(looks)), looks)
+    axes.set_xticks(range(len(views)), views, rotation=30, ha="right")
+    axes.set_yticks(range(len(views)), views)
     axes.set_title("Retrieval: % found first, from row to column")
     hide_frame(axes)
     return figure
@@ -129,7 +129,7 @@ def retrieval(pairs: Mapping[str, Mapping], looks: Sequence[str]) -> Figure:
 
 @styled
 def across(
-    query: np.ndarray, found: np.ndarray, right: np.ndarray, looks: Sequence[str]
+    query: np.ndarray, found: np.ndarray, right: np.ndarray, views: Sequence[str]
 ) -> Figure:
     """Draw pictures of one view, and the nearest to each in every other view.
 
@@ -147,9 +147,9 @@ def across(
             color = RIGHT if right[row, column] else WRONG
             show_image(other, found[row, column], color)
             if not row:
-                other.set_title(looks[column + 1], fontsize=8, fontweight="normal")
+                other.set_title(views[column + 1], fontsize=8, fontweight="normal")
         if not row:
-            axes.set_title(looks[0], fontsize=8, fontweight="normal")
+            axes.set_title(views[0], fontsize=8, fontweight="normal")
     return figure
 
 

@@ -2,7 +2,7 @@
 
 In the style of CMIM (Sylvain et al. 2021, whose details are not public): the estimators
 of Deep InfoMax (Hjelm et al. 2019) across modalities, in the terms that Fedorov et al.
-2024 name. The L views of all modalities (class `Look`, one view of one modality) have
+2024 name. The L views of all modalities (class `View`, one view of one modality) have
 global vectors g[a] and local maps l[a] of p positions each. The terms
 
     CR    within a view:                   l[a] with g[a]
@@ -34,7 +34,7 @@ from polyview.objectives.positives import l2_normalize
 TERMS = ("CR", "XX", "RR", "CC")
 
 
-class Look(NamedTuple):
+class View(NamedTuple):
     """One view of one modality: the features that critics compare, and their masks."""
 
     name: str
@@ -96,7 +96,7 @@ def _products(anchors: jax.Array, candidates: jax.Array) -> jax.Array:
     return jnp.einsum("aqd,cpd->acpq", anchors, candidates)
 
 
-def looks(features: Mapping, present: Mapping) -> list[Look]:
+def views_of(features: Mapping, present: Mapping) -> list[View]:
     """The views of a batch, of the modalities in `present` sorted by name.
 
     features: `Features` by modality. present: bool[b, m] by modality. The features of
@@ -109,7 +109,7 @@ def looks(features: Mapping, present: Mapping) -> list[Look]:
         for m in range(z.shape[1]):
             mask = present[name][:, m]
             views.append(
-                Look(
+                View(
                     name=f"{name}/{m}" if z.shape[1] > 1 else name,
                     z=_only(z[:, m], mask),
                     local=None if local is None else _only(local[:, m], mask),
@@ -127,7 +127,7 @@ def _only(x: jax.Array, present: jax.Array) -> jax.Array:
 
 def term(
     name: str,
-    of: list[Look],
+    of: list[View],
     *,
     estimator: Callable[..., bounds.Estimate],
     critic: Critic,
@@ -139,7 +139,7 @@ def term(
 
     Args:
       name: of the term, in `TERMS`.
-      of: the views, from `looks`.
+      of: the views, from `views_of`.
       estimator: of `polyview.objectives.bounds`.
       critic: (anchors[a, q, d], candidates[c, p, d]) -> Scored.
       key, index: row i draws its position of CC by (key, index[i]).
@@ -150,7 +150,7 @@ def term(
     """
     if name not in TERMS:
         raise ValueError(f"{name!r} is not a term; the terms are {', '.join(TERMS)}")
-    if name != "RR" and (without := [look.name for look in of if look.local is None]):
+    if name != "RR" and (without := [view.name for view in of if view.local is None]):
         raise ValueError(f"{name} needs local maps, but {without[0]} has none")
     if name != "CR" and len(of) < 2:
         raise ValueError(f"{name} compares two views, but there is one")
@@ -158,11 +158,11 @@ def term(
     # A batch may hold a row twice, instead of one that could not be read.
     again = index[:, None] == index[None]
     same = again if same is None else same | again
-    ours, masks = jnp.stack([look.z for look in of]), [look.present for look in of]
+    ours, masks = jnp.stack([view.z for view in of]), [view.present for view in of]
     if name == "CC":
         draws = [
-            drawn(look, 1, jax.random.fold_in(key, number), index)
-            for number, look in enumerate(of)
+            drawn(view, 1, jax.random.fold_in(key, number), index)
+            for number, view in enumerate(of)
         ]
         ours = jnp.stack([local[:, 0] for local, _ in draws])
         masks = [p & some[:, 0] for p, (_, some) in zip(masks, draws, strict=True)]
@@ -186,12 +186,12 @@ def term(
         return bounds.Estimate(estimated.loss + penalty, estimated.bound)
 
     estimates = []
-    for c, look in enumerate(of):
-        theirs = look.z[:, None] if name == "RR" else look.local
+    for c, view in enumerate(of):
+        theirs = view.z[:, None] if name == "RR" else view.local
         assert theirs is not None  # checked above
-        mask = jnp.broadcast_to(look.present[:, None], theirs.shape[:2])
-        if name != "RR" and look.real is not None:
-            mask = mask & look.real
+        mask = jnp.broadcast_to(view.present[:, None], theirs.shape[:2])
+        if name != "RR" and view.real is not None:
+            mask = mask & view.real
         # One program for all anchors of a candidate, as pairs are many.
         a = np.array([a for a in range(len(of)) if (a == c) == (name == "CR")])
         each = jax.vmap(estimate, (0, 0, None, None))
@@ -200,36 +200,36 @@ def term(
 
 
 def drawn(
-    look: Look, count: int, key: jax.Array, index: jax.Array
+    view: View, count: int, key: jax.Array, index: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Draw `count` real positions of each row's local map, uniformly with replacement.
 
     Returns [b, count, d], and bool[b, count], False in a row without real positions.
     Row i draws by (key, index[i]).
     """
-    assert look.local is not None  # the caller checks
-    b, p, _ = look.local.shape
-    real = jnp.ones((b, p), bool) if look.real is None else look.real
+    assert view.local is not None  # the caller checks
+    b, p, _ = view.local.shape
+    real = jnp.ones((b, p), bool) if view.real is None else view.real
     weights = jnp.where(real, 0.0, -jnp.inf)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     draw = jax.vmap(lambda k, w: jax.random.categorical(k, w, shape=(count,)))
     position = draw(keys, weights)
     valid = jnp.broadcast_to(real.any(1, keepdims=True), position.shape)
-    return jnp.take_along_axis(look.local, position[..., None], 1), valid
+    return jnp.take_along_axis(view.local, position[..., None], 1), valid
 
 
-def thinned(of: list[Look], count: int, key: jax.Array, index: jax.Array) -> list[Look]:
+def thinned(of: list[View], count: int, key: jax.Array, index: jax.Array) -> list[View]:
     """The views with `count` positions drawn from each larger local map.
 
     This is the location sampling of Deep InfoMax, which saves time and memory.
     """
     thin = []
-    for number, look in enumerate(of):
-        if look.local is not None and look.local.shape[1] > count:
-            key_of_look = jax.random.fold_in(key, number)
-            local, real = drawn(look, count, key_of_look, index)
-            look = look._replace(local=local, real=real)
-        thin.append(look)
+    for number, view in enumerate(of):
+        if view.local is not None and view.local.shape[1] > count:
+            key_of_view = jax.random.fold_in(key, number)
+            local, real = drawn(view, count, key_of_view, index)
+            view = view._replace(local=local, real=real)
+        thin.append(view)
     return thin
 
 
@@ -332,7 +332,7 @@ class CrossModal:
             metrics[f"task/{target}"] = self._task(losses, present, kept_now)
         terms = {name: weight for name, weight in self.terms.items() if weight}
         # A model may return its predictions only.
-        of = looks(features, present) if terms or self.polyview_weight else []
+        of = views_of(features, present) if terms or self.polyview_weight else []
         if self.positions is not None:
             of = thinned(of, self.positions, keys[3], index)
         critic = self.critic or partial(_learnt, module)
@@ -354,8 +354,8 @@ class CrossModal:
             loss += weight * estimate.loss
             metrics |= {name: estimate.loss, f"bound/{name}": estimate.bound}
         if self.polyview_weight and self.polyview is not None:
-            z = jnp.stack([look.z for look in of], 1)
-            mask = jnp.stack([look.present for look in of], 1)
+            z = jnp.stack([view.z for view in of], 1)
+            mask = jnp.stack([view.present for view in of], 1)
             valid = can_be_anchors(mask)
             losses = self.polyview(z, present=mask)
             polyview = _mean(losses, valid)

@@ -78,7 +78,7 @@ class Trainer(Learner):
                 self.objective,
                 transformation,
                 decay,
-                looks,
+                healths,
                 self.logged,
                 self.slices,
                 self.parts,
@@ -212,7 +212,7 @@ class Trainer(Learner):
         return f"rows {np.asarray(inputs[2]['index']).tolist()}"
 
 
-def looks(features: dict) -> dict:
+def healths(features: dict) -> dict:
     """Return the health of each tower's z, as metrics."""
     return {
         f"{name}/{measure}": value
