@@ -126,6 +126,18 @@ def check_output(path: Path) -> None:
         raise InputError(f"--output {path}: its folder cannot be written to")
 
 
+def cache_compiled() -> None:
+    """Keep compiled programs in the user's cache folder; call before JAX is imported.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; if it is empty, nothing is kept.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(home).expanduser() / "polyview"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    # JAX's default of 1 second leaves out most programs of a small run.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
 def start(flags: argparse.Namespace) -> None:
     """With --distributed, join the other processes; call before any device is used.
 

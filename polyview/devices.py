@@ -65,6 +65,16 @@ def of_state(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(of_leaf, state)
 
 
+def quickly_compiled() -> dict[str, Any]:
+    """Return the compiler options of a program that runs once, such as an initialiser.
+
+    On a CPU, optimising it takes longer than what it gains; elsewhere, the defaults.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": 0}
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
     """Turn this host's rows `[b/hosts, ...]` into global arrays `[b, ...]`."""
     sharding = rows(mesh)

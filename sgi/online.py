@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from polyview import devices
 from polyview.config.spec import build
 from polyview.errors import fits_together
 from polyview.model import abstract_module, merge_module
@@ -27,7 +28,6 @@ from sgi import agent
 from sgi.atari import SIZE
 from sgi.network import Network
 
-_HURRY = {"xla_backend_optimization_level": 0}
 _PLAY = 2  # keys the noise of play; `polyview.model` uses 0 and 1
 
 
@@ -75,8 +75,9 @@ class Programs:
         def compiled(function: Callable[..., State], in_axes: int = 0) -> Callable:
             return jax.jit(jax.vmap(function, in_axes), donate_argnums=0)
 
-        # Runs once; compiling it with optimisation takes minutes on a CPU.
-        self.create = jax.jit(jax.vmap(create), compiler_options=_HURRY)
+        self.create = jax.jit(
+            jax.vmap(create), compiler_options=devices.quickly_compiled()
+        )
         self.begin = compiled(self._begin)
         self.store = compiled(_store)
         self.learn = jax.jit(self._learn_all, donate_argnums=0)

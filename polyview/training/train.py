@@ -46,7 +46,10 @@ def train(learner: Learner, workdir: str | Path) -> State:
                 workdir, start, learner.steps, learner.samples, first
             )
             if first:
-                for name, text in learner.banner(state, start).items():
+                banner = learner.banner(state, start)
+                if kept := jax.config.jax_compilation_cache_dir:
+                    banner |= {"compiled": f"programs are kept in {kept}"}
+                for name, text in banner.items():
                     say(f"{name:>14}  {text}")
             with contextlib.closing(writer):
                 return _loop(learner, state, start, checkpoints, writer, workdir)

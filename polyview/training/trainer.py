@@ -71,7 +71,11 @@ class Trainer(Learner):
         self.shape, self.fixed = jax.tree.map(
             lambda shape, sharding: shape.update(sharding=sharding), shapes, shardings
         )
-        self.initial = jax.jit(create, out_shardings=shardings)
+        self.initial = jax.jit(
+            create,
+            out_shardings=shardings,
+            compiler_options=devices.quickly_compiled(),
+        )
         self.step = jax.jit(
             make_step(
                 self.abstract.graph,
