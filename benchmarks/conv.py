@@ -11,10 +11,10 @@ is measured up to half a GFLOP. Each figure is the fastest of some calls.
 """
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -60,13 +60,38 @@ SHAPES = {
         (160, 20, 32, 64, 4, 2, 1),
         (160, 9, 64, 64, 3, 1, 1),
     ],
-    "the demo": [(64, 28, 1, 64, 4, 4, 0), (64, 7, 64, 128, 3, 2, 1)],
+    "the demo": [
+        (512, 28, 1, 64, 4, 4, 0),
+        (512, 7, 64, 64, 3, 1, 1),
+        (512, 7, 64, 128, 3, 2, 1),
+        (512, 4, 128, 128, 3, 1, 1),
+    ],
 }
 SMOKE = {"smoke": [(2, 4, 3, 4, 3, 1, 1), (2, 4, 3, 4, 2, 2, 0)]}
+
+
+def xla_of_kernel(
+    x: jax.Array,
+    cotangent: jax.Array,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: conv.Pads,
+) -> jax.Array:
+    """XLA's gradient of a kernel `shape`."""
+    convolution = partial(conv.xla, x, strides=strides, pads=pads)
+    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(convolution, kernel)(cotangent)[0]
+
+
 FORMS = {
-    "xla": conv.xla,
-    "product": conv.product,
-    "product of blocks": conv.product_of_blocks,
+    conv.xla: "xla",
+    conv.product: "product",
+    conv.product_of_blocks: "product of blocks",
+}
+FORMS_OF_KERNEL = {
+    xla_of_kernel: "xla",
+    conv.by_tap: "by tap",
+    conv.of_patches: "of patches",
 }
 
 
@@ -105,46 +130,42 @@ def measured(
     strides, pads = (s, s), ((p, p), (p, p))
     y = conv.xla(x, kernel, strides, pads)
     flops = 2 * y.size * k * k * channels
-    chosen = conv.forms(x.shape, kernel.shape, strides, pads)
+    at = {"strides": strides, "pads": pads}
+    chosen = conv.forms(x.shape, kernel.shape, **at)
+    count = conv.slices(x.shape, kernel.shape, **at)
     found: dict[str, dict] = {"forward": {}, "input": {}, "kernel": {}}
-    for name, form in FORMS.items():
+
+    def add(direction: str, form: Callable, slices: int, function: Callable) -> None:
+        inputs = (x, kernel) if direction == "forward" else (y, kernel, x)
+        seconds = timed(jax.jit(function), *inputs)
+        found[direction][named(form, slices)] = flops / seconds / rate
+        if form in (conv.xla, xla_of_kernel) and flops <= MOST_IN_A_LOOP:
+            seconds = in_a_loop(function, *inputs)
+            found[direction]["xla in a loop"] = flops / seconds / rate
+
+    for form in FORMS:
         if form is conv.product_of_blocks and (s == 1 or k % s):
             continue
-        call = functools.partial(form, strides=strides, pads=pads)
-        for direction in found:
-            function, inputs = directed(call, direction, x, kernel, y)
-            seconds = timed(jax.jit(function), *inputs)
-            found[direction][name] = flops / seconds / rate
-            if name == "xla" and flops <= MOST_IN_A_LOOP:
-                seconds = in_a_loop(function, *inputs)
-                found[direction]["xla in a loop"] = flops / seconds / rate
-
-    def by_tap(x: jax.Array, y: jax.Array) -> jax.Array:
-        return chosen.kernel(x, y, kernel.shape, strides, pads)
-
-    found["kernel"]["by tap"] = flops / timed(jax.jit(by_tap), x, y) / rate
-    names = {form: name for name, form in FORMS.items()}
-    stars = {"forward": names[chosen.forward], "input": names[chosen.input]}
-    return {"shares": found, "chosen": stars | {"kernel": "by tap"}}
+        add("forward", form, 1, partial(form, **at))
+        for slices in {1: 0, 1 if form is conv.xla else count: 0}:
+            gradient = partial(conv.gradient_of_input, form, count=slices, **at)
+            add("input", form, slices, gradient)
+    for form in FORMS_OF_KERNEL:
+        for slices in {1: 0, 1 if form is xla_of_kernel else count: 0}:
+            gradient = partial(conv.gradient_of_kernel, form, count=slices, **at)
+            add("kernel", form, slices, gradient)
+    stars = {
+        "forward": named(chosen.forward, 1),
+        "input": named(chosen.input, 1 if chosen.input is conv.xla else count),
+        "kernel": named(chosen.kernel, count),
+    }
+    return {"shares": found, "chosen": stars}
 
 
-def directed(
-    call: Callable, direction: str, x: jax.Array, kernel: jax.Array, y: jax.Array
-) -> tuple[Callable, tuple]:
-    """Return a function of the forward pass or a gradient, and its arguments."""
-    if direction == "forward":
-        return call, (x, kernel)
-    if direction == "input":
-
-        def of_input(y: jax.Array, kernel: jax.Array) -> jax.Array:
-            return jax.linear_transpose(lambda x: call(x, kernel), x)(y)[0]
-
-        return of_input, (y, kernel)
-
-    def of_kernel(y: jax.Array, x: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda kernel: call(x, kernel), kernel)(y)[0]
-
-    return of_kernel, (y, x)
+def named(form: Callable, slices: int) -> str:
+    """Name a form as the table does."""
+    name = (FORMS | FORMS_OF_KERNEL)[form]
+    return f"{name} in slices" if slices > 1 else name
 
 
 def timed(function: Callable, *inputs: jax.Array, calls: int = CALLS) -> float:
@@ -152,19 +173,19 @@ def timed(function: Callable, *inputs: jax.Array, calls: int = CALLS) -> float:
     return fastest(lambda: jax.block_until_ready(function(*inputs)), calls)
 
 
-def in_a_loop(function: Callable, first: jax.Array, second: jax.Array) -> float:
+def in_a_loop(function: Callable, *inputs: jax.Array) -> float:
     """Return the seconds of a call in a loop of two, the faster of two loops."""
 
     @jax.jit
-    def loop(first: jax.Array, second: jax.Array) -> jax.Array:
+    def loop(first: jax.Array, *others: jax.Array) -> jax.Array:
         def body(total: jax.Array, scale: jax.Array) -> tuple[jax.Array, None]:
-            return total + function(first * scale, second), None
+            return total + function(first * scale, *others), None
 
-        shape = jax.eval_shape(function, first, second)
+        shape = jax.eval_shape(function, first, *others)
         start = jnp.zeros(shape.shape, shape.dtype)
         return jax.lax.scan(body, start, jnp.arange(2.0))[0]
 
-    return timed(loop, first, second, calls=2) / 2
+    return timed(loop, *inputs, calls=2) / 2
 
 
 def line(row: dict) -> str:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from polyview.nn import conv
 from polyview.nn.conv import Conv, convolve
@@ -66,6 +67,43 @@ def test_values_and_gradients_are_those_of_xla(
         assert abs(have - want).max() <= near * abs(want).max()
 
 
+@pytest.mark.parametrize("channels", [5, 9])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 3)])
+def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypatch):
+    x = jnp.asarray(rng.normal(size=(16, 9, 8, channels)))
+    kernel = jnp.asarray(rng.normal(size=(4, 4, channels, 6)))
+    pads = ((1, 1), (1, 1))
+    options = {"dimension_numbers": LAYOUT[4]}
+
+    def convolved(x, kernel):
+        return convolve(x, kernel, stride, pads, **options)
+
+    direction = jnp.asarray(rng.normal(size=convolved(x, kernel).shape))
+    expected = with_gradients(
+        lambda x, kernel: lax.conv_general_dilated(x, kernel, stride, pads, **options),
+        x,
+        kernel,
+        direction,
+    )
+    monkeypatch.setattr(conv, "SLICE", 1)
+    assert conv.slices(x.shape, kernel.shape, stride, pads) > 1
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    for place in (None, rows):
+        arrays = jax.device_put((x, direction), place)
+        found = with_gradients(convolved, arrays[0], kernel, arrays[1])
+        for have, want in zip(found, expected, strict=True):
+            assert abs(have - want).max() <= 1e-12 * abs(want).max()
+
+
+def test_the_slices_of_a_batch_are_its_divisors():
+    pads = ((1, 1), (1, 1))
+    assert conv.slices((512, 7, 7, 64), (3, 3, 64, 64), (1, 1), pads) == 16
+    assert conv.slices((13, 32, 32, 64), (3, 3, 64, 64), (1, 1), pads) == 13
+    assert conv.slices((512, 2, 2, 512), (3, 3, 512, 512), (1, 1), pads) == 4
+    assert conv.slices((512, 56, 56, 64), (1, 1, 64, 64), (1, 1), pads) == 1
+
+
 def test_several_networks_at_once_equal_each_alone(x64, rng):
     x, kernels = rng.normal(size=(3, 2, 8, 8, 4)), rng.normal(size=(3, 4, 4, 4, 5))
     pads = ((1, 1), (1, 1))
@@ -109,6 +147,8 @@ def test_small_maps_and_single_pixels_are_products():
     assert chosen((9, 56, 56, 8), (1, 1, 8, 8)).input is conv.product
     assert chosen((9, 8, 8, 8), (3, 3, 8, 8)).input is conv.product
     assert chosen((9, 56, 56, 8), (3, 3, 8, 8)).input is conv.xla
+    assert chosen((9, 56, 56, 8), (3, 3, 8, 8)).kernel is conv.by_tap
+    assert chosen((9, 56, 56, 3), (3, 3, 3, 8)).kernel is conv.of_patches
 
 
 def test_a_layer_has_the_names_and_values_of_nnx(rng):

@@ -4,8 +4,9 @@ XLA's convolution on a CPU is slow in three cases. On a map of 2 x 2 it reaches 
 hundredth of the rate of matrix products; a 1x1 kernel gets a gradient at a twentieth of
 it; and in a loop (`lax.scan`, `lax.map`) the gradient of any kernel takes 30 to 140
 times as long as outside, that of an input 2 to 8 times. Which form is the fastest
-depends on the shape: `python -m benchmarks.conv` measures them. The values are equal up
-to rounding. Other platforms always take XLA's convolution.
+depends on the shape: `python -m benchmarks.conv` measures them. Gradients are computed
+for a slice of the batch at a time, whose patches stay in the cache. The values are
+equal up to rounding. Other platforms always take XLA's convolution.
 """
 
 import math
@@ -24,7 +25,8 @@ from jax.custom_derivatives import SymbolicZero
 Pads = tuple[tuple[int, int], ...]
 FEW_POSITIONS = 4  # up to which XLA's forward pass is slower than a product
 MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is faster
-LARGE = 2**23  # numbers in all patches, above which it is faster too: memory limits
+SLICE = 2**20  # numbers in the patches of a slice: 4 MB, about the cache of a core
+FEW_CHANNELS = 8  # below which one product of the patches beats a product a tap
 # Options of a plain convolution: these are 1, this is the layout of nnx.Conv (batch
 # first, channels last), and the rest is not set.
 _ONE = {"lhs_dilation", "rhs_dilation", "feature_group_count"}
@@ -88,17 +90,18 @@ def _backward(
     x, kernel, wanted = saved
     if isinstance(cotangent, SymbolicZero):
         return None, None
-    chosen = forms(x.shape, kernel.shape, strides, pads)
-
-    gradient_of_input = gradient_of_kernel = None
-    if wanted[0] is not None:  # a convolution is linear: its gradient is a transpose
-        transpose = jax.linear_transpose(
-            lambda x: chosen.input(x, kernel, strides, pads), x
+    shape = x.shape, kernel.shape, strides, pads
+    chosen, count = forms(*shape), slices(*shape)
+    of_input = of_kernel = None
+    if wanted[0] is not None:
+        of_input = gradient_of_input(
+            chosen.input, cotangent, kernel, x, strides, pads, count
         )
-        (gradient_of_input,) = transpose(cotangent)
     if wanted[1] is not None:
-        gradient_of_kernel = chosen.kernel(x, cotangent, kernel.shape, strides, pads)
-    return gradient_of_input, gradient_of_kernel
+        of_kernel = gradient_of_kernel(
+            chosen.kernel, cotangent, kernel, x, strides, pads, count
+        )
+    return of_input, of_kernel
 
 
 _convolve.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -107,7 +110,8 @@ _convolve.defvjp(_forward, _backward, symbolic_zeros=True)
 class Forms(NamedTuple):
     """How to compute a convolution, the gradient of its input and that of its kernel.
 
-    `input` is a form of the convolution whose transpose is the gradient.
+    `input` is a form of the convolution whose transpose is the gradient, `kernel` a
+    function of x and the cotangent.
     """
 
     forward: Callable[..., jax.Array]
@@ -119,17 +123,69 @@ def forms(
     x: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], pads: Pads
 ) -> Forms:
     """Choose the forms for these shapes."""
-    sizes = kernel[:2]
+    sizes, channels = kernel[:2], kernel[2]
     if sizes in ((1, 1), strides):
         return Forms(product, product, by_tap)
     positions = math.prod(_outputs(x, sizes, strides, pads))
     forward = product if positions <= FEW_POSITIONS else xla
-    if max(strides) > 1 and not any(k % s for k, s in zip(sizes, strides, strict=True)):
+    if _blocked(sizes, strides):
         return Forms(forward, product_of_blocks, by_tap)
-    large = x[0] * positions * math.prod(kernel[:3]) > LARGE
     return Forms(
-        forward, xla if positions > MANY_POSITIONS or large else product, by_tap
+        forward,
+        xla if positions > MANY_POSITIONS else product,
+        of_patches if channels < FEW_CHANNELS else by_tap,
     )
+
+
+def slices(
+    x: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], pads: Pads
+) -> int:
+    """Return into how many slices of its rows a gradient's batch is divided.
+
+    The patches of a slice then stay in the cache, unless the kernel is larger.
+    """
+    sizes = kernel[:2]
+    if sizes in ((1, 1), strides):  # has no patches
+        return 1
+    patches = (
+        x[0] * math.prod(_outputs(x, sizes, strides, pads)) * math.prod(kernel[:3])
+    )
+    most = max(SLICE, math.prod(kernel))
+    divisors = [n for n in range(1, x[0] + 1) if x[0] % n == 0]
+    return next((n for n in divisors if patches <= n * most), x[0])
+
+
+def gradient_of_input(
+    form: Callable[..., jax.Array],
+    cotangent: jax.Array,
+    kernel: jax.Array,
+    x: jax.Array,
+    strides: tuple[int, ...],
+    pads: Pads,
+    count: int,
+) -> jax.Array:
+    """Return the transpose of a form of the convolution, in `count` slices."""
+
+    def of_slice(cotangent: jax.Array) -> jax.Array:
+        rows = jax.ShapeDtypeStruct((len(cotangent), *x.shape[1:]), x.dtype)
+        convolution = partial(form, kernel=kernel, strides=strides, pads=pads)
+        return jax.linear_transpose(convolution, rows)(cotangent)[0]
+
+    return _joined(of_slice, 1 if form is xla else count, cotangent)
+
+
+def gradient_of_kernel(
+    form: Callable[..., jax.Array],
+    cotangent: jax.Array,
+    kernel: jax.Array,
+    x: jax.Array,
+    strides: tuple[int, ...],
+    pads: Pads,
+    count: int,
+) -> jax.Array:
+    """Return the sum of `form`, such as `by_tap`, over `count` slices."""
+    of_slice = partial(form, shape=kernel.shape, strides=strides, pads=pads)
+    return _summed(of_slice, count, x, cotangent)
 
 
 def xla(
@@ -174,10 +230,14 @@ def by_tap(
 ) -> jax.Array:
     """The gradient of a kernel `shape`: a product for each of its entries."""
     sizes = shape[:2]
-    if sizes == strides != (1, 1):  # one product, of blocks
+    if _blocked(sizes, strides):
+        (kh, kw, c, d), (sh, sw) = shape, strides
         blocks = _blocks(x, sizes, strides, pads)
-        merged = (1, 1, math.prod(shape[:3]), shape[3])
-        return by_tap(blocks, cotangent, merged, (1, 1), _UNPADDED).reshape(shape)
+        merged = (kh // sh, kw // sw, sh * sw * c, d)
+        gradient = by_tap(blocks, cotangent, merged, (1, 1), _UNPADDED)
+        return rearrange(
+            gradient, "kh kw (sh sw c) d -> (kh sh) (kw sw) c d", sh=sh, sw=sw
+        )
     rows = ((0, 1, 2), (0, 1, 2))
     # [d, c], since the product is up to twice as slow in the other order.
     entries = [
@@ -185,6 +245,61 @@ def by_tap(
         for tap in _taps(x, sizes, strides, pads)
     ]
     return rearrange(jnp.stack(entries), "(kh kw) d c -> kh kw c d", kh=shape[0])
+
+
+def of_patches(
+    x: jax.Array,
+    cotangent: jax.Array,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: Pads,
+) -> jax.Array:
+    """The gradient of a kernel `shape`: one product of the patches."""
+    patches = jnp.concatenate(_taps(x, shape[:2], strides, pads), -1)
+    rows = (x.reshape(-1, x.shape[-1]) for x in (cotangent, patches))
+    return jnp.einsum("nd,nc->dc", *rows).T.reshape(shape)
+
+
+def _joined(function: Callable, count: int, rows: jax.Array) -> jax.Array:
+    """Return `function(rows)`, computed for a slice of the rows at a time."""
+    if count == 1:
+        return function(rows)
+    sliced = _divided(count, rows)
+    shape = jax.eval_shape(function, sliced[:, 0])
+
+    def add(number: jax.Array, joined: jax.Array) -> jax.Array:
+        part = function(lax.dynamic_index_in_dim(sliced, number, 1, keepdims=False))
+        return lax.dynamic_update_index_in_dim(joined, part, number, 1)
+
+    empty = jnp.zeros((len(sliced), count, *shape.shape[1:]), shape.dtype)
+    return lax.fori_loop(0, count, add, empty).reshape(len(rows), *shape.shape[1:])
+
+
+def _summed(function: Callable, count: int, *rows: jax.Array) -> jax.Array:
+    """Return `function(*rows)`, a sum over the rows, a slice of them at a time."""
+    if count == 1:
+        return function(*rows)
+    sliced = [_divided(count, array) for array in rows]
+    shape = jax.eval_shape(function, *(array[:, 0] for array in sliced))
+
+    def add(number: jax.Array, total: jax.Array) -> jax.Array:
+        return total + function(
+            *(lax.dynamic_index_in_dim(x, number, 1, keepdims=False) for x in sliced)
+        )
+
+    return lax.fori_loop(0, count, add, jnp.zeros(shape.shape, shape.dtype))
+
+
+def _divided(count: int, rows: jax.Array) -> jax.Array:
+    """Return `[n / count, count, ...]`; rows sharded over devices stay there."""
+    return rows.reshape(len(rows) // count, count, *rows.shape[1:])
+
+
+def _blocked(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the kernel reads whole blocks of `strides` pixels."""
+    return max(strides) > 1 and not any(
+        size % stride for size, stride in zip(sizes, strides, strict=True)
+    )
 
 
 def _outputs(

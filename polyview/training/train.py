@@ -47,7 +47,8 @@ def train(learner: Learner, workdir: str | Path) -> State:
             )
             if first:
                 banner = learner.banner(state, start)
-                if kept := jax.config.jax_compilation_cache_dir:
+                kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+                if kept:
                     banner |= {"compiled": f"programs are kept in {kept}"}
                 for name, text in banner.items():
                     say(f"{name:>14}  {text}")
