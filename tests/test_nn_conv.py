@@ -85,6 +85,7 @@ def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypat
         kernel,
         direction,
     )
+    monkeypatch.setattr(conv, "LARGE", 1)
     monkeypatch.setattr(conv, "SLICE", 1)
     assert conv.slices(x.shape, kernel.shape, stride, pads) > 1
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
@@ -99,8 +100,9 @@ def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypat
 def test_the_slices_of_a_batch_are_its_divisors():
     pads = ((1, 1), (1, 1))
     assert conv.slices((512, 7, 7, 64), (3, 3, 64, 64), (1, 1), pads) == 16
-    assert conv.slices((13, 32, 32, 64), (3, 3, 64, 64), (1, 1), pads) == 13
+    assert conv.slices((26, 32, 32, 64), (3, 3, 64, 64), (1, 1), pads) == 26
     assert conv.slices((512, 2, 2, 512), (3, 3, 512, 512), (1, 1), pads) == 4
+    assert conv.slices((32, 16, 16, 64), (3, 3, 64, 64), (1, 1), pads) == 1
     assert conv.slices((512, 56, 56, 64), (1, 1, 64, 64), (1, 1), pads) == 1
 
 
@@ -147,8 +149,10 @@ def test_small_maps_and_single_pixels_are_products():
     assert chosen((9, 56, 56, 8), (1, 1, 8, 8)).input is conv.product
     assert chosen((9, 8, 8, 8), (3, 3, 8, 8)).input is conv.product
     assert chosen((9, 56, 56, 8), (3, 3, 8, 8)).input is conv.xla
+    assert chosen((9, 56, 56, 8), (3, 3, 8, 8), stride=2).input is conv.product
     assert chosen((9, 56, 56, 8), (3, 3, 8, 8)).kernel is conv.by_tap
     assert chosen((9, 56, 56, 3), (3, 3, 3, 8)).kernel is conv.of_patches
+    assert chosen((9, 4, 4, 8), (3, 3, 8, 8)).kernel is conv.of_patches
 
 
 def test_a_layer_has_the_names_and_values_of_nnx(rng):

@@ -65,13 +65,17 @@ def test_float32_tiles_match_the_float64_sum(kind, among):
     anchors = rows_like(kind, rng, 24, 3).astype(np.float32)
     candidates = anchors if among else rows_like(kind, rng, 24, 2).astype(np.float32)
     weights = rng.uniform(0.5, 1.5, size=(24, 3)).astype(np.float32)
-    function = jax.jit(partial(ours, tile=17))
-    for temperature in (0.01, 0.05, 0.1, 0.5):
+    function = partial(ours, tile=17)
+    for temperature, bounded in [
+        *((temperature, False) for temperature in (0.01, 0.05, 0.1, 0.5)),
+        *((temperature, True) for temperature in (0.01, 0.025, 0.5)),
+    ]:
         value, *gradients = plain(anchors, candidates, weights, temperature)
         given_ = None if among else candidates
-        got, *got_gradients = function(
-            anchors, given_, weights, temperature=temperature
-        )
+        options = {"temperature": temperature}
+        if bounded:  # below a temperature of 0.025 it is not used
+            options["largest"] = 1 / temperature
+        got, *got_gradients = function(anchors, given_, weights, **options)
         np.testing.assert_allclose(got, value, rtol=1e-5)
         if among:
             gradients = [sum(gradients)]
@@ -91,17 +95,17 @@ def test_float32_tiles_match_the_float64_sum(kind, among):
     n=st.integers(0, 4),  # 0: negatives among the anchors
     d=st.integers(1, 5),
     tile=st.integers(1, 40),
+    largest=st.sampled_from([None, 40.0]),  # float64 has room for larger scores
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_any_shape_and_tile_match_the_plain_sum(b, m, n, d, tile):
+def test_any_shape_and_tile_match_the_plain_sum(b, m, n, d, tile, largest):
     rng = np.random.default_rng(0)
     anchors, weights = rng.normal(size=(b, m, d)), rng.normal(size=(b, m))
     candidates = rng.normal(size=(b, n, d)) if n else anchors
     value, *gradients = plain(anchors, candidates, weights, temperature=0.3)
     with jax.enable_x64(True):
-        got = ours(
-            anchors, candidates if n else None, weights, temperature=0.3, tile=tile
-        )
+        options = {"temperature": 0.3, "tile": tile, "largest": largest}
+        got = ours(anchors, candidates if n else None, weights, **options)
     expected = (value, *(gradients if n else [sum(gradients)]))
     for want, have in zip(expected, got, strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-11, atol=1e-12)
@@ -215,12 +219,19 @@ def on(mesh, function):
     # 12 rows a device. tile=5: three tiles of 4 rows, compared one by one. tile=9: two
     # of 6, compared two at a time. tile=40: one, compared with all. Other candidates
     # have half as many columns; their last tile may hold a row of padding.
-    ("shape", "tile"),
-    [((2,), 5), ((3,), 9), ((5,), 7), ((2, 2), 9), ((2, 4), 5), ((8,), 40)],
+    ("shape", "tile", "largest"),
+    [
+        ((2,), 5, None),
+        ((3,), 9, 40),
+        ((5,), 7, None),
+        ((2, 2), 9, None),
+        ((2, 4), 5, 40),
+        ((8,), 40, 40),
+    ],
     ids=str,
 )
 def test_every_exchange_matches_the_plain_sum_on_every_mesh(
-    exchange, among, shape, tile, x64
+    exchange, among, shape, tile, largest, x64
 ):
     rng = np.random.default_rng(1)
     b = 3 * int(np.prod(shape))
@@ -230,6 +241,7 @@ def test_every_exchange_matches_the_plain_sum_on_every_mesh(
     expected = (value, *([sum(gradients)] if among else gradients))
     mesh = mesh_of(*shape)
     options = {"temperature": 0.3, "exchange": exchange, "tile": tile}
+    options["largest"] = largest
     with jax.set_mesh(mesh):
         if among:
             f = on(mesh, lambda z, weights: ours(z, None, weights, **options))

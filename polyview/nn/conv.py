@@ -25,8 +25,10 @@ from jax.custom_derivatives import SymbolicZero
 Pads = tuple[tuple[int, int], ...]
 FEW_POSITIONS = 4  # up to which XLA's forward pass is slower than a product
 MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is faster
+FEW_CHANNELS = 8  # below which one product of the patches beats a product a tap;
+FEW_ROWS = 256  # so it does for up to so many positions in all maps of the batch
+LARGE = 2**23  # numbers in the patches of a batch, above which it is divided
 SLICE = 2**20  # numbers in the patches of a slice: 4 MB, about the cache of a core
-FEW_CHANNELS = 8  # below which one product of the patches beats a product a tap
 # Options of a plain convolution: these are 1, this is the layout of nnx.Conv (batch
 # first, channels last), and the rest is not set.
 _ONE = {"lhs_dilation", "rhs_dilation", "feature_group_count"}
@@ -130,17 +132,18 @@ def forms(
     forward = product if positions <= FEW_POSITIONS else xla
     if _blocked(sizes, strides):
         return Forms(forward, product_of_blocks, by_tap)
+    patched = channels < FEW_CHANNELS or x[0] * positions <= FEW_ROWS
     return Forms(
         forward,
-        xla if positions > MANY_POSITIONS else product,
-        of_patches if channels < FEW_CHANNELS else by_tap,
+        xla if max(strides) == 1 and positions > MANY_POSITIONS else product,
+        of_patches if patched else by_tap,
     )
 
 
 def slices(
     x: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], pads: Pads
 ) -> int:
-    """Return into how many slices of its rows a gradient's batch is divided.
+    """Return the number of slices of the batch in which gradients are computed.
 
     The patches of a slice then stay in the cache, unless the kernel is larger.
     """
@@ -150,6 +153,8 @@ def slices(
     patches = (
         x[0] * math.prod(_outputs(x, sizes, strides, pads)) * math.prod(kernel[:3])
     )
+    if patches <= LARGE:
+        return 1
     most = max(SLICE, math.prod(kernel))
     divisors = [n for n in range(1, x[0] + 1) if x[0] % n == 0]
     return next((n for n in divisors if patches <= n * most), x[0])

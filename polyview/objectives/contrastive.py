@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import log
+from numbers import Real
 from typing import Any, Literal
 
 import jax
@@ -54,6 +56,7 @@ def geometric(
     b < 2, m < 2, temperature <= 0, or if `negatives` does.
     """
     z = embeddings(z, normalize, present)
+    negatives = _bounded(negatives, temperature, normalize)
     log_ratios, pairs = _log_ratios(z, temperature, negatives, present)
     return -jnp.where(pairs, log_ratios, 0).sum(-1) / jnp.maximum(pairs.sum(-1), 1)
 
@@ -90,6 +93,7 @@ def arithmetic(
     b < 2, m < 2, temperature <= 0, or if `negatives` does.
     """
     z = embeddings(z, normalize, present)
+    negatives = _bounded(negatives, temperature, normalize)
     log_ratios, pairs = _log_ratios(z, temperature, negatives, present)
     if variant == "theorem":
         # Without positives the log of 0 would give NaN: keep all, drop the loss below.
@@ -132,6 +136,7 @@ def sufficient_statistics(
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize, present)
+    negatives = _bounded(negatives, temperature, normalize)
     rest = mean_of_others(z, present)
     rest = l2_normalize(rest) if renormalize else rest
     positives = jnp.einsum("bmd,bmd->bm", z, rest) / temperature
@@ -163,6 +168,7 @@ def multi_crop(
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
+    negatives = _bounded(negatives, temperature, normalize)
     positives = positive_scores(z, temperature)
     by_view = log_negatives_by_view(z, z, temperature=temperature, negatives=negatives)
     own_view = jnp.diagonal(by_view, axis1=1, axis2=2)[..., None]
@@ -219,6 +225,7 @@ def supcon(
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
+    negatives = _bounded(negatives, temperature, normalize)
     positives = positive_scores(z, temperature)
     others = negatives(z, temperature=temperature)
     denominators = jnp.logaddexp(logsumexp(positives, axis=-1), others)
@@ -247,6 +254,7 @@ def mv_infonce(
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
+    negatives = _bounded(negatives, temperature, normalize)
     positives = positive_scores(z, temperature)
     others = negatives(z, temperature=temperature)
     denominators = jnp.logaddexp(logsumexp(positives, axis=-1), others)
@@ -275,6 +283,7 @@ def mv_dhel(
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
+    negatives = _bounded(negatives, temperature, normalize)
     own_view = jax.lax.map(
         lambda view: negatives(view[:, None], temperature=temperature)[:, 0],
         jnp.moveaxis(z, 1, 0),
@@ -314,6 +323,13 @@ class Contrastive:
     def negatives(b: int, m: int) -> int:
         """Views of other samples an anchor is compared with; fewer in some losses."""
         return (b - 1) * m
+
+
+def _bounded(negatives: Negatives, temperature: float, normalize: bool) -> Negatives:
+    """Tell `negatives` how large the scores of normalised embeddings are."""
+    if normalize and isinstance(temperature, Real) and temperature > 0:
+        return partial(negatives, largest=1 / temperature)
+    return negatives
 
 
 def _log_ratios(

@@ -14,8 +14,12 @@ pass, so memory is linear in the rows. The gradient of sum_r g[r] n[r] over rows
 
 If the candidates are the anchors, s is symmetric: one tile of scores serves rows and
 columns, with w[r, c] + w[c, r] for w[r, c]. For r rows of d features that takes 4 r^2 d
-operations, r^2 d of them forward, instead of 8 r^2 d and 2 r^2 d. An even number C of
-tiles a side costs 1 + 2 / C times that: tiles half way round are scored twice.
+operations, r^2 d of them forward, instead of 8 r^2 d and 2 r^2 d. C tiles a side cost
+1 + 1 / C times that, as those on the diagonal are scored in full, or 1 + 2 / C times if
+C is even, as those half way round are scored twice; one device has an odd number.
+
+If the caller bounds the scores (`largest`), exponentials are summed without subtracting
+a maximum first, so that one exponential a score serves rows and columns.
 """
 
 from functools import partial
@@ -31,8 +35,11 @@ from polyview.objectives.tiles import Meeting, Plan, Sums, meet_all, padded, unp
 
 # Rows of a tile. On a CPU its scores should fit in the cache (measured, see
 # `benchmarks/loss.py`); accelerators need large tiles (not yet measured).
-TILE = {"cpu": 512}
+TILE = {"cpu": 1024}
 LARGE_TILE = 4096
+# For |s| up to this, sums of exp(s) over 1e9 columns, and products with another exp(s),
+# are normal numbers in float32.
+SAFE = 40.0
 _ABSENT = -1e30  # the score of a missing view times the temperature, below any other
 
 
@@ -45,6 +52,7 @@ class Negatives(Protocol):
         candidates: jax.Array | None = None,
         *,
         temperature: float,
+        largest: float | None = None,
     ) -> jax.Array: ...
 
 
@@ -53,6 +61,7 @@ def log_negatives(
     candidates: jax.Array | None = None,
     *,
     temperature: float,
+    largest: float | None = None,
     exchange: Literal["gather", "ring"] = "gather",
     dtype: DTypeLike | None = None,
     tile: int | None = None,
@@ -63,7 +72,9 @@ def log_negatives(
     candidates the anchors are scored among themselves, at half the cost. Computes in
     float32, or float64 for such inputs. With `dtype`, the rows are rounded to it after
     scaling by the temperature; products still accumulate in float32. A tile has `tile`
-    rows (None: the default of the backend).
+    rows (None: the default of the backend). largest: a bound on the absolute value of
+    every score, such as 1 / temperature for rows of length 1; up to 40 it saves half of
+    the exponentials. The result may overflow if a score exceeds it.
 
     Under a mesh (`jax.set_mesh`, Auto axes) the rows are sharded over all of its axes.
     With "gather" each device holds all candidates at once; with "ring" they move from
@@ -100,7 +111,8 @@ def log_negatives(
         pair = tuple(x.astype(dtype) for x in pair)
     tile = tile or TILE.get(jax.default_backend(), LARGE_TILE)
     axes = mesh.axis_names if devices > 1 else ()
-    return _log_negatives(Plan(exchange, tile, axes, devices), *pair)
+    safe = largest is not None and largest <= SAFE
+    return _log_negatives(Plan(exchange, tile, axes, devices), safe, *pair)
 
 
 def of_present(negatives: Negatives, present: jax.Array | None) -> Negatives:
@@ -113,14 +125,19 @@ def of_present(negatives: Negatives, present: jax.Array | None) -> Negatives:
         return negatives
 
     def restricted(
-        anchors: jax.Array, candidates: jax.Array | None = None, *, temperature: float
+        anchors: jax.Array,
+        candidates: jax.Array | None = None,
+        *,
+        temperature: float,
+        largest: float | None = None,
     ) -> jax.Array:
+        del largest  # the mark of a missing candidate exceeds it
         candidates = anchors if candidates is None else candidates
         mark = jnp.where(present, 0, _ABSENT)[..., None].astype(candidates.dtype)
         marked = jnp.concatenate([candidates, mark], -1)
         one = jnp.ones_like(anchors[..., :1])
         anchors = jnp.concatenate([anchors, one], -1)
-        return negatives(anchors, marked, temperature=temperature)
+        return negatives(anchors, marked, temperature=temperature, largest=None)
 
     return restricted
 
@@ -155,24 +172,25 @@ def _check(temperature: float) -> None:
         raise ValueError(f"temperature is {temperature}; it must be positive")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(plan: Plan, *pair: jax.Array) -> jax.Array:
-    return plan.split(partial(_forward, plan))(*pair)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _differentiable(plan: Plan, safe: bool, *pair: jax.Array) -> jax.Array:
+    forward = _forward_bounded if safe else _forward
+    return plan.split(partial(forward, plan))(*pair)
 
 
-def _save(plan: Plan, *pair: jax.Array) -> tuple:
-    lse = _differentiable(plan, *pair)
+def _save(plan: Plan, safe: bool, *pair: jax.Array) -> tuple:
+    lse = _differentiable(plan, safe, *pair)
     return lse, (pair, lse)
 
 
-def _restore(plan: Plan, saved: tuple, cotangent: jax.Array) -> tuple:
+def _restore(plan: Plan, safe: bool, saved: tuple, cotangent: jax.Array) -> tuple:
     pair, lse = saved
-    return plan.split(partial(_backward, plan))(pair, lse, cotangent)
+    return plan.split(partial(_backward, plan, safe))(pair, lse, cotangent)
 
 
 _differentiable.defvjp(_save, _restore)
 # Compiled once for all calls of a loss outside of a compiled program.
-_log_negatives = jax.jit(_differentiable, static_argnums=0)
+_log_negatives = jax.jit(_differentiable, static_argnums=(0, 1))
 
 
 class _Rows(NamedTuple):
@@ -237,19 +255,55 @@ def _forward(plan: Plan, *pair: jax.Array) -> jax.Array:
     return unpadded(own.top + jnp.log(own.total), pair[0].shape[:2])
 
 
-def _backward(plan: Plan, pair: tuple, lse: jax.Array, cotangent: jax.Array) -> tuple:
+def _forward_bounded(plan: Plan, *pair: jax.Array) -> jax.Array:
+    """As `_forward`, for scores whose exponentials cannot overflow."""
+    rows, columns = _rows(plan, pair[0]), _rows(plan, pair[-1])
     symmetric = len(pair) == 1
-    rows = (_rows(plan, pair[0]), padded(plan, lse), padded(plan, cotangent))
+
+    def meet(own: Any, theirs: Any, block: _Rows, at: Meeting) -> tuple[Any, Any]:
+        scores, other = _scores(rows, block, at)
+        exponentials = jnp.where(other, jnp.exp(scores), 0)
+        own = at.rows.put(own, at.rows.of(own) + exponentials.sum(1))
+        if symmetric:
+            part = at.both * exponentials.sum(0)
+            theirs = at.columns.put(theirs, at.columns.of(theirs) + part)
+        return own, theirs
+
+    own = jnp.zeros(rows.sample.shape, _accumulator(rows.x.dtype))
+    theirs = own if symmetric else ()
+    sums = Sums(0.0, jnp.add, plan.scatter)
+    nothing = Sums((), lambda *_: (), lambda _: ())
+    own, theirs = meet_all(
+        plan, symmetric, meet, own, columns, theirs, sums if symmetric else nothing
+    )
+    return unpadded(jnp.log(own + theirs if symmetric else own), pair[0].shape[:2])
+
+
+def _backward(
+    plan: Plan, safe: bool, pair: tuple, lse: jax.Array, cotangent: jax.Array
+) -> tuple:
+    symmetric = len(pair) == 1
+    scale = cotangent * jnp.exp(-lse) if safe else cotangent
+    rows = (_rows(plan, pair[0]), padded(plan, lse), padded(plan, scale))
     columns = rows if symmetric else (_rows(plan, pair[1]),)
+
+    def weights(scores: jax.Array, of_rows: tuple, of_columns: tuple) -> jax.Array:
+        """w[r, c], or w[r, c] + w[c, r], also between views of one sample."""
+        if safe:
+            scale = of_rows[1][:, None]
+            if symmetric:
+                scale += of_columns[1][None, :]
+            return scale * jnp.exp(scores)
+        w = of_rows[1][:, None] * jnp.exp(scores - of_rows[0][:, None])
+        if symmetric:
+            w += of_columns[1][None, :] * jnp.exp(scores - of_columns[0][None, :])
+        return w
 
     def meet(own: Any, theirs: Any, block: Any, at: Meeting) -> tuple[Any, Any]:
         x, y = at.rows.of(rows[0].x), at.columns.of(block[0].x)
         scores, other = _scores(rows[0], block[0], at)
-        lse, cotangent = (at.rows.of(r)[:, None] for r in rows[1:])
-        w = cotangent * jnp.exp(scores - lse)
-        if symmetric:
-            lse, cotangent = (at.columns.of(c)[None, :] for c in block[1:])
-            w += cotangent * jnp.exp(scores - lse)
+        of_rows, of_columns = map(at.rows.of, rows[1:]), map(at.columns.of, block[1:])
+        w = weights(scores, tuple(of_rows), tuple(of_columns))
         w = jnp.where(other, w, 0).astype(x.dtype)
         own = at.rows.put(own, at.rows.of(own) + _product("rc,cd->rd", w, y))
         part = _product("rc,rd->cd", w, x)

@@ -185,7 +185,10 @@ def unpadded(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _tiles(plan: Plan, tree: Any) -> tuple[int, int]:
-    """The number of tiles of a tree's rows, and the rows of each."""
+    """The number of tiles of a tree's rows, and the rows of each.
+
+    The number is odd: of an even one, tiles half way round would meet twice.
+    """
     rows = len(jax.tree.leaves(tree)[0])
-    tiles = -(-rows // plan.tile)
+    tiles = -(-rows // plan.tile) | 1
     return tiles, -(-rows // tiles)
