@@ -1,15 +1,19 @@
-"""On a GPU or a TPU: the loss at large batches, and a whole step at 224 px.
+"""On a GPU or a TPU: the loss at large batches, a step at 224 px, agents of SGI.
 
     python -m benchmarks.accelerator [--output FILE.json]
     python -m benchmarks.accelerator --smoke    # small sizes: does it work here?
 
 The loss is `geometric`, value and gradient, of N = 65,536 and 131,072 embeddings of d =
 128 features. Its share is 6 N^2 d FLOP a second over the rate of a large square matrix
-product of the same type and precision on the same devices. The step is the trainer's:
-ResNet-50 in bfloat16 with LARS, on one batch that stays on the device, with photometry
-and without (the bare model). The difference is photometry's share of the step, which
-should be at most a tenth. Each row runs in a separate process, so that peak memory is
-measured per row.
+product of the same type and precision on the same devices. The step is the trainer's,
+in bfloat16 on one batch that stays on the device: ResNet-50 with LARS, with photometry
+and without (the bare model), and ViT-S with AdamW. The difference is photometry's share
+of the step, which should be at most a tenth. An update of SGI is that of
+`benchmarks.sgi`, also for ten agents in one program.
+
+Nothing is read from a data set. Each row runs in a separate process, so that peak
+memory is measured per row, and the output is written after each: the same command
+resumes an interrupted one, and tries again what failed.
 """
 
 import argparse
@@ -29,9 +33,18 @@ LOSSES = [
     for dtype in ("bfloat16", "float32")
 ]
 STEPS = [
-    {"kind": "step", "views": views, "photometry": photometry}
+    {"kind": "step", "encoder": "resnet50", "views": views, "photometry": photometry}
     for views in (2, 8)
     for photometry in (True, False)
+]
+STEPS += [
+    {"kind": "step", "encoder": "vit_s", "views": views, "photometry": True}
+    for views in (2, 8)
+]
+UPDATES = [
+    {"kind": "update", "size": size, "seeds": seeds}
+    for size in ("S", "M")
+    for seeds in (None, 10)
 ]
 SMOKE = {"rows": 1 / 64, "side": 32, "views": 128}  # rows: a factor
 
@@ -50,12 +63,26 @@ def main() -> None:
     if flags.row:
         print(json.dumps(measured(flags)))
         return
-    found = []
-    for row in (*LOSSES, *STEPS):
-        found.append(row | measured_apart(row))
+    done = before(flags)
+    found: list[dict] = []
+    for row in (*LOSSES, *STEPS, *UPDATES):
+        same = [one for one in done if row.items() <= one.items()]
+        found.append(same[0] if same else row | measured_apart(row))
         print(line(found), flush=True)
-    if flags.output:
-        flags.output.write_text(json.dumps(record(flags, found), indent=1) + "\n")
+        if flags.output:
+            flags.output.write_text(json.dumps(record(flags, found), indent=1) + "\n")
+
+
+def before(flags: argparse.Namespace) -> list[dict]:
+    """Return the rows that an interrupted command has measured."""
+    if flags.output is None or not flags.output.exists():
+        return []
+    written = json.loads(flags.output.read_text())
+    if written["smoke"] != flags.smoke:
+        raise errors.InputError(
+            f"{flags.output} holds other sizes (smoke={written['smoke']}); remove it"
+        )
+    return [row for row in written["rows"] if "error" not in row]
 
 
 def measured_apart(row: dict) -> dict:
@@ -73,7 +100,7 @@ def measured(flags: argparse.Namespace) -> dict:
     from polyview import hosts
 
     row = dict(flags.row)
-    function = {"loss": loss, "step": step}[row.pop("kind")]
+    function = {"loss": loss, "step": step, "update": update}[row.pop("kind")]
     return function(flags, **row) | {"machine": hosts.machine()}
 
 
@@ -117,7 +144,7 @@ def loss(flags: argparse.Namespace, rows: int, dtype: str) -> dict:
     }
 
 
-def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
+def step(flags: argparse.Namespace, encoder: str, views: int, photometry: bool) -> dict:
     """Measure seconds, views a second, MFU and memory of the trainer's step."""
     import jax
 
@@ -126,7 +153,9 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
     from polyview.training.peak import peak_flops
     from polyview.training.trainer import Trainer
 
-    config = load_config(f"configs/polyview_imagenet.py:views={views}")
+    config = load_config(
+        f"configs/polyview_imagenet.py:views={views},encoder={encoder}"
+    )
     each = SMOKE["views"] if flags.smoke else flags.views_a_device
     config.batch_size = jax.device_count() * each // views
     side = SMOKE["side"] if flags.smoke else 224
@@ -143,9 +172,10 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
         if not photometry:
             tower.photometry = None
         if flags.smoke:
-            tower.encoder.partial = "polyview.nn.resnet:resnet_tiny"
-            del tower.encoder.zero_scale
-            tower.encoder.in_channels = 3
+            tower.encoder = {
+                "partial": "polyview.nn.resnet:resnet_tiny",
+                "in_channels": 3,
+            }
     run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()
@@ -167,6 +197,13 @@ def step(flags: argparse.Namespace, views: int, photometry: bool) -> dict:
     }
 
 
+def update(flags: argparse.Namespace, size: str, seeds: int | None) -> dict:
+    """Measure an agent's update, or that of several agents in one program."""
+    from benchmarks import sgi
+
+    return sgi.measured(flags, "update", "tiny" if flags.smoke else size, seeds=seeds)
+
+
 def photographs(count: int, side: int):
     """Make a source of random images, slightly larger than the views."""
     import numpy as np
@@ -184,14 +221,16 @@ def line(found: list[dict]) -> str:
     row = found[-1]
     if row["kind"] == "loss":
         name = f"loss, N = {row['rows']:,}, {row['dtype']}"
+    elif row["kind"] == "update":
+        name = f"SGI, size {row['size']}, {row['seeds'] or 1} agents"
     else:
-        with_or_without = "with" if row["photometry"] else "without"
-        name = f"step, M = {row['views']}, {with_or_without} photometry"
+        name = f"{row['encoder']}, M = {row['views']}"
+        name += "" if row["photometry"] else " without photometry"
     if "error" in row:
         return f"{name:36} {row['error']}"
     text = f"{name:36}{1e3 * row['seconds']['median']:10.2f} ms"
     text += f"{row['memory']['peak_bytes'] / 2**20:10.0f} MiB"
-    if row["kind"] == "loss":
+    if row["kind"] != "step":
         return f"{text}{row['share_of_matmul_rate']:8.1%} of the matmul rate"
     text += f"{row['mfu']:8.1%} MFU{row['views_per_second']:10.0f} views/s"
     share = photometry_share(found)

@@ -1,6 +1,6 @@
 """SGI: cost of an agent's update, a pre-training step, the environment and batches.
 
-    python -m benchmarks.sgi [--output FILE.json]
+    python -m benchmarks.sgi [--official CHECKOUT --peer_python PYTHON]
     python -m benchmarks.sgi --smoke    # small sizes, writes nothing: does it work?
 
 An update is that of `sgi.agent` on 32 steps of play; a pre-training step is that of
@@ -14,7 +14,9 @@ products and convolutions, forward and backward, counted by `polyview.training.f
 the traced step; the share is their rate over that of a large float32 matrix product.
 All: XLA's cost analysis of the unoptimised step, including elementwise work such as
 depthwise shifts. Each row is a separate process, so that peak memory is measured per
-row.
+row. With a checkout of mila-iqia/SGI, each row is followed by the same step of the
+official code, from `benchmarks/sgi_official.py` in a Python with torch, kornia and
+rlpyt.
 
 The environment is one game of `sgi.atari` under random actions, four emulator frames a
 step. A pre-training batch holds 256 windows of `sgi.replay.Window`; "stacks" are the
@@ -64,6 +66,8 @@ def main() -> None:
     add("--seeds", type=int, default=10, help="in the row of several (default: 10)")
     add("--repeats", type=int, default=3, help="timed steps a row (default: 3)")
     add("--game", default="pong", help="game to play (default: pong)")
+    add("--official", metavar="CHECKOUT", type=Path, help="a clone of mila-iqia/SGI")
+    add("--peer_python", default=sys.executable, help="a Python that can run it")
     add("--output", type=Path, default=RESULTS, help="JSON (default: %(default)s)")
     add("--row", type=json.loads, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -75,6 +79,9 @@ def main() -> None:
     for row in SMOKE_ROWS if flags.smoke else [*ROWS, several]:
         found.append(row | measured_apart(row))
         print(line(found[-1]), flush=True)
+        if flags.official and row.keys() == {"kind", "size"}:
+            found[-1]["official"] = officially(flags, **row)
+            print(f"    the official code: {found[-1]['official']}", flush=True)
     for row in found:
         if text := ratio(row, found):
             print(text)
@@ -101,6 +108,15 @@ def measured_apart(row: dict) -> dict:
     done = subprocess.run(
         [*command, "--row", json.dumps(row)], capture_output=True, text=True
     )
+    last = (done.stderr if done.returncode else done.stdout).strip().splitlines()[-1]
+    return {"error": last} if done.returncode else json.loads(last)
+
+
+def officially(flags: argparse.Namespace, kind: str, size: str) -> dict:
+    """Measure the same step of the official code; return the last line of any error."""
+    program = str(Path(__file__).parent / "sgi_official.py")
+    command = [flags.peer_python, program, str(flags.official), kind, size]
+    done = subprocess.run(command, capture_output=True, text=True)
     last = (done.stderr if done.returncode else done.stdout).strip().splitlines()[-1]
     return {"error": last} if done.returncode else json.loads(last)
 
