@@ -12,11 +12,13 @@ if ! "$python" -m polyview.prepare "$data"; then
     "$python" -m polyview.prepare "$data"
 fi
 config=configs/polyview_$data.py
+# Enough for both methods to pass raw pixels, in minutes on two cores.
+steps=--config.steps=400
 
 echo; echo "== Poly-view: 8 views of few samples"
-"$python" -m polyview.main --config "$config:views=8" --workdir "$runs/polyview"
+"$python" -m polyview.main --config "$config:views=8" "$steps" --workdir "$runs/polyview"
 echo; echo "== SimCLR: 2 views of four times the samples"
-"$python" -m polyview.main --config "$config:views=2,objective=nt_xent" \
+"$python" -m polyview.main --config "$config:views=2,objective=nt_xent" "$steps" \
     --workdir "$runs/simclr"
 echo; echo "== The same probe for both runs, an untrained encoder and raw pixels"
 "$python" -m polyview.evaluate --run "$runs/simclr"

@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 from pathlib import Path
 
 from polyview import cli, errors, files
@@ -36,6 +37,8 @@ def main() -> None:
         raise InputError(f"--steps {flags.steps}: it must be 1 or more")
     cli.check_output(flags.output)
 
+    # Compile anew: the seconds of that are part of the record.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
     cli.start(flags)
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview import hosts

@@ -139,11 +139,13 @@ def cache_compiled() -> None:
 
 
 def start(flags: argparse.Namespace) -> None:
-    """With --distributed, join the other processes; call before any device is used.
+    """Cache compiled programs and, with --distributed, join the other processes.
 
-    Under Slurm, Open MPI, Kubernetes and on TPU pods JAX needs no further flags. Raises
-    InputError for a bad flag, or if JAX finds no cluster or cannot join it.
+    Call before JAX is imported. Under Slurm, Open MPI, Kubernetes and on TPU pods JAX
+    needs no further flags. Raises InputError for a bad flag, or if JAX finds no cluster
+    or cannot join it.
     """
+    cache_compiled()
     if not flags.distributed:
         for name in ("coordinator", "processes", "process", "heartbeat"):
             if getattr(flags, name) is not None:

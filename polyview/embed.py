@@ -47,7 +47,6 @@ def main() -> None:
     if flags.batch_size < 1:
         raise InputError(f"--batch_size is {flags.batch_size}; give 1 or more")
     check_run(flags.run)
-    cli.cache_compiled()
     cli.start(flags)
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.embedding import embed

@@ -52,7 +52,6 @@ def main() -> None:
         if not flags.watch:
             check_run(run, {} if flags.evaluation else overrides)
         files.check_folder(run / "eval")
-    cli.cache_compiled()
     cli.start(flags)
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.evaluating import Asked, evaluate, watch

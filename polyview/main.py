@@ -66,7 +66,6 @@ def main() -> None:
 
     if not (flags.replay or flags.dry_run):
         check_workdir(flags.workdir, config)
-    cli.cache_compiled()
     cli.start(flags)
     # JAX is imported late, so that usage errors do not wait for it.
     if flags.dry_run:

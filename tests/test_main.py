@@ -1,6 +1,7 @@
 """The command line describes a config without running it, and starts fast."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import polyview.__main__
 import sgi.__main__
+from polyview import cli
 from polyview import main as command_line
 from polyview.config.file import load_config
 from polyview.config.text import to_json
@@ -64,6 +66,21 @@ def test_a_dry_run_prints_sizes_and_writes_nothing(
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="batch_size=1000000"):
         output_of(monkeypatch, capsys, *words, "--config.batch_size=1000000")
+
+
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
+    def folder(**environment):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cli.cache_compiled()
+        return os.environ["JAX_COMPILATION_CACHE_DIR"]
+
+    home = str(tmp_path)
+    assert folder(HOME=home, XDG_CACHE_HOME="") == f"{home}/.cache/polyview"
+    assert folder(XDG_CACHE_HOME=f"{home}/cache") == f"{home}/cache/polyview"
+    assert folder(JAX_COMPILATION_CACHE_DIR="/mine") == "/mine"
+    assert folder(JAX_COMPILATION_CACHE_DIR="") == ""
 
 
 def test_a_run_requires_a_config_and_a_workdir(monkeypatch, capsys):
