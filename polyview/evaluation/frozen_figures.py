@@ -111,7 +111,8 @@ def _map(h: np.ndarray) -> np.ndarray:
     if few.shape[1] < 2:
         return np.pad(few, ((0, 0), (0, 1)))
     perplexity = min(30.0, (len(h) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
+    # Half of the usual iterations: from the principal components the map has settled.
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500)
     # Waiting threads spin: on shared cores two threads are four times slower.
     with threadpool_limits(1):
         return tsne.fit_transform(few)

@@ -178,9 +178,9 @@ def _written(
     """Write a result and its figures, and print its summary."""
     path = write_result(run, named(step, name, on), result, by)
     if hosts.is_first_process():
+        say(f"{path}: {result.summary}")
         if hasattr(by, "figures"):
             _draw(path.with_suffix(""), by.figures(result, result.figure_data))
-        say(f"{path}: {result.summary}")
 
 
 def _compared(run: Path, evaluation: Any, results: Mapping[str, dict]) -> None:
