@@ -28,7 +28,7 @@ from polyview.evaluation.frozen import FrozenFeatures, top_accuracy
 from polyview.evaluation.knn import neighbours
 
 MEASURES = {  # measure of a prediction -> its name in figures
-    "auroc": "mean area under the ROC curve",
+    "auroc": "mean AUROC",
     "dice": "mean Dice score",
     "r2": "R²",
     "top1": "accuracy",
