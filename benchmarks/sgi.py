@@ -13,7 +13,8 @@ FLOPs are counted in two ways. Products: 2 for each multiply-add of the step's m
 products and convolutions, forward and backward, counted by `polyview.training.flops` in
 the traced step; the share is their rate over that of a large float32 matrix product.
 All: XLA's cost analysis of the unoptimised step, including elementwise work such as
-depthwise shifts. Each row is a separate process, so that peak memory is measured per
+depthwise shifts, but the body of a loop once, as in gradients that `polyview.nn.conv`
+computes in slices. Each row is a separate process, so that peak memory is measured per
 row. With a checkout of mila-iqia/SGI, each row is followed by the same step of the
 official code, from `benchmarks/sgi_official.py` in a Python with torch, kornia and
 rlpyt.

@@ -100,6 +100,7 @@ def until_first_step(words: list[str], checkout: Path, cache: Path) -> float:
             "PYTHONPATH": str(checkout),
             "XDG_CACHE_HOME": str(cache),
         }
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         began = time.perf_counter()
         process = subprocess.Popen(
             command,

@@ -5,7 +5,7 @@
 dry_run=
 cache=
 # Cache of compiled programs for commands on this machine or on similar ones.
-home_cache=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/polyview}
+home_cache=${JAX_COMPILATION_CACHE_DIR-${XDG_CACHE_HOME:-$HOME/.cache}/polyview}
 
 # Print the comment at the head of the launcher.
 usage() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; }

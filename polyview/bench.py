@@ -38,7 +38,7 @@ def main() -> None:
     cli.check_output(flags.output)
 
     # Compile anew: the seconds of that are part of the record.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
     cli.start(flags)
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview import hosts

@@ -129,13 +129,24 @@ def check_output(path: Path) -> None:
 def cache_compiled() -> None:
     """Keep compiled programs in the user's cache folder; call before JAX is imported.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder; if it is empty, nothing is kept.
+    `JAX_COMPILATION_CACHE_DIR` names another folder; if it is empty, or if the user's
+    folder cannot be written to, nothing is kept.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(home).expanduser() / "polyview"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = _own_cache()
     # JAX's default of 1 second leaves out most programs of a small run.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def _own_cache() -> str:
+    home = os.environ.get("XDG_CACHE_HOME", "")  # a relative path is to be ignored
+    try:
+        parent = Path(home) if Path(home).is_absolute() else Path.home() / ".cache"
+        folder = parent / "polyview"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return ""
+    return str(folder) if os.access(folder, os.W_OK) else ""
 
 
 def start(flags: argparse.Namespace) -> None:

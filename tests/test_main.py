@@ -69,6 +69,8 @@ def test_a_dry_run_prints_sizes_and_writes_nothing(
 
 
 def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+
     def folder(**environment):
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
         for name, value in environment.items():
@@ -79,6 +81,8 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
     home = str(tmp_path)
     assert folder(HOME=home, XDG_CACHE_HOME="") == f"{home}/.cache/polyview"
     assert folder(XDG_CACHE_HOME=f"{home}/cache") == f"{home}/cache/polyview"
+    assert folder(HOME=home, XDG_CACHE_HOME="cc") == f"{home}/.cache/polyview"
+    assert folder(XDG_CACHE_HOME="/proc/nowhere") == ""
     assert folder(JAX_COMPILATION_CACHE_DIR="/mine") == "/mine"
     assert folder(JAX_COMPILATION_CACHE_DIR="") == ""
 

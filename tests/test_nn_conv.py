@@ -97,6 +97,24 @@ def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypat
             assert abs(have - want).max() <= 1e-12 * abs(want).max()
 
 
+def test_slices_in_bfloat16_are_summed_in_float32(rng, monkeypatch):
+    monkeypatch.setattr(conv, "LARGE", 1)
+    monkeypatch.setattr(conv, "SLICE", 1)
+    x = rng.normal(size=(499, 7, 7, 32)).astype(np.float32) + 1  # a slice an image
+    kernel, pads = np.zeros((3, 3, 32, 32), np.float32), ((1, 1), (1, 1))
+
+    def gradient(x, kernel):
+        def total(kernel):
+            values = convolve(x, kernel, (1, 1), pads, dimension_numbers=LAYOUT[4])
+            return values.astype("float32").sum()
+
+        return jax.jit(jax.grad(total))(kernel)
+
+    exact = gradient(jnp.asarray(x), jnp.asarray(kernel))
+    rough = gradient(jnp.asarray(x, "bfloat16"), jnp.asarray(kernel, "bfloat16"))
+    assert abs(rough.astype("float32") - exact).max() < 0.01 * abs(exact).max()
+
+
 def test_the_slices_of_a_batch_are_its_divisors():
     pads = ((1, 1), (1, 1))
     assert conv.slices((512, 7, 7, 64), (3, 3, 64, 64), (1, 1), pads) == 16

@@ -216,8 +216,8 @@ def on(mesh, function):
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
 @pytest.mark.parametrize("among", [True, False], ids=["among themselves", "of others"])
 @pytest.mark.parametrize(
-    # 12 rows a device. tile=5: three tiles of 4 rows, compared one by one. tile=9: two
-    # of 6, compared two at a time. tile=40: one, compared with all. Other candidates
+    # 12 rows a device. tile=5: three tiles of 4 rows, compared one by one. tile=9: the
+    # same, compared five at a time. tile=40: one, compared with all. Other candidates
     # have half as many columns; their last tile may hold a row of padding.
     ("shape", "tile", "largest"),
     [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyview.objectives import contrastive
+from polyview.objectives import contrastive, negatives
 from polyview.objectives.positives import l2_normalize
 
 LOSSES = {
@@ -184,6 +184,22 @@ def test_a_zero_embedding_has_a_finite_gradient(name):
     z[0] = 0
     gradient = jax.grad(lambda z: LOSSES[name](z, temperature=0.1).mean())(z)
     assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_long_embeddings_without_normalisation_do_not_overflow(name):
+    loss = LOSSES[name].__wrapped__
+    z = 10 * noisy_views(b=4, m=3).astype(np.float32)  # scores of thousands
+    losses = jax.jit(partial(loss, temperature=0.1, normalize=False))(z)
+    assert jnp.isfinite(losses).all()
+
+
+def test_calls_outside_of_a_program_compile_once():
+    z = noisy_views(b=4, m=3).astype(np.float32)
+    negatives._by_view.clear_cache()
+    for _ in range(3):
+        contrastive.multi_crop(z, temperature=0.1)
+    assert negatives._by_view._cache_size() == 1
 
 
 def test_l2_normalize_is_exact_for_small_and_large_vectors():

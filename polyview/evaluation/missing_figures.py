@@ -134,7 +134,7 @@ def across(
     """Draw pictures of one view, and the nearest to each in every other view.
 
     query: uint8[q, h, w, c]; found: uint8[q, m - 1, h, w, c]; right: bool[q, m - 1];
-    looks: the m names. The colour of a frame shows whether a picture shows the query's
+    views: the m names. The colour of a frame shows whether a picture shows the query's
     sample.
     """
     rows, columns = right.shape

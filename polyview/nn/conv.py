@@ -145,19 +145,21 @@ def slices(
 ) -> int:
     """Return the number of slices of the batch in which gradients are computed.
 
-    The patches of a slice then stay in the cache, unless the kernel is larger.
+    The patches of a slice then stay in the cache, unless those of one image do not, or
+    the kernel is larger.
     """
     sizes = kernel[:2]
     if sizes in ((1, 1), strides):  # has no patches
         return 1
-    patches = (
-        x[0] * math.prod(_outputs(x, sizes, strides, pads)) * math.prod(kernel[:3])
-    )
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    rows = x[0] if x[0] % devices else x[0] // devices  # slices are cut on each device
+    positions = math.prod(_outputs(x, sizes, strides, pads))
+    patches = rows * positions * math.prod(kernel[:3])
     if patches <= LARGE:
         return 1
     most = max(SLICE, math.prod(kernel))
-    divisors = [n for n in range(1, x[0] + 1) if x[0] % n == 0]
-    return next((n for n in divisors if patches <= n * most), x[0])
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+    return next((n for n in divisors if patches <= n * most), rows)
 
 
 def gradient_of_input(
@@ -292,7 +294,9 @@ def _summed(function: Callable, count: int, *rows: jax.Array) -> jax.Array:
             *(lax.dynamic_index_in_dim(x, number, 1, keepdims=False) for x in sliced)
         )
 
-    return lax.fori_loop(0, count, add, jnp.zeros(shape.shape, shape.dtype))
+    # In float32 or better: a sum of many slices would not grow in bfloat16.
+    start = jnp.zeros(shape.shape, jnp.promote_types(shape.dtype, jnp.float32))
+    return lax.fori_loop(0, count, add, start).astype(shape.dtype)
 
 
 def _divided(count: int, rows: jax.Array) -> jax.Array:

@@ -168,9 +168,11 @@ def multi_crop(
     """
     check_range(TINY, temperature=temperature)
     z = embeddings(z, normalize)
-    negatives = _bounded(negatives, temperature, normalize)
     positives = positive_scores(z, temperature)
-    by_view = log_negatives_by_view(z, z, temperature=temperature, negatives=negatives)
+    largest = _largest(temperature, normalize)
+    by_view = log_negatives_by_view(
+        z, z, temperature=temperature, largest=largest, negatives=negatives
+    )
     own_view = jnp.diagonal(by_view, axis1=1, axis2=2)[..., None]
     others = jnp.logaddexp(own_view, off_diagonal(by_view))
     return (jnp.logaddexp(positives, others) - positives).mean(-1)
@@ -327,9 +329,13 @@ class Contrastive:
 
 def _bounded(negatives: Negatives, temperature: float, normalize: bool) -> Negatives:
     """Tell `negatives` how large the scores of normalised embeddings are."""
-    if normalize and isinstance(temperature, Real) and temperature > 0:
-        return partial(negatives, largest=1 / temperature)
-    return negatives
+    largest = _largest(temperature, normalize)
+    return negatives if largest is None else partial(negatives, largest=largest)
+
+
+def _largest(temperature: float, normalize: bool) -> float | None:
+    known = normalize and isinstance(temperature, Real) and temperature > 0
+    return 1 / temperature if known else None
 
 
 def _log_ratios(

@@ -147,6 +147,7 @@ def log_negatives_by_view(
     candidates: jax.Array,
     *,
     temperature: float,
+    largest: float | None = None,
     negatives: Negatives = log_negatives,
 ) -> jax.Array:
     """`log_negatives` for one view of the candidates at a time: float[b, m, n].
@@ -154,15 +155,22 @@ def log_negatives_by_view(
     A log-sum-exp over the last axis gives `log_negatives`.
     """
     _check(temperature)  # before it is traced: a traced one cannot be checked
-    return _by_view(anchors, candidates, temperature, negatives)
+    return _by_view(anchors, candidates, temperature, largest, negatives)
 
 
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=(3, 4))
 def _by_view(
-    anchors: jax.Array, candidates: jax.Array, temperature: float, negatives: Negatives
+    anchors: jax.Array,
+    candidates: jax.Array,
+    temperature: float,
+    largest: float | None,
+    negatives: Negatives,
 ) -> jax.Array:
+    # A keyword only where it says something, for a `negatives` that lacks it.
+    bound = {} if largest is None else {"largest": largest}
+
     def of_view(view: jax.Array) -> jax.Array:
-        return negatives(anchors, view[:, None], temperature=temperature)
+        return negatives(anchors, view[:, None], temperature=temperature, **bound)
 
     return jnp.moveaxis(lax.map(of_view, jnp.moveaxis(candidates, 1, 0)), 0, -1)
 
