@@ -222,7 +222,7 @@ def line(found: list[dict]) -> str:
     if row["kind"] == "loss":
         name = f"loss, N = {row['rows']:,}, {row['dtype']}"
     elif row["kind"] == "update":
-        name = f"SGI, size {row['size']}, {row['seeds'] or 1} agents"
+        name = f"SGI, size {row['size']}, agents: {row['seeds'] or 1}"
     else:
         name = f"{row['encoder']}, M = {row['views']}"
         name += "" if row["photometry"] else " without photometry"

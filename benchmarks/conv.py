@@ -143,17 +143,25 @@ def measured(
             seconds = in_a_loop(function, *inputs)
             found[direction]["xla in a loop"] = flops / seconds / rate
 
+    def of_input(
+        y: jax.Array, kernel: jax.Array, x: jax.Array, form: Callable, slices: int
+    ) -> jax.Array:
+        return conv.joined(conv.transposed(form, x, kernel, **at), slices, y)
+
+    def of_kernel(
+        y: jax.Array, kernel: jax.Array, x: jax.Array, form: Callable, slices: int
+    ) -> jax.Array:
+        return conv.summed(partial(form, shape=kernel.shape, **at), slices, x, y)
+
     for form in FORMS:
         if form is conv.product_of_blocks and (s == 1 or k % s):
             continue
         add("forward", form, 1, partial(form, **at))
-        for slices in {1: 0, 1 if form is conv.xla else count: 0}:
-            gradient = partial(conv.gradient_of_input, form, count=slices, **at)
-            add("input", form, slices, gradient)
+        for slices in sorted({1, 1 if form is conv.xla else count}):
+            add("input", form, slices, partial(of_input, form=form, slices=slices))
     for form in FORMS_OF_KERNEL:
-        for slices in {1: 0, 1 if form is xla_of_kernel else count: 0}:
-            gradient = partial(conv.gradient_of_kernel, form, count=slices, **at)
-            add("kernel", form, slices, gradient)
+        for slices in sorted({1, 1 if form is xla_of_kernel else count}):
+            add("kernel", form, slices, partial(of_kernel, form=form, slices=slices))
     stars = {
         "forward": named(chosen.forward, 1),
         "input": named(chosen.input, 1 if chosen.input is conv.xla else count),

@@ -68,7 +68,7 @@ def of_state(state: Any, mesh: Mesh) -> Any:
 def quickly_compiled() -> dict[str, Any]:
     """Return the compiler options of a program that runs once, such as an initialiser.
 
-    On a CPU, optimising it takes longer than what it gains; elsewhere, the defaults.
+    On a CPU, optimising it takes longer than it saves; elsewhere, the defaults.
     """
     if jax.default_backend() != "cpu":
         return {}

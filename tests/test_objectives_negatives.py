@@ -65,7 +65,7 @@ def test_float32_tiles_match_the_float64_sum(kind, among):
     anchors = rows_like(kind, rng, 24, 3).astype(np.float32)
     candidates = anchors if among else rows_like(kind, rng, 24, 2).astype(np.float32)
     weights = rng.uniform(0.5, 1.5, size=(24, 3)).astype(np.float32)
-    function = partial(ours, tile=17)
+    function = jax.jit(partial(ours, tile=17), static_argnames="largest")
     for temperature, bounded in [
         *((temperature, False) for temperature in (0.01, 0.05, 0.1, 0.5)),
         *((temperature, True) for temperature in (0.01, 0.025, 0.5)),

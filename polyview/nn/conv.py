@@ -25,8 +25,9 @@ from jax.custom_derivatives import SymbolicZero
 Pads = tuple[tuple[int, int], ...]
 FEW_POSITIONS = 4  # up to which XLA's forward pass is slower than a product
 MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is faster
-FEW_CHANNELS = 8  # below which one product of the patches beats a product a tap;
-FEW_ROWS = 256  # so it does for up to so many positions in all maps of the batch
+# One product of the patches beats a product a tap below so many channels, and up to so
+# many positions in all maps of the batch.
+FEW_CHANNELS, FEW_ROWS = 8, 256
 LARGE = 2**23  # numbers in the patches of a batch, above which it is divided
 SLICE = 2**20  # numbers in the patches of a slice: 4 MB, about the cache of a core
 # Options of a plain convolution: these are 1, this is the layout of nnx.Conv (batch
@@ -96,13 +97,11 @@ def _backward(
     chosen, count = forms(*shape), slices(*shape)
     of_input = of_kernel = None
     if wanted[0] is not None:
-        of_input = gradient_of_input(
-            chosen.input, cotangent, kernel, x, strides, pads, count
-        )
+        of_slice = transposed(chosen.input, x, kernel, strides, pads)
+        of_input = joined(of_slice, 1 if chosen.input is xla else count, cotangent)
     if wanted[1] is not None:
-        of_kernel = gradient_of_kernel(
-            chosen.kernel, cotangent, kernel, x, strides, pads, count
-        )
+        form = partial(chosen.kernel, shape=kernel.shape, strides=strides, pads=pads)
+        of_kernel = summed(form, count, x, cotangent)
     return of_input, of_kernel
 
 
@@ -162,37 +161,21 @@ def slices(
     return next((n for n in divisors if patches <= n * most), rows)
 
 
-def gradient_of_input(
+def transposed(
     form: Callable[..., jax.Array],
-    cotangent: jax.Array,
-    kernel: jax.Array,
     x: jax.Array,
+    kernel: jax.Array,
     strides: tuple[int, ...],
     pads: Pads,
-    count: int,
-) -> jax.Array:
-    """Return the transpose of a form of the convolution, in `count` slices."""
+) -> Callable[[jax.Array], jax.Array]:
+    """Return the gradient of the input by a form, as a function of the cotangent."""
 
-    def of_slice(cotangent: jax.Array) -> jax.Array:
+    def of_rows(cotangent: jax.Array) -> jax.Array:
         rows = jax.ShapeDtypeStruct((len(cotangent), *x.shape[1:]), x.dtype)
         convolution = partial(form, kernel=kernel, strides=strides, pads=pads)
         return jax.linear_transpose(convolution, rows)(cotangent)[0]
 
-    return _joined(of_slice, 1 if form is xla else count, cotangent)
-
-
-def gradient_of_kernel(
-    form: Callable[..., jax.Array],
-    cotangent: jax.Array,
-    kernel: jax.Array,
-    x: jax.Array,
-    strides: tuple[int, ...],
-    pads: Pads,
-    count: int,
-) -> jax.Array:
-    """Return the sum of `form`, such as `by_tap`, over `count` slices."""
-    of_slice = partial(form, shape=kernel.shape, strides=strides, pads=pads)
-    return _summed(of_slice, count, x, cotangent)
+    return of_rows
 
 
 def xla(
@@ -267,7 +250,7 @@ def of_patches(
     return jnp.einsum("nd,nc->dc", *rows).T.reshape(shape)
 
 
-def _joined(function: Callable, count: int, rows: jax.Array) -> jax.Array:
+def joined(function: Callable, count: int, rows: jax.Array) -> jax.Array:
     """Return `function(rows)`, computed for a slice of the rows at a time."""
     if count == 1:
         return function(rows)
@@ -282,7 +265,7 @@ def _joined(function: Callable, count: int, rows: jax.Array) -> jax.Array:
     return lax.fori_loop(0, count, add, empty).reshape(len(rows), *shape.shape[1:])
 
 
-def _summed(function: Callable, count: int, *rows: jax.Array) -> jax.Array:
+def summed(function: Callable, count: int, *rows: jax.Array) -> jax.Array:
     """Return `function(*rows)`, a sum over the rows, a slice of them at a time."""
     if count == 1:
         return function(*rows)

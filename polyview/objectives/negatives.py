@@ -40,6 +40,7 @@ LARGE_TILE = 4096
 # For |s| up to this, sums of exp(s) over 1e9 columns, and products with another exp(s),
 # are normal numbers in float32.
 SAFE = 40.0
+_NOTHING = Sums((), lambda *_: (), lambda _: ())
 _ABSENT = -1e30  # the score of a missing view times the temperature, below any other
 
 
@@ -258,8 +259,7 @@ def _forward(plan: Plan, *pair: jax.Array) -> jax.Array:
         own, theirs = meet_all(plan, True, meet, own, columns, own, sums)
         own = own.join(theirs)
     else:
-        nothing = Sums((), lambda *_: (), lambda _: ())
-        own, _ = meet_all(plan, False, meet, own, columns, (), nothing)
+        own, _ = meet_all(plan, False, meet, own, columns, (), _NOTHING)
     return unpadded(own.top + jnp.log(own.total), pair[0].shape[:2])
 
 
@@ -280,9 +280,8 @@ def _forward_bounded(plan: Plan, *pair: jax.Array) -> jax.Array:
     own = jnp.zeros(rows.sample.shape, _accumulator(rows.x.dtype))
     theirs = own if symmetric else ()
     sums = Sums(0.0, jnp.add, plan.scatter)
-    nothing = Sums((), lambda *_: (), lambda _: ())
     own, theirs = meet_all(
-        plan, symmetric, meet, own, columns, theirs, sums if symmetric else nothing
+        plan, symmetric, meet, own, columns, theirs, sums if symmetric else _NOTHING
     )
     return unpadded(jnp.log(own + theirs if symmetric else own), pair[0].shape[:2])
 
@@ -310,8 +309,8 @@ def _backward(
     def meet(own: Any, theirs: Any, block: Any, at: Meeting) -> tuple[Any, Any]:
         x, y = at.rows.of(rows[0].x), at.columns.of(block[0].x)
         scores, other = _scores(rows[0], block[0], at)
-        of_rows, of_columns = map(at.rows.of, rows[1:]), map(at.columns.of, block[1:])
-        w = weights(scores, tuple(of_rows), tuple(of_columns))
+        of_rows = tuple(map(at.rows.of, rows[1:]))
+        w = weights(scores, of_rows, tuple(map(at.columns.of, block[1:])))
         w = jnp.where(other, w, 0).astype(x.dtype)
         own = at.rows.put(own, at.rows.of(own) + _product("rc,cd->rd", w, y))
         part = _product("rc,rd->cd", w, x)
