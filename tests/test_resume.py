@@ -191,7 +191,7 @@ def test_a_resumed_launch_of_two_processes_equals_one_process(
     run.send_signal(signal.SIGTERM)
     _, log = run.communicate(timeout=120)
     assert run.returncode == 75, log
-    assert "the same command again to go on" in log
+    assert "the same command again to resume" in log
     stopped = checkpoint.saved_steps(tmp_path / "two" / "checkpoints")[-1]
     assert 20 <= stopped < 200
     run = started()

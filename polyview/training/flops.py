@@ -115,14 +115,15 @@ def products(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list
         elif name == "stop_gradient":
             out = [False] * len(out)
         elif name == "scan":
-            carried = slice(
-                params["num_consts"], params["num_consts"] + params["num_carry"]
-            )
+            body = opened(params["jaxpr"])
+            carry = _whole(equation.outvars, body.outvars)
+            sliced = len(into) - _whole(equation.invars, body.invars)
+            carried = slice(len(into) - sliced - carry, len(into) - sliced)
             before = None
             while into != before:  # until the carry depends on nothing new
                 before = list(into)
-                inside, out = products(opened(params["jaxpr"]), into)
-                ends = out[: params["num_carry"]]
+                inside, out = products(body, into)
+                ends = out[:carry]
                 into[carried] = [
                     a or b for a, b in zip(into[carried], ends, strict=True)
                 ]
@@ -149,6 +150,15 @@ def products(jaxpr: Jaxpr, depends: Sequence[bool]) -> tuple[list[Product], list
         found += inside
         known.update(zip(equation.outvars, out, strict=True))
     return found, depending(jaxpr.outvars)
+
+
+def _whole(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """Count what a loop does not slice or stack: its body sees them whole.
+
+    Versions of JAX name these counts differently.
+    """
+    pairs = zip(outside, inside, strict=True)
+    return sum(out.aval.ndim == within.aval.ndim for out, within in pairs)
 
 
 def _of_matmul(equation: Any) -> int:
