@@ -8,8 +8,8 @@ weights; then features of noise, 512 a row, in 10 classes. Ours calls
 `polyview.evaluation.features.extract`, with the whole input pipeline, and
 `LinearProbe.fit`. Theirs takes slices of an array that is already in memory, in
 inference mode; and trains all 40 probes at once, by one product a step, with
-mini-batches, momentum and schedule as ours. The two take turns, each in a process of its own;
-compilation is included in ours. The peer's Python has torch and NumPy.
+mini-batches, momentum and schedule as ours. The two take turns, each in a process of
+its own; compilation is included in ours. The peer's Python has torch and NumPy.
 """
 
 import argparse
