@@ -55,10 +55,17 @@ SHAPES = {
         (8, 56, 64, 64, 3, 1, 1),
         (8, 56, 256, 64, 1, 1, 0),
     ],
-    "SGI, S": [
-        (160, 84, 4, 32, 8, 4, 2),
-        (160, 20, 32, 64, 4, 2, 1),
-        (160, 9, 64, 64, 3, 1, 1),
+    "SGI, S, an update": [
+        (32, 84, 4, 32, 8, 4, 0),
+        (32, 20, 32, 64, 4, 2, 0),
+        (32, 9, 64, 64, 3, 1, 0),
+        (32, 7, 64, 64, 3, 1, 1),
+    ],
+    "SGI, S, 256 windows": [
+        (2048, 84, 4, 32, 8, 4, 0),
+        (2048, 20, 32, 64, 4, 2, 0),
+        (2048, 9, 64, 64, 3, 1, 0),
+        (256, 7, 64, 64, 3, 1, 1),
     ],
     "the demo": [
         (512, 28, 1, 64, 4, 4, 0),
@@ -132,16 +139,23 @@ def measured(
     flops = 2 * y.size * k * k * channels
     at = {"strides": strides, "pads": pads}
     chosen = conv.forms(x.shape, kernel.shape, **at)
-    count = conv.slices(x.shape, kernel.shape, **at)
+    count = conv.slices(x.shape, kernel.shape, **at, large=conv.LARGE)
+    forward = conv.slices(x.shape, kernel.shape, **at, large=conv.LARGER)
     found: dict[str, dict] = {"forward": {}, "input": {}, "kernel": {}}
 
     def add(direction: str, form: Callable, slices: int, function: Callable) -> None:
         inputs = (x, kernel) if direction == "forward" else (y, kernel, x)
         seconds = timed(jax.jit(function), *inputs)
         found[direction][named(form, slices)] = flops / seconds / rate
-        if form in (conv.xla, xla_of_kernel) and flops <= MOST_IN_A_LOOP:
+        xlas = (conv.xla, xla_of_kernel)
+        if form in xlas and slices == 1 and flops <= MOST_IN_A_LOOP:
             seconds = in_a_loop(function, *inputs)
             found[direction]["xla in a loop"] = flops / seconds / rate
+
+    def of_rows(
+        x: jax.Array, kernel: jax.Array, form: Callable, slices: int
+    ) -> jax.Array:
+        return conv.joined(partial(form, kernel=kernel, **at), slices, x)
 
     def of_input(
         y: jax.Array, kernel: jax.Array, x: jax.Array, form: Callable, slices: int
@@ -156,14 +170,15 @@ def measured(
     for form in FORMS:
         if form is conv.product_of_blocks and (s == 1 or k % s):
             continue
-        add("forward", form, 1, partial(form, **at))
+        for slices in sorted({1, forward}):
+            add("forward", form, slices, partial(of_rows, form=form, slices=slices))
         for slices in sorted({1, 1 if form is conv.xla else count}):
             add("input", form, slices, partial(of_input, form=form, slices=slices))
     for form in FORMS_OF_KERNEL:
         for slices in sorted({1, 1 if form is xla_of_kernel else count}):
             add("kernel", form, slices, partial(of_kernel, form=form, slices=slices))
     stars = {
-        "forward": named(chosen.forward, 1),
+        "forward": named(chosen.forward, forward),
         "input": named(chosen.input, 1 if chosen.input is conv.xla else count),
         "kernel": named(chosen.kernel, count),
     }
@@ -198,7 +213,7 @@ def in_a_loop(function: Callable, *inputs: jax.Array) -> float:
 
 def line(row: dict) -> str:
     """Format a row of the table."""
-    text = f"{row['network']:18}{row['shape']!s:32}"
+    text = f"{row['network']:22}{row['shape']!s:32}"
     for direction, shares in row["shares"].items():
         star = row["chosen"][direction]
         cells = (f"{n}{'*' * (n == star)} {s:.3f}" for n, s in shares.items())

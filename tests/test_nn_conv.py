@@ -85,9 +85,9 @@ def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypat
         kernel,
         direction,
     )
-    monkeypatch.setattr(conv, "LARGE", 1)
-    monkeypatch.setattr(conv, "SLICE", 1)
-    assert conv.slices(x.shape, kernel.shape, stride, pads) > 1
+    for name in ("LARGE", "LARGER", "SLICE"):
+        monkeypatch.setattr(conv, name, 1)
+    assert conv.slices(x.shape, kernel.shape, stride, pads, large=1) > 1
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     for place in (None, rows):
@@ -98,8 +98,8 @@ def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypat
 
 
 def test_slices_in_bfloat16_are_summed_in_float32(rng, monkeypatch):
-    monkeypatch.setattr(conv, "LARGE", 1)
-    monkeypatch.setattr(conv, "SLICE", 1)
+    for name in ("LARGE", "LARGER", "SLICE"):
+        monkeypatch.setattr(conv, name, 1)
     x = rng.normal(size=(499, 7, 7, 32)).astype(np.float32) + 1  # a slice an image
     kernel, pads = np.zeros((3, 3, 32, 32), np.float32), ((1, 1), (1, 1))
 
@@ -116,12 +116,15 @@ def test_slices_in_bfloat16_are_summed_in_float32(rng, monkeypatch):
 
 
 def test_the_slices_of_a_batch_are_its_divisors():
-    pads = ((1, 1), (1, 1))
-    assert conv.slices((512, 7, 7, 64), (3, 3, 64, 64), (1, 1), pads) == 16
-    assert conv.slices((26, 32, 32, 64), (3, 3, 64, 64), (1, 1), pads) == 26
-    assert conv.slices((512, 2, 2, 512), (3, 3, 512, 512), (1, 1), pads) == 4
-    assert conv.slices((32, 16, 16, 64), (3, 3, 64, 64), (1, 1), pads) == 1
-    assert conv.slices((512, 56, 56, 64), (1, 1, 64, 64), (1, 1), pads) == 1
+    def slices(x, kernel, large=conv.LARGE):
+        return conv.slices(x, kernel, (1, 1), ((1, 1), (1, 1)), large=large)
+
+    assert slices((512, 7, 7, 64), (3, 3, 64, 64)) == 16
+    assert slices((512, 7, 7, 64), (3, 3, 64, 64), conv.LARGER) == 1
+    assert slices((26, 32, 32, 64), (3, 3, 64, 64)) == 26
+    assert slices((512, 2, 2, 512), (3, 3, 512, 512)) == 4
+    assert slices((32, 16, 16, 64), (3, 3, 64, 64)) == 1
+    assert slices((512, 56, 56, 64), (1, 1, 64, 64)) == 1
 
 
 def test_several_networks_at_once_equal_each_alone(x64, rng):
@@ -164,6 +167,8 @@ def test_small_maps_and_single_pixels_are_products():
 
     assert chosen((9, 2, 2, 8), (3, 3, 8, 8)).forward is conv.product
     assert chosen((9, 8, 8, 8), (3, 3, 8, 8)).forward is conv.xla
+    assert chosen((9999, 8, 8, 64), (3, 3, 64, 8)).forward is conv.product
+    assert chosen((999, 32, 32, 64), (3, 3, 64, 8)).forward is conv.xla
     assert chosen((9, 56, 56, 8), (1, 1, 8, 8)).input is conv.product
     assert chosen((9, 8, 8, 8), (3, 3, 8, 8)).input is conv.product
     assert chosen((9, 56, 56, 8), (3, 3, 8, 8)).input is conv.xla

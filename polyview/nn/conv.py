@@ -4,9 +4,10 @@ XLA's convolution on a CPU is slow in three cases. On a map of 2 x 2 it reaches 
 hundredth of the rate of matrix products; a 1x1 kernel gets a gradient at a twentieth of
 it; and in a loop (`lax.scan`, `lax.map`) the gradient of any kernel takes 30 to 140
 times as long as outside, that of an input 2 to 8 times. Which form is the fastest
-depends on the shape: `python -m benchmarks.conv` measures them. Gradients are computed
-for a slice of the batch at a time, whose patches stay in the cache. The values are
-equal up to rounding. Other platforms always take XLA's convolution.
+depends on the shape: `python -m benchmarks.conv` measures them. Gradients, and the
+forward pass of a large batch, are computed for a slice of the batch at a time, whose
+patches stay in the cache. The values are equal up to rounding. Other platforms always
+take XLA's convolution.
 """
 
 import math
@@ -24,11 +25,12 @@ from jax.custom_derivatives import SymbolicZero
 
 Pads = tuple[tuple[int, int], ...]
 FEW_POSITIONS = 4  # up to which XLA's forward pass is slower than a product
-MANY_POSITIONS = 16 * 16  # above which XLA's gradient of the input is faster
+MANY_POSITIONS = 16 * 16  # of stride 1, above which XLA's form is faster in slices
 # One product of the patches beats a product a tap below so many channels, and up to so
 # many positions in all maps of the batch.
 FEW_CHANNELS, FEW_ROWS = 8, 256
-LARGE = 2**23  # numbers in the patches of a batch, above which it is divided
+LARGE = 2**23  # numbers in the patches of a batch, above which gradients divide it
+LARGER = 2**24  # the same of the forward pass
 SLICE = 2**20  # numbers in the patches of a slice: 4 MB, about the cache of a core
 # Options of a plain convolution: these are 1, this is the layout of nnx.Conv (batch
 # first, channels last), and the rest is not set.
@@ -74,7 +76,9 @@ def convolve(
 def _convolve(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
 ) -> jax.Array:
-    return forms(x.shape, kernel.shape, strides, pads).forward(x, kernel, strides, pads)
+    shape = x.shape, kernel.shape, strides, pads
+    form = partial(forms(*shape).forward, kernel=kernel, strides=strides, pads=pads)
+    return joined(form, slices(*shape, large=LARGER), x)
 
 
 def _forward(
@@ -83,8 +87,7 @@ def _forward(
     # A gradient that nobody asked for is not traced, so that FLOPs can be counted.
     wanted = tuple(() if part.perturbed else None for part in (x, kernel))
     x, kernel = x.value, kernel.value
-    form = forms(x.shape, kernel.shape, strides, pads).forward
-    return form(x, kernel, strides, pads), (x, kernel, wanted)
+    return _convolve(x, kernel, strides, pads), (x, kernel, wanted)
 
 
 def _backward(
@@ -94,7 +97,7 @@ def _backward(
     if isinstance(cotangent, SymbolicZero):
         return None, None
     shape = x.shape, kernel.shape, strides, pads
-    chosen, count = forms(*shape), slices(*shape)
+    chosen, count = forms(*shape), slices(*shape, large=LARGE)
     of_input = of_kernel = None
     if wanted[0] is not None:
         of_slice = transposed(chosen.input, x, kernel, strides, pads)
@@ -128,24 +131,28 @@ def forms(
     if sizes in ((1, 1), strides):
         return Forms(product, product, by_tap)
     positions = math.prod(_outputs(x, sizes, strides, pads))
-    forward = product if positions <= FEW_POSITIONS else xla
+    of_slice = xla if max(strides) == 1 and positions > MANY_POSITIONS else product
+    divided = slices(x, kernel, strides, pads, large=LARGER) > 1
+    few = positions <= FEW_POSITIONS
+    forward = of_slice if divided else product if few else xla
     if _blocked(sizes, strides):
         return Forms(forward, product_of_blocks, by_tap)
     patched = channels < FEW_CHANNELS or x[0] * positions <= FEW_ROWS
-    return Forms(
-        forward,
-        xla if max(strides) == 1 and positions > MANY_POSITIONS else product,
-        of_patches if patched else by_tap,
-    )
+    return Forms(forward, of_slice, of_patches if patched else by_tap)
 
 
 def slices(
-    x: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], pads: Pads
+    x: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: Pads,
+    *,
+    large: int,
 ) -> int:
-    """Return the number of slices of the batch in which gradients are computed.
+    """Return the number of slices into which a batch is divided.
 
     The patches of a slice then stay in the cache, unless those of one image do not, or
-    the kernel is larger.
+    the kernel is larger. Batches with up to `large` numbers in their patches are whole.
     """
     sizes = kernel[:2]
     if sizes in ((1, 1), strides):  # has no patches
@@ -154,7 +161,7 @@ def slices(
     rows = x[0] if x[0] % devices else x[0] // devices  # slices are cut on each device
     positions = math.prod(_outputs(x, sizes, strides, pads))
     patches = rows * positions * math.prod(kernel[:3])
-    if patches <= LARGE:
+    if patches <= large:
         return 1
     most = max(SLICE, math.prod(kernel))
     divisors = [n for n in range(1, rows + 1) if rows % n == 0]
