@@ -139,8 +139,8 @@ def measured(
     flops = 2 * y.size * k * k * channels
     at = {"strides": strides, "pads": pads}
     chosen = conv.forms(x.shape, kernel.shape, **at)
-    count = conv.slices(x.shape, kernel.shape, **at, large=conv.LARGE)
-    forward = conv.slices(x.shape, kernel.shape, **at, large=conv.LARGER)
+    count = conv.slices(x.shape, kernel.shape, **at)
+    forward = conv.slices(x.shape, kernel.shape, **at, fewest=conv.MANY_ROWS)
     found: dict[str, dict] = {"forward": {}, "input": {}, "kernel": {}}
 
     def add(direction: str, form: Callable, slices: int, function: Callable) -> None:

@@ -85,9 +85,9 @@ def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypat
         kernel,
         direction,
     )
-    for name in ("LARGE", "LARGER", "SLICE"):
+    for name in ("LARGE", "MANY_ROWS", "SLICE"):
         monkeypatch.setattr(conv, name, 1)
-    assert conv.slices(x.shape, kernel.shape, stride, pads, large=1) > 1
+    assert conv.slices(x.shape, kernel.shape, stride, pads) > 1
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     for place in (None, rows):
@@ -98,7 +98,7 @@ def test_slices_of_a_batch_change_no_value(stride, channels, x64, rng, monkeypat
 
 
 def test_slices_in_bfloat16_are_summed_in_float32(rng, monkeypatch):
-    for name in ("LARGE", "LARGER", "SLICE"):
+    for name in ("LARGE", "MANY_ROWS", "SLICE"):
         monkeypatch.setattr(conv, name, 1)
     x = rng.normal(size=(499, 7, 7, 32)).astype(np.float32) + 1  # a slice an image
     kernel, pads = np.zeros((3, 3, 32, 32), np.float32), ((1, 1), (1, 1))
@@ -116,11 +116,11 @@ def test_slices_in_bfloat16_are_summed_in_float32(rng, monkeypatch):
 
 
 def test_the_slices_of_a_batch_are_its_divisors():
-    def slices(x, kernel, large=conv.LARGE):
-        return conv.slices(x, kernel, (1, 1), ((1, 1), (1, 1)), large=large)
+    def slices(x, kernel, **options):
+        return conv.slices(x, kernel, (1, 1), ((1, 1), (1, 1)), **options)
 
     assert slices((512, 7, 7, 64), (3, 3, 64, 64)) == 16
-    assert slices((512, 7, 7, 64), (3, 3, 64, 64), conv.LARGER) == 1
+    assert slices((512, 7, 7, 64), (3, 3, 64, 64), fewest=513) == 1
     assert slices((26, 32, 32, 64), (3, 3, 64, 64)) == 26
     assert slices((512, 2, 2, 512), (3, 3, 512, 512)) == 4
     assert slices((32, 16, 16, 64), (3, 3, 64, 64)) == 1

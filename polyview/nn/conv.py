@@ -29,8 +29,8 @@ MANY_POSITIONS = 16 * 16  # of stride 1, above which XLA's form is faster in sli
 # One product of the patches beats a product a tap below so many channels, and up to so
 # many positions in all maps of the batch.
 FEW_CHANNELS, FEW_ROWS = 8, 256
-LARGE = 2**23  # numbers in the patches of a batch, above which gradients divide it
-LARGER = 2**24  # the same of the forward pass
+LARGE = 2**23  # numbers in the patches of a batch, above which it is divided
+MANY_ROWS = 512  # images on a device, below which the forward pass takes all at once
 SLICE = 2**20  # numbers in the patches of a slice: 4 MB, about the cache of a core
 # Options of a plain convolution: these are 1, this is the layout of nnx.Conv (batch
 # first, channels last), and the rest is not set.
@@ -78,7 +78,7 @@ def _convolve(
 ) -> jax.Array:
     shape = x.shape, kernel.shape, strides, pads
     form = partial(forms(*shape).forward, kernel=kernel, strides=strides, pads=pads)
-    return joined(form, slices(*shape, large=LARGER), x)
+    return joined(form, slices(*shape, fewest=MANY_ROWS), x)
 
 
 def _forward(
@@ -97,7 +97,7 @@ def _backward(
     if isinstance(cotangent, SymbolicZero):
         return None, None
     shape = x.shape, kernel.shape, strides, pads
-    chosen, count = forms(*shape), slices(*shape, large=LARGE)
+    chosen, count = forms(*shape), slices(*shape)
     of_input = of_kernel = None
     if wanted[0] is not None:
         of_slice = transposed(chosen.input, x, kernel, strides, pads)
@@ -132,7 +132,7 @@ def forms(
         return Forms(product, product, by_tap)
     positions = math.prod(_outputs(x, sizes, strides, pads))
     of_slice = xla if max(strides) == 1 and positions > MANY_POSITIONS else product
-    divided = slices(x, kernel, strides, pads, large=LARGER) > 1
+    divided = slices(x, kernel, strides, pads, fewest=MANY_ROWS) > 1
     few = positions <= FEW_POSITIONS
     forward = of_slice if divided else product if few else xla
     if _blocked(sizes, strides):
@@ -146,13 +146,12 @@ def slices(
     kernel: tuple[int, ...],
     strides: tuple[int, ...],
     pads: Pads,
-    *,
-    large: int,
+    fewest: int = 1,
 ) -> int:
     """Return the number of slices into which a batch is divided.
 
     The patches of a slice then stay in the cache, unless those of one image do not, or
-    the kernel is larger. Batches with up to `large` numbers in their patches are whole.
+    the kernel is larger. A device's rows are not divided if they are below `fewest`.
     """
     sizes = kernel[:2]
     if sizes in ((1, 1), strides):  # has no patches
@@ -161,7 +160,7 @@ def slices(
     rows = x[0] if x[0] % devices else x[0] // devices  # slices are cut on each device
     positions = math.prod(_outputs(x, sizes, strides, pads))
     patches = rows * positions * math.prod(kernel[:3])
-    if patches <= large:
+    if patches <= LARGE or rows < fewest:
         return 1
     most = max(SLICE, math.prod(kernel))
     divisors = [n for n in range(1, rows + 1) if rows % n == 0]
