@@ -7,7 +7,7 @@ An update is that of `sgi.agent` on 32 steps of play; a pre-training step is tha
 `sgi.pretrain` on 256 windows. Each is compiled with its state donated and takes a batch
 of noise that stays on the device, from a game of 18 actions. Rows for depthwise "lax"
 use XLA's grouped convolution instead of shifts. A row for several seeds is one program
-for all of them.
+for all of them, which on a CPU takes one after another.
 
 FLOPs are counted in two ways. Products: 2 for each multiply-add of the step's matrix
 products and convolutions, forward and backward, counted by `polyview.training.flops` in
@@ -44,6 +44,7 @@ from polyview.training.peak import matmul_rate
 from polyview.training.step import create_state, make_step
 from sgi import agent, parts, pretrain
 from sgi.atari import Game
+from sgi.online import for_each_seed
 from sgi.replay import Window
 
 RESULTS = Path(__file__).parent / "results" / "sgi.json"
@@ -136,7 +137,12 @@ def measured(
     if seeds is not None:
         seed = np.arange(seeds, dtype=np.uint32)
         batch = jax.tree.map(lambda x: np.stack([x] * seeds), batch)
-        create, take = jax.vmap(create), jax.vmap(take, in_axes=(0, 0, None, 0))
+        create, of_one = jax.vmap(create), take
+
+        def take(state, batch, number, seed):
+            numbers = jax.numpy.broadcast_to(number, seed.shape)
+            return for_each_seed(of_one, state, batch, numbers, seed)
+
     options = HURRY if flags.smoke else {}
     state = jax.jit(create, compiler_options=options)(seed)
     batch = jax.device_put(batch)

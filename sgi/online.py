@@ -50,7 +50,9 @@ class Programs:
     store(agents, frames, rewards, dones, actions) -> agents after these outcomes, with
         `actions` as their next choices
     learn(agents, frames, rewards, dones, seeds) -> the same, but updated and with their
-        own choices; and metrics. If "healthy" is False, agents are those from before
+        own choices; and metrics. If "healthy" is False, an update of some agent failed:
+        they are as before, but keep all updates before it. The same call again skips
+        those and repeats the failed one
 
     The first argument of all but `create` is donated. Raises InputError if the parts of
     the config do not fit together.
@@ -107,20 +109,19 @@ class Programs:
         done: jax.Array,
         seed: jax.Array,
     ) -> tuple[State, dict]:
-        new, values = _for_each_seed(self._learn, state, frame, reward, done, seed)
+        new, values = for_each_seed(self._learn, state, frame, reward, done, seed)
         healthy = values.pop("healthy").all()
 
-        def if_healthy(after: Any, before: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(healthy, a, b), after, before)
+        def if_healthy(after: jax.Array, before: jax.Array) -> jax.Array:
+            return jnp.where(healthy, after, before)
 
-        # The other columns may keep the new step: beyond `size` they are overwritten.
+        # Networks and most of a buffer are not copied: failed updates change neither,
+        # and the outcome beyond `size` is overwritten.
         buffer = replace(
-            new.buffer,
-            size=if_healthy(new.buffer.size, state.buffer.size),
-            priority=if_healthy(new.buffer.priority, state.buffer.priority),
+            new.buffer, size=if_healthy(new.buffer.size, state.buffer.size)
         )
         return State(
-            train=if_healthy(new.train, state.train),
+            train=new.train,
             buffer=buffer,
             frame=if_healthy(new.frame, state.frame),
             action=if_healthy(new.action, state.action),
@@ -134,22 +135,29 @@ class Programs:
         done: jax.Array,
         seed: jax.Array,
     ) -> tuple[State, dict]:
+        count = self._config.updates_per_step
+        before = count * (state.buffer.size - self._config.random_steps)
         state = _store(state, frame, reward, done, state.action)
         draws, noise, chance = jax.random.split(_key(seed, state.buffer.size), 3)
         sample = self._sampler(state.buffer.size)
 
         def update(
-            carry: tuple[TrainState, Buffer], key: jax.Array
+            carry: tuple[TrainState, Buffer], draw: tuple[jax.Array, jax.Array]
         ) -> tuple[tuple[TrainState, Buffer], dict[str, jax.Array]]:
-            network, buffer = carry
+            (network, buffer), (key, number) = carry, draw
             batch = sample(buffer, key)
-            network, values = self._take(network, {}, batch, network.step, seed)
-            priority = values.pop("priority")
-            buffer = replay.update_priorities(buffer, batch["index"], priority)
-            return (network, buffer), values
+            earlier = network.step > number  # done by a call in which another failed
+            network, values = self._take(network, {}, batch, number, seed)
+            updated = replay.update_priorities(
+                buffer, batch["index"], values.pop("priority")
+            )
+            taken = values["healthy"]
+            priority = jnp.where(taken, updated.priority, buffer.priority)
+            buffer = replace(buffer, priority=priority)
+            return (network, buffer), values | {"healthy": taken | earlier}
 
-        keys = jax.random.split(draws, self._config.updates_per_step)
-        carry, values = jax.lax.scan(update, (state.train, state.buffer), keys)
+        keyed = jax.random.split(draws, count), before + jnp.arange(count)
+        carry, values = jax.lax.scan(update, (state.train, state.buffer), keyed)
         network, buffer = carry
         parts = self.graph, network.params, network.statistics
         module = cast(Network, merge_module(*parts))
@@ -197,15 +205,19 @@ class Programs:
         jax.eval_shape(self.learn, state, *outcome, seeds)
 
 
-def _for_each_seed(function: Callable, *arguments: Any) -> Any:
+def for_each_seed(function: Callable, *arguments: Any) -> Any:
     """Apply a function of one agent to each row of the arguments.
 
     A CPU takes one agent after another: several networks at once make each convolution
-    a grouped one, which there takes many times the sum of the plain ones.
+    a grouped one, which there takes many times the sum of the plain ones. A single
+    agent needs no loop, which would copy its network.
     """
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda one: function(*one), arguments)
-    return jax.vmap(function)(*arguments)
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function)(*arguments)
+    if len(jax.tree.leaves(arguments)[0]) == 1:
+        only = jax.tree.map(lambda x: x[0], arguments)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*only))
+    return jax.lax.map(lambda one: function(*one), arguments)
 
 
 def _store(

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -358,7 +359,6 @@ def test_a_misspelt_config_argument_suggests_the_nearest():
 
 @slow
 def test_a_nonfinite_step_is_dumped_and_replayed(tmp_path, capsys):
-    """All seeds keep their state from before the step, whichever seed failed."""
     rates = {f"optimizer.{name}": 1e30 for name in ("encoder", "first", "rest")}
     broken = config(steps=260, checkpoint_every=1000, **rates)
     with pytest.raises(NonFiniteError, match="step 20[12] is not finite; .* --replay"):
@@ -369,6 +369,45 @@ def test_a_nonfinite_step_is_dumped_and_replayed(tmp_path, capsys):
     output = capsys.readouterr().out
     assert f"step {dumped + 1}, actions [" in output
     assert re.search(r"healthy 0\n", output)
+
+
+@slow
+def test_a_failed_step_keeps_what_was_learned_and_is_repeated_exactly(two):
+    """One seed fails: the same call again skips the other and repeats the failed."""
+    this, before, _ = two
+    seeds = len(this.seeds)
+    rng = np.random.default_rng(0)
+    outcome = (
+        rng.integers(0, 256, (seeds, 84, 84), np.uint8),
+        np.ones(seeds, np.float32),
+        np.zeros(seeds, bool),
+    )
+
+    def learn(state):
+        new, values = this.programs.learn(jax.device_put(state), *outcome, this.keys)
+        return jax.device_get(new), bool(values["healthy"])
+
+    def broken(weights):
+        weights = weights.copy()
+        weights[1] = np.nan
+        return weights
+
+    expected, _ = learn(before)
+    params = jax.tree.map(broken, before.train.params)
+    kept, healthy = learn(replace(before, train=replace(before.train, params=params)))
+    assert not healthy
+    for name in ("frame", "action"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(before, name))
+    np.testing.assert_array_equal(kept.buffer.size, before.buffer.size)
+    assert (kept.train.step - before.train.step).tolist() == [2, 0]
+
+    def mended(found, original):
+        return np.stack([found[0], original[1]])
+
+    params = jax.tree.map(mended, kept.train.params, before.train.params)
+    found, healthy = learn(replace(kept, train=replace(kept.train, params=params)))
+    assert healthy
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @slow
