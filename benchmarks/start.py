@@ -9,6 +9,7 @@ older than the cache is measured as it is. ResNet-50 reads a folder of random pi
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--beside", metavar="CHECKOUT", type=Path)
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--run", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     flags = parser.parse_args()
     trees = {"ours": ROOT} | ({"beside": flags.beside} if flags.beside else {})
     rows = []
@@ -66,7 +69,7 @@ def main() -> None:
                 "  ".join(f"{k} {v:.1f}" if k != "run" else v for k, v in row.items())
             )
     record = {
-        "command": "python -m benchmarks.start" + " --beside DIR" * bool(flags.beside),
+        "command": " ".join(["python -m benchmarks.start", *sys.argv[1:]]),
         "machine": hosts.machine(),
         "processes_a_case": flags.processes,
         "seconds_to_the_first_step": rows,
@@ -74,7 +77,7 @@ def main() -> None:
     if flags.beside:
         words = ["git", "-C", str(flags.beside), "rev-parse", "--short", "HEAD"]
         record["beside"] = subprocess.check_output(words, text=True).strip()
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    flags.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def prepare(folder: Path) -> None:
@@ -112,15 +115,17 @@ def until_first_step(words: list[str], checkout: Path, cache: Path) -> float:
             start_new_session=True,
         )
         said = []
+        late = threading.Timer(LIMIT, os.killpg, (process.pid, signal.SIGKILL))
+        late.start()
         try:
             for line in process.stdout:
                 said.append(line)
                 if line.startswith("step 1/"):
                     return time.perf_counter() - began
-                if time.perf_counter() - began > LIMIT:
-                    break
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            late.cancel()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     sys.exit(f"{' '.join(words)} did not take its first step:\n{''.join(said[-5:])}")
 

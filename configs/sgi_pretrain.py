@@ -110,6 +110,7 @@ def get_config(argument: str = "") -> dict:
             "reward_scale": 10.0,
             "window_terminals": "correct",  # the official code's: "upstream"
             "goal_noise_scale": "upstream",  # or "unit": latents scaled to length 1
+            "inverse_sees": "average",  # "online": ours, see the demo's config
         },
         "optimizer": {
             "partial": "sgi.pretrain:adam",

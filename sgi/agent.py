@@ -38,7 +38,7 @@ from polyview.rl.distributional import (
 )
 from polyview.training.optimizer import Optimizer
 from sgi import losses, pretrain
-from sgi.heads import Head, support
+from sgi.heads import support
 from sgi.network import Network
 
 FIRST = ("advantage1", "value1")  # layers of a head that read the latent
@@ -140,9 +140,10 @@ class Rainbow:
         """Return the loss `[b]` of stacks from t + 1 on, and the rows' mean cosine."""
         masks = losses.windows(targets["terminal"], jumps=self.jumps)
         path = pretrain.roll(module, z, targets["action"][:, : self.jumps])[:, 1:]
-        projected = _project(module.head, path)
+        projected = module.project(path, train=True, head=module.head)
         averaged = pretrain.encode_all(target_module, later)
-        averaged = jax.lax.stop_gradient(_project(target_module.head, averaged))
+        averaged = target_module.project(averaged, train=True, head=target_module.head)
+        averaged = jax.lax.stop_gradient(averaged)
         distance = losses.self_prediction(module.predict(projected), averaged)
         cosine = losses.mean_cosine(projected[:, 0])
         return (masks.predicted * distance).mean(1), cosine
@@ -221,9 +222,3 @@ def _group(path: tuple[Any, ...], leaf: jax.Array) -> str:
     if names[0] == "encoder":
         return "encoder"
     return "first" if set(names) & set(FIRST) else "rest"
-
-
-def _project(head: Head, latents: jax.Array) -> jax.Array:
-    """Project `latents[b, k, ...]` to `[b, k, d]` by the first layers of a head."""
-    b, k = latents.shape[:2]
-    return head.project(latents.reshape(b * k, -1)).reshape(b, k, -1)

@@ -69,6 +69,8 @@ LIMITS = RANGES | {
 }
 # Settings in which a network may differ from the pre-trained one.
 OWN = {"sigma", "dtype", "param_dtype", "depthwise"}
+# Settings that runs of earlier versions lack, with the value that they then had.
+ADDED = {"standardise": False}
 
 
 class Played(NamedTuple):
@@ -359,7 +361,8 @@ def donated(config: ConfigDict, sharding: SingleDeviceSharding) -> LaidOver:
     """
     theirs, ours = (_network(c) for c in (_donor_config(config.init_from), config))
     for key in sorted(theirs | ours):
-        there, here = theirs.get(key, "absent"), ours.get(key, "absent")
+        without = ADDED.get(key, "absent")
+        there, here = theirs.get(key, without), ours.get(key, without)
         if there != here and key.rpartition(".")[2] not in OWN:
             raise InputError(
                 f"the network of {config.init_from} differs from the config's: "

@@ -6,6 +6,7 @@
 The encoders are in `sgi.encoders`, the heads in `sgi.heads`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -60,7 +61,10 @@ class Network(nnx.Module):
     `actions` is the size of the game's action set. `encoder(history=, rngs=, ...)`
     makes an encoder of stacks of `history` frames, `image` pixels a side. `hidden` is
     the width of the heads, `sigma` their initial noise: 0 in pre-training, 0.5 in
-    fine-tuning. See `GoalHead` for `film_value_from`.
+    fine-tuning. See `GoalHead` for `film_value_from`. With `standardise`, each entry of
+    a latent is standardised over the batch before it is projected, which the paper does
+    not do: frames of a game share almost all of a latent, and without it projections
+    hardly differ.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Network(nnx.Module):
         hidden: int = 512,
         sigma: float = 0.0,
         film_value_from: Literal["advantage", "value"] = "advantage",
+        standardise: bool = False,
         history: int = 4,
         image: int = 84,
         dtype: DTypeLike = jnp.float32,
@@ -89,6 +94,8 @@ class Network(nnx.Module):
         self.goal_head = GoalHead(
             side, channels, actions, film_value_from=film_value_from, **heads
         )
+        size = side * side * channels
+        self.standardise = BatchNorm(size, **options) if standardise else None
         self.predictor = linear(2 * hidden, 2 * hidden, **options)
         self.inverse = Inverse(2 * hidden, actions, **options)
 
@@ -101,10 +108,18 @@ class Network(nnx.Module):
             stacks = stacks.astype(float) / 255
         return renormalise(self.encoder(stacks, train=train))
 
-    def project(self, latents: jax.Array) -> jax.Array:
-        """Project `latents[..., y, x, c]` to `[..., d]` by the goal head."""
-        leading = latents.shape[:-3]
-        z = self.goal_head.head.project(latents.reshape(-1, *latents.shape[-3:]))
+    def project(
+        self, latents: jax.Array, *, train: bool, head: Head | None = None
+    ) -> jax.Array:
+        """Project `latents[..., y, x, c]` to `[..., d]` by a head, the goal's if None.
+
+        All latents of the call share the statistics by which they are standardised.
+        """
+        leading, size = latents.shape[:-3], math.prod(latents.shape[-3:])
+        x = latents.reshape(-1, size)
+        if self.standardise is not None:
+            x = self.standardise(x, train=train)
+        z = (self.goal_head.head if head is None else head).project(x)
         return z.reshape(*leading, -1)
 
     def predict(self, projections: jax.Array) -> jax.Array:
@@ -121,7 +136,7 @@ class Network(nnx.Module):
         del key
         frames = batch["views"]["frames"][:, : self.history]
         latents = self.encode(jnp.moveaxis(jnp.asarray(frames), 1, -1), train=train)
-        return {"frames": features(latents, self.project(latents))}
+        return {"frames": features(latents, self.project(latents, train=train))}
 
 
 def features(latents: jax.Array, projections: jax.Array) -> Features:

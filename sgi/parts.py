@@ -28,6 +28,7 @@ def network(
         "hidden": 64 if size == "tiny" else 512,
         "sigma": sigma,
         "film_value_from": "advantage",  # "value" is the evident intent
+        "standardise": False,
         "history": 4,
         "image": 84,
         "dtype": dtype,

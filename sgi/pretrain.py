@@ -67,8 +67,10 @@ class Pretrain:
     Views are "frames" `uint8[b, history + jumps, h, w]`, starting with the first frame
     of the stack at t, and "goal" `uint8[b, history, h, w]`. Targets are "action"
     `int[b, jumps]` and "terminal" `bool[b, jumps + 1 or more]`, from t on. `sgi.losses`
-    documents `window_terminals` and `goal_noise_scale`. Raises InputError if the run
-    keeps no moving average or sets `microbatch`.
+    documents `window_terminals` and `goal_noise_scale`. With `inverse_sees="online"`
+    the inverse model sees P f(x_{t+k+1}) in place of P' u_{k+1}: unlike in the paper,
+    the encoder learns from both frames between which an action lies. Raises InputError
+    if the run keeps no moving average or sets `microbatch`.
     """
 
     spr: float = 1.0
@@ -83,10 +85,15 @@ class Pretrain:
     reward_scale: float = 10.0
     window_terminals: Literal["correct", "upstream"] = "correct"
     goal_noise_scale: Literal["upstream", "unit"] = "upstream"
+    inverse_sees: Literal["average", "online"] = "average"
 
     def __post_init__(self) -> None:
         if self.jumps < 1:
             raise ValueError(f"jumps={self.jumps}: it must be 1 or more")
+        if self.inverse_sees not in ("average", "online"):
+            raise ValueError(
+                f"inverse_sees={self.inverse_sees!r}: give 'average' or 'online'"
+            )
 
     def __call__(
         self,
@@ -106,8 +113,12 @@ class Pretrain:
         )
         frames = batch["views"]["frames"][:, : module.history + self.jumps]
         stacks = stacked(frames, module.history)
-        own = augment(stacks[:, :2], _of_rows(keys.own_views, batch))
-        z = module.encode(own[:, 0], train=True)
+        both = bool(self.inverse) and self.inverse_sees == "online"
+        own = augment(
+            stacks if both else stacks[:, :2], _of_rows(keys.own_views, batch)
+        )
+        encoded = encode_all(module, own if both else own[:, :1])
+        z = encoded[:, 0]
         path = z[:, None]
         if self.spr or self.inverse or self.goal:
             goal = stacked(batch["views"]["goal"], module.history)
@@ -117,8 +128,8 @@ class Pretrain:
             averaged = Seen(latents[:, :-2], latents[:, -2], latents[:, -1])
         if self.spr or self.inverse:
             path = roll(module, z, actions)
-            targets = target_module.project(averaged.future)
-        projected = module.project(path)
+            targets = target_module.project(averaged.future, train=True)
+        projected = module.project(path, train=True)
 
         terms: dict[str, jax.Array] = {}
         metrics: dict[str, Any] = {}
@@ -127,7 +138,10 @@ class Pretrain:
             terms["spr"] = (masks.predicted * distance[:, 1:]).mean()
             metrics["spr_now"] = distance[:, 0].mean()
         if self.inverse:
-            logits = module.inverse(projected[:, :-1], targets[:, 1:])
+            after = (
+                module.project(encoded[:, 1:], train=True) if both else targets[:, 1:]
+            )
+            logits = module.inverse(projected[:, :-1], after)
             entropy = losses.cross_entropy(logits, actions)
             terms["inverse"] = (masks.inverse * entropy).mean()
             metrics["inverse_accuracy"] = (logits.argmax(-1) == actions).mean()

@@ -10,7 +10,12 @@ import pytest
 
 from polyview import devices
 from polyview.errors import InputError
-from polyview.model import abstract_module
+from polyview.model import (
+    abstract_module,
+    initialise_module,
+    merge_module,
+    split_module,
+)
 from polyview.training import optimizer
 from polyview.training.step import create_state, make_step
 from sgi import pretrain
@@ -104,7 +109,8 @@ class Toy:
     def transition(self, latent, action, *, train):
         return self.xp.roll(latent, 1, -1) + 0.3 * action[:, None, None, None]
 
-    def project(self, latents):
+    def project(self, latents, *, train):
+        assert train
         flat = latents.reshape(*latents.shape[:-3], -1)
         return self.xp.concatenate([flat, flat**2], -1)
 
@@ -140,8 +146,11 @@ def expected_returns(logits):
     return np.array([np.exp(log_softmax(row)) @ SUPPORT for row in logits])
 
 
-def slow_losses(frames, goal, actions, ended, online, average, form):
+def slow_losses(frames, goal, actions, ended, online, average, form, sees):
     """The losses of one window, step by step, from their formulas."""
+
+    def project(network, latent):
+        return network.project(latent, train=True)
 
     def stack(k):
         return np.moveaxis(frames[k : k + 4], 0, -1)[None]
@@ -152,13 +161,16 @@ def slow_losses(frames, goal, actions, ended, online, average, form):
         z.append(online.transition(z[k], actions[k : k + 1], train=True))
     u = [average.encode(stack(k), train=True) for k in range(6)]
     for k in range(1, 6):
-        y, t = online.predict(online.project(z[k]))[0], average.project(u[k])[0]
+        y, t = online.predict(project(online, z[k]))[0], project(average, u[k])[0]
         steps = range(k) if form == "correct" else range(1, min(k + 2, 6))
         if not any(ended[s] for s in steps):
             spr += ((unit(y) - unit(t)) ** 2).sum() / 5
     for k in range(5):
         if form == "upstream" or not any(ended[: k + 1]):
-            logits = online.inverse(online.project(z[k]), average.project(u[k + 1]))
+            after = project(average, u[k + 1])
+            if sees == "online":
+                after = project(online, online.encode(stack(k + 1), train=True))
+            logits = online.inverse(project(online, z[k]), after)
             inverse -= log_softmax(logits[0])[actions[k]] / 5
 
     goal = average.encode(np.moveaxis(goal, 0, -1)[None], train=True)
@@ -189,8 +201,11 @@ def slow_losses(frames, goal, actions, ended, online, average, form):
     }
 
 
-@pytest.mark.parametrize("form", ["correct", "upstream"])
-def test_losses_match_loops_over_windows(monkeypatch, form):
+@pytest.mark.parametrize(
+    ("form", "sees"),
+    [("correct", "average"), ("upstream", "average"), ("correct", "online")],
+)
+def test_losses_match_loops_over_windows(monkeypatch, form, sees):
     """There is no noise; the toy networks only distinguish time steps."""
     monkeypatch.setattr(pretrain, "Network", Toy)
     monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks.astype(float))
@@ -202,13 +217,13 @@ def test_losses_match_loops_over_windows(monkeypatch, form):
     batch["targets"]["terminal"] = rng.random((b, 6)) < 0.2
     weights = {"spr": 1.0, "goal": 1.0, "inverse": 3.0, "cloning": 0.5}
     quiet = {"goal_noise": 0.0, "goal_permutation": 0.0}
-    objective = Pretrain(**weights, **quiet, window_terminals=form)
+    objective = Pretrain(**weights, **quiet, window_terminals=form, inverse_sees=sees)
     loss, metrics = jax.jit(
         lambda batch: objective(Toy(1.0, 0), Toy(1.2, 1), batch, jax.random.key(0)),
         compiler_options=HURRY,
     )(batch)
     slow = [
-        slow_losses(*row, Toy(1.0, 0, np), Toy(1.2, 1, np), form)
+        slow_losses(*row, Toy(1.0, 0, np), Toy(1.2, 1, np), form, sees)
         for row in zip(
             *(batch["views"][name] for name in ("frames", "goal")),
             *(batch["targets"][name] for name in ("action", "terminal")),
@@ -277,6 +292,31 @@ def network(**options):
     return Network(
         actions=ACTIONS, hidden=32, image=24, encoder=encoder, **wide, **options
     )
+
+
+def test_a_standardised_projection_ignores_what_all_latents_share():
+    graph, params, statistics, fixed = split_module(
+        initialise_module(partial(network, standardise=True), np.uint32(0))
+    )
+    side, channels = 2, 16
+    latents = np.random.default_rng(0).random((3, 5, side, side, channels))
+
+    @partial(jax.jit, compiler_options=HURRY)
+    def project(latents):
+        module = merge_module(graph, params, statistics, fixed)
+        return module.project(latents, train=True)
+
+    rows = latents.reshape(15, -1)
+    rows = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
+    head = params["goal_head"]["head"]
+    expected = [
+        rows @ head[name]["kernel"] + head[name]["bias"]
+        for name in ("advantage1", "value1")
+    ]
+    expected = np.concatenate(expected, -1).reshape(3, 5, -1)
+    np.testing.assert_allclose(project(latents), expected, rtol=1e-6, atol=1e-9)
+    shared = np.random.default_rng(1).random(latents.shape[2:])
+    np.testing.assert_allclose(project(latents + shared), expected, atol=1e-6)
 
 
 def on(count, take, state, batch):
