@@ -308,7 +308,7 @@ def test_a_standardised_projection_ignores_what_all_latents_share():
 
     rows = latents.reshape(15, -1)
     rows = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
-    head = params["goal_head"]["head"]
+    head = jax.tree.map(np.asarray, params["goal_head"]["head"])
     expected = [
         rows @ head[name]["kernel"] + head[name]["bias"]
         for name in ("advantage1", "value1")
