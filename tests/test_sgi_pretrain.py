@@ -349,8 +349,11 @@ def test_training_avoids_collapse_and_is_equal_on_four_devices():
     transformation, batch = optax.adam(1e-2), windows(8, seed=3)
     graph, *_ = abstract_module(network)
     make = partial(create_state, network, transformation, target_decay=0.99)
-    start = jax.jit(make, compiler_options=HURRY)(jnp.uint32(0))
-    take = make_step(graph, Pretrain(cloning=1.0), transformation, 0.99)
+    start, fixed = jax.jit(make, compiler_options=HURRY)(jnp.uint32(0))
+    step = make_step(graph, Pretrain(cloning=1.0), transformation, 0.99)
+
+    def take(state, batch, number, seed):
+        return step(state, fixed, batch, number, seed)
 
     run, state = on(1, take, start, batch)
     first, metrics = run(state, np.int32(0))
