@@ -92,6 +92,11 @@ class Toy:
         assert train
         return self.xp.roll(latent, 1, -1) + 0.3 * action[:, None, None, None]
 
+    def project(self, latents, *, train, head):
+        assert train
+        flat = head.project(latents.reshape(-1, *latents.shape[-3:]))
+        return flat.reshape(*latents.shape[:-3], -1)
+
     def predict(self, projections):
         return self.gain * projections[..., ::-1] + 0.1
 
