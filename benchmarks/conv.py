@@ -12,7 +12,6 @@ is measured up to half a GFLOP. Each figure is the fastest of some calls.
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -118,7 +117,7 @@ def main() -> None:
             print(line(rows[-1]), flush=True)
     if not flags.smoke:
         record = {
-            "command": " ".join(["python -m benchmarks.conv", *sys.argv[1:]]),
+            "command": "python -m benchmarks.conv",
             "machine": hosts.machine(),
             "matmul_flops_per_second": rate,
             "columns": "batch, map, channels, features, kernel, stride, padding",

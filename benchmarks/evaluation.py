@@ -16,14 +16,13 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.networks import torch_resnet
+from benchmarks.networks import apart, torch_resnet
 
 RESULTS = Path(__file__).parent / "results" / "evaluation.json"
 PIXELS, BATCH, DIMENSIONS, CLASSES = 32, 500, 512, 10
@@ -58,7 +57,9 @@ def main() -> None:
         seconds: dict = {form: [] for form in pythons}
         for _ in range(flags.processes):
             for form, python in pythons.items():
-                seconds[form].append(apart(python, part, form, flags.rows))
+                words = [python, "-m", "benchmarks.evaluation", "--part", part]
+                words += ["--form", form, "--rows", str(flags.rows)]
+                seconds[form].append(apart(words))
         table[part] = {"seconds": seconds}
         middle = {form: statistics.median(found) for form, found in seconds.items()}
         text = "   ".join(f"{form} {value:.1f} s" for form, value in middle.items())
@@ -70,27 +71,14 @@ def main() -> None:
         from polyview import hosts
 
         record = {
-            "command": "python -m benchmarks.evaluation --peer_python PYTHON",
+            "command": "python -m benchmarks.evaluation --peer_python PYTHON "
+            f"--rows {flags.rows} --processes {flags.processes}",
             "machine": hosts.machine(),
             "rows": flags.rows,
             "heads": len(RATES) * len(DECAYS),
             "table": table,
         }
         flags.output.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def apart(python: str, part: str, form: str, rows: int) -> float:
-    """Measure one part in a process of its own; return its seconds."""
-    words = [python, "-m", "benchmarks.evaluation", "--part", part, "--form", form]
-    done = subprocess.run(
-        [*words, "--rows", str(rows)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def images(rows: int) -> np.ndarray:

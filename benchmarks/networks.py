@@ -58,7 +58,9 @@ def main() -> None:
         found: dict = {form: [] for form in pythons}
         for _ in range(1 if flags.smoke else flags.processes):
             for form, python in pythons.items():
-                found[form].append(apart(python, form, (name, size, batch), flags))
+                words = [python, __file__, "--form", form]
+                words += ["--row", json.dumps((name, size, batch))]
+                found[form].append(apart([*words, "--calls", str(flags.calls)]))
         rows.append(summary(name, size, batch, found))
         print(line(rows[-1]), flush=True)
     if not flags.smoke:
@@ -73,10 +75,8 @@ def main() -> None:
         flags.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def apart(python: str, form: str, row: tuple, flags: argparse.Namespace) -> dict:
-    """Measure a row in a process of its own."""
-    words = [python, __file__, "--form", form, "--row", json.dumps(row)]
-    words += ["--calls", str(flags.calls)]
+def apart(words: list[str]):
+    """Run a command in a process of its own; return the JSON of its last line."""
     root = Path(__file__).parent.parent
     done = subprocess.run(words, capture_output=True, text=True, cwd=root)
     if done.returncode:

@@ -94,7 +94,8 @@ def main() -> None:
     print(f"batch of {BATCHES['pretrain']} windows, bytes of frames: {megabytes}")
     if not flags.smoke:
         record = {
-            "command": " ".join(["python -m benchmarks.sgi", *sys.argv[1:]]),
+            "command": "python -m benchmarks.sgi"
+            + " --official CHECKOUT --peer_python PYTHON" * bool(flags.official),
             "machine": hosts.machine(),
             "repeats": flags.repeats,
             "rows": found,

@@ -69,7 +69,9 @@ def main() -> None:
                 "  ".join(f"{k} {v:.1f}" if k != "run" else v for k, v in row.items())
             )
     record = {
-        "command": " ".join(["python -m benchmarks.start", *sys.argv[1:]]),
+        "command": "python -m benchmarks.start"
+        + " --beside DIR" * bool(flags.beside)
+        + f" --run {' '.join(flags.run)}",
         "machine": hosts.machine(),
         "processes_a_case": flags.processes,
         "seconds_to_the_first_step": rows,

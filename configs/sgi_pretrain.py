@@ -110,7 +110,7 @@ def get_config(argument: str = "") -> dict:
             "reward_scale": 10.0,
             "window_terminals": "correct",  # the official code's: "upstream"
             "goal_noise_scale": "upstream",  # or "unit": latents scaled to length 1
-            "inverse_sees": "average",  # "online": ours, see the demo's config
+            "inverse_sees": "average",  # the paper's; "online" is ours
         },
         "optimizer": {
             "partial": "sgi.pretrain:adam",

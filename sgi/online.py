@@ -216,7 +216,7 @@ def for_each_seed(function: Callable, *arguments: Any) -> Any:
         return jax.vmap(function)(*arguments)
     if len(jax.tree.leaves(arguments)[0]) == 1:
         only = jax.tree.map(lambda x: x[0], arguments)
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*only))
+        return jax.tree.map(lambda x: x[None], function(*only))
     return jax.lax.map(lambda one: function(*one), arguments)
 
 

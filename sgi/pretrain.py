@@ -113,11 +113,10 @@ class Pretrain:
         )
         frames = batch["views"]["frames"][:, : module.history + self.jumps]
         stacks = stacked(frames, module.history)
-        both = bool(self.inverse) and self.inverse_sees == "online"
-        own = augment(
-            stacks if both else stacks[:, :2], _of_rows(keys.own_views, batch)
-        )
-        encoded = encode_all(module, own if both else own[:, :1])
+        online = bool(self.inverse) and self.inverse_sees == "online"
+        own = stacks if online else stacks[:, :2]
+        own = augment(own, _of_rows(keys.own_views, batch))
+        encoded = encode_all(module, own if online else own[:, :1])
         z = encoded[:, 0]
         path = z[:, None]
         if self.spr or self.inverse or self.goal:
@@ -138,16 +137,17 @@ class Pretrain:
             terms["spr"] = (masks.predicted * distance[:, 1:]).mean()
             metrics["spr_now"] = distance[:, 0].mean()
         if self.inverse:
-            after = (
-                module.project(encoded[:, 1:], train=True) if both else targets[:, 1:]
-            )
-            logits = module.inverse(projected[:, :-1], after)
+            later = targets[:, 1:]
+            if online:
+                later = module.project(encoded[:, 1:], train=True)
+            logits = module.inverse(projected[:, :-1], later)
             entropy = losses.cross_entropy(logits, actions)
             terms["inverse"] = (masks.inverse * entropy).mean()
             metrics["inverse_accuracy"] = (logits.argmax(-1) == actions).mean()
         if self.goal:
+            after = encoded[:, 1] if online else module.encode(own[:, 1], train=True)
             loss, error = self._goal(
-                module, target_module, z, own[:, 1], averaged, masks, batch, keys
+                module, target_module, z, after, averaged, masks, batch, keys
             )
             terms["goal"], metrics["goal_error"] = loss.mean(), error.mean()
         if self.cloning:
@@ -170,7 +170,7 @@ class Pretrain:
         batch: Batch,
         keys: Keys,
     ) -> tuple[jax.Array, jax.Array]:
-        """Return goal loss and divergence, `[b]` each; `after` is the stack at t+1."""
+        """Return goal loss and divergence, `[b]` each; `after` is f(x_{t+1})."""
         b = len(z)
         goals = losses.noisy_goals(
             averaged.goal.reshape(b, -1),
@@ -192,8 +192,7 @@ class Pretrain:
         goals = goals.reshape(z.shape)
         # A network draws its noise once and uses it for all outputs of a step.
         logits = module.goal_head(z, goals, key=keys.own_head)
-        choice = module.encode(after, train=True)
-        choice = module.goal_head(choice, goals, key=keys.own_head)
+        choice = module.goal_head(after, goals, key=keys.own_head)
         returns = target_module.goal_head(averaged.after, goals, key=keys.average_head)
         target = distributional.double_target(
             jax.lax.stop_gradient(choice),

@@ -132,9 +132,10 @@ def forms(
         return Forms(product, product, by_tap)
     positions = math.prod(_outputs(x, sizes, strides, pads))
     of_slice = xla if max(strides) == 1 and positions > MANY_POSITIONS else product
-    divided = slices(x, kernel, strides, pads, fewest=MANY_ROWS) > 1
-    few = positions <= FEW_POSITIONS
-    forward = of_slice if divided else product if few else xla
+    if slices(x, kernel, strides, pads, fewest=MANY_ROWS) > 1:
+        forward = of_slice
+    else:
+        forward = product if positions <= FEW_POSITIONS else xla
     if _blocked(sizes, strides):
         return Forms(forward, product_of_blocks, by_tap)
     patched = channels < FEW_CHANNELS or x[0] * positions <= FEW_ROWS
