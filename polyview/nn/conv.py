@@ -76,6 +76,12 @@ def convolve(
 def _convolve(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
 ) -> jax.Array:
+    return _value(x, kernel, strides, pads)
+
+
+def _value(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], pads: Pads
+) -> jax.Array:
     shape = x.shape, kernel.shape, strides, pads
     form = partial(forms(*shape).forward, kernel=kernel, strides=strides, pads=pads)
     return joined(form, slices(*shape, fewest=MANY_ROWS), x)
@@ -87,7 +93,8 @@ def _forward(
     # A gradient that nobody asked for is not traced, so that FLOPs can be counted.
     wanted = tuple(() if part.perturbed else None for part in (x, kernel))
     x, kernel = x.value, kernel.value
-    return _convolve(x, kernel, strides, pads), (x, kernel, wanted)
+    # Not `_convolve`: rematerialisation would not see which operations that is made of.
+    return _value(x, kernel, strides, pads), (x, kernel, wanted)
 
 
 def _backward(
