@@ -14,7 +14,8 @@ Replay data set, if you have its files:
 
 after `python -m sgi.prepare`; SGI-M/L is `mix=ML,size=L`, the others have size M. You
 can record your own agent under the same name instead: `--agent RUN@STEP RUN@STEP ...`.
-If the game's variables are known, evaluation uses play from another seed:
+Evaluation reads play from another seed: the inverse model's accuracy, and probes of the
+game's variables if they are known:
 
     python -m sgi.prepare --game pong --steps 20000 --seed 1 --name pong_probe
     python -m polyview.evaluate --run runs/a --references
@@ -57,16 +58,26 @@ def get_config(argument: str = "") -> dict:
         raise InputError(
             f"{name} is random play; mix={args['mix']} requires agents' play"
         )
-    variables = {
-        "target": "sgi.probes:Variables",
+    held = {
         "recording": f"{args['game']}_probe",
         "every": 2,
         "validation": 0.2,
         "test": 0.2,
-        "strengths": tuple(10.0**power for power in range(-8, -1)),
-        "entropy": 0.6,  # Anand et al. 2019
         "batch_size": 100,
     }
+    evaluations = {}
+    if args["objective"] == "sgi":
+        evaluations["actions"] = {
+            "target": "sgi.actions:Actions",
+            "states": 200,
+            **held,
+        }
+    if args["game"] in ADDRESSES:
+        evaluations["variables"] = {
+            "target": "sgi.probes:Variables",
+            "strengths": tuple(10.0**power for power in range(-8, -1)),
+            "entropy": 0.6,  # Anand et al. 2019
+        } | held
     return {
         "seed": 0,
         "steps": None,
@@ -110,7 +121,9 @@ def get_config(argument: str = "") -> dict:
             "reward_scale": 10.0,
             "window_terminals": "correct",  # the official code's: "upstream"
             "goal_noise_scale": "upstream",  # or "unit": latents scaled to length 1
-            "inverse_sees": "average",  # the paper's; "online" is ours
+            # These are the paper's; "online", and "windows" and "none", are ours.
+            "inverse_sees": "average",
+            "augmentation": "stacks",
         },
         "optimizer": {
             "partial": "sgi.pretrain:adam",
@@ -118,5 +131,5 @@ def get_config(argument: str = "") -> dict:
             "epsilon": 1.5e-4,
             "clip": 10.0,
         },
-        "evaluations": {"variables": variables} if args["game"] in ADDRESSES else None,
+        "evaluations": evaluations or None,
     }

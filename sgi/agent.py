@@ -199,15 +199,18 @@ def grouped_adam(
     return Optimizer(transformation, optax.constant_schedule(rest))
 
 
-def transfer_map(run: str) -> dict:
+def transfer_map(run: str, *, standardise: bool = False) -> dict:
     """Return the `init` of an agent that starts from a pre-trained network.
+
+    standardise: whether the networks standardise what they project.
 
     The donor gives all weights and statistics except the agent's head. The head's first
     linear layers come from the donor's goal head; its second layers start fresh, as do
     all noise sigmas.
     """
     without_noise = {"from": run, "fresh": [f"*.{name}" for name in SIGMAS]}
-    whole = ("encoder", "transition", "predictor", "inverse")
+    whole = ["encoder", "transition", "predictor", "inverse"]
+    whole += ["standardise"] * standardise
     return (
         dict.fromkeys(whole, run)
         | {"goal_head": {**without_noise, "path": "goal_head"}}

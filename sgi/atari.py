@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -101,10 +102,14 @@ class Game:
 
         If the game ends within them, it does not change in the rest.
         """
-        emulator, held = self._emulator, self._actions[action]
+        return self.step_each([action] * FRAME_SKIP)
+
+    def step_each(self, actions: Sequence[int]) -> Step:
+        """Take an action for each of the four frames of a step."""
+        emulator = self._emulator
         lives, reward = emulator.lives(), 0
-        for number in range(FRAME_SKIP):
-            reward += emulator.act(held)
+        for number, action in enumerate(actions):
+            reward += emulator.act(self._actions[action])
             if number >= FRAME_SKIP - 2:
                 emulator.getScreenGrayscale(self._screens[number - FRAME_SKIP + 2])
         self._frame = _resize(np.maximum(*self._screens))

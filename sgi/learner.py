@@ -370,7 +370,9 @@ def donated(config: ConfigDict, sharding: SingleDeviceSharding) -> LaidOver:
             )
     module = abstract_module(build(config.model, where="model"))
     shapes = jax.tree.map(lambda shape: shape.update(sharding=sharding), module[1:])
-    entries = entries_of({"init": transfer_map(config.init_from)})
+    standardise = config.model.get("standardise", ADDED["standardise"])
+    init = transfer_map(config.init_from, standardise=standardise)
+    entries = entries_of({"init": init})
     return lay_over(entries, merge_module(*module), shapes)
 
 

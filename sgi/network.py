@@ -55,16 +55,42 @@ class Transition(nnx.Module):
         return renormalise(jax.nn.relu(self.last(x)))
 
 
+class Standardise(nnx.Module):
+    """(x - mean) / sqrt(var + 1e-5) of each of the last axis's `features`.
+
+    Mean and variance of `x[b, ..., features]` are over b alone: latents of other steps,
+    or predicted ones, differ as a whole, which would otherwise be all that is left. The
+    running statistics, for use outside of training, follow the first step; momentum
+    0.1. Nothing is learned.
+    """
+
+    def __init__(self, features: int, param_dtype: DTypeLike):
+        self.mean = nnx.BatchStat(jnp.zeros(features, param_dtype))
+        self.var = nnx.BatchStat(jnp.ones(features, param_dtype))
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            exact = x.astype(mean.dtype)
+            mean, var = exact.mean(0, keepdims=True), exact.var(0, keepdims=True)
+            for running, batch in (self.mean, mean), (self.var, var):
+                first = batch.reshape(-1, batch.shape[-1])[0]
+                running[...] = 0.9 * running[...] + 0.1 * jax.lax.stop_gradient(first)
+        leading = (1,) * (x.ndim - mean.ndim)
+        mean, var = (a.reshape(*leading, *a.shape) for a in (mean, var))
+        return ((x - mean) * jax.lax.rsqrt(var + 1e-5)).astype(x.dtype)
+
+
 class Network(nnx.Module):
     """The whole of SGI for one game: the pre-trained parts and the agent's own head.
 
     `actions` is the size of the game's action set. `encoder(history=, rngs=, ...)`
     makes an encoder of stacks of `history` frames, `image` pixels a side. `hidden` is
     the width of the heads, `sigma` their initial noise: 0 in pre-training, 0.5 in
-    fine-tuning. See `GoalHead` for `film_value_from`. With `standardise`, each entry of
-    a latent is standardised over the batch before it is projected, which the paper does
-    not do: frames of a game share almost all of a latent, and without it projections
-    hardly differ.
+    fine-tuning. See `GoalHead` for `film_value_from`. With `standardise`, latents are
+    standardised before they are projected (`Standardise`), which the paper does not do:
+    frames of a game share almost all of a latent, and without it projections hardly
+    differ.
     """
 
     def __init__(
@@ -95,7 +121,7 @@ class Network(nnx.Module):
             side, channels, actions, film_value_from=film_value_from, **heads
         )
         size = side * side * channels
-        self.standardise = BatchNorm(size, **options) if standardise else None
+        self.standardise = Standardise(size, param_dtype) if standardise else None
         self.predictor = linear(2 * hidden, 2 * hidden, **options)
         self.inverse = Inverse(2 * hidden, actions, **options)
 
@@ -113,18 +139,33 @@ class Network(nnx.Module):
     ) -> jax.Array:
         """Project `latents[..., y, x, c]` to `[..., d]` by a head, the goal's if None.
 
-        All latents of the call share the statistics by which they are standardised.
+        If the network standardises, each k of `latents[b, k, y, x, c]` has its own mean
+        and deviation over the batch.
         """
         leading, size = latents.shape[:-3], math.prod(latents.shape[-3:])
-        x = latents.reshape(-1, size)
+        x = latents.reshape(*leading, size)
         if self.standardise is not None:
             x = self.standardise(x, train=train)
-        z = (self.goal_head.head if head is None else head).project(x)
+        z = (self.goal_head.head if head is None else head).project(x.reshape(-1, size))
         return z.reshape(*leading, -1)
 
     def predict(self, projections: jax.Array) -> jax.Array:
         """Predict the target network's projections, `[..., d]`."""
         return wide(self.predictor(projections))
+
+    def infer(self, frames: jax.Array) -> jax.Array:
+        """Return logits `[b, actions]` of the action before the last frame.
+
+        `frames: uint8[b, history + 1, h, w]`. Uses the weights, not their average, for
+        both stacks, and running statistics.
+        """
+        frames = jnp.asarray(frames)
+        stacks = (frames[:, :-1], frames[:, 1:])
+        before, after = (
+            self.project(self.encode(jnp.moveaxis(x, 1, -1), train=False), train=False)
+            for x in stacks
+        )
+        return self.inverse(before, after)
 
     def __call__(
         self, batch: Batch, *, key: jax.Array | None, train: bool

@@ -37,6 +37,7 @@ from sgi import losses
 from sgi.heads import support
 from sgi.network import Network, features, renormalise
 
+Augmentation = Literal["stacks", "windows", "none"]
 SHIFT = 4  # pixels
 INTENSITY = 0.05
 
@@ -68,9 +69,10 @@ class Pretrain:
     of the stack at t, and "goal" `uint8[b, history, h, w]`. Targets are "action"
     `int[b, jumps]` and "terminal" `bool[b, jumps + 1 or more]`, from t on. `sgi.losses`
     documents `window_terminals` and `goal_noise_scale`. With `inverse_sees="online"`
-    the inverse model sees P f(x_{t+k+1}) in place of P' u_{k+1}: unlike in the paper,
-    the encoder learns from both frames between which an action lies. Raises InputError
-    if the run keeps no moving average or sets `microbatch`.
+    the inverse model sees P f(x_{t+k}) and P f(x_{t+k+1}): unlike in the paper, the
+    encoder learns from both frames between which an action lies, at each k, and the
+    transition does not learn from actions. `augment` documents `augmentation`. Raises
+    InputError if the run keeps no moving average or sets `microbatch`.
     """
 
     spr: float = 1.0
@@ -86,14 +88,19 @@ class Pretrain:
     window_terminals: Literal["correct", "upstream"] = "correct"
     goal_noise_scale: Literal["upstream", "unit"] = "upstream"
     inverse_sees: Literal["average", "online"] = "average"
+    augmentation: Augmentation = "stacks"
 
     def __post_init__(self) -> None:
         if self.jumps < 1:
             raise ValueError(f"jumps={self.jumps}: it must be 1 or more")
-        if self.inverse_sees not in ("average", "online"):
-            raise ValueError(
-                f"inverse_sees={self.inverse_sees!r}: give 'average' or 'online'"
-            )
+        for name, known in {
+            "inverse_sees": ("average", "online"),
+            "augmentation": ("stacks", "windows", "none"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not one of {known}"
+                )
 
     def __call__(
         self,
@@ -115,17 +122,18 @@ class Pretrain:
         stacks = stacked(frames, module.history)
         online = bool(self.inverse) and self.inverse_sees == "online"
         own = stacks if online else stacks[:, :2]
-        own = augment(own, _of_rows(keys.own_views, batch))
+        own = augment(own, _of_rows(keys.own_views, batch), self.augmentation)
         encoded = encode_all(module, own if online else own[:, :1])
         z = encoded[:, 0]
         path = z[:, None]
         if self.spr or self.inverse or self.goal:
             goal = stacked(batch["views"]["goal"], module.history)
             views = jnp.concatenate([stacks, stacks[:, 1:2], goal], 1)
-            views = augment(views, _of_rows(keys.average_views, batch))
+            row_keys = _of_rows(keys.average_views, batch)
+            views = augment(views, row_keys, self.augmentation)
             latents = encode_all(target_module, views)
             averaged = Seen(latents[:, :-2], latents[:, -2], latents[:, -1])
-        if self.spr or self.inverse:
+        if self.spr or (self.inverse and not online):
             path = roll(module, z, actions)
             targets = target_module.project(averaged.future, train=True)
         projected = module.project(path, train=True)
@@ -137,10 +145,12 @@ class Pretrain:
             terms["spr"] = (masks.predicted * distance[:, 1:]).mean()
             metrics["spr_now"] = distance[:, 0].mean()
         if self.inverse:
-            later = targets[:, 1:]
             if online:
-                later = module.project(encoded[:, 1:], train=True)
-            logits = module.inverse(projected[:, :-1], later)
+                seen = module.project(encoded, train=True)
+                before, later = seen[:, :-1], seen[:, 1:]
+            else:
+                before, later = projected[:, :-1], targets[:, 1:]
+            logits = module.inverse(before, later)
             entropy = losses.cross_entropy(logits, actions)
             terms["inverse"] = (masks.inverse * entropy).mean()
             metrics["inverse_accuracy"] = (logits.argmax(-1) == actions).mean()
@@ -212,13 +222,19 @@ def stacked(frames: jax.Array, history: int) -> jax.Array:
     return jnp.stack([frames[:, k : k + count] for k in range(history)], -1)
 
 
-def augment(stacks: jax.Array, keys: jax.Array) -> jax.Array:
+def augment(
+    stacks: jax.Array, keys: jax.Array, draws: Augmentation = "stacks"
+) -> jax.Array:
     """Shift `stacks: uint8[b, m, h, w, c]` and scale their brightness; return floats.
 
     Shifts are -4..4 pixels each way, with edges repeated; the factor is 1 + 0.05 e with
-    e normal, clipped to [-2, 2] (Yarats et al. 2021). Each stack has its own draw:
-    stack a of row i is a function of stacks[i, a], keys[i] and a.
+    e normal, clipped to [-2, 2] (Yarats et al. 2021). Each of the "stacks" has its own
+    draw, as in the paper: stack a of row i is a function of stacks[i, a], keys[i] and
+    a. The stacks of one of the "windows", row i, share one: then what differs between
+    them is what happened, not the draws. With "none" they become floats alone.
     """
+    if draws == "none":
+        return stacks / jnp.asarray(255.0)
 
     def of_stack(stack: jax.Array, key: jax.Array) -> jax.Array:
         place, light = jax.random.split(key)
@@ -230,7 +246,8 @@ def augment(stacks: jax.Array, keys: jax.Array) -> jax.Array:
         return moved.astype(factor.dtype) * (factor / 255)
 
     def of_row(row: jax.Array, key: jax.Array) -> jax.Array:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(row)))
+        numbers = jnp.arange(len(row)) * (draws == "stacks")
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         return jax.vmap(of_stack)(row, keys)
 
     return jax.vmap(of_row)(stacks, keys)

@@ -96,7 +96,9 @@ class Variables:
                 f"recording '{self.recording}' has no RAM of the console (imported "
                 "recordings have none); record play with sgi.prepare"
             )
-        parts = self._parts(source.episode[features.index])
+        parts = parts_of(
+            source.episode[features.index], self.validation, self.test, self.recording
+        )
         values = {
             name: features.targets["ram"][:, address].astype(int)
             for name, address in ADDRESSES[game].items()
@@ -198,22 +200,6 @@ class Variables:
         flat = small.reshape(b, 1, -1) / 255
         return {"frames": Features(z=flat, h=flat, local=None)}
 
-    def _parts(self, episode: np.ndarray) -> Parts:
-        order = np.unique(episode)
-        count = [max(1, round(s * len(order))) for s in (self.validation, self.test)]
-        if len(order) <= sum(count):
-            raise InputError(
-                f"recording '{self.recording}' has {len(order)} episodes: too few for "
-                "fitting, validation and test; record more steps"
-            )
-        test = order[-count[1]]
-        validation = order[-sum(count)]
-        return Parts(
-            episode < validation,
-            (validation <= episode) & (episode < test),
-            test <= episode,
-        )
-
     def _probe(
         self, h: np.ndarray, values: dict[str, np.ndarray], parts: Parts
     ) -> tuple[dict[str, Any], np.ndarray]:
@@ -294,6 +280,28 @@ class Variables:
             "chosen": "for each variable on validation; refitted on fit and validation",
             "entropy": self.entropy,
         }
+
+
+def parts_of(
+    episode: np.ndarray, validation: float, test: float, recording: str
+) -> Parts:
+    """Divide the rows by their episodes, `int[n]`, in these shares.
+
+    Raises InputError, which names the recording, if it has too few episodes.
+    """
+    order = np.unique(episode)
+    count = [max(1, round(s * len(order))) for s in (validation, test)]
+    if len(order) <= sum(count):
+        raise InputError(
+            f"recording '{recording}' has {len(order)} episodes: too few for fitting, "
+            "validation and test; record more steps"
+        )
+    first_test, first_held = order[-count[1]], order[-sum(count)]
+    return Parts(
+        episode < first_held,
+        (first_held <= episode) & (episode < first_test),
+        first_test <= episode,
+    )
 
 
 def entropy(values: np.ndarray) -> float:

@@ -67,6 +67,7 @@ GOLDEN = VARIANTS | {
     "probe": ["run=digits"],
     "finetune": ["run=digits"],
 }
+GAMES = {"pong": 6, "breakout": 4, "boxing": 18}  # with the number of actions
 NEEDS_A_RUN = ("probe", "finetune")
 CASES = [
     (name, argument)
@@ -104,14 +105,15 @@ def stand_ins() -> Iterator[None]:
             licence="",
         )
         frame = np.zeros((84, 84), np.uint8)
-        recording.write(
-            folder / "data" / "pong_random",
-            [recording.Step(frame, action=0, reward=0.0, terminal=True, first=True)],
-            1,
-            source="",
-            licence="",
-            provenance={"game": "pong", "actions": ["NOOP"] * 6},
-        )
+        for game, actions in GAMES.items():
+            recording.write(
+                folder / "data" / f"{game}_random",
+                [recording.Step(frame, 0, 0.0, terminal=True, first=True)],
+                1,
+                source="",
+                licence="",
+                provenance={"game": game, "actions": ["NOOP"] * actions},
+            )
         (folder / "digits").mkdir()
         (folder / "digits" / "config.json").write_text(resolve("polyview_digits", ""))
         yield

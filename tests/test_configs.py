@@ -115,19 +115,19 @@ def with_stand_in(source):
 
 @pytest.fixture(scope="module", autouse=True)
 def play(tmp_path_factory):
-    """A recording of Pong under the name used by the SGI configs."""
+    """Recordings under the names used by the SGI configs."""
     step = {"frame": np.zeros((84, 84), np.uint8), "action": 0, "reward": 0.0}
     steps = [recording.Step(**step, terminal=t == 99, first=t == 0) for t in range(100)]
     folder = tmp_path_factory.mktemp("play")
-    provenance = {"game": "pong", "actions": ["NOOP", "FIRE", "RIGHT"]}
-    recording.write(
-        folder / "pong_random",
-        steps,
-        len(steps),
-        source="",
-        licence="",
-        provenance=provenance,
-    )
+    for game in ("pong", "breakout", "boxing"):
+        recording.write(
+            folder / f"{game}_random",
+            steps,
+            len(steps),
+            source="",
+            licence="",
+            provenance={"game": game, "actions": ["NOOP", "FIRE", "RIGHT"]},
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLYVIEW_DATA", str(folder))
         yield

@@ -385,10 +385,10 @@ def expected_rate(name):
     return 1e-4
 
 
-@pytest.fixture(scope="module")
-def shapes():
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "standardised"])
+def shapes(request):
     """Parameters and statistics of the network, as shapes."""
-    parts = abstract_module(network())
+    parts = abstract_module(network(standardise=request.param))
     return parts.params, parts.statistics
 
 
@@ -474,7 +474,10 @@ def transfer(shapes, monkeypatch):
         template = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
         )
-        entries = init.entries_of({"init": transfer_map("a run")})
+        standardise = "standardise" in shapes[1]
+        entries = init.entries_of(
+            {"init": transfer_map("a run", standardise=standardise)}
+        )
         laid = init.lay_over(entries, None, (*template, {}))
         params, statistics, _ = laid.over((state.params, state.statistics, {}))
         return begin_with(state, params, statistics)

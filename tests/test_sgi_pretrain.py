@@ -90,6 +90,20 @@ def test_augmentation_shifts_and_scales_a_whole_stack_at_once():
     np.testing.assert_array_equal(augmented, again[::-1])
 
 
+@pytest.mark.parametrize("draws", ["windows", "none"])
+def test_stacks_of_a_window_share_a_draw_or_have_none(draws):
+    images = np.random.default_rng(0).integers(1, 256, (6, 1, 8, 9, 4), np.uint8)
+    images = np.repeat(images, 3, axis=1)
+    keys = jax.random.split(jax.random.key(0), 6)
+    augmented = np.asarray(jax.jit(augment, static_argnums=2)(images, keys, draws))
+    for later in (1, 2):
+        np.testing.assert_array_equal(augmented[:, later], augmented[:, 0])
+    alone = jax.jit(augment)(images[:, :1], keys)
+    expected = images[:, :1] / 255 if draws == "none" else alone
+    np.testing.assert_allclose(augmented[:, :1], expected, rtol=1e-12)
+    assert augmented.dtype == alone.dtype
+
+
 class Toy:
     """A network that uses the mean brightness of each frame of a stack as latent.
 
@@ -167,10 +181,11 @@ def slow_losses(frames, goal, actions, ended, online, average, form, sees):
             spr += ((unit(y) - unit(t)) ** 2).sum() / 5
     for k in range(5):
         if form == "upstream" or not any(ended[: k + 1]):
-            after = project(average, u[k + 1])
+            before, after = project(online, z[k]), project(average, u[k + 1])
             if sees == "online":
-                after = project(online, online.encode(stack(k + 1), train=True))
-            logits = online.inverse(project(online, z[k]), after)
+                seen = [online.encode(stack(at), train=True) for at in (k, k + 1)]
+                before, after = (project(online, latent) for latent in seen)
+            logits = online.inverse(before, after)
             inverse -= log_softmax(logits[0])[actions[k]] / 5
 
     goal = average.encode(np.moveaxis(goal, 0, -1)[None], train=True)
@@ -208,7 +223,7 @@ def slow_losses(frames, goal, actions, ended, online, average, form, sees):
 def test_losses_match_loops_over_windows(monkeypatch, form, sees):
     """There is no noise; the toy networks only distinguish time steps."""
     monkeypatch.setattr(pretrain, "Network", Toy)
-    monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks.astype(float))
+    monkeypatch.setattr(pretrain, "augment", lambda x, *_: x.astype(float))
     rng, b = np.random.default_rng(1), 12
     batch = windows(b)
     for name, frames in batch["views"].items():
@@ -294,29 +309,41 @@ def network(**options):
     )
 
 
-def test_a_standardised_projection_ignores_what_all_latents_share():
+def test_a_standardised_projection_ignores_what_a_step_shares():
+    """Each step of a window has statistics of its own, and the first is remembered."""
     graph, params, statistics, fixed = split_module(
         initialise_module(partial(network, standardise=True), np.uint32(0))
     )
-    side, channels = 2, 16
-    latents = np.random.default_rng(0).random((3, 5, side, side, channels))
+    side, channels, b = 2, 16, 7
+    latents = np.random.default_rng(0).random((b, 5, side, side, channels))
 
     @partial(jax.jit, compiler_options=HURRY)
-    def project(latents):
+    def project(latents, statistics):
         module = merge_module(graph, params, statistics, fixed)
-        return module.project(latents, train=True)
+        projected = module.project(latents, train=True)
+        later = module.project(latents, train=False)
+        return projected, later, split_module(module).statistics["standardise"]
 
-    rows = latents.reshape(15, -1)
-    rows = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
-    head = jax.tree.map(np.asarray, params["goal_head"]["head"])
-    expected = [
-        rows @ head[name]["kernel"] + head[name]["bias"]
-        for name in ("advantage1", "value1")
-    ]
-    expected = np.concatenate(expected, -1).reshape(3, 5, -1)
-    np.testing.assert_allclose(project(latents), expected, rtol=1e-6, atol=1e-9)
-    shared = np.random.default_rng(1).random(latents.shape[2:])
-    np.testing.assert_allclose(project(latents + shared), expected, atol=1e-6)
+    def head(rows):
+        head = jax.tree.map(np.asarray, params["goal_head"]["head"])
+        layers = (head[name] for name in ("advantage1", "value1"))
+        return np.concatenate([rows @ x["kernel"] + x["bias"] for x in layers], -1)
+
+    projected, later, running = project(latents, statistics)
+    flat = latents.reshape(b, 5, -1)
+    for step in range(5):
+        rows = (flat[:, step] - flat[:, step].mean(0)) / np.sqrt(
+            flat[:, step].var(0) + 1e-5
+        )
+        np.testing.assert_allclose(projected[:, step], head(rows), rtol=1e-6, atol=1e-9)
+    mean, var = 0.1 * flat[:, 0].mean(0), 0.9 + 0.1 * flat[:, 0].var(0)
+    np.testing.assert_allclose(running["mean"], mean, rtol=1e-9)
+    np.testing.assert_allclose(running["var"], var, rtol=1e-9)
+    rows = (flat - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(later, head(rows), rtol=1e-6, atol=1e-9)
+    shared = np.random.default_rng(1).random(latents.shape[1:])
+    moved, *_ = project(latents + shared, statistics)
+    np.testing.assert_allclose(moved, projected, atol=1e-6)
 
 
 def on(count, take, state, batch):

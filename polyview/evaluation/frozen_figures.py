@@ -189,16 +189,19 @@ def sweep(result: Mapping) -> Figure:
 
 
 @styled
-def confusion(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw the probe's confusion matrix: % of each true class (row) by answer (column).
+def confusion(
+    counts: np.ndarray, names: Sequence[str], of: str = "Linear probe"
+) -> Figure:
+    """Draw a confusion matrix: % of each true class (row) by answer (column).
 
-    counts is int[c, c]. Beyond 20 classes, cells have no numbers and ticks no names.
+    counts is int[c, c]; `of` names what answered. Beyond 20 classes, cells have no
+    numbers and ticks no names.
     """
     counts = np.asarray(counts)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axes = one_axes(4.8)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    axes.set_title("Linear probe: answers, % of each true class (row)")
+    axes.set_title(f"{of}: answers, % of each true class (row)")
     hide_frame(axes)
     if len(counts) > 20:
         axes.set_xlabel(f"{len(counts)} classes")

@@ -1,0 +1,210 @@
+"""What keeps SGI's inverse model at chance, and which terms keep it from collapse?
+
+    python -m benchmarks.sgi_learning causes --workdir runs/sgi_learning
+    python -m benchmarks.sgi_learning terms --workdir runs/sgi_learning
+
+`causes` trains the inverse term alone in Breakout, with each subset of the three things
+in which the demo differs from the paper. `terms` trains every subset of the loss's
+three terms in three games. Each run is the SGI demo, scored on episodes that nothing
+was trained or chosen on. A finished run is a row of the JSON and is not repeated: run
+the command again to resume; a run that was interrupted resumes in its folder.
+"""
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+
+from polyview import errors, hosts
+from polyview.config.file import load_config
+from polyview.runs.evaluating import Asked, evaluate
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
+from sgi import prepare
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402 (select the backend first)
+
+RESULTS = Path(__file__).parent / "results"
+CONFIG = "configs/sgi_demo.py"
+TERMS = ("spr", "inverse", "goal")
+# What the demo changes, and the paper's value.
+CHANGES = {
+    "standardised": {"model.standardise": "False"},
+    "both frames": {"objective.inverse_sees": "average"},
+    "no augmentation": {"objective.augmentation": "stacks"},
+}
+GAMES = {"causes": ["breakout"], "terms": ["breakout", "boxing", "pong"]}
+LOGGED = (
+    *("spr", "spr_now", "inverse", "inverse_accuracy", "goal", "goal_error", "cosine"),
+    *("frames/rankme", "frames/standard_deviation", "gradient_norm"),
+)
+
+
+class Arm(NamedTuple):
+    """A way to train, by what it changes in the config of the demo."""
+
+    name: str
+    overrides: dict[str, str]
+
+
+def main() -> None:
+    """Train the runs that are missing; write the JSON after each, and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=GAMES)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--games", nargs="+", help="default: all of the study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="of each run (default: the demo's)")
+    parser.add_argument("--output", type=Path, help="JSON (default: in results/)")
+    flags = parser.parse_args()
+    output = flags.output or RESULTS / f"sgi_{flags.study}.json"
+    os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
+    # Seeds and games of an arm share a program.
+    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    games = flags.games or GAMES[flags.study]
+    for game in games:
+        # As in launch/demo_sgi.sh.
+        record = ["--game", game, "--steps"]
+        prepare.main([*record, "30000"])
+        prepare.main([*record, "16000", "--seed", "1", "--name", f"{game}_probe"])
+    rows = json.loads(output.read_text())["rows"] if output.exists() else []
+    done = {(row["game"], row["arm"], row["seed"], row["steps"]) for row in rows}
+    for seed, game, arm in itertools.product(flags.seeds, games, arms(flags.study)):
+        config = load_config(f"{CONFIG}:game={game},seed={seed}", arm.overrides)
+        config.steps = flags.steps or config.steps
+        config.evaluate_every = config.steps // 8
+        key = (game, arm.name, seed, config.steps)
+        if key in done:
+            continue
+        row = dict(zip(("game", "arm", "seed", "steps"), key, strict=True))
+        folder = f"{flags.study}-{game}-{arm.name.replace(' ', '_')}-{seed}"
+        rows.append(row | run(config, flags.workdir / folder))
+        write(output, flags.study, rows)
+        print(told(rows[-1]), flush=True)
+    plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
+
+
+def arms(study: str) -> Iterator[Arm]:
+    """Yield the arms of a study."""
+    if study == "causes":
+        alone = {"objective.spr": "0.0", "objective.goal": "0.0"}
+        alone["evaluations.variables"] = "None"
+        for count in (3, 2, 1, 0):
+            for kept in itertools.combinations(CHANGES, count):
+                undone = [CHANGES[name] for name in CHANGES if name not in kept]
+                yield Arm(" + ".join(kept) or "as in the paper", merged(alone, *undone))
+        draws = {"objective.augmentation": "windows"}
+        yield Arm("standardised + both frames + a draw a window", alone | draws)
+        return
+    for count in (3, 2, 1):
+        for kept in itertools.combinations(TERMS, count):
+            without = {f"objective.{t}": "0.0" for t in TERMS if t not in kept}
+            yield Arm(" + ".join(kept), without)
+
+
+def merged(*parts: dict[str, str]) -> dict[str, str]:
+    """Return the union of some overrides."""
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def run(config, workdir: Path) -> dict:
+    """Train and evaluate one run; return what was logged and measured."""
+    train(Trainer(config), workdir)
+    if not (workdir / "eval" / f"{config.steps}-actions.json").exists():
+        evaluate(workdir, None, Asked())
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    curve = {
+        name: [[line["step"], line[name]] for line in logged if name in line]
+        for name in LOGGED
+    }
+    found = {"curve": {name: points for name, points in curve.items() if points}}
+    evaluated = sorted(
+        (int(path.name.partition("-")[0]), json.loads(path.read_text()))
+        for path in (workdir / "eval").glob("*-actions.json")
+    )
+    last = evaluated[-1][1]
+    found["actions"] = {
+        key: last[key] for key in ("accuracy", "chance", "ceiling", "reached")
+    }
+    found["actions"]["curve"] = [[step, one["accuracy"]] for step, one in evaluated]
+    variables = workdir / "eval" / f"{config.steps}-variables.json"
+    if variables.exists():
+        scores = json.loads(variables.read_text())["variables"]
+        found["variables"] = {
+            name: {m: score[m] for m in ("r2", "accuracy")}
+            for name, score in scores.items()
+        }
+    seconds = [line["time"]["seconds"] for line in logged if "time" in line]
+    return found | {"seconds": seconds[-1]}
+
+
+def told(row: dict) -> str:
+    """Return a row as a line."""
+    actions, curve = row["actions"], row["curve"]
+    text = (
+        f"{row['game']:9s} {row['arm']:20s} seed {row['seed']}: actions "
+        f"{actions['accuracy']:.3f} (chance {actions['chance']:.3f}, ceiling "
+        f"{actions['ceiling']:.3f}), RankMe {curve['frames/rankme'][-1][1]:.1f}, "
+        f"cosine {curve['cosine'][-1][1]:.3f}"
+    )
+    scores = row.get("variables", {}).values()
+    if scores:
+        means = (np.mean([score[m] for score in scores]) for m in ("r2", "accuracy"))
+        text += "; probes R^2 {:.3f}, accuracy {:.3f}".format(*means)
+    return text
+
+
+def write(output: Path, study: str, rows: list[dict]) -> None:
+    """Write all rows so far."""
+    record = {
+        "command": f"python -m benchmarks.sgi_learning {study} --workdir DIR",
+        "machine": hosts.machine(),
+        "config": load_config(f"{CONFIG}:game={rows[0]['game']}").to_dict(),
+        "arms": {arm.name: arm.overrides for arm in arms(study)},
+        "rows": rows,
+    }
+    output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def plot(rows: list[dict], study: str):
+    """Plot the accuracy of actions over the steps: a panel a game, a line an arm."""
+    games = list(dict.fromkeys(row["game"] for row in rows))
+    figure, panels = pyplot.subplots(
+        1,
+        len(games),
+        figsize=(0.8 + 3.4 * len(games), 3.2),
+        squeeze=False,
+        layout="constrained",
+    )
+    colors = pyplot.get_cmap("tab10").colors
+    for axes, game in zip(panels[0], games, strict=True):
+        here = [row for row in rows if row["game"] == game]
+        for number, arm in enumerate(arm.name for arm in arms(study)):
+            for row in (row for row in here if row["arm"] == arm):
+                label = arm if row["seed"] == min(r["seed"] for r in here) else None
+                points = np.array(row["actions"]["curve"]).T
+                axes.plot(*points, color=colors[number], label=label, linewidth=1.3)
+        for name in ("chance", "ceiling"):
+            level = float(np.mean([row["actions"][name] for row in here]))
+            axes.axhline(level, color="#616e7c", linestyle=":", linewidth=1)
+            axes.annotate(name, (1, level), xycoords=("axes fraction", "data"))
+        axes.set_title(game.replace("_", " ").title())
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("accuracy of actions, unseen play")
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,148 @@
+"""Can an encoder tell which action lies between two frames?
+
+    python -m polyview.evaluate --run runs/a
+
+The inverse model of SGI, on play that it was not trained on, beside chance and what can
+be known at all (`sgi.ceiling`): it shows whether pre-training has begun to learn.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from polyview import hosts
+from polyview.evaluation.base import Result
+from polyview.evaluation.features import extract
+from polyview.nn.towers import Features
+from sgi import recording
+from sgi.ceiling import ceiling
+from sgi.probes import parts_of
+from sgi.recording import HISTORY
+from sgi.replay import Replay, Window
+
+
+@dataclasses.dataclass(frozen=True)
+class Actions:
+    """Accuracy of the inverse model; called as `(model, mesh)`.
+
+    Attributes:
+      recording: name of a recording; read when called.
+      data_dir: its folder; see `sgi.replay.Replay`.
+      every: use every so many-th step as a row.
+      history: frames of an observation.
+      validation, test: shares of the episodes, as of `sgi.probes.Variables`; the rest
+        is not used.
+      states: of the game, in which the ceiling is measured.
+      batch_size: global batch size of the encoder.
+    """
+
+    recording: str
+    data_dir: str | None = None
+    every: int = 2
+    history: int = HISTORY
+    validation: float = 0.2
+    test: float = 0.2
+    states: int = 200
+    batch_size: int = 100
+
+    def __call__(self, model: Any, mesh: Mesh) -> Result:
+        """Evaluate `model.call("infer", frames)`, a `sgi.network.Network`.
+
+        The last step of an episode is left out: its next frame is not recorded. Raises
+        InputError if the recording has too few episodes.
+        """
+        began = time.perf_counter()
+        play = recording.describe(self.recording, self.data_dir)
+        names = play["actions"]
+        source = Replay(
+            self.recording, data_dir=self.data_dir, ahead=1, every=self.every
+        )
+        inferred = extract(
+            inferring(model),
+            source,
+            Window(jumps=1, history=self.history, goal=None),
+            batch_size=self.batch_size,
+            mesh=mesh,
+            modality="frames",
+            name="actions",
+        )
+        action = inferred.targets["action"][:, 0].astype(int)
+        answer = inferred.h.argmax(1)
+        seen = ~inferred.targets["terminal"][:, 0]
+        parts = parts_of(
+            source.episode[inferred.index], self.validation, self.test, self.recording
+        )
+        held, test = (seen & part for part in (parts.validation, parts.test))
+        confusion = np.zeros((len(names), len(names)), int)
+        np.add.at(confusion, (action[test], answer[test]), 1)
+        numbers: dict[str, Any] = {
+            "protocol": {
+                "recording": repr(source),
+                "game": play["game"],
+                "every": self.every,
+                "rows": {"validation": int(held.sum()), "test": int(test.sum())},
+                "ceiling": "uniform play, known state, sticky actions as recorded",
+            },
+            "accuracy": float(np.mean(answer[test] == action[test])),
+            "validation_accuracy": float(np.mean(answer[held] == action[held])),
+            "chance": float(np.bincount(action[test]).max() / test.sum()),
+            "ceiling": None,
+            "actions": list(names),
+            "confusion": confusion.tolist(),
+        }
+        if play.get("policy") == "random":  # else the ceiling is not known
+            known = ceiling(play["game"], sticky=play["sticky"], states=self.states)
+            span = known.accuracy - numbers["chance"]
+            right = sum(confusion[np.ix_(g, g)].sum() for g in known.groups)
+            numbers |= {
+                "ceiling": known.accuracy,
+                "reached": (numbers["accuracy"] - numbers["chance"]) / span,
+                "groups": [[names[a] for a in group] for group in known.groups],
+                "accuracy_of_groups": float(right / test.sum()),
+            }
+        numbers["machine"] = hosts.machine()
+        numbers["seconds"] = round(time.perf_counter() - began, 3)
+        return Result(
+            numbers, summary=self.summary(numbers), columns=self.columns(numbers)
+        )
+
+    @staticmethod
+    def summary(numbers: Mapping) -> str:
+        """Return a line: accuracy, chance and ceiling."""
+        text = f"accuracy {numbers['accuracy']:.3f}, chance {numbers['chance']:.3f}"
+        if numbers["ceiling"] is None:
+            return text
+        return f"{text}, ceiling {numbers['ceiling']:.3f}"
+
+    @staticmethod
+    def columns(numbers: Mapping) -> dict[str, float]:
+        """Return accuracy, chance and, if known, the ceiling, in percent."""
+        return {
+            f"{'actions' if name == 'accuracy' else name} %": 100 * numbers[name]
+            for name in ("accuracy", "chance", "ceiling")
+            if numbers[name] is not None
+        }
+
+    @staticmethod
+    def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
+        """Draw the answers to each action."""
+        del figure_data
+        from polyview.evaluation.frozen_figures import confusion
+
+        counts, names = np.asarray(numbers["confusion"]), numbers["actions"]
+        return {"answers": confusion(counts, names, of="Inverse model")}
+
+
+def inferring(model: Any) -> Callable[[Mapping], dict[str, Features]]:
+    """Return a function that gives the logits of a batch's actions as features."""
+
+    def infer(batch: Mapping) -> dict[str, Features]:
+        logits: jax.Array = model.call("infer", batch["views"]["frames"])
+        return {"frames": Features(z=logits[:, None], h=logits[:, None], local=None)}
+
+    return infer
