@@ -42,6 +42,7 @@ CHANGES = {
     "no augmentation": {"objective.augmentation": "stacks"},
 }
 GAMES = {"causes": ["breakout"], "terms": ["breakout", "boxing", "pong"]}
+PROBED = {"variables": None, "untrained": "random", "pixels": "pixels"}
 LOGGED = (
     *("spr", "spr_now", "inverse", "inverse_accuracy", "goal", "goal_error", "cosine"),
     *("frames/rankme", "frames/standard_deviation", "gradient_norm"),
@@ -86,7 +87,8 @@ def main() -> None:
             continue
         row = dict(zip(("game", "arm", "seed", "steps"), key, strict=True))
         folder = f"{flags.study}-{game}-{arm.name.replace(' ', '_')}-{seed}"
-        rows.append(row | run(config, flags.workdir / folder))
+        references = arm.name == " + ".join(TERMS)
+        rows.append(row | run(config, flags.workdir / folder, references))
         write(output, flags.study, rows)
         print(told(rows[-1]), flush=True)
     plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
@@ -115,11 +117,14 @@ def merged(*parts: dict[str, str]) -> dict[str, str]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def run(config, workdir: Path) -> dict:
-    """Train and evaluate one run; return what was logged and measured."""
+def run(config, workdir: Path, references: bool) -> dict:
+    """Train and evaluate one run; return what was logged and measured.
+
+    references: also probe an untrained encoder and raw pixels.
+    """
     train(Trainer(config), workdir)
-    if not (workdir / "eval" / f"{config.steps}-actions.json").exists():
-        evaluate(workdir, None, Asked())
+    if references or not (workdir / "eval" / f"{config.steps}-actions.json").exists():
+        evaluate(workdir, None, Asked(references=references))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]
     curve = {
@@ -136,13 +141,14 @@ def run(config, workdir: Path) -> dict:
         key: last[key] for key in ("accuracy", "chance", "ceiling", "reached")
     }
     found["actions"]["curve"] = [[step, one["accuracy"]] for step, one in evaluated]
-    variables = workdir / "eval" / f"{config.steps}-variables.json"
-    if variables.exists():
-        scores = json.loads(variables.read_text())["variables"]
-        found["variables"] = {
-            name: {m: score[m] for m in ("r2", "accuracy")}
-            for name, score in scores.items()
-        }
+    for key, of in PROBED.items():
+        path = workdir / "eval" / f"{of or config.steps}-variables.json"
+        if path.exists():
+            scores = json.loads(path.read_text())["variables"]
+            found[key] = {
+                name: {m: score[m] for m in ("r2", "accuracy")}
+                for name, score in scores.items()
+            }
     seconds = [line["time"]["seconds"] for line in logged if "time" in line]
     return found | {"seconds": seconds[-1]}
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Demo of SGI: an encoder trained on recorded play, and probes of objects' positions.
+# Demo of SGI: an encoder trained on recorded play, its inverse model and its probes.
 # Usage: launch/demo_sgi.sh [PYTHON] [RUNS] [GAME]     (run from the project root)
 set -euo pipefail
 python=${1:-python}
 runs=${2:-runs/demo_sgi}
-game=${3:-pong}
+game=${3:-breakout}
 
 export POLYVIEW_DATA=$runs/data
 echo "== Random play: one recording for training, another seed for the probes"
@@ -13,7 +13,7 @@ echo "== Random play: one recording for training, another seed for the probes"
 echo; echo "== Pre-training, without rewards"
 "$python" -m polyview.main --config "configs/sgi_demo.py:game=$game" \
     --workdir "$runs/$game"
-echo; echo "== The same probes for its features, an untrained encoder and raw pixels"
+echo; echo "== Actions of unseen play; probes of its features, an untrained encoder, raw pixels"
 "$python" -m polyview.evaluate --run "$runs/$game" --references
 echo
 "$python" -m polyview.report --run "$runs/$game" --output "$runs/$game.html"
