@@ -79,11 +79,12 @@ def config(start: str, seed: int, game: str, donor: Path):
         | {f"optimizer.{k}": rate for k, rate in RATES[start].items()}
     )
     changes |= {"model.hidden": network.hidden}
+    changes |= {"model.standardise": network.standardise}
     changes |= {"model.encoder.widths": network.encoder.widths}
     if start == "pretrained":
         changes["init_from"] = donor
     text = {key: str(value) for key, value in changes.items()}
-    file = f"configs/sgi_finetune.py:game={game},size=tiny,start={start}"
+    file = f"configs/sgi_finetune.py:game={game},size=S,start={start}"
     return load_config(file, text)
 
 

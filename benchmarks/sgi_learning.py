@@ -1,4 +1,4 @@
-"""What keeps SGI's inverse model at chance, and which terms keep it from collapse?
+"""Effect of the demo's three options on SGI's inverse model, and of the loss's terms.
 
     python -m benchmarks.sgi_learning causes --workdir runs/sgi_learning
     python -m benchmarks.sgi_learning terms --workdir runs/sgi_learning
@@ -7,10 +7,11 @@
 in which the demo differs from the paper. `terms` trains every subset of the loss's
 three terms in three games. Each run is the SGI demo, scored on episodes that nothing
 was trained or chosen on. A finished run is a row of the JSON and is not repeated: run
-the command again to resume; a run that was interrupted resumes in its folder.
+the command again to resume. An interrupted run resumes from its last checkpoint.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -22,8 +23,9 @@ import jax
 import matplotlib
 import numpy as np
 
-from polyview import errors, hosts
+from polyview import errors, files, hosts
 from polyview.config.file import load_config
+from polyview.config.text import to_json
 from polyview.runs.evaluating import Asked, evaluate
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -68,7 +70,7 @@ def main() -> None:
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"sgi_{flags.study}.json"
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
-    # Seeds and games of an arm share a program.
+    # The seeds of an arm share a program.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
     games = flags.games or GAMES[flags.study]
     for game in games:
@@ -77,16 +79,16 @@ def main() -> None:
         prepare.main([*record, "30000"])
         prepare.main([*record, "16000", "--seed", "1", "--name", f"{game}_probe"])
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
-    done = {(row["game"], row["arm"], row["seed"], row["steps"]) for row in rows}
     for seed, game, arm in itertools.product(flags.seeds, games, arms(flags.study)):
         config = load_config(f"{CONFIG}:game={game},seed={seed}", arm.overrides)
         config.steps = flags.steps or config.steps
-        config.evaluate_every = config.steps // 8
-        key = (game, arm.name, seed, config.steps)
-        if key in done:
+        config.evaluate_every = config.checkpoint_every = config.steps // 8
+        row = {"game": game, "arm": arm.name, "seed": seed, "steps": config.steps}
+        row["config"] = hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
+        if any(row.items() <= done.items() for done in rows):
             continue
-        row = dict(zip(("game", "arm", "seed", "steps"), key, strict=True))
-        folder = f"{flags.study}-{game}-{arm.name.replace(' ', '_')}-{seed}"
+        name = arm.name.replace(" ", "_")
+        folder = f"{flags.study}-{game}-{name}-{seed}-{row['config']}"
         references = arm.name == " + ".join(TERMS)
         rows.append(row | run(config, flags.workdir / folder, references))
         write(output, flags.study, rows)
@@ -102,7 +104,7 @@ def arms(study: str) -> Iterator[Arm]:
         for count in (3, 2, 1, 0):
             for kept in itertools.combinations(CHANGES, count):
                 undone = [CHANGES[name] for name in CHANGES if name not in kept]
-                yield Arm(" + ".join(kept) or "as in the paper", merged(alone, *undone))
+                yield Arm(" + ".join(kept) or "none", merged(alone, *undone))
         draws = {"objective.augmentation": "windows"}
         yield Arm("standardised + both frames + a draw a window", alone | draws)
         return
@@ -123,7 +125,9 @@ def run(config, workdir: Path, references: bool) -> dict:
     references: also probe an untrained encoder and raw pixels.
     """
     train(Trainer(config), workdir)
-    if references or not (workdir / "eval" / f"{config.steps}-actions.json").exists():
+    names = [n for n, spec in config.evaluations.items() if spec is not None]
+    last = [workdir / "eval" / f"{config.steps}-{name}.json" for name in names]
+    if references or not all(path.exists() for path in last):
         evaluate(workdir, None, Asked(references=references))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]
@@ -150,7 +154,7 @@ def run(config, workdir: Path, references: bool) -> dict:
                 for name, score in scores.items()
             }
     seconds = [line["time"]["seconds"] for line in logged if "time" in line]
-    return found | {"seconds": seconds[-1]}
+    return found | {"seconds": seconds[-1], "machine": hosts.machine()}
 
 
 def told(row: dict) -> str:
@@ -173,12 +177,11 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
     """Write all rows so far."""
     record = {
         "command": f"python -m benchmarks.sgi_learning {study} --workdir DIR",
-        "machine": hosts.machine(),
         "config": load_config(f"{CONFIG}:game={rows[0]['game']}").to_dict(),
         "arms": {arm.name: arm.overrides for arm in arms(study)},
         "rows": rows,
     }
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    files.write_whole(output, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def plot(rows: list[dict], study: str):
@@ -194,6 +197,7 @@ def plot(rows: list[dict], study: str):
     colors = pyplot.get_cmap("tab10").colors
     for axes, game in zip(panels[0], games, strict=True):
         here = [row for row in rows if row["game"] == game]
+        here = [row for row in here if study == "causes" or "inverse" in row["arm"]]
         for number, arm in enumerate(arm.name for arm in arms(study)):
             for row in (row for row in here if row["arm"] == arm):
                 label = arm if row["seed"] == min(r["seed"] for r in here) else None

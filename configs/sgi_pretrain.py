@@ -121,7 +121,7 @@ def get_config(argument: str = "") -> dict:
             "reward_scale": 10.0,
             "window_terminals": "correct",  # the official code's: "upstream"
             "goal_noise_scale": "upstream",  # or "unit": latents scaled to length 1
-            # These are the paper's; "online", and "windows" and "none", are ours.
+            # The paper's values. Ours: "online"; "windows" or "none".
             "inverse_sees": "average",
             "augmentation": "stacks",
         },

@@ -1,9 +1,10 @@
-"""Can an encoder tell which action lies between two frames?
+"""Accuracy of SGI's inverse model on play that it was not trained on.
 
     python -m polyview.evaluate --run runs/a
 
-The inverse model of SGI, on play that it was not trained on, beside chance and what can
-be known at all (`sgi.ceiling`): it shows whether pre-training has begun to learn.
+The result has two levels beside it: chance, the share of the most frequent action, and
+the greatest accuracy that is possible (`sgi.ceiling`). So it shows whether pre-training
+has begun to learn.
 """
 
 import dataclasses
@@ -16,11 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from polyview import hosts
+from polyview.errors import InputError
 from polyview.evaluation.base import Result
 from polyview.evaluation.features import extract
 from polyview.nn.towers import Features
+from polyview.terminal import say
 from sgi import recording
-from sgi.ceiling import ceiling
+from sgi.ceiling import Ceiling, ceiling
 from sgi.probes import parts_of
 from sgi.recording import HISTORY
 from sgi.replay import Replay, Window
@@ -53,8 +56,9 @@ class Actions:
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Evaluate `model.call("infer", frames)`, a `sgi.network.Network`.
 
-        The last step of an episode is left out: its next frame is not recorded. Raises
-        InputError if the recording has too few episodes.
+        The last step of an episode is left out: its next frame is not recorded. The
+        ceiling is None for play that is not random, and without the emulator. Raises
+        InputError if the recording has too few episodes, or too short ones.
         """
         began = time.perf_counter()
         play = recording.describe(self.recording, self.data_dir)
@@ -78,6 +82,11 @@ class Actions:
             source.episode[inferred.index], self.validation, self.test, self.recording
         )
         held, test = (seen & part for part in (parts.validation, parts.test))
+        if not (held.any() and test.any()):
+            raise InputError(
+                f"recording '{self.recording}' has no two steps in its validation or "
+                "test episodes; record more steps"
+            )
         confusion = np.zeros((len(names), len(names)), int)
         np.add.at(confusion, (action[test], answer[test]), 1)
         numbers: dict[str, Any] = {
@@ -86,6 +95,7 @@ class Actions:
                 "game": play["game"],
                 "every": self.every,
                 "rows": {"validation": int(held.sum()), "test": int(test.sum())},
+                "chance": "the most frequent action of the test rows",
                 "ceiling": "uniform play, known state, sticky actions as recorded",
             },
             "accuracy": float(np.mean(answer[test] == action[test])),
@@ -95,13 +105,14 @@ class Actions:
             "actions": list(names),
             "confusion": confusion.tolist(),
         }
-        if play.get("policy") == "random":  # else the ceiling is not known
-            known = ceiling(play["game"], sticky=play["sticky"], states=self.states)
+        known = self._ceiling(play)
+        if known is not None:
             span = known.accuracy - numbers["chance"]
+            above = numbers["accuracy"] - numbers["chance"]
             right = sum(confusion[np.ix_(g, g)].sum() for g in known.groups)
             numbers |= {
                 "ceiling": known.accuracy,
-                "reached": (numbers["accuracy"] - numbers["chance"]) / span,
+                "reached": above / span if span > 0 else None,
                 "groups": [[names[a] for a in group] for group in known.groups],
                 "accuracy_of_groups": float(right / test.sum()),
             }
@@ -110,6 +121,17 @@ class Actions:
         return Result(
             numbers, summary=self.summary(numbers), columns=self.columns(numbers)
         )
+
+    def _ceiling(self, play: Mapping[str, Any]) -> Ceiling | None:
+        """Return the ceiling of a recording by its provenance, or None if unknown."""
+        if play.get("policy") != "random":
+            return None
+        try:
+            return ceiling(play["game"], sticky=play["sticky"], states=self.states)
+        except InputError as error:  # no emulator
+            if hosts.is_first_process():
+                say(f"actions: no ceiling: {error}")
+            return None
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
@@ -123,7 +145,7 @@ class Actions:
     def columns(numbers: Mapping) -> dict[str, float]:
         """Return accuracy, chance and, if known, the ceiling, in percent."""
         return {
-            f"{'actions' if name == 'accuracy' else name} %": 100 * numbers[name]
+            f"actions: {name} %": 100 * numbers[name]
             for name in ("accuracy", "chance", "ceiling")
             if numbers[name] is not None
         }

@@ -1,4 +1,4 @@
-"""How often can an action be known at all from what a step shows?
+"""The greatest accuracy with which an action can be inferred from the next frame.
 
 Where two actions lead to the same frame, nothing tells them apart: in Breakout FIRE
 does what NOOP does while the ball is in play, and under sticky actions the console may
@@ -7,8 +7,8 @@ p(o | s, a) of the next frame o,
 
     ceiling = mean over s of  sum_o max_a p(o | s, a) / A
 
-is the accuracy of whoever knows the game's whole state. A network sees only frames, so
-it may stay below.
+is the best accuracy when the game's whole state is known. A network sees only frames,
+so it may stay below.
 """
 
 import functools
@@ -38,8 +38,9 @@ class Ceiling(NamedTuple):
 def ceiling(
     name: str, *, sticky: float, states: int = 200, apart: int = 20, seed: int = 0
 ) -> Ceiling:
-    """Measure it in `states` states of random play, `apart` steps from each other.
+    """Return the ceiling of a game, over `states` states of random play.
 
+    apart: steps from a state to the next.
     sticky: the probability that the console repeats the last action at a frame.
     """
     game, rng = Game(name), np.random.default_rng(seed)

@@ -58,10 +58,10 @@ class Transition(nnx.Module):
 class Standardise(nnx.Module):
     """(x - mean) / sqrt(var + 1e-5) of each of the last axis's `features`.
 
-    Mean and variance of `x[b, ..., features]` are over b alone: latents of other steps,
-    or predicted ones, differ as a whole, which would otherwise be all that is left. The
-    running statistics, for use outside of training, follow the first step; momentum
-    0.1. Nothing is learned.
+    Mean and variance of `x[b, ..., features]` are over b alone. Each step has its own,
+    because observed and predicted latents differ by an offset that would otherwise
+    dominate. The running statistics, for use outside of training, follow the first
+    step; momentum 0.1. Nothing is learned.
     """
 
     def __init__(self, features: int, param_dtype: DTypeLike):
@@ -71,11 +71,12 @@ class Standardise(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         mean, var = self.mean[...], self.var[...]
         if train:
-            exact = x.astype(mean.dtype)
+            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             mean, var = exact.mean(0, keepdims=True), exact.var(0, keepdims=True)
             for running, batch in (self.mean, mean), (self.var, var):
-                first = batch.reshape(-1, batch.shape[-1])[0]
-                running[...] = 0.9 * running[...] + 0.1 * jax.lax.stop_gradient(first)
+                first = jax.lax.stop_gradient(batch.reshape(-1, batch.shape[-1])[0])
+                moved = 0.9 * running[...] + 0.1 * first
+                running[...] = moved.astype(running[...].dtype)
         leading = (1,) * (x.ndim - mean.ndim)
         mean, var = (a.reshape(*leading, *a.shape) for a in (mean, var))
         return ((x - mean) * jax.lax.rsqrt(var + 1e-5)).astype(x.dtype)

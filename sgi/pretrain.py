@@ -4,7 +4,8 @@
 
 over windows of recorded play (Schwarzer et al. 2021). f, P, h and q are the encoder,
 the projection, the transition and the predictor; f' and P' belong to the network's
-moving average. x_t is the stack of frames at t, augmented anew each time it is read:
+moving average. x_t is the stack of frames at t, augmented anew each time it is read
+(in the paper; see `augment`):
 
     z_0 = f(x_t),  z_k = h(z_{k-1}, a_{t+k-1}),  u_k = f'(x_{t+k})
     L_spr      mean over k = 1..K of |l2 q(P z_k) - l2 P' u_k|^2
@@ -23,7 +24,7 @@ later uses of the encoder.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from sgi import losses
 from sgi.heads import support
 from sgi.network import Network, features, renormalise
 
+Sees = Literal["average", "online"]
 Augmentation = Literal["stacks", "windows", "none"]
 SHIFT = 4  # pixels
 INTENSITY = 0.05
@@ -87,19 +89,16 @@ class Pretrain:
     reward_scale: float = 10.0
     window_terminals: Literal["correct", "upstream"] = "correct"
     goal_noise_scale: Literal["upstream", "unit"] = "upstream"
-    inverse_sees: Literal["average", "online"] = "average"
+    inverse_sees: Sees = "average"
     augmentation: Augmentation = "stacks"
 
     def __post_init__(self) -> None:
         if self.jumps < 1:
             raise ValueError(f"jumps={self.jumps}: it must be 1 or more")
-        for name, known in {
-            "inverse_sees": ("average", "online"),
-            "augmentation": ("stacks", "windows", "none"),
-        }.items():
-            if getattr(self, name) not in known:
+        for name, known in ("inverse_sees", Sees), ("augmentation", Augmentation):
+            if getattr(self, name) not in get_args(known):
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not one of {known}"
+                    f"{name}={getattr(self, name)!r} is not one of {get_args(known)}"
                 )
 
     def __call__(
@@ -127,6 +126,8 @@ class Pretrain:
         z = encoded[:, 0]
         path = z[:, None]
         if self.spr or self.inverse or self.goal:
+            if self.augmentation == "windows":
+                keys = keys._replace(average_views=keys.own_views)
             goal = stacked(batch["views"]["goal"], module.history)
             views = jnp.concatenate([stacks, stacks[:, 1:2], goal], 1)
             row_keys = _of_rows(keys.average_views, batch)
@@ -136,7 +137,13 @@ class Pretrain:
         if self.spr or (self.inverse and not online):
             path = roll(module, z, actions)
             targets = target_module.project(averaged.future, train=True)
-        projected = module.project(path, train=True)
+        if online:  # in one call, which remembers the statistics of z_0
+            together = jnp.concatenate([encoded, path[:, 1:]], 1)
+            together = module.project(together, train=True)
+            seen, predicted = jnp.split(together, [encoded.shape[1]], 1)
+            projected = jnp.concatenate([seen[:, :1], predicted], 1)
+        else:
+            projected = module.project(path, train=True)
 
         terms: dict[str, jax.Array] = {}
         metrics: dict[str, Any] = {}
@@ -146,7 +153,6 @@ class Pretrain:
             metrics["spr_now"] = distance[:, 0].mean()
         if self.inverse:
             if online:
-                seen = module.project(encoded, train=True)
                 before, later = seen[:, :-1], seen[:, 1:]
             else:
                 before, later = projected[:, :-1], targets[:, 1:]
@@ -230,8 +236,8 @@ def augment(
     Shifts are -4..4 pixels each way, with edges repeated; the factor is 1 + 0.05 e with
     e normal, clipped to [-2, 2] (Yarats et al. 2021). Each of the "stacks" has its own
     draw, as in the paper: stack a of row i is a function of stacks[i, a], keys[i] and
-    a. The stacks of one of the "windows", row i, share one: then what differs between
-    them is what happened, not the draws. With "none" they become floats alone.
+    a. "windows": all stacks of row i share one draw, so that they differ only by the
+    play. "none": stacks are only converted to floats.
     """
     if draws == "none":
         return stacks / jnp.asarray(255.0)

@@ -90,7 +90,7 @@ def test_accuracy_counts_the_steps_whose_next_frame_is_known():
     assert result["chance"] == counts.max() / len(rows)
     assert result["ceiling"] is None, "the ceiling is that of random play"
     assert set(Actions.figures(result, {})) == {"answers"}
-    assert result.columns.keys() == {"actions %", "chance %"}
+    assert result.columns.keys() == {"actions: accuracy %", "actions: chance %"}
 
 
 def test_a_network_infers_the_action_before_the_last_frame():

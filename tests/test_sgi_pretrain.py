@@ -104,6 +104,30 @@ def test_stacks_of_a_window_share_a_draw_or_have_none(draws):
     assert augmented.dtype == alone.dtype
 
 
+def test_both_networks_see_the_one_draw_of_a_window(monkeypatch):
+    """With "stacks" and "none", each has keys of its own, as before."""
+    monkeypatch.setattr(pretrain, "Network", Toy)
+    for draws in ("stacks", "windows"):
+        seen = []
+
+        def watched(stacks, keys, draws, seen=seen):
+            seen.append((jax.random.key_data(keys), draws))
+            return stacks.astype(float)
+
+        monkeypatch.setattr(pretrain, "augment", watched)
+        objective = Pretrain(augmentation=draws)
+        objective(Toy(1, 0), Toy(1, 0), windows(2), jax.random.key(0))
+        (own, own_draws), (average, average_draws) = seen
+        assert own_draws == average_draws == draws
+        assert np.array_equal(own, average) == (draws == "windows")
+
+
+def test_unknown_forms_are_refused():
+    for wrong in ({"augmentation": "window"}, {"inverse_sees": "both"}):
+        with pytest.raises(ValueError, match="is not one of"):
+            Pretrain(**wrong)
+
+
 class Toy:
     """A network that uses the mean brightness of each frame of a stack as latent.
 
@@ -285,6 +309,10 @@ def test_noise_scale_and_permutation_change_the_goals(monkeypatch):
         ({"goal": 0, "inverse": 0}, {"spr", "spr_now"}),
         ({"spr": 0, "inverse": 0}, {"goal", "goal_error"}),
         ({"spr": 0, "goal": 0}, {"inverse", "inverse_accuracy"}),
+        (
+            {"spr": 0, "goal": 0, "inverse_sees": "online"},
+            {"inverse", "inverse_accuracy"},
+        ),
         ({"spr": 0, "goal": 0, "inverse": 0, "cloning": 1}, {"cloning"}),
     ],
 )
