@@ -56,10 +56,11 @@ def _choose(package: str, names: tuple[str, ...]) -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
         print(f"usage: {package} COMMAND ...; each has --help\n")
+        wide = max(map(len, names))
         for name in names:
             source = resources.files(package).joinpath(f"{name}.py").read_bytes()
             text = ast.get_docstring(ast.parse(source)) or ""
-            print(f"  {name:9} {text.splitlines()[0]}")
+            print(f"  {name:{wide}} {text.splitlines()[0]}")
         return
     if name not in names:
         near = nearest(name, names)
