@@ -126,8 +126,8 @@ def run(config, workdir: Path, references: bool) -> dict:
     """
     train(Trainer(config), workdir)
     names = [n for n, spec in config.evaluations.items() if spec is not None]
-    last = [workdir / "eval" / f"{config.steps}-{name}.json" for name in names]
-    if references or not all(path.exists() for path in last):
+    results = [workdir / "eval" / f"{config.steps}-{name}.json" for name in names]
+    if references or not all(path.exists() for path in results):
         evaluate(workdir, None, Asked(references=references))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]

@@ -67,17 +67,15 @@ def get_config(argument: str = "") -> dict:
     }
     evaluations = {}
     if args["objective"] == "sgi":
-        evaluations["actions"] = {
-            "target": "sgi.actions:Actions",
-            "states": 200,
-            **held,
-        }
+        actions = {"target": "sgi.actions:Actions", "states": 200}
+        evaluations["actions"] = actions | held
     if args["game"] in ADDRESSES:
-        evaluations["variables"] = {
+        variables = {
             "target": "sgi.probes:Variables",
             "strengths": tuple(10.0**power for power in range(-8, -1)),
             "entropy": 0.6,  # Anand et al. 2019
-        } | held
+        }
+        evaluations["variables"] = variables | held
     return {
         "seed": 0,
         "steps": None,

@@ -19,39 +19,22 @@ from jax.sharding import Mesh
 from polyview import hosts
 from polyview.errors import InputError
 from polyview.evaluation.base import Result
-from polyview.evaluation.features import extract
 from polyview.nn.towers import Features
 from polyview.terminal import say
 from sgi import recording
 from sgi.ceiling import Ceiling, ceiling
-from sgi.probes import parts_of
-from sgi.recording import HISTORY
-from sgi.replay import Replay, Window
+from sgi.episodes import OfEpisodes
 
 
 @dataclasses.dataclass(frozen=True)
-class Actions:
-    """Accuracy of the inverse model; called as `(model, mesh)`.
+class Actions(OfEpisodes):
+    """Accuracy of the inverse model; called as `(model, mesh)`. Nothing is fitted.
 
     Attributes:
-      recording: name of a recording; read when called.
-      data_dir: its folder; see `sgi.replay.Replay`.
-      every: use every so many-th step as a row.
-      history: frames of an observation.
-      validation, test: shares of the episodes, as of `sgi.probes.Variables`; the rest
-        is not used.
       states: of the game, in which the ceiling is measured.
-      batch_size: global batch size of the encoder.
     """
 
-    recording: str
-    data_dir: str | None = None
-    every: int = 2
-    history: int = HISTORY
-    validation: float = 0.2
-    test: float = 0.2
     states: int = 200
-    batch_size: int = 100
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Evaluate `model.call("infer", frames)`, a `sgi.network.Network`.
@@ -63,24 +46,12 @@ class Actions:
         began = time.perf_counter()
         play = recording.describe(self.recording, self.data_dir)
         names = play["actions"]
-        source = Replay(
-            self.recording, data_dir=self.data_dir, ahead=1, every=self.every
-        )
-        inferred = extract(
-            inferring(model),
-            source,
-            Window(jumps=1, history=self.history, goal=None),
-            batch_size=self.batch_size,
-            mesh=mesh,
-            modality="frames",
-            name="actions",
+        source, inferred, _, parts = self.read(
+            inferring(model), mesh, jumps=1, name="actions"
         )
         action = inferred.targets["action"][:, 0].astype(int)
         answer = inferred.h.argmax(1)
         seen = ~inferred.targets["terminal"][:, 0]
-        parts = parts_of(
-            source.episode[inferred.index], self.validation, self.test, self.recording
-        )
         held, test = (seen & part for part in (parts.validation, parts.test))
         if not (held.any() and test.any()):
             raise InputError(

@@ -13,7 +13,7 @@ other, later episodes only.
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,49 +23,28 @@ from sklearn.metrics import f1_score
 from polyview import hosts
 from polyview.errors import InputError, nearest
 from polyview.evaluation.base import Result
-from polyview.evaluation.features import Extracted, extract
 from polyview.evaluation.ridge import predictions
 from polyview.nn.towers import Features
 from sgi import recording
+from sgi.episodes import OfEpisodes, Parts, Read
 from sgi.ram import ADDRESSES
-from sgi.recording import HISTORY
-from sgi.replay import Replay, Window
 
 _SHOWN = 12  # frames of the test episodes kept for a figure
 
 
-class Parts(NamedTuple):
-    """Masks bool[n] of the rows; each episode is in one part, in the order of play."""
-
-    fit: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-
 @dataclasses.dataclass(frozen=True)
-class Variables:
+class Variables(OfEpisodes):
     """R^2, accuracy and macro F1 of each variable; called as `(represent, mesh)`.
 
+    The recording must have RAM.
+
     Attributes:
-      recording: name of a recording with RAM; read when called.
-      data_dir: its folder; see `sgi.replay.Replay`.
-      every: use every so many-th step as a row: neighbours are much alike.
-      history: frames of an observation.
-      validation, test: shares of the episodes, at least one each; test takes the last.
       strengths: ridge penalties to choose from; see `polyview.evaluation.ridge`.
       entropy: in nats; variables below it are left out (AtariARI: 0.6).
-      batch_size: global batch size of the encoder.
     """
 
-    recording: str
-    data_dir: str | None = None
-    every: int = 2
-    history: int = HISTORY
-    validation: float = 0.2
-    test: float = 0.2
     strengths: Sequence[float] = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
     entropy: float = 0.6
-    batch_size: int = 100
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {"frames": features}` on stacks of frames.
@@ -79,26 +58,13 @@ class Variables:
             raise InputError(
                 f"no known variables of '{game}'{nearest(game, ADDRESSES)}"
             )
-        source = Replay(
-            self.recording, data_dir=self.data_dir, ahead=0, every=self.every
-        )
-        features = extract(
-            represent,
-            source,
-            Window(jumps=0, history=self.history, goal=None),
-            batch_size=self.batch_size,
-            mesh=mesh,
-            modality="frames",
-            name="probes",
-        )
+        read = self.read(represent, mesh, jumps=0, name="probes")
+        source, features, _, parts = read
         if "ram" not in features.targets:
             raise InputError(
                 f"recording '{self.recording}' has no RAM of the console (imported "
                 "recordings have none); record play with sgi.prepare"
             )
-        parts = parts_of(
-            source.episode[features.index], self.validation, self.test, self.recording
-        )
         values = {
             name: features.targets["ram"][:, address].astype(int)
             for name, address in ADDRESSES[game].items()
@@ -108,7 +74,7 @@ class Variables:
         extracted = time.perf_counter()
         variables, readings = self._probe(features.h, kept, parts)
         numbers = {
-            "protocol": self._describe(game, features, source, parts),
+            "protocol": self._describe(game, read),
             "variables": variables,
             "left_out": {
                 name: f"entropy {entropies[name]:.2f} nats, below {self.entropy}"
@@ -252,26 +218,23 @@ class Variables:
             }
         return scores, numbers
 
-    def _describe(
-        self, game: str, features: Extracted, source: Replay, parts: Parts
-    ) -> dict[str, Any]:
-        episode = source.episode[features.index]
+    def _describe(self, game: str, read: Read) -> dict[str, Any]:
         return {
-            "recording": repr(source),
+            "recording": repr(read.source),
             "game": game,
             "every": self.every,
             "history": self.history,
             **{
                 name: {
                     "rows": int(rows.sum()),
-                    "episodes": len(np.unique(episode[rows])),
+                    "episodes": len(np.unique(read.episode[rows])),
                 }
-                for name, rows in parts._asdict().items()
+                for name, rows in read.parts._asdict().items()
             },
             "order": "fit, validation and test are whole episodes, in order of play",
             "features": {
                 "read": "h, frozen, not trained, centred",
-                "dimensions": features.h.shape[1],
+                "dimensions": read.features.h.shape[1],
             },
             "r2": "ridge regression of the value",
             "accuracy": "greatest output of ridge regression onto one-hot values",
@@ -280,28 +243,6 @@ class Variables:
             "chosen": "for each variable on validation; refitted on fit and validation",
             "entropy": self.entropy,
         }
-
-
-def parts_of(
-    episode: np.ndarray, validation: float, test: float, recording: str
-) -> Parts:
-    """Divide the rows by their episodes, `int[n]`, in these shares.
-
-    Raises InputError, which names the recording, if it has too few episodes.
-    """
-    order = np.unique(episode)
-    count = [max(1, round(s * len(order))) for s in (validation, test)]
-    if len(order) <= sum(count):
-        raise InputError(
-            f"recording '{recording}' has {len(order)} episodes: too few for fitting, "
-            "validation and test; record more steps"
-        )
-    first_test, first_held = order[-count[1]], order[-sum(count)]
-    return Parts(
-        episode < first_held,
-        (first_held <= episode) & (episode < first_test),
-        first_test <= episode,
-    )
 
 
 def entropy(values: np.ndarray) -> float:

@@ -93,7 +93,7 @@ def _forward(
     # A gradient that nobody asked for is not traced, so that FLOPs can be counted.
     wanted = tuple(() if part.perturbed else None for part in (x, kernel))
     x, kernel = x.value, kernel.value
-    # Not `_convolve`: rematerialisation would not see which operations that is made of.
+    # Not `_convolve`, whose operations rematerialisation would not see.
     return _value(x, kernel, strides, pads), (x, kernel, wanted)
 
 
