@@ -126,6 +126,7 @@ def get_config(argument: str = "") -> dict:
         "optimizer": {
             "partial": "sgi.pretrain:adam",
             "learning_rate": config_parts.constant_rate(1e-4),
+            "schedule": "constant",  # ours: "cosine"
             "epsilon": 1.5e-4,
             "clip": 10.0,
         },

@@ -33,13 +33,14 @@ import optax
 from polyview.errors import InputError
 from polyview.objectives.base import Batch
 from polyview.rl import distributional
-from polyview.training.optimizer import Optimizer, ScalingRule
+from polyview.training.optimizer import Optimizer, ScalingRule, warm_up_cosine
 from sgi import losses
 from sgi.heads import support
 from sgi.network import Network, features, renormalise
 
 Sees = Literal["average", "online"]
 Augmentation = Literal["stacks", "windows", "none"]
+Schedule = Literal["constant", "cosine"]
 SHIFT = 4  # pixels
 INTENSITY = 0.05
 
@@ -272,14 +273,25 @@ def adam(
     steps: int,
     batch_size: int,
     learning_rate: ScalingRule,
+    schedule: Schedule = "constant",
     epsilon: float = 1.5e-4,
     clip: float = 10.0,
 ) -> Optimizer:
-    """Return Adam at a constant learning rate, after `cut_by_group(clip)`."""
-    del steps
-    rate = learning_rate(batch_size)
-    transformation = optax.chain(cut_by_group(clip), optax.adam(rate, eps=epsilon))
-    return Optimizer(transformation, optax.constant_schedule(rate))
+    """Return Adam after `cut_by_group(clip)`.
+
+    schedule: the learning rate is "constant", as in the paper, or falls to 0 by half a
+    "cosine", so that running statistics are those of the last weights. Raises
+    ValueError for another name.
+    """
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule={schedule!r} is not one of {get_args(Schedule)}")
+    peak = learning_rate(batch_size)
+    constant = schedule == "constant"
+    rates = (
+        optax.constant_schedule(peak) if constant else warm_up_cosine(peak, steps, 0)
+    )
+    transformation = optax.chain(cut_by_group(clip), optax.adam(rates, eps=epsilon))
+    return Optimizer(transformation, rates)
 
 
 def cut_by_group(norm: float) -> optax.GradientTransformation:

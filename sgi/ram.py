@@ -24,7 +24,7 @@ ADDRESSES = {
         "enemy_y3": 71,
         "missile_y": 21,
     },
-    "freeway": {"player_y": 14},
+    "freeway": {"player_y": 14} | {f"enemy_car_x{n}": 107 + n for n in range(1, 11)},
     "frostbite": {"player_x": 102, "player_y": 100, "enemy_bear_x": 104},
     "hero": {"player_x": 27, "player_y": 31},
     "montezuma_revenge": {

@@ -462,6 +462,28 @@ def test_gradients_are_clipped_by_group():
     assert float(made.schedule(7)) == 1e-3
 
 
+def test_the_learning_rate_is_constant_or_falls_by_half_a_cosine():
+    rule = partial(optimizer.constant, base=1e-3)
+
+    def changes(schedule: str) -> np.ndarray:
+        made = pretrain.adam(
+            steps=10, batch_size=1, learning_rate=rule, schedule=schedule, epsilon=0.0
+        )
+        weight = {"inverse": jnp.ones(1)}
+        state = made.transformation.init(weight)
+        sizes = []
+        for _ in range(10):
+            update, state = made.transformation.update(weight, state, weight)
+            sizes.append(-update["inverse"].item())  # Adam's is the rate itself
+        return np.array(sizes)
+
+    np.testing.assert_allclose(changes("constant"), 1e-3, rtol=1e-5)
+    cosine = (1 + np.cos(np.pi * np.arange(10) / 10)) / 2
+    np.testing.assert_allclose(changes("cosine"), 1e-3 * cosine, rtol=1e-5)
+    with pytest.raises(ValueError, match="schedule='linear'"):
+        changes("linear")
+
+
 def test_invalid_pre_training_is_refused():
     batch, key = windows(2), jax.random.key(0)
     module = network.__get__  # any function, as passed to an objective under microbatch
