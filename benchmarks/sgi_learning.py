@@ -1,13 +1,14 @@
-"""Effect of the demo's three options on SGI's inverse model, and of the loss's terms.
+"""Effect of the demo's options on SGI's inverse model, and of the loss's terms.
 
     python -m benchmarks.sgi_learning causes --workdir runs/sgi_learning
     python -m benchmarks.sgi_learning terms --workdir runs/sgi_learning
 
-`causes` trains the inverse term alone in Breakout, with each subset of the three things
-in which the demo differs from the paper. `terms` trains every subset of the loss's
-three terms in three games. Each run is the SGI demo, scored on episodes that nothing
-was trained or chosen on. A finished run is a row of the JSON and is not repeated: run
-the command again to resume. An interrupted run resumes from its last checkpoint.
+`causes` trains the inverse term alone in Breakout, with each subset of three things in
+which the demo differs from the paper, and with all three and one other change. `terms`
+trains every subset of the loss's three terms in three games. Each run is the SGI demo,
+400 steps long in Breakout, scored on episodes that nothing was trained on. A finished
+run is a row of the JSON and is not repeated: run the command again to resume. An
+interrupted run resumes from its last checkpoint.
 """
 
 import argparse
@@ -43,7 +44,18 @@ CHANGES = {
     "both frames": {"objective.inverse_sees": "average"},
     "no augmentation": {"objective.augmentation": "stacks"},
 }
-GAMES = {"causes": ["breakout"], "terms": ["breakout", "boxing", "pong"]}
+# With all three, one other thing.
+OTHERS = {
+    "a draw a window": {"objective.augmentation": "windows"},
+    "a constant rate": {"optimizer.schedule": "constant"},
+    "the paper's Adam": {
+        "optimizer.schedule": "constant",
+        "optimizer.learning_rate.base": "1e-4",
+        "optimizer.epsilon": "1.5e-4",
+    },
+}
+GAMES = {"causes": ["breakout"], "terms": ["breakout", "seaquest", "pong"]}
+STEPS = {"breakout": 400}  # where it learns sooner
 PROBED = {"variables": None, "untrained": "random", "pixels": "pixels"}
 LOGGED = (
     *("spr", "spr_now", "inverse", "inverse_accuracy", "goal", "goal_error", "cosine"),
@@ -65,7 +77,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--games", nargs="+", help="default: all of the study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="of each run (default: the demo's)")
+    parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--output", type=Path, help="JSON (default: in results/)")
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"sgi_{flags.study}.json"
@@ -76,13 +88,13 @@ def main() -> None:
     for game in games:
         # As in launch/demo_sgi.sh.
         record = ["--game", game, "--steps"]
-        prepare.main([*record, "30000"])
+        prepare.main([*record, "100000"])
         prepare.main([*record, "16000", "--seed", "1", "--name", f"{game}_probe"])
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     for seed, game, arm in itertools.product(flags.seeds, games, arms(flags.study)):
         config = load_config(f"{CONFIG}:game={game},seed={seed}", arm.overrides)
-        config.steps = flags.steps or config.steps
-        config.evaluate_every = config.checkpoint_every = config.steps // 8
+        config.steps = flags.steps or STEPS.get(game, config.steps)
+        config.checkpoint_every = config.steps // 4
         row = {"game": game, "arm": arm.name, "seed": seed, "steps": config.steps}
         row["config"] = hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
         if any(row.items() <= done.items() for done in rows):
@@ -105,8 +117,8 @@ def arms(study: str) -> Iterator[Arm]:
             for kept in itertools.combinations(CHANGES, count):
                 undone = [CHANGES[name] for name in CHANGES if name not in kept]
                 yield Arm(" + ".join(kept) or "none", merged(alone, *undone))
-        draws = {"objective.augmentation": "windows"}
-        yield Arm("standardised + both frames + a draw a window", alone | draws)
+        for other, change in OTHERS.items():
+            yield Arm(f"all three, {other}", alone | change)
         return
     for count in (3, 2, 1):
         for kept in itertools.combinations(TERMS, count):
@@ -136,15 +148,10 @@ def run(config, workdir: Path, references: bool) -> dict:
         for name in LOGGED
     }
     found = {"curve": {name: points for name, points in curve.items() if points}}
-    evaluated = sorted(
-        (int(path.name.partition("-")[0]), json.loads(path.read_text()))
-        for path in (workdir / "eval").glob("*-actions.json")
-    )
-    last = evaluated[-1][1]
+    scored = json.loads((workdir / "eval" / f"{config.steps}-actions.json").read_text())
     found["actions"] = {
-        key: last[key] for key in ("accuracy", "chance", "ceiling", "reached")
+        key: scored[key] for key in ("accuracy", "chance", "ceiling", "reached")
     }
-    found["actions"]["curve"] = [[step, one["accuracy"]] for step, one in evaluated]
     for key, of in PROBED.items():
         path = workdir / "eval" / f"{of or config.steps}-variables.json"
         if path.exists():
@@ -178,6 +185,7 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
     record = {
         "command": f"python -m benchmarks.sgi_learning {study} --workdir DIR",
         "config": load_config(f"{CONFIG}:game={rows[0]['game']}").to_dict(),
+        "steps": STEPS,
         "arms": {arm.name: arm.overrides for arm in arms(study)},
         "rows": rows,
     }
@@ -185,7 +193,10 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
 
 
 def plot(rows: list[dict], study: str):
-    """Plot the accuracy of actions over the steps: a panel a game, a line an arm."""
+    """Plot the accuracy of actions over the steps: a panel a game, a line an arm.
+
+    Lines are of training batches, the mean of four; marks are of unseen play.
+    """
     games = list(dict.fromkeys(row["game"] for row in rows))
     figure, panels = pyplot.subplots(
         1,
@@ -201,8 +212,11 @@ def plot(rows: list[dict], study: str):
         for number, arm in enumerate(arm.name for arm in arms(study)):
             for row in (row for row in here if row["arm"] == arm):
                 label = arm if row["seed"] == min(r["seed"] for r in here) else None
-                points = np.array(row["actions"]["curve"]).T
-                axes.plot(*points, color=colors[number], label=label, linewidth=1.3)
+                steps, accuracy = np.array(row["curve"]["inverse_accuracy"]).T
+                smooth = np.convolve(accuracy, np.full(4, 0.25), "valid")
+                color = {"color": colors[number % len(colors)]}
+                axes.plot(steps[3:], smooth, label=label, linewidth=1.3, **color)
+                axes.plot(row["steps"], row["actions"]["accuracy"], "o", **color)
         for name in ("chance", "ceiling"):
             level = float(np.mean([row["actions"][name] for row in here]))
             axes.axhline(level, color="#616e7c", linestyle=":", linewidth=1)
@@ -210,7 +224,7 @@ def plot(rows: list[dict], study: str):
         axes.set_title(game.replace("_", " ").title())
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("accuracy of actions, unseen play")
+    panels[0, 0].set_ylabel("accuracy of actions")
     handles = panels[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
     return figure

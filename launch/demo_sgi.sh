@@ -4,11 +4,11 @@
 set -euo pipefail
 python=${1:-python}
 runs=${2:-runs/demo_sgi}
-game=${3:-breakout}
+game=${3:-seaquest}
 
 export POLYVIEW_DATA=$runs/data
 echo "== Random play: one recording for training, another seed for the probes"
-"$python" -m sgi.prepare --game "$game" --steps 30000
+"$python" -m sgi.prepare --game "$game"
 "$python" -m sgi.prepare --game "$game" --steps 16000 --seed 1 --name "${game}_probe"
 echo; echo "== Pre-training, without rewards"
 "$python" -m polyview.main --config "configs/sgi_demo.py:game=$game" \
