@@ -67,7 +67,7 @@ GOLDEN = VARIANTS | {
     "probe": ["run=digits"],
     "finetune": ["run=digits"],
 }
-GAMES = {"pong": 6, "breakout": 4, "boxing": 18}  # with the number of actions
+GAMES = {"pong": 6, "boxing": 18, "seaquest": 18}  # with the number of actions
 NEEDS_A_RUN = ("probe", "finetune")
 CASES = [
     (name, argument)

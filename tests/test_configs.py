@@ -119,7 +119,7 @@ def play(tmp_path_factory):
     step = {"frame": np.zeros((84, 84), np.uint8), "action": 0, "reward": 0.0}
     steps = [recording.Step(**step, terminal=t == 99, first=t == 0) for t in range(100)]
     folder = tmp_path_factory.mktemp("play")
-    for game in ("pong", "breakout", "boxing"):
+    for game in ("pong", "seaquest", "boxing"):
         recording.write(
             folder / f"{game}_random",
             steps,
