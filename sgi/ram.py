@@ -3,7 +3,8 @@
 Facts published by Anand et al. 2019 (AtariARI, the table in the authors' code), without
 its other variables, such as scores, clocks and directions. A byte may be offset or
 inverted relative to the picture, and does not change while its object is absent. For
-`SEEN` we have checked that the bytes follow the screen; the others are as published.
+`SEEN`, and for the player of Seaquest, we have checked that the bytes follow the
+screen; the others are as published.
 """
 
 SEEN = ("boxing", "breakout", "pong")
