@@ -23,7 +23,9 @@ uses batch statistics, there as here; running statistics, and their average, are
 later uses of the encoder.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -35,7 +37,7 @@ from polyview.objectives.base import Batch
 from polyview.rl import distributional
 from polyview.training.optimizer import Optimizer, ScalingRule, warm_up_cosine
 from sgi import losses
-from sgi.heads import support
+from sgi.heads import ATOMS, support
 from sgi.network import Network, features, renormalise
 
 Sees = Literal["average", "online"]
@@ -171,6 +173,7 @@ class Pretrain:
             logits = module.head(z, key=keys.own_head)
             entropy = losses.behaviour_cloning(logits, actions[:, 0], support())
             terms["cloning"] = entropy.mean()
+        metrics |= chances(terms, module.actions)
         metrics["cosine"] = losses.mean_cosine(projected[:, 0])
         metrics["features"] = {"frames": features(z, projected[:, 0])}
         loss = sum(getattr(self, name) * term for name, term in terms.items())
@@ -220,6 +223,21 @@ class Pretrain:
         )
         taken = distributional.at(logits, batch["targets"]["action"][:, 0])
         return distributional.loss_and_divergence(jax.nn.log_softmax(taken), target)
+
+
+def chances(terms: Mapping[str, Any], actions: int) -> dict[str, jax.Array]:
+    """Return `NAME_chance` of terms and accuracies: their values for guesses.
+
+    Distances are those of orthogonal vectors; entropies those of uniform answers.
+    """
+    known = {"spr": {"spr": 2.0, "spr_now": 2.0}}
+    known["inverse"] = {"inverse": log(actions), "inverse_accuracy": 1 / actions}
+    known["goal"], known["cloning"] = {"goal": log(ATOMS)}, {"cloning": log(actions)}
+    return {
+        f"{name}_chance": jnp.float32(value)
+        for term in terms
+        for name, value in known[term].items()
+    }
 
 
 def stacked(frames: jax.Array, history: int) -> jax.Array:

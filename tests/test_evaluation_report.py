@@ -190,6 +190,17 @@ def test_a_classifier_has_its_own_column(tmp_path):
     assert "<strong>31.25</strong>" in page and "classifier % over the steps" in page
 
 
+def test_the_chance_of_a_metric_is_a_level_in_its_curve(tmp_path):
+    run = make_run(tmp_path / "a")
+    lines = [{"step": s, "spr": 1.0 / s, "spr_chance": 2.0} for s in (10, 20)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    page = html_page(read([run]))
+    assert "spr over the steps" in page and "spr_chance over the steps" not in page
+    (axes,) = figures.curve({"a": lines, "b": lines}, "spr").axes
+    levels = [line.get_ydata() for line in axes.lines if line.get_linestyle() == ":"]
+    np.testing.assert_array_equal(levels, [[2.0, 2.0]])
+
+
 @pytest.mark.parametrize("time", [{}, {"time": None}, {"time": {}}])
 def test_metrics_without_times_are_shown(tmp_path, time):
     run = make_run(tmp_path / "a")

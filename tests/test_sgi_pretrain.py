@@ -135,7 +135,7 @@ class Toy:
     loops.
     """
 
-    history = 4
+    history, actions = 4, ACTIONS
 
     def __init__(self, gain: float, turn: int, xp=jnp):
         self.gain, self.turn, self.xp = gain, turn, xp
@@ -326,7 +326,24 @@ def test_a_loss_of_weight_zero_is_not_computed(monkeypatch, weights, reported):
         batch,
     )
     assert loss.shape == ()
-    assert set(metrics) == reported | {"cosine", "features"}
+    levels = {name for name in metrics if name.endswith("_chance")}
+    assert {name.removesuffix("_chance") for name in levels} <= reported
+    assert set(metrics) - levels == reported | {"cosine", "features"}
+
+
+def test_chance_is_the_value_of_guesses():
+    terms = {"spr": None, "inverse": None, "goal": None, "cloning": None}
+    levels = pretrain.chances(terms, actions=6)
+    unit = jnp.eye(2)[:, None]
+    apart = pretrain.losses.self_prediction(unit[:1], unit[1:])
+    assert levels["spr_chance"] == levels["spr_now_chance"] == apart.item()
+    guesses = -np.log(np.full(6, 1 / 6)).mean()
+    for name in ("inverse_chance", "cloning_chance"):
+        assert levels[name] == pytest.approx(guesses)
+    assert levels["inverse_accuracy_chance"] == pytest.approx(1 / 6)
+    equal = jnp.full((1, 51), jnp.log(1 / 51))
+    own, _ = pretrain.distributional.loss_and_divergence(equal, jnp.eye(51)[:1])
+    assert levels["goal_chance"] == pytest.approx(own.item())
 
 
 def network(**options):

@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from polyview.drawing import RUNS, name_ends, one_axes, styled
+from polyview.drawing import QUIET, RUNS, name_ends, one_axes, styled
 
+CHANCE = "_chance"  # the end of the name of another metric's level
 TITLES = {
     "loss": "Loss",
     "mi_bound": "Lower bound on mutual information (nats)",
@@ -29,11 +30,16 @@ def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     """Draw one metric against steps, one line per run, labelled at its end.
 
     `runs` maps each run's name to the lines of its metrics.jsonl. Runs without the
-    metric and non-finite values are left out.
+    metric and non-finite values are left out. The metric `METRIC_chance`, if it is
+    logged, is a dotted level: the value of guesses.
     """
     figure, axes = one_axes(3.1)
     axes.grid(axis="y")
     ends = []
+    chance = f"{metric}{CHANCE}"
+    for level in {x[chance] for lines in runs.values() for x in lines if chance in x}:
+        axes.axhline(level, color=QUIET, linestyle=":", linewidth=1)
+        axes.annotate("chance", (1, level), xycoords=("axes fraction", "data"))
     for number, (name, lines) in enumerate(runs.items()):
         logged: list[Any] = [(line["step"], line.get(metric)) for line in lines]
         numbers = [p for p in logged if isinstance(p[1], int | float)]

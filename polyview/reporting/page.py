@@ -9,7 +9,7 @@ from typing import Any
 
 from polyview import hosts
 from polyview.config.text import dotted
-from polyview.reporting.figures import TITLES, curve
+from polyview.reporting.figures import CHANCE, TITLES, curve
 from polyview.reporting.html import (
     code,
     document,
@@ -92,6 +92,7 @@ def training(runs: Sequence[Run]) -> str:
         for line in history
         for key, value in line.items()
         if key != "step" and isinstance(value, int | float)
+        if not key.endswith(CHANCE)
     }
     order = list(TITLES)
 
