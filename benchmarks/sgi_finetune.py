@@ -1,155 +1,169 @@
-"""Fine-tuning on a budget for two CPU cores: pre-trained against from scratch.
+"""Fine-tuning on a budget for two CPU cores: does pre-training help an agent?
 
     python -m benchmarks.sgi_finetune --workdir runs/sgi_finetune
 
-This is far from Atari 100k and does not predict its results: the small network of
-configs/sgi_demo.py, 3,000 steps instead of 100,000, 2,000 updates instead of 196,000,
-20 games of evaluation. Learning rates are ten times the official ones, since there are
-so few updates. Each seed is a separate run: several in one program are slow on a CPU.
-Finished runs are kept in the workdir: run the command again to resume.
+Plays three games of dense reward from the SGI demo's network (`pretrained`), from
+random weights (`scratch`), and from random weights with an encoder that never learns
+(`frozen`). This is far from Atari 100k and does not predict its results: a small
+network, 10,000 steps instead of 100,000, 8,000 updates instead of 196,000, 20 games of
+evaluation, each of at most 3,000 steps. Learning rates are ten times the official ones,
+since there are so few updates. Each seed is a separate run: several in one program are
+slow on a CPU. A finished run is a row of the JSON and is not repeated: run the command
+again to resume. An interrupted run resumes from its last checkpoint.
 """
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from polyview import drawing, errors, hosts
+from polyview import drawing, errors, files, hosts
 from polyview.config.file import load_config
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 from sgi import prepare
 from sgi.learner import Player
-from sgi.reporting.read import Run, read
+from sgi.reporting.figures import learning_curve
+from sgi.reporting.read import read
 
-RESULTS = Path(__file__).parent / "results"
-STARTS = ("pretrained", "scratch")
+OUTPUT = Path(__file__).parent / "results" / "sgi_finetune.json"
+GAMES = ("breakout", "seaquest", "ms_pacman")
 BUDGET = {
     "seeds": 1,
-    "steps": 3000,
-    "random_steps": 1000,
+    "steps": 10_000,
     "updates_per_step": 1,
-    "log_every": 100,
-    "checkpoint_every": 500,
+    "log_every": 250,
+    "checkpoint_every": 1000,
     "evaluation.episodes": 20,
+    "evaluation.cap": 3000,
 }
 RATES = {
     "pretrained": {"encoder": 1e-5, "first": 3e-4, "rest": 1e-3},
     "scratch": {"encoder": 1e-3, "first": 1e-3, "rest": 1e-3},
+    "frozen": {"encoder": 0.0, "first": 1e-3, "rest": 1e-3},
 }
 
 
 def main() -> None:
-    """Run missing runs, then print the scores and write the JSON and the plot."""
+    """Run what is missing; write the JSON after each run, and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--game", default="boxing")
-    parser.add_argument("--starts", nargs="+", default=STARTS, choices=STARTS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--games", nargs="+", default=GAMES)
+    parser.add_argument("--starts", nargs="+", default=[*RATES], choices=RATES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=BUDGET["steps"])
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     flags = parser.parse_args()
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    donor = pretrained(flags.workdir / "pretrained_network", flags.game)
-    workdirs = []
-    for seed in flags.seeds:
-        for start in flags.starts:
-            workdirs.append(flags.workdir / f"{start}-{seed}")
-            train(Player(config(start, seed, flags.game, donor)), workdirs[-1])
-    write(flags, read(workdirs))
+    rows = json.loads(flags.output.read_text())["rows"] if flags.output.exists() else []
+    for seed, game, start in itertools.product(flags.seeds, flags.games, flags.starts):
+        row = {"game": game, "start": start, "seed": seed, "steps": flags.steps}
+        if any(row.items() <= done.items() for done in rows):
+            continue
+        prepare.main(["--game", game])
+        donor = None
+        if start == "pretrained":
+            donor = pretrained(flags.workdir / f"network-{game}", game)
+        workdir = flags.workdir / f"{game}-{start}-{seed}-{flags.steps}"
+        train(Player(config(row, donor)), workdir)
+        rows.append(row | scores(workdir))
+        record = {
+            "command": "python -m benchmarks.sgi_finetune --workdir DIR",
+            "budget": BUDGET,
+            "rates": RATES,
+            "rows": rows,
+        }
+        files.write_whole(flags.output, f"{json.dumps(record, indent=1)}\n".encode())
+        before, after = (np.mean(rows[-1][name]) for name in ("random", "scores"))
+        print(f"{game:9s} {start:10s} seed {seed}: {before:.1f} -> {after:.1f}")
+    flags.output.with_suffix(".png").write_bytes(drawing.png(curves(rows)))
 
 
 def pretrained(workdir: Path, game: str) -> Path:
-    """Return the run of the demo's network on a game, trained if it is missing."""
-    if not (workdir / "checkpoints").is_dir():
-        prepare.main(["--game", game, "--steps", "30000"])
-        train(Trainer(load_config(f"configs/sgi_demo.py:game={game}")), workdir)
+    """Return the run of the demo's network on a game, trained as far as it is not."""
+    changes = {"evaluations": "None"}
+    train(Trainer(load_config(f"configs/sgi_demo.py:game={game}", changes)), workdir)
     return workdir
 
 
-def config(start: str, seed: int, game: str, donor: Path):
-    """Return the config of a run, with the network of the donor."""
-    network = load_config(f"configs/sgi_demo.py:game={game}").model
-    changes = (
-        BUDGET
-        | {"seed": seed}
-        | {f"optimizer.{k}": rate for k, rate in RATES[start].items()}
-    )
-    changes |= {"model.hidden": network.hidden}
-    changes |= {"model.standardise": network.standardise}
-    changes |= {"model.encoder.widths": network.encoder.widths}
-    if start == "pretrained":
-        changes["init_from"] = donor
-    text = {key: str(value) for key, value in changes.items()}
-    file = f"configs/sgi_finetune.py:game={game},size=S,start={start}"
-    return load_config(file, text)
+def config(row: dict, donor: Path | None) -> Any:
+    """Return the config of a run, with the network of the demo."""
+    file = f"configs/sgi_finetune.py:game={row['game']},size=S"
+    file += f",start={'pretrained' if donor else 'scratch'}"
+    made = load_config(file)
+    network = load_config(f"configs/sgi_demo.py:game={row['game']}").model
+    changes: dict[str, Any] = BUDGET | {"steps": row["steps"], "seed": row["seed"]}
+    changes |= {f"optimizer.{k}": rate for k, rate in RATES[row["start"]].items()}
+    changes["model.hidden"] = network.hidden
+    changes["model.standardise"] = network.standardise
+    changes["model.encoder.widths"] = network.encoder.widths
+    made.update_from_flattened_dict(changes)
+    made.init_from = None if donor is None else str(donor)
+    return made
 
 
-def write(flags, runs: list[Run]) -> None:
-    """Print the scores; write results/sgi_finetune.{json,png}."""
-    rows = []
-    for run in runs:
-        last = run.history[-1]
-        rows.append(
-            {
-                "start": run.start,
-                "seed": run.config["seed"],
-                "evaluations": {
-                    step: {"scores": found["scores"], "mean": found["mean"]}
-                    for step, found in sorted(run.evaluations.items())
-                },
-                "games_of_training": run.episodes,
-                "logged_first": metrics_of(run.history[0]),
-                "logged_last": metrics_of(last),
-                "seconds": last["time"]["seconds"],
-            }
-        )
-        for step, found in sorted(run.evaluations.items()):
-            means = ", ".join(f"{mean:.1f}" for mean in found["mean"])
-            print(f"{flags.game}, {run.name}, step {step}: mean score {means}")
-    record = {
-        "command": "python -m benchmarks.sgi_finetune --workdir DIR",
-        "game": flags.game,
-        "budget": BUDGET,
-        "rates": RATES,
-        "protocol": runs[0].result["protocol"],
+def scores(workdir: Path) -> dict:
+    """Return what a finished run scored and logged."""
+    (run,) = read([workdir])
+    first, last = min(run.evaluations), max(run.evaluations)
+    found = learning_curve(run)
+    curve = [] if found is None else np.round([found[0], found[1][0]], 2).tolist()
+    logged = ("distributional", "spr", "gradient_norm")
+    return {
+        "random": run.evaluations[first]["scores"][0],
+        "scores": run.evaluations[last]["scores"][0],
+        "games_of_training": [[e["step"], e["score"]] for e in run.episodes],
+        "curve": curve,
+        "logged": [
+            {"step": line["step"]} | {n: line[n] for n in logged if n in line}
+            for line in run.history
+        ],
+        "seconds": run.history[-1]["time"]["seconds"],
         "machine": hosts.machine(),
-        "runs": rows,
     }
-    text = json.dumps(record, indent=1)
-    (RESULTS / "sgi_finetune.json").write_text(text + "\n")
-    (RESULTS / "sgi_finetune.png").write_bytes(drawing.png(curves(runs)))
 
 
 @drawing.styled
-def curves(runs: list[Run]) -> Figure:
-    """Plot the loss of returns over steps, and evaluation games before and after."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for place, run in enumerate(sorted(runs, key=lambda run: run.name)):
-        color = drawing.RUNS[run.name.startswith("scratch")]
-        lines = [(line["step"], line["distributional"]) for line in run.history]
-        left.plot(*np.transpose(lines), color=color, label=run.name)
-        for side, found in enumerate(
-            run.evaluations[s] for s in sorted(run.evaluations)
-        ):
-            x = side + 0.12 * (place - 1.5)
-            scores = np.ravel(found["scores"])
-            right.plot([x] * len(scores), scores, ".", color=color, markersize=3)
-            right.plot(x, scores.mean(), "_", color=drawing.INK, markersize=9)
-    left.set_title("Cross-entropy of the returns")
-    left.set_xlabel("step")
-    right.set_title("Scores of 20 games, and their mean")
-    right.set_xticks([0, 1], ["random play", f"step {BUDGET['steps']:,}"])
-    figure.legend(loc="outside lower center", ncols=len(runs), frameon=False)
+def curves(rows: list[dict]) -> Figure:
+    """Plot the scores in training, and of the evaluation: a panel a game.
+
+    Lines are the means of the seeds, with their least and greatest; marks the mean
+    score of the evaluation's games of each seed.
+    """
+    games = list(dict.fromkeys(row["game"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(games), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(games), squeeze=False)[0]
+    for axes, game in zip(panels, games, strict=True):
+        here = [row for row in rows if row["game"] == game]
+        for start, color in zip(RATES, drawing.RUNS, strict=False):
+            runs = [row for row in here if row["start"] == start]
+            played = [np.array(row["curve"]) for row in runs if row["curve"]]
+            if played:
+                steps = np.linspace(
+                    max(c[0, 0] for c in played), min(c[0, -1] for c in played), 60
+                )
+                lines = np.stack([np.interp(steps, *c) for c in played])
+                axes.plot(steps, lines.mean(0), color=color, label=start)
+                axes.fill_between(
+                    steps, lines.min(0), lines.max(0), color=color, alpha=0.15, lw=0
+                )
+            for row in runs:
+                axes.plot(row["steps"], np.mean(row["scores"]), "o", color=color)
+        level = float(np.mean([row["random"] for row in here]))
+        axes.axhline(level, color=drawing.INK, linestyle=":", linewidth=1)
+        axes.set_title(game.replace("_", " ").title())
+        axes.set_xlabel("step")
+    panels[0].set_ylabel("score of a game")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(RATES), frameon=False)
     return figure
-
-
-def metrics_of(line: dict) -> dict:
-    return {key: value for key, value in line.items() if key != "time"}
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def plot(rows: list[dict], study: str):
     figure, panels = pyplot.subplots(
         1,
         len(games),
-        figsize=(0.8 + 3.4 * len(games), 3.2),
+        figsize=(4.2 + 3.2 * len(games), 3.4),
         squeeze=False,
         layout="constrained",
     )
@@ -215,7 +215,8 @@ def plot(rows: list[dict], study: str):
                 steps, accuracy = np.array(row["curve"]["inverse_accuracy"]).T
                 smooth = np.convolve(accuracy, np.full(4, 0.25), "valid")
                 color = {"color": colors[number % len(colors)]}
-                axes.plot(steps[3:], smooth, label=label, linewidth=1.3, **color)
+                dashes = "--" if number >= len(colors) else "-"
+                axes.plot(steps[3:], smooth, dashes, label=label, **color)
                 axes.plot(row["steps"], row["actions"]["accuracy"], "o", **color)
         for name in ("chance", "ceiling"):
             level = float(np.mean([row["actions"][name] for row in here]))
@@ -226,7 +227,7 @@ def plot(rows: list[dict], study: str):
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("accuracy of actions")
     handles = panels[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
