@@ -82,7 +82,10 @@ def main() -> None:
         }
         files.write_whole(flags.output, f"{json.dumps(record, indent=1)}\n".encode())
         before, after = (np.mean(rows[-1][name]) for name in ("random", "scores"))
-        print(f"{game:9s} {start:10s} seed {seed}: {before:.1f} -> {after:.1f}")
+        print(
+            f"{game:9s} {start:10s} seed {seed}: {before:.1f} -> {after:.1f}",
+            flush=True,
+        )
     flags.output.with_suffix(".png").write_bytes(drawing.png(curves(rows)))
 
 
