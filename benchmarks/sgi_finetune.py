@@ -98,18 +98,16 @@ def pretrained(workdir: Path, game: str) -> Path:
 
 def config(row: dict, donor: Path | None) -> Any:
     """Return the config of a run, with the network of the demo."""
-    file = f"configs/sgi_finetune.py:game={row['game']},size=S"
-    file += f",start={'pretrained' if donor else 'scratch'}"
-    made = load_config(file)
     network = load_config(f"configs/sgi_demo.py:game={row['game']}").model
     changes: dict[str, Any] = BUDGET | {"steps": row["steps"], "seed": row["seed"]}
     changes |= {f"optimizer.{k}": rate for k, rate in RATES[row["start"]].items()}
     changes["model.hidden"] = network.hidden
     changes["model.standardise"] = network.standardise
     changes["model.encoder.widths"] = network.encoder.widths
-    made.update_from_flattened_dict(changes)
-    made.init_from = None if donor is None else str(donor)
-    return made
+    changes["init_from"] = donor
+    file = f"configs/sgi_finetune.py:game={row['game']},size=S"
+    file += f",start={'pretrained' if donor else 'scratch'}"
+    return load_config(file, {key: str(value) for key, value in changes.items()})
 
 
 def scores(workdir: Path) -> dict:

@@ -12,7 +12,6 @@ interrupted run resumes from its last checkpoint.
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -26,7 +25,7 @@ import numpy as np
 
 from polyview import errors, files, hosts
 from polyview.config.file import load_config
-from polyview.config.text import to_json
+from polyview.config.text import text_digest, to_json
 from polyview.runs.evaluating import Asked, evaluate
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -86,17 +85,14 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
     games = flags.games or GAMES[flags.study]
     for game in games:
-        # As in launch/demo_sgi.sh.
-        record = ["--game", game, "--steps"]
-        prepare.main([*record, "100000"])
-        prepare.main([*record, "16000", "--seed", "1", "--name", f"{game}_probe"])
+        record(game)
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     for seed, game, arm in itertools.product(flags.seeds, games, arms(flags.study)):
         config = load_config(f"{CONFIG}:game={game},seed={seed}", arm.overrides)
         config.steps = flags.steps or STEPS.get(game, config.steps)
         config.checkpoint_every = config.steps // 4
         row = {"game": game, "arm": arm.name, "seed": seed, "steps": config.steps}
-        row["config"] = hashlib.sha256(to_json(config).encode()).hexdigest()[:16]
+        row["config"] = text_digest(to_json(config))[:16]
         if any(row.items() <= done.items() for done in rows):
             continue
         name = arm.name.replace(" ", "_")
@@ -106,6 +102,13 @@ def main() -> None:
         write(output, flags.study, rows)
         print(told(rows[-1]), flush=True)
     plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
+
+
+def record(game: str) -> None:
+    """Record play to train on and play to score on, as launch/demo_sgi.sh does."""
+    prepare.main(["--game", game])
+    other = ["--steps", "16000", "--seed", "1", "--name", f"{game}_probe"]
+    prepare.main(["--game", game, *other])
 
 
 def arms(study: str) -> Iterator[Arm]:
@@ -182,20 +185,21 @@ def told(row: dict) -> str:
 
 def write(output: Path, study: str, rows: list[dict]) -> None:
     """Write all rows so far."""
-    record = {
+    content = {
         "command": f"python -m benchmarks.sgi_learning {study} --workdir DIR",
         "config": load_config(f"{CONFIG}:game={rows[0]['game']}").to_dict(),
         "steps": STEPS,
         "arms": {arm.name: arm.overrides for arm in arms(study)},
         "rows": rows,
     }
-    files.write_whole(output, (json.dumps(record, indent=1) + "\n").encode())
+    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def plot(rows: list[dict], study: str):
     """Plot the accuracy of actions over the steps: a panel a game, a line an arm.
 
-    Lines are of training batches, the mean of four; marks are of unseen play.
+    A line is the accuracy on training batches, averaged over four logged steps; a dot
+    is the accuracy on unseen play.
     """
     games = list(dict.fromkeys(row["game"] for row in rows))
     figure, panels = pyplot.subplots(

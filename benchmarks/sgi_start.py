@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.sgi_learning import record
 from polyview import devices, drawing, errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build
@@ -32,10 +33,9 @@ from polyview.runs.checksum import flatten
 from polyview.training.step import TrainState
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
-from sgi import prepare
 
 RESULTS = Path(__file__).parent / "results"
-STEPS, STUDIED = 100_000, 256  # of the recording; windows of the batch
+STUDIED = 256  # windows of the batch that is measured
 
 
 class Watched(Trainer):
@@ -96,9 +96,9 @@ class Watched(Trainer):
             if name == "all":
                 row |= {key: float(np.mean(value)) for key, value in metrics.items()}
             row["norms"][name] = by_layer(gradients)
-        record = {"rows": []} | read(self.output)
-        rows = [old for old in record["rows"] if old["step"] < step]
-        text = json.dumps(record | self.told | {"rows": [*rows, row]}, indent=1)
+        content = {"rows": []} | read(self.output)
+        rows = [old for old in content["rows"] if old["step"] < step]
+        text = json.dumps(content | self.told | {"rows": [*rows, row]}, indent=1)
         files.write_whole(self.output, f"{text}\n".encode())
 
 
@@ -126,10 +126,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=250)
     flags = parser.parse_args()
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
-    record = ["--game", flags.game, "--steps"]
-    prepare.main([*record, str(STEPS)])
-    name = f"{flags.game}_probe"
-    prepare.main([*record, "16000", "--seed", "1", "--name", name])
+    record(flags.game)
     changes = {
         "steps": str(flags.steps),
         "epochs": "None",
@@ -148,21 +145,21 @@ def main() -> None:
         "batch": f"{STUDIED} windows of play of another seed",
     }
     train(Watched(config, flags.every, output, told), workdir)
-    record = read(output)
-    record["actions"] = [
+    content = read(output)
+    content["actions"] = [
         {"step": int(path.name.partition("-")[0]), **read(path)}
         for path in sorted((workdir / "eval").glob("*-actions.json"))
     ]
-    files.write_whole(output, f"{json.dumps(record, indent=1)}\n".encode())
-    output.with_suffix(".png").write_bytes(drawing.png(curves(record)))
+    files.write_whole(output, f"{json.dumps(content, indent=1)}\n".encode())
+    output.with_suffix(".png").write_bytes(drawing.png(curves(content)))
 
 
 @drawing.styled
-def curves(record: dict) -> Figure:
+def curves(content: dict) -> Figure:
     """Plot terms, accuracy, ranks and gradients over the steps."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     panels = figure.subplots(2, 2)
-    rows = record["rows"]
+    rows = content["rows"]
     steps = [row["step"] for row in rows]
 
     def lines(axes: Any, title: str, **values: list) -> None:
@@ -176,11 +173,11 @@ def curves(record: dict) -> Figure:
     right = panels[0, 1]
     accuracy = [row["inverse_accuracy"] for row in rows]
     lines(right, "Actions inferred", as_in_the_loss=accuracy)
-    scored = sorted((one["step"], one["accuracy"]) for one in record["actions"])
+    scored = sorted((one["step"], one["accuracy"]) for one in content["actions"])
     right.plot(*np.transpose(scored), "o", markersize=3, label="as evaluated")
     for level in ("chance", "ceiling"):
-        right.axhline(record["actions"][0][level], linestyle=":", color=drawing.INK)
-        right.annotate(level, (0, record["actions"][0][level]))
+        right.axhline(content["actions"][0][level], linestyle=":", color=drawing.INK)
+        right.annotate(level, (0, content["actions"][0][level]))
     right.legend(frameon=False, fontsize=7)
     ranks = {
         of: [row[f"rankme_of_{of}"] for row in rows]

@@ -196,6 +196,7 @@ def test_the_chance_of_a_metric_is_a_level_in_its_curve(tmp_path):
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
     page = html_page(read([run]))
     assert "spr over the steps" in page and "spr_chance over the steps" not in page
+    lines += [{"step": 30, "spr": 0.1, "spr_chance": odd} for odd in ("?", [], 1e999)]
     (axes,) = figures.curve({"a": lines, "b": lines}, "spr").axes
     levels = [line.get_ydata() for line in axes.lines if line.get_linestyle() == ":"]
     np.testing.assert_array_equal(levels, [[2.0, 2.0]])

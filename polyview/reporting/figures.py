@@ -36,14 +36,12 @@ def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     figure, axes = one_axes(3.1)
     axes.grid(axis="y")
     ends = []
-    chance = f"{metric}{CHANCE}"
-    for level in {x[chance] for lines in runs.values() for x in lines if chance in x}:
+    logged = (_finite(lines, f"{metric}{CHANCE}") for lines in runs.values())
+    for level in {value for points in logged for value in points[:, 1]}:
         axes.axhline(level, color=QUIET, linestyle=":", linewidth=1)
         axes.annotate("chance", (1, level), xycoords=("axes fraction", "data"))
     for number, (name, lines) in enumerate(runs.items()):
-        logged: list[Any] = [(line["step"], line.get(metric)) for line in lines]
-        numbers = [p for p in logged if isinstance(p[1], int | float)]
-        points = np.asarray([p for p in numbers if np.isfinite(p[1])], float)
+        points = _finite(lines, metric)
         if not len(points):
             continue
         color = RUNS[number % len(RUNS)]
@@ -59,3 +57,10 @@ def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     axes.margins(x=0.02)
     name_ends(axes, ends)
     return figure
+
+
+def _finite(lines: Sequence[Mapping], metric: str) -> np.ndarray:
+    """Return steps and finite values of a metric, `float[n, 2]`."""
+    logged: list[Any] = [(line["step"], line.get(metric)) for line in lines]
+    numbers = [p for p in logged if isinstance(p[1], int | float)]
+    return np.array([p for p in numbers if np.isfinite(p[1])], float).reshape(-1, 2)
