@@ -12,6 +12,7 @@ from pathlib import Path
 from polyview import errors
 from polyview.cli import Parser
 from polyview.data.prepare.catalogue import DATA_SETS, prepare, prepare_folder
+from polyview.data.prepare.folder import Rules
 from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
 
@@ -22,8 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.manual_dir is not None and not flags.manual_dir.is_dir():
         raise InputError(f"--manual_dir {flags.manual_dir} is not a folder")
     if flags.dataset != "folder":
-        for flag in ("input", "name", "test_fraction"):
-            if getattr(flags, flag) is not None:
+        for flag in ("input", "name", "labels", "test_fraction", "range", "again"):
+            if getattr(flags, flag):
                 raise InputError(
                     f"--{flag} only applies to the data set 'folder'; leave it out"
                 )
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.input is None or flags.name is None:
         raise InputError("folder requires --input DIR and --name NAME")
     fraction = 0.1 if flags.test_fraction is None else flags.test_fraction
-    print(prepare_folder(flags.name, flags.data_dir, flags.input, fraction))
+    rules = Rules(flags.labels, fraction, flags.range and tuple(flags.range))
+    print(prepare_folder(flags.name, flags.data_dir, flags.input, rules, flags.again))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -53,9 +55,28 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, help="(folder) the folder of images")
     parser.add_argument("--name", help="(folder) name of the new data set")
     parser.add_argument(
+        "--labels",
+        metavar="RULE",
+        help="(folder) top: the first folder is the class (default); leaf: the folder "
+        "of the image; none; or a CSV file with a header: path,label",
+    )
+    parser.add_argument(
         "--test_fraction",
         type=float,
         help="(folder) fraction of each class held out (default: 0.1)",
+    )
+    parser.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="(folder) values that become black and white, in images of more than 8 "
+        "bits (default: 0 1 for floats, 0 65535 for integers)",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="(folder) replace the data set of this name, once the new one is whole",
     )
     return parser.parse_args(arguments)
 

@@ -9,8 +9,14 @@ import pytest
 from PIL import Image
 
 from polyview.data import augment
-from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop, decode
+from polyview.data.augment import (
+    RandomResizedCrop,
+    ResizeCenterCrop,
+    decode,
+    to_bytes,
+)
 from polyview.data.sources.protocol import CorruptRecord
+from polyview.errors import OutOfRange
 
 
 def scene(height=60, width=80):
@@ -187,6 +193,43 @@ def test_views_are_the_drawn_boxes_resized_and_flipped():
         assert np.abs(view.astype(int) - part[y][:, x]).max() <= 9
 
 
+def test_vertical_flips_and_quarter_turns_follow_the_crops():
+    """The same crops as without them, then each flipped and turned in a loop."""
+    image = scene(40, 60)
+    crop = RandomResizedCrop(16, vertical_flip=0.5, quarter_turns=0.75)
+    views = crop(image, np.random.default_rng(5), 64)
+    rng = np.random.default_rng(5)
+    plain = RandomResizedCrop(16)(image, rng, 64)
+    flips, turns = crop.draw_orientations(rng, 64)
+    assert set(turns) == {0, 1, 2, 3} and set(flips) == {False, True}
+    for view, before, flip, turn in zip(views, plain, flips, turns, strict=True):
+        rows = list(before)[::-1] if flip else list(before)
+        for _ in range(turn):  # anticlockwise: the last column becomes the first row
+            rows = [[row[x] for row in rows] for x in range(15, -1, -1)]
+        np.testing.assert_array_equal(view, np.array(rows))
+
+
+def test_orientations_have_their_probabilities():
+    crop = RandomResizedCrop(8, vertical_flip=0.3, quarter_turns=0.6)
+    flips, turns = crop.draw_orientations(np.random.default_rng(0), 40_000)
+    assert abs(flips.mean() - 0.3) < 0.01
+    shares = np.bincount(turns, minlength=4) / 40_000
+    np.testing.assert_allclose(shares, [0.4, 0.2, 0.2, 0.2], atol=0.01)
+    assert abs(np.corrcoef(flips, turns > 0)[0, 1]) < 0.02
+    with pytest.raises(OutOfRange, match="quarter_turns=4"):
+        RandomResizedCrop(8, quarter_turns=4)
+
+
+@pytest.mark.parametrize("option", ["vertical_flip", "quarter_turns"])
+def test_numbers_are_drawn_for_orientations_only_where_they_are_used(option):
+    """Else the views of every earlier run would change."""
+    for options, numbers in (({}, 23), ({option: 1e-3}, 26)):
+        used, expected = np.random.default_rng(0), np.random.default_rng(0)
+        RandomResizedCrop(8, **options)(scene(), used, 2)
+        expected.random((2, numbers))
+        assert used.random() == expected.random()
+
+
 def test_a_one_channel_image_keeps_one_channel():
     image = scene(28, 28)[..., :1]
     assert RandomResizedCrop(28)(image, np.random.default_rng(0), 3).shape[-1] == 1
@@ -200,7 +243,7 @@ def test_reduced_jpeg_decoding_never_makes_a_crop_upsample():
     decoded = []
     original = augment._decode
 
-    def spy(data, header, reduce):
+    def spy(data, header, reduce, range=None):
         decoded.append(reduce)
         return original(data, header, reduce)
 
@@ -227,3 +270,29 @@ def test_center_crop_takes_the_central_square():
     image[10:90, 60:140] = 255
     views = ResizeCenterCrop(20, fraction=0.8)(image, np.random.default_rng(0), 2)
     assert views.shape == (2, 20, 20, 3) and (views == 255).all()
+
+
+def test_values_of_any_type_are_scaled_in_equal_bins_or_refused():
+    eight = np.arange(256, dtype=np.uint8)
+    grid = eight.reshape(16, 16)
+    for values in (
+        eight / 255,
+        eight.astype(np.float32) / 255,
+        eight.astype("u2") * 257,
+    ):
+        np.testing.assert_array_equal(to_bytes(values), eight)
+    np.testing.assert_array_equal(to_bytes(np.array([True, False])), [255, 0])
+    np.testing.assert_array_equal(
+        to_bytes(np.array([-2000.0, -1000, 999, 1001, 9000]), (-1000, 3000)),
+        [0, 0, 127, 128, 255],
+    )
+    for wrong in (eight * 1.0, eight.astype("i4") - 1, np.array([np.nan, 0.5])):
+        with pytest.raises(CorruptRecord, match="range|not finite"):
+            to_bytes(wrong)
+    crop = ResizeCenterCrop(16, fraction=1.0)
+    for image in (grid, grid[..., None], grid / 255, (grid * 257).astype("u2")):
+        np.testing.assert_array_equal(crop(image, None, 1)[0, ..., 0], grid)
+    with pytest.raises(CorruptRecord, match="values 0 .. 255"):
+        crop(grid.astype(float), None, 1)
+    window = ResizeCenterCrop(16, fraction=1.0, range=(0, 255))
+    np.testing.assert_array_equal(window(grid.astype(float), None, 1)[0, ..., 0], grid)

@@ -283,52 +283,6 @@ def test_tars_that_are_not_imagenet_are_an_input_error(
         Tfds("imagenet2012", data_dir=tmp_path / "d")
 
 
-def images(root, names, content=None):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content or jpeg())
-
-
-def test_folder_holds_out_a_fraction_of_each_class(tmp_path, capsys):
-    root = tmp_path / "pets"
-    images(root, [f"cat/{i}.jpg" for i in range(20)])
-    images(root, [f"dog/{i}.jpg" for i in range(10)])
-    images(root, ["dog/torn.jpg"], jpeg(size=(64, 64))[:300])
-    (root / "dog" / "loop").symlink_to(root, target_is_directory=True)
-    arguments = ("folder", "--input", root, "--name", "pets", "--test_fraction", "0.2")
-    run(*arguments, "--data_dir", tmp_path / "a")
-    assert "left out 1 unreadable" in capsys.readouterr().out
-    train, test = (ArrayRecord("pets", s, tmp_path / "a") for s in ("train", "test"))
-    files = {source[i]["file"] for source in (train, test) for i in range(len(source))}
-    assert len(files) == len(train) + len(test) == 30
-    assert labels(test).count(0) == 4 and labels(test).count(1) == 2
-    assert train.targets["label"]["names"] == ["cat", "dog"]
-    run(*arguments, "--data_dir", tmp_path / "b")
-    again = ArrayRecord("pets", "test", tmp_path / "b")
-    assert [e["file"] for e in map(again.__getitem__, range(6))] == [
-        e["file"] for e in map(test.__getitem__, range(6))
-    ]
-
-
-def test_a_folder_with_splits_keeps_them_and_shares_classes(tmp_path):
-    root = tmp_path / "pets"
-    images(root, ["train/cat/1.jpg", "train/dog/1.jpg", "val/dog/2.jpg"])
-    arguments = ("folder", "--input", root, "--name", "two", "--data_dir", tmp_path)
-    with pytest.raises(InputError, match="class folders"):
-        run(*arguments)
-    images(root, ["val/cat/2.jpg"])
-    run(*arguments)
-    assert labels(ArrayRecord("two", "val", tmp_path)) == [0, 1]
-    assert len(ArrayRecord("two", "train", tmp_path)) == 2
-
-
-def test_flat_folder_has_no_labels(tmp_path):
-    images(tmp_path / "flat", [f"{i}.jpg" for i in range(10)])
-    run("folder", "--input", tmp_path / "flat", "--name", "f", "--data_dir", tmp_path)
-    train = ArrayRecord("f", "train", tmp_path)
-    assert len(train) == 9 and train.targets == {} and "label" not in train[0]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

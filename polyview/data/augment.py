@@ -45,6 +45,7 @@ class Header(NamedTuple):
     width: int
     plain: bool  # a grey or RGB JPEG or a PNG without alpha: safe for OpenCV
     whole: bool  # neither truncated nor followed by trailing bytes
+    deep: bool = False  # more than 8 bits a value
 
 
 def read_header(data: bytes) -> Header:
@@ -93,39 +94,49 @@ def _jpeg_header(data: bytes) -> Header:
 
 
 def _png_header(data: bytes) -> Header:
-    width, height, _, colour = struct.unpack_from(">IIBB", data, 16)
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
     transparent = colour in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
-    return Header("png", height, width, not transparent, data[-8:-4] == b"IEND")
+    whole = data[-8:-4] == b"IEND"
+    return Header("png", height, width, not transparent, whole, bits > 8)
 
 
 def _other_header(data: bytes) -> Header:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return Header("other", image.height, image.width, False, False)
+            deep = image.mode[0] in "IF"
+            return Header("other", image.height, image.width, False, False, deep)
     except Exception as error:  # Pillow's readers raise exceptions of many types
         raise CorruptRecord("not an image of a known format") from error
 
 
-def decode(data: bytes, *, reduce: int = 1) -> np.ndarray:
+Range = tuple[float, float]
+
+
+def decode(data: bytes, *, reduce: int = 1, range: Range | None = None) -> np.ndarray:
     """Decode an image to RGB.
 
-    Grey becomes three equal channels, 16 bits become 8, transparency becomes white.
+    Grey becomes three equal channels, transparency becomes white. Of more than 8 bits,
+    values are scaled as by `to_bytes`.
 
     Args:
       data: an image in one of `FORMATS`, detected by content.
       reduce: 1, 2, 4 or 8: decode a JPEG at 1/reduce of its size. The inverse transform
         of each block is then smaller, which saves most of the time.
+      range: the values that become 0 and 255, for images of more than 8 bits.
 
     Returns:
       uint8[h, w, 3].
 
     Raises:
-      CorruptRecord: the data are no image, truncated, or of more than `MAX_PIXELS`.
+      CorruptRecord: the data are no image, truncated, of more than `MAX_PIXELS`, or
+        have values that need another `range`.
     """
-    return _decode(data, read_header(data), reduce)
+    return _decode(data, read_header(data), reduce, range)
 
 
-def _decode(data: bytes, header: Header, reduce: int) -> np.ndarray:
+def _decode(
+    data: bytes, header: Header, reduce: int, range: Range | None = None
+) -> np.ndarray:
     # OpenCV 4 silently fills the missing part of a truncated file with grey, so it gets
     # whole files only. Pillow tells harmless trailing bytes from a missing end.
     image = None
@@ -135,32 +146,63 @@ def _decode(data: bytes, header: Header, reduce: int) -> np.ndarray:
             image = cv2.imdecode(encoded, _REDUCED[reduce])
             if image is not None:
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        elif header.deep and range:
+            image = cv2.imdecode(encoded, _COLOR | cv2.IMREAD_ANYDEPTH)
+            image = None if image is None else to_bytes(image, range)
         else:
             image = cv2.imdecode(encoded, _COLOR)
     if image is None:
-        image = _decode_with_pillow(data)
+        image = _decode_with_pillow(data, range)
     return image
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray:
+def _decode_with_pillow(data: bytes, range: Range | None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            if image.mode.startswith("I;16"):  # Pillow would clip rather than scale
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
+            if image.mode[0] in "IF":  # Pillow would clip rather than scale
+                grey = to_bytes(np.asarray(image), range)
                 return np.repeat(grey[..., None], 3, axis=2)
             if image.has_transparency_data:
                 layer = image.convert("RGBA")
                 white = Image.new("RGBA", layer.size, "white")
                 return np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
             return np.asarray(image.convert("RGB"))
+    except CorruptRecord:
+        raise
     except Exception as error:  # Pillow's readers raise exceptions of many types
         raise CorruptRecord(f"image cannot be decoded: {error}") from None
 
 
+def to_bytes(values: np.ndarray, range: Range | None = None) -> np.ndarray:
+    """Scale values to uint8 of the same shape, in 256 bins of equal width.
+
+    range: the lowest value of the first bin and the highest of the last; what lies
+    outside becomes 0 or 255. None: 0 .. 1 for floats, 0 .. 65535 for integers of more
+    than 8 bits and 0 .. 1 for bool, and nothing may lie outside. uint8 stays as it is.
+    Raises CorruptRecord for a value that is outside or not finite, or no number.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "biuf":
+        raise CorruptRecord(f"an image of {values.dtype} holds no numbers")
+    low, high = range or ((0, 65535) if values.dtype.kind in "iu" else (0, 1))
+    least, most = values.min(), values.max()
+    if not (np.isfinite(least) and np.isfinite(most)):
+        raise CorruptRecord("an image has values that are not finite")
+    if range is None and not low <= least <= most <= high:
+        raise CorruptRecord(
+            f"an image of {values.dtype} has values {least:g} .. {most:g}, outside "
+            f"{low} .. {high}; give the range that becomes black to white (`range` of "
+            "the views, --range of prepare folder)"
+        )
+    bins = (values.astype(np.float64) - low) * (256 / (high - low))
+    return np.clip(bins, 0, 255).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Cut m random crops, resize each to a square and flip some of them.
+    """Cut m random crops, resize each to a square and flip or turn some of them.
 
     The area is uniform in `scale` (a fraction of the image) and the aspect ratio
     log-uniform in `ratio`. If none of ten drawn boxes fits, the largest central box of
@@ -174,18 +216,27 @@ class RandomResizedCrop:
       scale: smallest and largest area of a crop.
       ratio: smallest and largest width / height.
       flip: probability of a horizontal flip.
+      vertical_flip: probability of a vertical flip, for images without an up.
+      quarter_turns: probability of a turn by 90, 180 or 270 degrees, all as likely. At
+        3/4 no direction is preferred.
+      range: the values that become black and white, for images of more than 8 bits;
+        see `to_bytes`.
     """
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    vertical_flip: float = 0.0
+    quarter_turns: float = 0.0
+    range: Range | None = None
 
     def __post_init__(self) -> None:
         check_range(1, size=self.size)
         check_range(TINY, 1.0, scale=self.scale)
         check_range(TINY, ratio=self.ratio)
-        check_range(0.0, 1.0, flip=self.flip)
+        check_range(0.0, 1.0, flip=self.flip, vertical_flip=self.vertical_flip)
+        check_range(0.0, 1.0, quarter_turns=self.quarter_turns)
 
     def __call__(
         self, image: np.ndarray | bytes, rng: np.random.Generator, m: int
@@ -197,11 +248,11 @@ class RandomResizedCrop:
             reduce = 1
             if header.kind == "jpeg":
                 reduce = _reduction(int(boxes[:, 2:].min()), self.size)
-            pixels = _decode(image, header, reduce)
+            pixels = _decode(image, header, reduce, self.range)
             if reduce > 1:
                 boxes = _scale_boxes(boxes, header, pixels)
         else:
-            pixels = _checked(image)
+            pixels = _checked(image, self.range)
             boxes, flips = self.draw(pixels.shape[0], pixels.shape[1], rng, m)
         views = np.empty((m, self.size, self.size, pixels.shape[2]), np.uint8)
         for view, box, flipped in zip(
@@ -210,6 +261,11 @@ class RandomResizedCrop:
             _resize(pixels, box, view)
             if flipped:
                 cv2.flip(view, 1, dst=view)
+        if self.vertical_flip or self.quarter_turns:
+            upside_down, turns = self.draw_orientations(rng, m)
+            views[upside_down] = views[upside_down, ::-1]
+            for view, turn in zip(views, turns.tolist(), strict=True):
+                view[:] = np.rot90(view, turn)
         return views
 
     def draw(
@@ -236,6 +292,15 @@ class RandomResizedCrop:
             boxes[failed] = self._central_box(height, width)
         return boxes, uniform[:, 22] < self.flip
 
+    def draw_orientations(
+        self, rng: np.random.Generator, m: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw m vertical flips, bool[m], and quarter turns anticlockwise, int[m]."""
+        uniform = rng.random((m, 3))
+        turned = uniform[:, 1] < self.quarter_turns
+        turns = 1 + (3 * uniform[:, 2]).astype(np.int64)
+        return uniform[:, 0] < self.vertical_flip, turned * turns
+
     def _central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         ratio = np.clip(width / height, *self.ratio)
         box_height = min(height, round(width / ratio))
@@ -249,11 +314,13 @@ class ResizeCenterCrop:
     """Resize the central square: the view used for evaluation.
 
     The square's side is `fraction` of the shorter side (.875 for ImageNet, Chen et al.
-    2020). Nothing is random: all m views are equal.
+    2020). Nothing is random: all m views are equal. `range` is as in
+    `RandomResizedCrop`.
     """
 
     size: int
     fraction: float = 0.875
+    range: Range | None = None
 
     def __post_init__(self) -> None:
         check_range(1, size=self.size)
@@ -267,9 +334,9 @@ class ResizeCenterCrop:
             header = read_header(image)
             side = self._side(header.height, header.width)
             reduce = _reduction(side, self.size) if header.kind == "jpeg" else 1
-            pixels = _decode(image, header, reduce)
+            pixels = _decode(image, header, reduce, self.range)
         else:
-            pixels = _checked(image)
+            pixels = _checked(image, self.range)
         height, width, channels = pixels.shape
         side = self._side(height, width)
         view = np.empty((self.size, self.size, channels), np.uint8)
@@ -280,17 +347,19 @@ class ResizeCenterCrop:
         return max(1, round(self.fraction * min(height, width)))
 
 
-def _checked(image: Any) -> np.ndarray:
-    """Return the image. Raises CorruptRecord unless it is uint8[h, w, c].
+def _checked(image: Any, range: Range | None = None) -> np.ndarray:
+    """Return an image [h, w] or [h, w, c] as uint8[h, w, c]; see `to_bytes`.
 
-    With another type OpenCV would silently leave the output view unwritten.
+    Raises CorruptRecord for anything else.
     """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = getattr(image, "dtype", type(image).__name__)
-        raise CorruptRecord(f"an image is uint8 or encoded bytes, not {kind}")
-    if image.ndim != 3 or not image.size:
-        raise CorruptRecord(f"an image is [h, w, c], not {list(image.shape)}")
-    return image
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise CorruptRecord(f"an image is an array or encoded bytes, not {kind}")
+    if image.ndim not in (2, 3) or not image.size:
+        raise CorruptRecord(f"an image is [h, w] or [h, w, c], not {list(image.shape)}")
+    return np.ascontiguousarray(
+        to_bytes(image if image.ndim == 3 else image[..., None], range)
+    )
 
 
 def _reduction(smallest_side: int, size: int) -> int:

@@ -15,6 +15,7 @@ from polyview.data.prepare import (
     records,
     tfds,
 )
+from polyview.data.sources.array_record import read_manifest
 from polyview.errors import InputError
 
 DATA_SETS = """
@@ -59,13 +60,29 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
 
 
 def prepare_folder(
-    name: str, data_dir: Path, images: Path, test_fraction: float = 0.1
+    name: str, data_dir: Path, images: Path, rules: folder.Rules, again: bool = False
 ) -> str:
-    """Prepare a folder of images as the data set `name`; see `prepare`."""
+    """Prepare a folder of images as the data set `name`; return a table of it.
+
+    Raises InputError if the name is taken by another folder, or by other rules.
+    """
     if not name or Path(name).name != name:
         raise InputError(
             f"--name {name!r} must be a plain name; give --data_dir for its folder"
         )
-    return records.once(
-        data_dir / name, lambda empty: folder.prepare(empty, images, test_fraction)
+    directory, made = data_dir / name, folder.made_from(images, rules)
+    if not again and records.prepared(directory):
+        old = read_manifest(directory)["provenance"].get("made from", made)
+        if differing := [key for key in made if made[key] != old.get(key)]:
+            changes = (f"{key} {old.get(key)!s} -> {made[key]!s}" for key in differing)
+            raise InputError(
+                f"{directory} was made from other input or by other rules "
+                f"({'; '.join(changes)}); give --again to replace it, or another --name"
+            )
+    summary = records.once(
+        directory, lambda empty: folder.prepare(empty, images, rules), again=again
     )
+    manifest = read_manifest(directory)
+    if not manifest.get("statistics"):  # written by version 0.1
+        return summary
+    return f"{summary}\n{folder.table(manifest)}"

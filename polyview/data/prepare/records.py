@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,40 @@ def prepared(directory: Path) -> bool:
     return True
 
 
-def once(directory: Path, prepare: Callable[[Path], None]) -> str:
-    """Prepare a data set unless it exists; return a summary."""
-    there = prepared(directory)
-    if not there:
+def once(
+    directory: Path, prepare: Callable[[Path], None], *, again: bool = False
+) -> str:
+    """Prepare a data set unless it exists; return a summary.
+
+    again: prepare it in any case. The old data set is there until the new one is whole.
+    """
+    there = not again and prepared(directory)
+    if directory.exists() and not there:
+        _replace(directory, prepare)
+    elif not there:
         prepare(directory)
     counts = ", ".join(
         f"{name} {split['count']:,}"
         for name, split in read_manifest(directory)["splits"].items()
     )
     return f"{directory} {'is there already' if there else 'written'}: {counts}"
+
+
+def _replace(directory: Path, prepare: Callable[[Path], None]) -> None:
+    """Prepare a data set anew and put it in place of the old one."""
+    with writing(directory):
+        scratch = tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
+    try:
+        new, old = Path(scratch, directory.name), Path(scratch, "old")
+        prepare(new)
+        directory.rename(old)
+        try:
+            new.rename(directory)
+        except OSError:
+            old.rename(directory)
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write(
@@ -71,6 +95,8 @@ def write(
     source: str,
     licence: str,
     provenance: Mapping[str, Any] | None = None,
+    unlabelled: Sequence[str] = (),
+    statistics: Mapping[str, Any] | None = None,
 ) -> None:
     """Write examples and their manifest into a new directory, atomically.
 
@@ -82,6 +108,8 @@ def write(
       source: the origin of the data, in words or as an address.
       licence: the terms of the data.
       provenance: how they were made: files with their sums, the rule of the split.
+      unlabelled: the splits whose examples lack the targets.
+      statistics: measures of the data, read when all examples are written.
     """
     with whole_folder(directory) as folder:
         entries = {
@@ -99,6 +127,8 @@ def write(
             "source": source,
             "licence": licence,
             "provenance": provenance or {},
+            "unlabelled": list(unlabelled),
+            "statistics": dict(statistics or {}),
         }
         with writing(directory):
             text = json.dumps(manifest, indent=1) + "\n"

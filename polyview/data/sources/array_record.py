@@ -4,6 +4,8 @@ array_record allows random access by index without a separate shuffle. Each reco
 one msgpack dict. Nothing is unpickled: data may be untrusted.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,6 +112,9 @@ class ArrayRecord:
       data_dir: by default `$POLYVIEW_DATA`, else `./data`.
 
     Raises InputError if the data set is absent or damaged, or has no such split.
+
+    Attributes:
+      digest: of the rows, from the checksums of their files, and of the targets.
     """
 
     def __init__(
@@ -139,7 +144,13 @@ class ArrayRecord:
                 f"{directory} holds {len(self._records)} {split_name} records, but its "
                 f"manifest lists {counts[split_name]}; remove it and prepare again"
             )
-        self.targets: dict[str, dict[str, Any]] = manifest["targets"]
+        labelled = split_name not in manifest.get("unlabelled", ())
+        self.targets: dict[str, dict[str, Any]] = (
+            manifest["targets"] if labelled else {}
+        )
+        content = [manifest["splits"][split_name]["files"], self._start, self._stop]
+        text = json.dumps([*content, self.targets], sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
         self._description = f"ArrayRecord('{name}', '{split}')"
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ an int, a text a str. A source reads lazily, is thread-safe and can be pickled.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def class_task(names: Sequence[str]) -> dict[str, Any]:
+    """Return the task of a target with these class names; see `Source`."""
+    return {"kind": "class", "classes": len(names), "names": list(names)}
 
 
 def check_targets(source: Source, batch: Mapping[str, Any]) -> None:
