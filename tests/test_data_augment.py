@@ -290,7 +290,7 @@ def test_values_of_any_type_are_scaled_in_equal_bins_or_refused():
         with pytest.raises(CorruptRecord, match="range|not finite"):
             to_bytes(wrong)
     crop = ResizeCenterCrop(16, fraction=1.0)
-    for image in (grid, grid[..., None], grid / 255, (grid * 257).astype("u2")):
+    for image in (grid, grid[..., None], grid / 255, grid.astype("u2") * 257):
         np.testing.assert_array_equal(crop(image, None, 1)[0, ..., 0], grid)
     with pytest.raises(CorruptRecord, match="values 0 .. 255"):
         crop(grid.astype(float), None, 1)
