@@ -162,6 +162,7 @@ def start(flags: argparse.Namespace) -> None:
         for name in ("coordinator", "processes", "process", "heartbeat"):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} requires --distributed")
+        check_jax()
         return
     if flags.coordinator is not None:
         port = re.fullmatch(r".+:(\d{1,5})", flags.coordinator)
@@ -172,8 +173,7 @@ def start(flags: argparse.Namespace) -> None:
     heartbeat = 100 if flags.heartbeat is None else flags.heartbeat
     if heartbeat < 1:
         raise InputError(f"--heartbeat is {heartbeat}; give 1 second or more")
-    import jax  # late, so that usage errors do not wait for it
-
+    jax = _import_jax()
     try:
         jax.distributed.initialize(
             flags.coordinator,
@@ -190,4 +190,33 @@ def start(flags: argparse.Namespace) -> None:
         raise InputError(
             f"--distributed could not join the others ({str(error).splitlines()[0]}); "
             "start all processes with the same --coordinator and --processes"
+        ) from error
+    check_jax()
+
+
+def _import_jax() -> Any:
+    """Import JAX. Raises InputError for an environment variable that it refuses."""
+    try:
+        import jax  # late, so that usage errors do not wait for it
+    except ValueError as error:
+        raise InputError(f"JAX cannot start: {error}; correct or unset it") from error
+    if jax.config.jax_disable_jit:
+        raise InputError(
+            "JAX_DISABLE_JIT is set, but steps must be compiled; unset it (to look "
+            "inside a step, use jax.debug.print)"
+        )
+    return jax
+
+
+def check_jax() -> None:
+    """Raise InputError if JAX finds no device of the platform that is asked for."""
+    jax = _import_jax()
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = str(error).partition(" (set JAX_PLATFORMS")[0] or "it finds no device"
+        raise InputError(
+            f"JAX cannot use JAX_PLATFORMS={asked!r}: {why.splitlines()[0]}; unset it, "
+            "or install JAX for that device (docs/quickstart.md)"
         ) from error

@@ -43,7 +43,7 @@ class NonFiniteError(Stop):
 
 
 class Preempted(Stop):
-    """The run got SIGTERM and saved its state; it can be resumed."""
+    """The system stopped the run; the same command resumes its last checkpoint."""
 
     status = 75  # EX_TEMPFAIL: run the same command again
 
@@ -184,5 +184,8 @@ def _leave(status: int) -> NoReturn:
         time.sleep(2)
         os._exit(status)
 
-    threading.Thread(target=soon, daemon=True).start()
+    try:
+        threading.Thread(target=soon, daemon=True).start()
+    except RuntimeError:  # the limit of threads is reached
+        os._exit(status)
     sys.exit(status)

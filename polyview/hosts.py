@@ -3,10 +3,13 @@
 Only the functions that need JAX import it; the others need not wait for it.
 """
 
+import hashlib
 import os
 import platform
 from pathlib import Path
 from typing import Any
+
+from polyview.errors import InputError
 
 
 def is_first_process() -> bool:
@@ -36,6 +39,27 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+def check_equal(what: str, text: str) -> None:
+    """Raise InputError on every process if the processes do not have the same text.
+
+    A run whose processes see different data or configs would hang in a collective.
+    """
+    import jax
+    import numpy as np
+
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    everywhere = multihost_utils.process_allgather(own)
+    if differing := np.flatnonzero((everywhere != everywhere[0]).any(1)).tolist():
+        raise InputError(
+            f"process {differing[0]} has other {what} than process 0 (this is process "
+            f"{jax.process_index()}: {text:.300}); give all processes the same {what}"
+        )
 
 
 def machine() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from polyview.data.sources.protocol import (
     check_numbers,
     check_targets,
 )
+from polyview.data.workers import explained
 from polyview.errors import InputError
 
 Views = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
@@ -273,10 +274,12 @@ def _read(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         )
-    return _report(iter(dataset), sequence.source)
+    return _report(iter(dataset), sequence.source, workers)
 
 
-def _report(read: grain.DatasetIterator, source: Source) -> Iterator[tuple[int, Batch]]:
+def _report(
+    read: grain.DatasetIterator, source: Source, workers: int
+) -> Iterator[tuple[int, Batch]]:
     """Yield batches; log corrupt records at most once a minute, and their total."""
     total, logged, quiet_until = 0, 0, 0.0
 
@@ -284,7 +287,8 @@ def _report(read: grain.DatasetIterator, source: Source) -> Iterator[tuple[int, 
         message = "%r: %d corrupt or empty records skipped %s"
         _log.warning(message, source, total, when)
 
-    with contextlib.closing(read):
+    lost = explained(source) if workers else contextlib.nullcontext()
+    with contextlib.closing(read), lost:
         try:
             for step, batch, corrupt in read:
                 total += len(corrupt)

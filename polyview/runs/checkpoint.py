@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import re
+import shutil
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         _hush()
+        self._unread: tuple[Path, dict[str, Any]] | None = None
         with self._writing():
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -72,6 +74,7 @@ class Checkpoints:
 
         fixed: record of the weights outside the state; see `polyview.runs.weights`.
         """
+        self.wait()
         arrays = flatten(state)
         digest = {
             "config": text_digest(config_text),
@@ -87,6 +90,8 @@ class Checkpoints:
                     digest=ocp.args.JsonSave(digest),
                 ),
             )
+        smallest = min(arrays, key=lambda name: arrays[name].size)
+        self._unread = self.folder / str(step), {smallest: _shape(arrays[smallest])}
 
     def newest(self) -> int | None:
         """Return the newest step that was completely written, or None."""
@@ -128,20 +133,36 @@ class Checkpoints:
                 if not free.exists():
                     break
                 free = aside / f"{step}_{number}"
-            (self.folder / str(step)).rename(free)
+            # Not `rename`: the folder of checkpoints may be a link to another disk.
+            shutil.move(self.folder / str(step), free)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
 
     def wait(self) -> None:
-        """Wait until every save is on the disk."""
+        """Wait until every save is on the disk, and was found there.
+
+        Raises InputError if not: a run must not go on without checkpoints.
+        """
         with self._writing():
             self._manager.wait_until_finished()
+        if self._unread is not None:
+            (folder, array), self._unread = self._unread, None
+            try:
+                _read_arrays(folder / "state", array)
+            except Damaged as damage:
+                raise InputError(
+                    f"{folder} was written but cannot be read back: {damage}; choose "
+                    "another --workdir, on another disk"
+                ) from damage
 
     def close(self) -> None:
         """Finish the pending save, and close."""
-        with self._writing():
-            self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with self._writing():
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -159,6 +180,10 @@ class Checkpoints:
             if error is None or isinstance(error, InputError):
                 raise
             log.warning("%s", failed)
+
+
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def saved_steps(folder: str | Path) -> list[int]:

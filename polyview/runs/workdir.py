@@ -1,14 +1,17 @@
-"""The directory of a run, which belongs to one config: its config.json.
+"""The directory of a run, which belongs to one config and to the data it began with:
+its config.json and data.json.
 
 Most checks need no JAX, so that usage errors do not wait for its import.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,7 +26,9 @@ PATIENCE = 120  # seconds; a lock on NFS outlives a dead host by about 90
 
 
 @contextlib.contextmanager
-def claimed_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def claimed_workdir(
+    workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Claim a workdir, and lock it so that no other process trains in it.
 
     Two processes would destroy each other's checkpoints. The lock ends with its process
@@ -50,7 +55,7 @@ def claimed_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
                         )
                     say(f"{workdir}: waiting for another process to end")
                     time.sleep(min(10, PATIENCE))
-        claim_workdir(workdir, config)
+        claim_workdir(workdir, config, data)
         yield
 
 
@@ -62,26 +67,59 @@ def _locked(lock: int) -> bool:
     return True
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Write the config into a new workdir, or compare it with an old workdir's.
+def claim_workdir(
+    workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None = None
+) -> None:
+    """Write the config and the data into a new workdir, or compare them with an old's.
 
-    Raises InputError if the workdir belongs to another config or cannot be written.
+    data: {name: {"rows": ..., "digest": ...}}; see `training.learner.Learner`. A
+    workdir without a checkpoint is new.
+
+    Raises InputError if the workdir belongs to another config or to other data, or
+    cannot be written.
     """
     from polyview import hosts
 
-    path = workdir / "config.json"
     check_workdir(workdir, config)
-    if not path.exists() and hosts.is_first_process():
-        files.write_whole(path, to_json(config).encode())
+    texts = {"config.json": to_json(config), "data.json": json.dumps(data or {})}
+    if hosts.is_first_process():
+        new = not has_run(workdir)
+        for name, text in texts.items():
+            if new or not (workdir / name).exists():
+                files.write_whole(workdir / name, text.encode())
     hosts.wait_for_all("claim")
     check_workdir(workdir, config)
+    _check_data(workdir, data or {})
+
+
+def _check_data(workdir: Path, data: Mapping[str, Any]) -> None:
+    """Raise InputError if a run has begun with other data."""
+    try:
+        old = files.read_json(workdir / "data.json")
+        before = {name: (old[name]["rows"], old[name]["digest"]) for name in old}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{workdir / 'data.json'} cannot be read: {error}") from None
+    for name, now in data.items():
+        found = now["rows"], now["digest"]
+        (rows, digest), (rows_now, digest_now) = before.get(name, found), found
+        if (rows, digest) != found:
+            raise InputError(
+                f"{workdir} has begun with other data: its {name} had {rows:,} rows "
+                f"({digest!s:.12}), now {rows_now:,} ({digest_now!s:.12}); bring the "
+                "former data back, or choose another --workdir"
+            )
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raise InputError if a workdir is a file or belongs to another config."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; name a folder, or a new one")
-    if not (workdir / "config.json").exists():
+    if wrong := [c for c in "[]*?" if c in str(workdir.resolve())]:
+        raise InputError(
+            f"--workdir {workdir.resolve()} has {wrong[0]!r} in its path, where "
+            "checkpoints would not be found again; choose a path without [ ] * ?"
+        )
+    if not (workdir / "config.json").exists() or not has_run(workdir):
         return
     old = read_config(workdir)
     if any(current_name(str(name)) != name for _, name in targets(old)):
@@ -122,6 +160,12 @@ def check_run(run: Path, overrides: Mapping[str, str] | None = None) -> None:
         )
     if (run / "config.json").exists():  # optional: each checkpoint has its own
         apply_overrides(read_config(run), overrides or {})
+
+
+def has_run(workdir: Path) -> bool:
+    """Whether a workdir holds more than a start without a checkpoint."""
+    kept = (workdir / name for name in ("checkpoints", "damaged"))
+    return any(path.name.isdecimal() for folder in kept for path in folder.glob("*"))
 
 
 def has_checkpoint(run: Path) -> bool:

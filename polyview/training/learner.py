@@ -28,6 +28,8 @@ class Learner(Protocol):
       evaluations: {name: evaluation}, run at `evaluated` steps.
       acts: whether a step's inputs depend on actions of the step before. If so, metrics
         are read before the next step begins, else while it runs.
+      data: {name: {"rows": number, "digest": text}} of what the run reads. It must be
+        equal in all processes, and in a resumed run.
       fixed_record: where fixed weights are saved (`polyview.runs.weights`), once known.
     """
 
@@ -37,6 +39,7 @@ class Learner(Protocol):
     samples: int = 1
     evaluations: Mapping[str, Callable] = {}
     acts: bool = False
+    data: Mapping[str, Any] = {}
     fixed_record: list[dict] = []
 
     def check(self, workdir: Path) -> None:

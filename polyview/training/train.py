@@ -1,6 +1,7 @@
 """The training loop of every learner: log, evaluate, save, stop."""
 
 import contextlib
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +30,10 @@ def train(learner: Learner, workdir: str | Path) -> State:
     """
     workdir, config = Path(workdir), learner.config
     with jax.set_mesh(learner.mesh), contextlib.closing(learner):
+        hosts.check_equal("data", json.dumps(learner.data))
         learner.check(workdir)
         with (
-            claimed_workdir(workdir, config),
+            claimed_workdir(workdir, config, learner.data),
             Checkpoints(workdir / "checkpoints", config.get("keep", 3)) as checkpoints,
         ):
             newest = checkpoints.restore_newest(learner.template())

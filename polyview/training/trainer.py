@@ -14,6 +14,7 @@ from polyview.config.schema import check_config, total_steps
 from polyview.config.spec import build
 from polyview.config.trust import targets
 from polyview.data import pipeline
+from polyview.data.sources.protocol import identity
 from polyview.errors import InputError, fits_together
 from polyview.evaluation import health
 from polyview.evaluation.base import specs_of
@@ -50,6 +51,7 @@ class Trainer(Learner):
                 f"{len(self.source)} examples"
             )
         self.steps = total_steps(config, len(self.source))
+        self.data = {"source": identity(self.source)}
         with fits_together("optimizer"):
             self.optimizer = build(config.optimizer, trusted, where="optimizer")(
                 steps=self.steps, batch_size=config.batch_size

@@ -7,6 +7,7 @@ one msgpack dict. Nothing is unpickled: data may be untrusted.
 import hashlib
 import json
 import re
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from polyview.data.sources.protocol import (
     CorruptRecord,
+    check_resources,
     default_data_dir,
     first_line,
     parse_split,
@@ -25,6 +27,7 @@ from polyview.errors import InputError, nearest
 from polyview.files import read_json
 
 MAX_CLASSES = 2**20
+_ROOM = 2**31  # bytes of address space; with 1.4 GB array_record has hung
 _ARRAY = 1  # msgpack extension code of a numpy array
 
 
@@ -85,6 +88,23 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _check_room(directory: Path) -> None:
+    """Raise InputError if the address space is limited to less than `_ROOM` more.
+
+    Threads of array_record that cannot start make it hang.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    usage = Path("/proc/self/statm")  # Linux
+    if limit == resource.RLIM_INFINITY or not usage.exists():
+        return
+    room = limit - int(usage.read_text().split()[0]) * resource.getpagesize()
+    if room < _ROOM:
+        raise InputError(
+            f"{directory} cannot be read with {room / 2**30:.1f} GiB of address space; "
+            f"array_record needs {_ROOM / 2**30:.0f}: raise `ulimit -v`"
+        )
+
+
 def _check_task(task: Any, what: str) -> None:
     """Raise ValueError, KeyError, TypeError or AttributeError for a bad task."""
     kind, classes, names = task["kind"], task.get("classes"), task.get("names")
@@ -132,9 +152,11 @@ class ArrayRecord:
         counts = {name: entry["count"] for name, entry in manifest["splits"].items()}
         split_name, self._start, self._stop = parse_split(split, counts)
         files = [file["name"] for file in manifest["splits"][split_name]["files"]]
+        _check_room(directory)
         try:
             self._records = ArrayRecordDataSource([str(directory / f) for f in files])
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+            check_resources(error, str(directory))
             raise InputError(
                 f"{directory} is damaged ({first_line(error)}); "
                 "remove it and prepare again"
@@ -162,6 +184,7 @@ class ArrayRecord:
         try:
             record = self._records[self._start + int(index)]
         except (RuntimeError, ValueError) as error:
+            check_resources(error, repr(self))
             raise CorruptRecord(first_line(error)) from None
         return unpack(record)
 
@@ -170,6 +193,7 @@ class ArrayRecord:
         try:
             records = self._records.__getitems__([self._start + i for i in indices])
         except (RuntimeError, ValueError) as error:
+            check_resources(error, repr(self))
             raise CorruptRecord(first_line(error)) from None
         return [unpack(record) for record in records]
 

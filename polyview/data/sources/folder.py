@@ -1,6 +1,5 @@
 """Image files: a folder of them, or some by their paths."""
 
-import errno
 import hashlib
 import os
 import stat
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from polyview.data.augment import FORMATS
-from polyview.data.sources.protocol import CorruptRecord, class_task
+from polyview.data.sources.protocol import CorruptRecord, check_resources, class_task
 from polyview.errors import InputError, nearest
 
 # Files with these endings are images, or damaged ones; all others are looked into.
@@ -28,7 +27,6 @@ _OTHER_IMAGES = {
     **dict.fromkeys((".heic", ".heif", ".avif", ".jxl", ".jp2"), "convert to JPEG"),
     **dict.fromkeys((".dcm", ".nii", ".psd", ".exr", ".npy"), "convert to PNG or TIFF"),
 }
-_OUT_OF_MEMORY = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
 class Listing(NamedTuple):
@@ -231,9 +229,5 @@ def read_image(path: Path) -> bytes:
             raise CorruptRecord(f"{path} has {status.st_size} bytes")
         return path.read_bytes()
     except OSError as error:
-        if error.errno in _OUT_OF_MEMORY:
-            raise InputError(
-                f"{path} cannot be read now ({error.strerror}); free memory or open "
-                "files, and run the same command again"
-            ) from None
+        check_resources(error, str(path))
         raise CorruptRecord(f"{path}: {error.strerror}") from None

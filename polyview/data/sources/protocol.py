@@ -5,6 +5,7 @@ A source maps an index to one example, a dict of fields: an image is encoded `by
 an int, a text a str. A source reads lazily, is thread-safe and can be pickled.
 """
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ class Source(Protocol):
     `targets` maps a field to its task, such as `{"kind": "class", "classes": 10,
     "names": [...]}` where names are optional. It is empty for unlabelled data. A source
     may also have a faster `__getitems__(indices) -> list`, as in PyTorch and
-    array_record, which raises `CorruptRecord` if any of the examples is corrupt.
+    array_record, which raises `CorruptRecord` if any of the examples is corrupt; and
+    a `digest`, a text that changes whenever the examples do.
     """
 
     targets: dict[str, dict[str, Any]]
@@ -34,6 +36,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """Return the length and the digest of a source; "" for one without a digest."""
+    return {"rows": len(source), "digest": getattr(source, "digest", "")}
 
 
 def class_task(names: Sequence[str]) -> dict[str, Any]:
@@ -106,6 +113,29 @@ def parse_split(split: str, counts: Mapping[str, int]) -> tuple[str, int, int]:
     if start >= stop:
         raise InputError(f"split '{split}' is empty: '{name}' has {count} examples")
     return name, start, stop
+
+
+def check_resources(error: Exception, what: str) -> None:
+    """Raise InputError if an error says that memory, threads or open files are short.
+
+    That tells nothing about the data: they are not damaged.
+    """
+    number = getattr(error, "errno", None)
+    if (
+        isinstance(error, MemoryError)
+        or number in _SHORT
+        or _SHORTAGE.search(str(error))
+    ):
+        raise InputError(
+            f"{what} cannot be read now ({first_line(error)}); free memory, or raise "
+            "the limits of this process (ulimit -a), and run the same command again"
+        ) from None
+
+
+_SHORT = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+_SHORTAGE = re.compile(
+    "|".join(["can't start new thread", *map(os.strerror, _SHORT), "bad_alloc"])
+)
 
 
 def first_line(error: Exception) -> str:
