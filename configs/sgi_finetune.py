@@ -5,8 +5,11 @@
     python -m sgi.finetune --config configs/sgi_finetune.py:game=pong --workdir runs/b \
         --config.init_from=runs/a
 
-Arguments: game; size (tiny, S, M or L), as in the pre-trained run; start (pretrained or
-scratch): scratch takes no init_from, has one learning rate and clips gradients; dtype,
+Arguments: game, as ale-py or gymnasium spells it; size (tiny, S, M or L), as in the
+pre-trained run; start (pretrained or scratch): scratch takes no init_from, has one
+learning rate and clips gradients; double: True is double Q-learning, as released (the
+release names no such key, but its scripts/run.py starts from rlpyt's config `ernbw`,
+which sets it), False the plain maximum of C51, the default of rlpyt's algorithm; dtype,
 param_dtype. All seeds play side by side in one process.
 Hardware: one GPU, with 0.7 GB of replay memory a seed; size=tiny on two CPU cores. Time
 and scores: not yet measured.
@@ -30,13 +33,15 @@ def get_config(argument: str = "") -> dict:
         game="pong",
         size="M",
         start="pretrained",
+        double=True,
         dtype="float32",
         param_dtype="float32",
     )
     if args["start"] not in RATES:
         raise InputError(f"start={args['start']}{nearest(args['start'], RATES)}")
+    game = Game(args["game"])
     return {
-        "game": args["game"],
+        "game": game.name,
         "start": args["start"],
         "init_from": None,
         "seed": 0,  # the first agent's; the others count up from it
@@ -54,13 +59,18 @@ def get_config(argument: str = "") -> dict:
         "keep": 2,
         "model": parts.network(
             args["size"],
-            len(Game(args["game"]).actions),
+            len(game.actions),
             sigma=0.5,
             dtype=args["dtype"],
             param_dtype=args["param_dtype"],
         ),
         "target_decay": 0.99,
-        "objective": {"target": "sgi.agent:Rainbow", "spr": 5.0, "jumps": 5},
+        "objective": {
+            "target": "sgi.agent:Rainbow",
+            "spr": 5.0,
+            "jumps": 5,
+            "double": args["double"],
+        },
         "optimizer": {
             "partial": "sgi.agent:grouped_adam",
             **RATES[args["start"]],

@@ -3,10 +3,10 @@
     python -m sgi.prepare --game pong
     python -m polyview.main --config configs/sgi_pretrain.py:game=pong --workdir runs/a
 
-Arguments: game; size (tiny, S, M or L); objective: sgi, or cloning, the baseline that
-copies the actions; dtype, param_dtype; mix, the recording to train on: R is random play
-(`GAME_random`), the others are agents' play. The paper's mixes are parts of the DQN
-Replay data set, if you have its files:
+Arguments: game, as ale-py or gymnasium spells it; size (tiny, S, M or L); objective:
+sgi, or cloning, the baseline that copies the actions; dtype, param_dtype; mix, the
+recording to train on: R is random play (`GAME_random`), the others are agents' play.
+The paper's mixes are parts of the DQN Replay data set, if you have its files:
 
     M   --game pong --name pong_m --import DIR --checkpoints 1,25,50
     ML  --game pong --name pong_ml --import DIR --checkpoints 1,5,10,15,20,25
@@ -28,6 +28,7 @@ from polyview.config import parts as config_parts
 from polyview.config.overrides import parse_arguments
 from polyview.errors import InputError, nearest
 from sgi import parts, recording
+from sgi.games import canonical_name
 from sgi.ram import ADDRESSES
 
 # Recordings and epochs; the paper's R was not released, and its 20 epochs are ours.
@@ -51,15 +52,16 @@ def get_config(argument: str = "") -> dict:
     for key, known in ("mix", MIXES), ("objective", WEIGHTS):
         if args[key] not in known:
             raise InputError(f"{key}={args[key]}{nearest(args[key], known)}")
+    game = canonical_name(args["game"])
     suffix, epochs = MIXES[args["mix"]]
-    name = f"{args['game']}_{suffix}"
+    name = f"{game}_{suffix}"
     play = recording.describe(name)
     if args["mix"] != "R" and play.get("policy") == "random":
         raise InputError(
             f"{name} is random play; mix={args['mix']} requires agents' play"
         )
     held = {
-        "recording": f"{args['game']}_probe",
+        "recording": f"{game}_probe",
         "every": 2,
         "validation": 0.2,
         "test": 0.2,
@@ -69,7 +71,7 @@ def get_config(argument: str = "") -> dict:
     if args["objective"] == "sgi":
         actions = {"target": "sgi.actions:Actions", "states": 200}
         evaluations["actions"] = actions | held
-    if args["game"] in ADDRESSES:
+    if game in ADDRESSES:
         variables = {
             "target": "sgi.probes:Variables",
             "strengths": tuple(10.0**power for power in range(-8, -1)),

@@ -3,6 +3,7 @@
 Reinforcement learning on the engine of `polyview`. A view is *later*: the next frames
 of play. Imports run one way, from here to `polyview`, never back.
 
+    games        the names of the games, however they are spelt
     atari        one game of the emulator: frames, lives, RAM, its state as bytes
     playing      policies, and the steps they play
     recording    the file format: steps -> array_record and manifest -> arrays

@@ -12,23 +12,26 @@ anew:
     L_SPR   mean over k = 1..K of |l2 q(P z_k) - l2 P' f'(x_{t+k})|^2, steps past an
             episode end left out, z_0 = f(x_t), z_k = h(z_{k-1}, a_{t+k-1})
 
-Episode ends are read at their own steps. The official code reads them one step late and
-one too many, here as in pre-training (`window_terminals` of `sgi.pretrain`).
+State k of L_SPR requires that none of the steps t..t+k-1 ended the episode. The
+official code requires it of step t+k too, one too many. It reads ends one step late as
+well, but only in pre-training (`window_terminals` of `sgi.losses.windows`).
 
 There is no other target network: the official code copies the network into its target
-at each step, so it bootstraps from the network itself, under fresh noise. a* is chosen
-under the noise of the prediction. The update is `polyview.training.step.make_step` with
-a `target_decay` of 0.99.
+at each step, so it bootstraps from the network itself, under fresh noise. With `double`
+it augments x_{t+n} for each of the two, here once. Its average also encodes x_t, for a
+term that is only logged, so BatchNorm pools K + 1 stacks of a sample there, here K. The
+update is `polyview.training.step.make_step` with a `target_decay` of 0.99.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from polyview.model import merge_module, split_module
 from polyview.objectives.base import Batch
 from polyview.rl.distributional import (
     at,
@@ -57,7 +60,13 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True)
 class Rainbow:
-    """Distributional n-step double Q-learning plus `spr` times self-prediction.
+    """Distributional n-step Q-learning plus `spr` times self-prediction.
+
+    With `double`, a* is chosen under the noise of the prediction (double Q-learning,
+    van Hasselt et al. 2016), as in the official code, whose network also keeps the
+    statistics of x_{t+n}. Without it, a* is chosen under the noise that gives its
+    return (Bellemare et al. 2017); only the official target network then sees x_{t+n},
+    so running statistics are those of x_t alone.
 
     The batch comes from `polyview.rl.replay.sample`, which sets discount and n. Besides
     scalars, the metrics hold "priority" `[b]`: the divergence of each row's prediction,
@@ -67,8 +76,11 @@ class Rainbow:
 
     spr: float = 5.0
     jumps: int = 5
+    double: bool = True
 
     def __post_init__(self) -> None:
+        if type(self.double) is not bool:
+            raise ValueError(f"double={self.double!r}: it must be True or False")
         if self.jumps < 1:
             raise ValueError(f"jumps={self.jumps}: it must be 1 or more")
 
@@ -116,10 +128,12 @@ class Rainbow:
         keys: Keys,
     ) -> tuple[jax.Array, jax.Array]:
         """Return loss and divergence, `[b]` each; `after` is the stack at t + n."""
-        after = jax.lax.stop_gradient(module.encode(after, train=True))
+        reader = module if self.double else copied(module)
+        after = jax.lax.stop_gradient(reader.encode(after, train=True))
+        returns = module.head(after, key=keys.bootstrap)
         target = double_target(
-            module.head(after, key=keys.head),
-            module.head(after, key=keys.bootstrap),
+            module.head(after, key=keys.head) if self.double else returns,
+            returns,
             targets["return"],
             targets["discount"],
             support(),
@@ -147,6 +161,11 @@ class Rainbow:
         distance = losses.self_prediction(module.predict(projected), averaged)
         cosine = losses.mean_cosine(projected[:, 0])
         return (masks.predicted * distance).mean(1), cosine
+
+
+def copied(module: Network) -> Network:
+    """Return a copy, whose running statistics are its own."""
+    return cast(Network, merge_module(*split_module(module)))
 
 
 def act(
@@ -206,7 +225,8 @@ def transfer_map(run: str, *, standardise: bool = False) -> dict:
 
     The donor gives all weights and statistics except the agent's head. The head's first
     linear layers come from the donor's goal head; its second layers start fresh, as do
-    all noise sigmas.
+    all noise sigmas. The agent's moving average starts at the donor's weights, as any
+    average here; in the official code it starts at the donor's average.
     """
     without_noise = {"from": run, "fresh": [f"*.{name}" for name in SIGMAS]}
     whole = ["encoder", "transition", "predictor", "inverse"]

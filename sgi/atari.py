@@ -10,7 +10,6 @@ separately; it is not part of this project.
 """
 
 import contextlib
-import difflib
 import functools
 import os
 from collections.abc import Sequence
@@ -24,7 +23,9 @@ import numpy as np
 from polyview.data.sources.array_record import pack, unpack
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
+from sgi.games import canonical_name
 
+VERSION = "0.12.1"  # of ale-py: another may load, step or resize differently
 SIZE = 84
 FRAME_SKIP = 4
 FRAME_CAP = 108_000  # half an hour of play; the game is then truncated
@@ -54,30 +55,28 @@ class Game:
     """A game in progress; call `reset` first, and again after the game has ended.
 
     Args:
-      name: as ale-py spells it, such as `ms_pacman`.
+      name: as ale-py, gym or gymnasium spells it; see `sgi.games.canonical_name`.
       sticky: the probability that the console repeats the last action at a frame
         (Machado et al. 2018: 0.25).
       seed: seed of the sticky actions.
 
     Attributes:
-      name: the name of the game.
+      name: the name of the game, as ale-py spells it.
       actions: names of the game's minimal action set; an action is an index into it.
 
     Raises:
-      InputError: the game is unknown, its ROM is missing or the wrong one, or ale-py
-        is not installed.
+      InputError: the game is unknown, its ROM is missing, wrong or for two players, or
+        ale-py is not installed in the right version.
     """
 
     def __init__(self, name: str, *, sticky: float = 0.0, seed: int = 0):
-        ale_py = _ale()
-        if name not in ale_py.roms.get_all_rom_ids():
-            raise InputError(f"there is no game '{name}'; {_nearest(name)}")
-        self.name, self._sticky = name, sticky
-        self._emulator = ale_py.ALEInterface()
+        self.name, self._sticky = canonical_name(name), sticky
+        path = rom(self.name)
+        self._emulator = _ale().ALEInterface()
         self._emulator.setInt("random_seed", seed % 2**31)
         self._emulator.setFloat("repeat_action_probability", sticky)
         self._emulator.setInt("max_num_frames_per_episode", FRAME_CAP)
-        self._emulator.loadROM(_rom(name))
+        self._emulator.loadROM(path)
         self._actions = self._emulator.getMinimalActionSet()
         self.actions = [action.name for action in self._actions]
         height, width = self._emulator.getScreenDims()
@@ -176,39 +175,40 @@ def _resize(screen: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _ale() -> ModuleType:
+    install = f"pip install ale-py=={VERSION}"
     try:
         import ale_py
         import ale_py.roms
     except ImportError as error:
         raise InputError(
             f"Atari games need ale-py ({error}); it is under the GPL, so install it "
-            "separately: pip install ale-py==0.12.1"
+            f"separately: {install}"
         ) from None
+    version = getattr(ale_py, "__version__", "unknown")
+    if version != VERSION:
+        raise InputError(
+            f"Atari games need ale-py {VERSION}, but {version} is installed: {install}"
+        )
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return ale_py
 
 
-def _rom(name: str) -> Path:
-    """Return the path of a game's ROM, in ale-py or in the folder ALE_ROMS_DIR."""
+def rom(name: str) -> Path:
+    """Return the path of a game's ROM, in ale-py or in the folder ALE_ROMS_DIR.
+
+    Raises InputError if there is none, or none that the emulator can load: ale-py ends
+    the process when it tries.
+    """
+    ale_py, folder = _ale(), os.environ.get("ALE_ROMS_DIR")
+    where = f"ALE_ROMS_DIR={folder}" if folder else "ale-py's own folder"
+    mend = "unset ALE_ROMS_DIR" if folder else "reinstall ale-py"
+    mend += " to use the ROMs that come with ale-py"
     try:
         with contextlib.redirect_stdout(None):  # ale-py prints the folder
-            return _ale().roms.get_rom_path(name)
-    except OSError as error:
-        folder = os.environ.get("ALE_ROMS_DIR")
-        where = f"ALE_ROMS_DIR={folder}" if folder else "ale-py's own folder"
-        what = error.strerror or str(error).partition("\n")[0]
-        raise InputError(
-            f"no ROM of '{name}' in {where}: {what}; "
-            + ("unset ALE_ROMS_DIR" if folder else "reinstall ale-py")
-            + " to use the ROMs that come with ale-py"
-        ) from error
-
-
-def _nearest(name: str) -> str:
-    """Suggest the games with the most similar names, ignoring case and punctuation."""
-    letters = {game.replace("_", ""): game for game in _ale().roms.get_all_rom_ids()}
-    wanted = "".join(filter(str.isalnum, name)).lower()
-    nearest = difflib.get_close_matches(wanted, letters, n=3)
-    if not nearest:
-        return "games are spelt as in ms_pacman, pong, breakout"
-    return f"the nearest: {', '.join(letters[match] for match in nearest)}"
+            path = ale_py.roms.get_rom_path(name)
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise InputError(f"no ROM of '{name}' in {where}: {what}; {mend}") from error
+    if path is None or ale_py.ALEInterface.isSupportedROM(path) is None:
+        raise InputError(f"ale-py cannot load the ROM of '{name}' in {where}; {mend}")
+    return path

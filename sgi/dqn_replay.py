@@ -21,7 +21,7 @@ from tqdm import tqdm
 from polyview.data.prepare import records
 from polyview.errors import InputError
 from sgi.atari import SIZE
-from sgi.recording import HISTORY, Recording, Step
+from sgi.recording import HISTORY, Recording, Step, impossible
 
 SOURCE = "DQN Replay data set (Agarwal et al. 2020)"
 _TYPES = {
@@ -51,13 +51,14 @@ def find(directory: Path, checkpoints: Sequence[int] | None = None) -> list[File
       checkpoints: numbers of the checkpoints, in this order; by default all, ascending.
 
     Raises:
-      InputError: there are no files, or one is missing.
+      InputError: there are no files, one is missing, or two are of one kind.
     """
-    by_number: dict[int, Files] = {}
-    for path in directory.iterdir() if directory.is_dir() else ():
+    by_number: dict[int, dict[str, list[Path]]] = {}
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         match = _NAME.fullmatch(path.name)
         if match and match[1] in _TYPES:
-            by_number.setdefault(int(match[2]), {})[match[1]] = path
+            kinds = by_number.setdefault(int(match[2]), {})
+            kinds.setdefault(match[1], []).append(path)
     if not by_number:
         raise InputError(
             f"{directory} holds no files of the {SOURCE}, such as "
@@ -65,6 +66,13 @@ def find(directory: Path, checkpoints: Sequence[int] | None = None) -> list[File
         )
     numbers = sorted(by_number) if checkpoints is None else checkpoints
     for number in numbers:
+        for kind, paths in by_number.get(number, {}).items():
+            if len(paths) > 1:
+                names = " and ".join(path.name for path in paths)
+                raise InputError(
+                    f"{directory} has {len(paths)} files of the {kind} of checkpoint "
+                    f"{number}: {names}; keep those of one spelling"
+                )
         missing = [kind for kind in _TYPES if kind not in by_number.get(number, ())]
         if missing:
             raise InputError(
@@ -72,7 +80,10 @@ def find(directory: Path, checkpoints: Sequence[int] | None = None) -> list[File
                 f"{', '.join(missing)} (checkpoints found: "
                 f"{', '.join(map(str, sorted(by_number)))}). {_HELP}"
             )
-    return [by_number[number] for number in numbers]
+    return [
+        {kind: paths[0] for kind, paths in by_number[number].items()}
+        for number in numbers
+    ]
 
 
 class Checkpoint:
@@ -82,7 +93,9 @@ class Checkpoint:
     holding a million of them takes 7 GB.
 
     Raises:
-      InputError: a file is damaged, or does not match the others or the game.
+      InputError: a file is damaged, does not match the others or the game, or holds a
+        value that play does not give. The official code of SGI takes a reward of NaN
+        as 0.
     """
 
     def __init__(self, files: Files, actions: int):
@@ -90,21 +103,18 @@ class Checkpoint:
         columns = {
             kind: _column(files[kind], kind) for kind in _TYPES if kind[0] != "o"
         }
-        self._action, self._terminal = columns["action"], columns["terminal"] != 0
-        reward = columns["reward"]
-        self._reward = np.where(np.isnan(reward), np.float32(0), reward)
         for kind, column in columns.items():
-            if len(column) != len(self._action):
+            if len(column) != len(columns["action"]):
                 raise InputError(
                     f"{files[kind]} has {len(column)} rows, but {files['action']} has "
-                    f"{len(self._action)}"
+                    f"{len(columns['action'])}"
                 )
-        invalid = (self._action < 0) | (self._action >= actions)
-        if invalid.any():
-            raise InputError(
-                f"{files['action']} holds action {self._action[invalid][0]}, but the "
-                f"game has {actions} actions; is the file from another game?"
-            )
+        action, reward = columns["action"], columns["reward"]
+        _check(files, "action", action, (action < 0) | (action >= actions), actions)
+        _check(files, "reward", reward, impossible(reward), actions)
+        _check(files, "terminal", columns["terminal"], columns["terminal"] > 1, actions)
+        self._action, self._reward = action, reward
+        self._terminal = columns["terminal"] != 0
         black = np.concatenate(
             [~block.any((1, 2)) for block in self._blocks("finding episodes")]
         )
@@ -193,6 +203,26 @@ def _write(
         first, last = np.searchsorted(places, [start, start + len(block)])
         block[places[first:last] - start] = column[first:last]
         file.write(block.tobytes())
+
+
+def _check(
+    files: Files, kind: str, column: np.ndarray, wrong: np.ndarray, actions: int
+) -> None:
+    """Raise InputError, with file and step, if a value is `wrong`."""
+    if not wrong.any():
+        return
+    step = int(wrong.argmax())
+    expected = {
+        "action": f"the game has {actions} actions; is the file from another game?",
+        "reward": "a change of the score is a finite number of at most 32 bits; give "
+        "an undamaged file, or leave its checkpoint out",
+        "terminal": "it must be 0 or 1; give an undamaged file, or leave its "
+        "checkpoint out",
+    }
+    raise InputError(
+        f"{files[kind]} holds {kind} {column[step]} at step {step} (counted from 0, "
+        f"with padding), but {expected[kind]}"
+    )
 
 
 def _column(path: Path, kind: str) -> np.ndarray:

@@ -38,6 +38,7 @@ from polyview.training.step import begin_with
 from sgi.agent import transfer_map
 from sgi.atari import Game
 from sgi.environment import Environment
+from sgi.games import canonical_name
 from sgi.online import Programs, State
 
 REQUIRED = (
@@ -111,6 +112,8 @@ class Player(Learner):
 
     def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
         check(config)
+        config = config.copy_and_resolve_references()
+        config.game = canonical_name(config.game)
         self.config, self.steps = config, config.steps
         self.samples = config.seeds * config.updates_per_step * config.batch_size
         self.seeds = list(range(config.seed, config.seed + config.seeds))

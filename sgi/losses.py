@@ -34,9 +34,11 @@ def windows(
 
     "correct": the state k steps ahead counts if none of the steps 0..k-1 was the last,
     an action if neither its step nor an earlier one was.
-    "upstream", as the official code: terminals are read one step late and one too many.
-    State k requires no end at steps 1..k+1 (absent steps count as none), and an end at
-    step 0 is missed; no action is masked; the reward is discounted once too often.
+    "upstream", as the official code in pre-training: terminals are read one step late
+    and one too many. State k requires no end at steps 1..k+1 (absent steps count as
+    none), and an end at step 0 is missed; no action is masked; the reward is discounted
+    once too often. In fine-tuning the official code reads them one too many, not late.
+    Only masks change, not the frames of a window; see `sgi.replay.Window`.
     """
     if terminal.shape[1] <= jumps:
         raise ValueError(f"terminal{terminal.shape} needs {jumps + 1} steps or more")

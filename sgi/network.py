@@ -28,6 +28,7 @@ def renormalise(x: jax.Array) -> jax.Array:
     """Map each row of `x[n, ...]` from its minimum and maximum onto [0, 1].
 
     (x - min) / (max - min + 1e-5), in float32 or better; a constant row becomes zero.
+    The official code adds no 1e-5, so a constant row becomes NaN there.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(1, x.ndim))

@@ -1,14 +1,8 @@
 """Record play of an Atari game, or import files of the DQN Replay data set.
 
-    python -m sgi.prepare --game pong
-    python -m sgi.prepare --game pong --name pong_m --agent runs/b@20000 runs/b
-    python -m sgi.prepare --game pong --name pong_m --import FOLDER \\
-        --checkpoints 1,25,50
+    python -m sgi.prepare --help
 
-Play is uniformly random, or by agents trained with `sgi.finetune`, each for an equal
-share of the steps: early, middle and late checkpoints, say. All give one format (see
-`sgi.recording`). An existing recording is checked and left unchanged; an interrupted
-one leaves nothing under its name.
+shows examples. All ways give one format; see `sgi.recording`.
 """
 
 import argparse
@@ -29,6 +23,20 @@ from polyview.errors import InputError
 from sgi import dqn_replay, recording
 from sgi.atari import FRAME_SKIP, NOOPS, SIZE, Game
 from sgi.playing import EpsilonGreedy, Policy, Uniform, play
+
+DESCRIPTION = """
+Record play of an Atari game, or import files of the DQN Replay data set.
+
+    python -m sgi.prepare --game pong
+    python -m sgi.prepare --game pong --name pong_m --agent runs/b@20000 runs/b
+    python -m sgi.prepare --game pong --name pong_m --import FOLDER \\
+        --checkpoints 1,25,50
+
+Play is uniformly random, or by agents trained with `sgi.finetune`, each for an equal
+share of the steps: early, middle and late checkpoints, say. All give one format. An
+existing recording is checked and left unchanged; an interrupted one leaves nothing
+under its name.
+"""
 
 # The recording's default name, the function that writes it to a folder, its settings.
 Plan = tuple[str, Callable[[Path], None], dict[str, Any]]
@@ -126,6 +134,9 @@ def _import(options: argparse.Namespace, game: Game) -> Plan:
         for folder in options.folders
         for files in dqn_replay.find(folder, options.checkpoints)
     ]
+    paths = [os.path.realpath(path) for files in sources for path in files.values()]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise InputError(f"--import takes {twice[0]} twice; name each file once")
     top = os.path.commonpath([folder.absolute() for folder in options.folders])
     names = [os.path.relpath(path, top) for files in sources for path in files.values()]
     # The data set was recorded with Dopamine's defaults.
@@ -175,11 +186,11 @@ def _check_same(directory: Path, name: str, settings: dict, data_dir: Path) -> N
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m sgi.prepare",
-        description=__doc__,
+        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--game", required=True, help="such as pong, breakout, ms_pacman")
+    add("--game", required=True, help="such as pong, MsPacman or ALE/Pong-v5")
     add("--steps", type=int, help="steps of four frames (default: 100,000)")
     who = parser.add_mutually_exclusive_group()
     who.add_argument(

@@ -21,6 +21,11 @@ the Q network is updated likewise. The one of the encoder is updated after it is
 so it is one step older: it differs by 1% of its distance to the weights. The whole loss
 uses batch statistics, there as here; running statistics, and their average, are for
 later uses of the encoder.
+
+The average encodes u_0 .. u_K, x_{t+1} once more and the goal in one call, so BatchNorm
+pools K + 3 = 8 stacks of each of the b samples. The official code takes three calls, of
+6 b, b and b stacks. On equal weights and one batch, compared side by side, this changes
+the goal loss by 3e-4 and gradients by up to 0.9 %.
 """
 
 from collections.abc import Mapping

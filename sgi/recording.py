@@ -29,6 +29,12 @@ _CHUNK = 256
 _LONGEST_CHUNK = 4096  # most steps of a chunk accepted when reading
 _LEVEL = 6  # half the size of level 1, still ten times as fast as the emulator
 _VERSION = "1.0.0"
+_LARGEST = 2**31  # above any change of a score: the emulator counts in 32 bits
+
+
+def impossible(rewards: np.ndarray) -> np.ndarray:
+    """Return which rewards no game gives: NaN, infinite or beyond 32 bits, bool[n]."""
+    return ~(abs(np.asarray(rewards, np.float64)) < _LARGEST)
 
 
 class Step(NamedTuple):
@@ -82,8 +88,11 @@ def write(
       source, licence: descriptions for the manifest.
       provenance: how the steps were made: game, actions, policy, sticky ...; counts of
         steps and episodes and the mean return are added.
+
+    Raises:
+      InputError: a reward or an action is impossible, or the disk refuses a write.
     """
-    chunks = _Chunks(steps, count)
+    chunks = _Chunks(steps, count, len(provenance["actions"]))
     records.write(
         directory,
         {"train": chunks},
@@ -104,6 +113,7 @@ class _Chunks:
 
     steps: Iterable[Step]
     count: int
+    actions: int
     counts: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -114,6 +124,7 @@ class _Chunks:
         self.counts |= {"steps": 0, "episodes": 0, "finished": 0}
         returns, earned = [], 0.0
         while chunk := list(itertools.islice(steps, _CHUNK)):
+            self._check(chunk)
             for step in chunk:
                 earned = step.reward + (0.0 if step.first else earned)
                 if step.terminal:
@@ -123,6 +134,23 @@ class _Chunks:
             yield _pack(chunk)
         self.counts["finished"] = len(returns)
         self.counts["mean_return"] = float(np.mean(returns)) if returns else None
+
+    def _check(self, chunk: list[Step]) -> None:
+        """Raise InputError for a step that no game gives, by its number."""
+        rewards = np.array([step.reward for step in chunk], float)
+        actions = np.array([step.action for step in chunk])
+        wrong = {
+            "reward": (rewards, impossible(rewards)),
+            "action": (actions, (actions < 0) | (actions >= self.actions)),
+        }
+        for kind, (values, where) in wrong.items():
+            if where.any():
+                first = int(where.argmax())
+                raise InputError(
+                    f"step {self.counts['steps'] + first} has {kind} {values[first]}, "
+                    f"which a game of {self.actions} actions does not give; nothing "
+                    "was written"
+                )
 
 
 def _pack(chunk: list[Step]) -> dict[str, Any]:
@@ -169,7 +197,8 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
             raise InputError(
                 f"{directory} is damaged: its number of {what} is {number!r}"
             )
-    if finished and type(counts.get("mean_return")) is not float:
+    mean = counts.get("mean_return")
+    if finished and (type(mean) is not float or not math.isfinite(mean)):
         raise InputError(f"{directory} is damaged: its mean return is not a number")
     if not all(type(action) is str for action in provenance["actions"]):
         raise InputError(f"{directory} is damaged: its actions are not names")
@@ -229,6 +258,9 @@ def read(
             key: np.concatenate([chunk[key] for chunk in chunks])[start - skipped :]
             for key in chunks[0]
         }
+        wrong = columns["action"] >= len(provenance["actions"])
+        if wrong.any() or impossible(columns["reward"]).any():
+            raise ValueError("it holds a reward or an action that no game gives")
     except (CorruptRecord, KeyError, ValueError, zlib.error) as error:
         raise InputError(
             f"recording '{name}' is damaged ({error}); remove it and prepare it again"

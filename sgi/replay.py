@@ -106,8 +106,10 @@ class Window:
 
     The observation at t + k is frames[k : k + history]. Frames before the episode's
     start are zeros, and `present` is False. After its end the last frame repeats and
-    the goal is the last stack (as in Schwarzer et al. 2021); actions, rewards and
-    terminals are zero. `terminal` marks that end.
+    the goal is the last stack; actions, rewards and terminals are zero. `terminal`
+    marks that end. The official code of Schwarzer et al. 2021 means the same, but reads
+    the end a step late: the stack before the last one repeats, and if the step at t
+    ended the episode, the next episode's frames follow. No option does that.
 
     Attributes:
       jumps: steps of the latent dynamics, K.

@@ -23,7 +23,9 @@ from sgi.reporting.tables import summary
 def main() -> None:
     """Print the scores and write the page or picture; see `--help`."""
     parser = cli.Parser(
-        prog="python -m sgi.report", description=__doc__.splitlines()[0]
+        prog="python -m sgi.report",
+        description="Compare fine-tuned runs: scores, aggregates over games, learning "
+        "curves.",
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
     parser.add_argument(

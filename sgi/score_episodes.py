@@ -22,7 +22,8 @@ from polyview.errors import InputError, check_range
 from polyview.evaluation.base import Result
 from polyview.model import merge_module
 from sgi import agent
-from sgi.atari import FRAME_SKIP, NOOPS, SIZE
+from sgi.atari import FRAME_SKIP, NOOPS, SIZE, rom
+from sgi.games import canonical_name
 from sgi.network import Network
 from sgi.prepare import PREPROCESSING
 from sgi.recording import HISTORY
@@ -51,7 +52,7 @@ class Evaluation:
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Play with the agents of several seeds (`sgi.learner.Agents`).
 
-        Raises InputError if gymnasium is not installed.
+        Raises InputError if the game cannot be loaded or gymnasium is not installed.
         """
         del mesh  # agents are few and small: one device is enough
         game, seeds = model.game, model.seeds
@@ -145,6 +146,8 @@ def _act(
 
 def _games(game: str, count: int, cap: int) -> Any:
     """Return `count` games at once, without the wrapper's defaults that change play."""
+    game = canonical_name(game)
+    rom(game)  # an error here, not the end of the process
     try:
         from ale_py import AtariVectorEnv
     except ImportError as error:

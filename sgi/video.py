@@ -24,7 +24,11 @@ MILLISECONDS = 70  # each picture is shown for
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and film a game; see `--help`."""
-    parser = cli.Parser(prog="python -m sgi.video", description=__doc__.splitlines()[0])
+    parser = cli.Parser(
+        prog="python -m sgi.video",
+        description="Film a fine-tuned agent: one game of a checkpoint as an animated "
+        "GIF, in colour.",
+    )
     add = parser.add_argument
     add("--run", metavar="DIR", required=True, type=Path)
     add("--output", type=Path, default=Path("game.gif"), help="default: game.gif")

@@ -76,6 +76,77 @@ def test_intervals_are_repeatable_and_need_two_runs():
     assert aggregates.interval(values[:1], aggregates.median) is None
 
 
+def test_a_profile_is_the_share_of_runs_above_each_threshold():
+    values, thresholds = drawn(4, 3), [-0.3, 0.0, 0.5, 100.0]
+    both = np.stack([values, values + 1])
+    found = aggregates.profile(both, thresholds)
+    assert found.shape == (2, 4) and found[0, 0] == 1 and found[0, -1] == 0
+    for which, scores in enumerate(both):
+        for place, threshold in enumerate(thresholds):
+            above = [x > threshold for run in scores for x in run]
+            assert found[which, place] == pytest.approx(sum(above) / 12)
+
+
+def test_the_area_below_a_profile_is_the_mean():
+    """The profile is a step function; its area is exact between sorted scores."""
+    values = abs(drawn(5, 7))
+    steps = np.sort(np.append(values.ravel(), 0))
+    area = np.diff(steps) @ aggregates.profile(values, steps)[:-1]
+    assert area == pytest.approx(aggregates.mean(values))
+
+
+def test_a_score_at_the_threshold_is_not_above_it():
+    values = np.array([[1.0, 1.0], [2.0, 0.0]])
+    assert aggregates.profile(values, [0, 1, 2]).tolist() == [0.75, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("ours, theirs", [(1, 1), (3, 2), (2, 5)])
+def test_probability_of_improvement_counts_all_pairs(ours, theirs):
+    x, y = drawn(ours, 3).round(1), drawn(theirs, 3, seed=1).round(1)
+    x[0, 0] = y[0, 0]  # a tie
+    won = [
+        1.0 if x[i, task] > y[j, task] else 0.5 if x[i, task] == y[j, task] else 0.0
+        for task in range(3)
+        for i in range(ours)
+        for j in range(theirs)
+    ]
+    found = aggregates.probability_of_improvement(np.stack([x, x + 99]), y)
+    assert found == pytest.approx([np.mean(won), 1.0])
+    assert aggregates.probability_of_improvement(y, x) == pytest.approx(1 - found[0])
+    with pytest.raises(ValueError, match="3 tasks against 2"):
+        aggregates.probability_of_improvement(x, y[:, :2])
+
+
+def test_probability_of_improvement_of_normal_scores():
+    """For unit normals d apart, P(X > Y) = Phi(d / sqrt 2)."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0.8, 1, (400, 9)), rng.normal(0, 1, (400, 9))
+    expected = (1 + math.erf(0.8 / 2)) / 2
+    found = aggregates.probability_of_improvement(x, y)
+    assert found == pytest.approx(expected, abs=0.015)
+    assert aggregates.probability_of_improvement(x, x) == 0.5
+
+
+def test_improvement_intervals_match_the_enumeration_of_all_resamples():
+    """2 and 3 runs of 2 games have 2^4 3^6 equally likely pairs of resamples."""
+    x = np.array([[0.2, 1.0], [0.9, 0.1]])
+    y = np.array([[0.1, 0.5], [0.5, 0.3], [1.0, 0.0]])
+
+    def resamples(scores):
+        runs, games = scores.shape
+        every = np.array(list(itertools.product(range(runs), repeat=runs * games)))
+        return scores[every.reshape(-1, runs, games), np.arange(games)]
+
+    pairs = resamples(x)[:, None], resamples(y)[None]
+    exact = np.sort(aggregates.probability_of_improvement(*pairs).ravel())
+    ends = aggregates.improvement_interval(x, y, repetitions=20_000, level=0.8)
+    for end, share in zip(ends, (0.1, 0.9), strict=True):
+        low, high = np.quantile(exact, [share - 0.01, share + 0.01])
+        assert low - 1e-9 <= end <= high + 1e-9
+    assert aggregates.improvement_interval(x[:1], y) is None
+    assert aggregates.improvement_interval(x, y[:1]) is None
+
+
 @pytest.mark.filterwarnings("default")  # warnings of its imports are not ours
 def test_aggregates_match_rliable():
     """Compared with rliable if installed: `pip install '.[peer]'`."""

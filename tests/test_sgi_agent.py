@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from polyview.config.spec import build
 from polyview.config.text import to_json
 from polyview.errors import InputError
 from polyview.model import abstract_module, merge_module, split_module
+from polyview.nn.norm import BatchNorm
 from polyview.runs import checkpoint, init
 from polyview.training.step import TrainState, begin_with, create_state, make_step
+from sgi import agent, pretrain
 from sgi import load as loading
-from sgi import pretrain
 from sgi.agent import Keys, Rainbow, act, grouped_adam, transfer_map
 from sgi.network import Network
 
@@ -136,16 +138,17 @@ def log_softmax(x):
 def slow_row(frames, after, targets, online, frozen, average, noise):
     """C51's loss, its divergence and SPR's loss of one row, from their formulas.
 
-    `frozen` is the network that makes the target; no gradient flows through it.
+    `frozen` is the network that makes the target; no gradient flows through it. noise:
+    of the prediction, of the choice of an action, of its return.
     """
 
     def stack(images, k=0):
         return np.moveaxis(images[k : k + 4], 0, -1)[None]
 
     next_latent = frozen.encode(stack(after), train=True)
-    choices = frozen.head(next_latent, key=noise[0])[0]
+    choices = frozen.head(next_latent, key=noise[1])[0]
     best = np.argmax([np.exp(log_softmax(row)) @ SUPPORT for row in choices])
-    returns = np.exp(log_softmax(frozen.head(next_latent, key=noise[1])[0, best]))
+    returns = np.exp(log_softmax(frozen.head(next_latent, key=noise[2])[0, best]))
     target = np.zeros(51)
     for mass, atom in zip(returns, SUPPORT, strict=True):
         place = np.clip(targets["return"] + targets["discount"] * atom, -10, 10)
@@ -167,9 +170,10 @@ def slow_row(frames, after, targets, online, frozen, average, noise):
     return entropy, divergence, spr
 
 
-def slow_losses(batch, key, gain, frozen, average):
+def slow_losses(batch, key, gain, frozen, average, double=True):
     keys = Keys(*jax.random.split(key, 4))
-    noise = [float(shift(k)) for k in (keys.head, keys.bootstrap)]
+    own, fresh = (float(shift(k)) for k in (keys.head, keys.bootstrap))
+    noise = own, own if double else fresh, fresh
     toys = [Toy(g, np) for g in (gain, frozen, average)]
     rows = [
         slow_row(
@@ -184,17 +188,18 @@ def slow_losses(batch, key, gain, frozen, average):
     return np.array(rows).T
 
 
-@pytest.mark.parametrize("weight", [0.0, 5.0])
-def test_loss_matches_loops_over_rows(monkeypatch, x64, weight):
+@pytest.mark.parametrize("weight, double", [(0.0, False), (5.0, True)])
+def test_loss_matches_loops_over_rows(monkeypatch, x64, weight, double):
     """With spr=0 it is only C51's cross-entropy, weighted by the replay weights."""
     monkeypatch.setattr(pretrain, "Network", Toy)
+    monkeypatch.setattr(agent, "copied", lambda toy: toy)  # it keeps no statistics
     monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks.astype(float))
     rng, batch = np.random.default_rng(1), batches(24)
     for name, frames in batch["views"].items():
         grey = rng.uniform(0, 1.5, frames.shape[:2])[..., None, None]
         batch["views"][name] = np.broadcast_to(grey, frames.shape)
     key = jax.random.key(3)
-    objective = Rainbow(spr=weight)
+    objective = Rainbow(spr=weight, double=double)
 
     @partial(jax.jit, compiler_options=HURRY)
     def value_and_gradient(gain, batch):
@@ -202,7 +207,9 @@ def test_loss_matches_loops_over_rows(monkeypatch, x64, weight):
         return jax.value_and_grad(lambda g: value(Toy(g)), has_aux=True)(gain)
 
     (loss, metrics), gradient = value_and_gradient(1.0, batch)
-    entropy, divergence, spr = slow_losses(batch, key, 1.0, 1.0, 1.2)
+    entropy, divergence, spr = slow_losses(batch, key, 1.0, 1.0, 1.2, double)
+    other, *_ = slow_losses(batch, key, 1.0, 1.0, 1.2, not double)
+    assert abs(entropy - other).max() > 0.01, "both choose the same actions"
     importance = batch["targets"]["weight"]
     assert float(loss) == pytest.approx((importance * (entropy + weight * spr)).mean())
     np.testing.assert_allclose(metrics["priority"], divergence, rtol=1e-7)
@@ -214,7 +221,7 @@ def test_loss_matches_loops_over_rows(monkeypatch, x64, weight):
     assert ("spr" in metrics) == bool(weight)
 
     def total(gain):
-        entropy, _, spr = slow_losses(batch, key, gain, 1.0, 1.2)
+        entropy, _, spr = slow_losses(batch, key, gain, 1.0, 1.2, double)
         return (importance * (entropy + weight * spr)).mean()
 
     slope = (total(1 + 1e-5) - total(1 - 1e-5)) / 2e-5
@@ -222,10 +229,13 @@ def test_loss_matches_loops_over_rows(monkeypatch, x64, weight):
 
 
 def test_the_bootstrap_has_its_own_noise(monkeypatch):
-    """The prediction and the action choice share one draw; the return has another."""
+    """The prediction and the action choice share one draw; the return has another, with
+    which the action is chosen too if `double` is False."""
     monkeypatch.setattr(pretrain, "Network", Toy)
 
-    def keys_of(batch):
+    monkeypatch.setattr(agent, "copied", lambda toy: toy)
+
+    def keys_of(double, batch):
         asked, toy = [], Toy(1.0)
 
         def head(latent, *, key):
@@ -233,17 +243,76 @@ def test_the_bootstrap_has_its_own_noise(monkeypatch):
             return ToyHead(1.0, jnp)(latent, key=key)
 
         toy.head = head
-        Rainbow(spr=0.0)(toy, toy, batch, jax.random.key(0))
+        Rainbow(spr=0.0, double=double)(toy, toy, batch, jax.random.key(0))
         return asked
 
-    keys = jax.jit(keys_of, compiler_options=HURRY)(batches(2))
-    prediction, choice, value = (tuple(k.tolist()) for k in keys)
+    def drawn(double):
+        keys = jax.jit(partial(keys_of, double), compiler_options=HURRY)(batches(2))
+        return [tuple(key.tolist()) for key in keys]
+
+    prediction, value, choice = drawn(double=True)
     assert prediction == choice != value
+    assert drawn(double=False) == [prediction, value]
+
+
+class Normed(nnx.Module):
+    """Normalises the mean brightness of a stack's frames, and keeps its statistics."""
+
+    history, actions = 4, ACTIONS
+
+    def __init__(self):
+        self.norm = BatchNorm(4, rngs=None)
+
+    def encode(self, stacks, *, train):
+        return self.norm(stacks.mean((1, 2), keepdims=True), train=train)
+
+    def head(self, latent, *, key):
+        return latent.reshape(-1, 4)[:, :ACTIONS, None] * jnp.asarray(
+            SUPPORT[None, None]
+        )
+
+
+def test_all_views_of_a_batch_are_normalised_together():
+    views = np.random.default_rng(0).uniform(size=(6, 3, 8, 8, 4))
+    views[:, 1] *= 5  # alone, it would be normalised to the size of the others
+
+    @partial(jax.jit, compiler_options=HURRY)
+    def encoded(views):
+        return pretrain.encode_all(Normed(), views)
+
+    light = views.mean((2, 3))
+    expected = (light - light.mean((0, 1))) / np.sqrt(light.var((0, 1)) + 1e-5)
+    found = encoded(views)[:, :, 0, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_only_double_q_learning_keeps_the_statistics_of_the_bootstrap(
+    monkeypatch, double
+):
+    """In the official code, the network itself reads x_{t+n} only to choose."""
+    monkeypatch.setattr(pretrain, "Network", Normed)
+    monkeypatch.setattr(pretrain, "augment", lambda stacks, _: stacks / 255)
+
+    @partial(jax.jit, compiler_options=HURRY)
+    def statistics(batch):
+        module = Normed()
+        Rainbow(spr=0.0, double=double)(module, Normed(), batch, jax.random.key(0))
+        return module.norm.mean[...]
+
+    batch = batches(8)
+    expected = np.zeros(4)
+    for name in ("frames", "next")[: 1 + double]:
+        stack = batch["views"][name][:, :4]
+        expected = 0.9 * expected + 0.1 * stack.mean((0, 2, 3)) / 255
+    np.testing.assert_allclose(statistics(batch), expected, rtol=1e-5)
 
 
 def test_invalid_fine_tuning_is_refused():
     with pytest.raises(ValueError, match="jumps=0"):
         Rainbow(jumps=0)
+    with pytest.raises(ValueError, match="double='no'"):
+        Rainbow(double="no")
     with pytest.raises(InputError, match="target_decay"):
         Rainbow()(object.__new__(Network), None, batches(2), None)
 

@@ -1,6 +1,8 @@
 """Pixels, lives and state of the emulator follow the published preprocessing."""
 
+import re
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import pytest
 pytest.importorskip("ale_py")
 
 from polyview.errors import InputError
-from sgi import atari
+from sgi import atari, games
 from sgi.atari import Game
+from sgi.games import canonical_name
 
 
 def played(game, steps, seed=0):
@@ -147,10 +150,51 @@ def test_a_state_that_is_damaged_or_of_another_game_is_refused():
 
 
 def test_an_unknown_game_suggests_the_nearest():
-    with pytest.raises(InputError, match="no game 'KungFuMaster'.* kung_fu_master"):
-        Game("KungFuMaster")
+    with pytest.raises(InputError, match="no game 'KungFooMaster'.* kung_fu_master"):
+        Game("KungFooMaster")
     with pytest.raises(InputError, match="spelt as in ms_pacman"):
         Game("chess at home")
+
+
+def test_a_game_has_one_name_however_it_is_spelt():
+    """Names of gymnasium and gym are those that ale-py registers for them."""
+    from ale_py.registration import rom_id_to_name
+    from ale_py.roms import get_all_rom_ids
+
+    one_player = set(get_all_rom_ids()) - set(games.TWO_PLAYERS)
+    assert set(games.NAMES) == one_player and len(games.NAMES) == len(one_player)
+    for name in games.NAMES:
+        title = rom_id_to_name(name)
+        spelt = [name, title, f"ALE/{title}-v5", f"{title}NoFrameskip-v4"]
+        spelt += [f"{title}-v0", f"{title}Deterministic-v4", f"{title}-ram-v0"]
+        spelt += [f"{title}-ramNoFrameskip-v4", name.upper(), name.replace("_", " ")]
+        assert {canonical_name(text) for text in spelt} == {name}
+    assert Game("ALE/MsPacman-v5").name == "ms_pacman"
+
+
+@pytest.mark.parametrize("name", games.TWO_PLAYERS)
+def test_a_game_for_two_players_is_refused_before_it_ends_the_process(name):
+    import ale_py
+
+    assert ale_py.ALEInterface.isSupportedROM(ale_py.roms.get_rom_path(name)) is None
+    for text in (name, f"ALE/{name.title().replace('_', '')}-v5"):
+        with pytest.raises(InputError, match=f"{name} is a game for two.* nearest: "):
+            Game(text)
+
+
+def test_any_rom_that_the_emulator_cannot_load_is_refused(monkeypatch):
+    """ale-py would end the process, and this one with it."""
+    import ale_py
+
+    combat = ale_py.roms.get_rom_path("combat")
+    monkeypatch.setattr(ale_py.roms, "get_rom_path", lambda name: combat)
+    with pytest.raises(InputError, match="cannot load the ROM of 'pong'"):
+        Game("pong")
+
+
+def test_every_single_player_rom_is_one_that_the_emulator_loads():
+    for name in games.NAMES:
+        atari.rom(name)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +218,20 @@ def test_without_ale_py_the_error_says_what_to_install(monkeypatch):
     atari._ale.cache_clear()
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(InputError, match="pip install ale-py==0.12.1"):
+        Game("pong")
+    monkeypatch.undo()
+    Game("pong")
+
+
+@pytest.mark.parametrize("version", ["0.8.1", None])
+def test_another_ale_py_is_refused_by_its_version(monkeypatch, version):
+    atari._ale.cache_clear()
+    for name in ("ale_py", "ale_py.roms"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["ale_py"].roms = sys.modules["ale_py.roms"]
+    sys.modules["ale_py"].__version__ = version
+    needed = f"need ale-py 0.12.1, but {version} is installed: pip install"
+    with pytest.raises(InputError, match=re.escape(needed)):
         Game("pong")
     monkeypatch.undo()
     Game("pong")

@@ -156,6 +156,11 @@ def test_epsilon_is_the_share_of_random_actions(agents):
     assert ((counts - 500) ** 2 / 500).sum() < 16.3  # 1 in 1000
 
 
+def test_a_game_for_two_players_does_not_end_an_evaluation():
+    with pytest.raises(InputError, match="joust is a game for two players"):
+        score_episodes._games("ALE/Joust-v5", 2, 10)
+
+
 def test_missing_gymnasium_names_the_package_to_install(monkeypatch):
     ale_py = sys.modules["ale_py"]
     monkeypatch.delattr(ale_py, "AtariVectorEnv")

@@ -28,7 +28,7 @@ from polyview.rl.environment import Finished, Outcome
 from polyview.runs.checkpoint import Checkpoints, saved_steps
 from polyview.training.nonfinite import replay_run
 from polyview.training.train import train
-from sgi import learner
+from sgi import learner, recording
 from sgi.atari import Game
 from sgi.environment import Environment
 from sgi.learner import Player, donated
@@ -304,6 +304,8 @@ def test_agents_start_with_the_pre_trained_weights(tmp_path):
         ("scratch", {"random_steps": 5}, "random_steps=5: .* give 6 or more"),
         ("scratch", {"game": "pong"}, "pong has 6 actions, but model.actions is 4"),
         ("scratch", {"game": "pongg"}, "no game 'pongg'; the nearest: pong"),
+        ("scratch", {"game": "combat"}, "combat is a game for two players"),
+        ("scratch", {"objective.double": "0"}, "objective.double=0: expected bool"),
         ("scratch", {"seeds": 0}, "seeds=0: it must be 1 or more"),
         ("scratch", {"seed": 2**32 - 1}, "the last seed must be below"),
         ("scratch", {"model.image": 72}, "do not fit together"),
@@ -315,6 +317,41 @@ def test_invalid_runs_are_refused_in_one_line(tmp_path, start, overrides, words)
         train(Player(config(start, **overrides)), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+SPELT = ("BreakoutNoFrameskip-v4", "ALE/Breakout-v5", "Breakout")
+
+
+@pytest.mark.parametrize("game", SPELT)
+def test_all_spellings_of_a_game_give_one_config(monkeypatch, game):
+    described = {"policy": "DQN", "actions": ["NOOP"] * 4}
+    asked = []
+    monkeypatch.setattr(
+        recording, "describe", lambda name: asked.append(name) or described
+    )
+    for name in ("sgi_finetune", "sgi_pretrain", "sgi_demo"):
+        texts = {
+            to_json(load_config(f"{ROOT}/configs/{name}.py:game={text}"))
+            for text in (game, "breakout")
+        }
+        assert len(texts) == 1 and '"breakout' in texts.pop(), name
+    assert set(asked) == {"breakout_random"}
+
+
+def test_a_run_keeps_the_game_under_one_name(monkeypatch):
+    """So a resumed run may spell it otherwise, and a report finds its human score."""
+    monkeypatch.setattr(learner, "Programs", lambda config, trusted: None)
+    given = config(game="ALE/Breakout-v5")
+    assert Player(given).config.game == "breakout"
+    assert given.game == "ALE/Breakout-v5", "the caller's config must not change"
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_the_argument_double_sets_the_objective(double):
+    path = f"{ROOT}/configs/sgi_finetune.py"
+    made = build(load_config(f"{path}:double={double}").objective)
+    assert made.double == double
+    assert load_config(path).objective.double  # as released
 
 
 @slow

@@ -1,6 +1,8 @@
 """Play is recorded exactly; the DQN Replay layout is read and written."""
 
+import ast
 import gzip
+import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +16,7 @@ pytest.importorskip("ale_py")
 
 from polyview.errors import InputError
 from sgi import dqn_replay, prepare, recording
+from sgi.__main__ import COMMANDS
 from sgi.atari import Game
 from sgi.dqn_replay import padding_rows
 from sgi.playing import EpsilonGreedy, Uniform, play
@@ -93,6 +96,15 @@ def test_the_manifest_records_how_play_was_made(breakout):
                 "counts": {
                     **{"steps": 600, "episodes": 3, "finished": 2},
                     "mean_return": "x",
+                }
+            },
+            "its mean return is not a number",
+        ),
+        (
+            {
+                "counts": {
+                    **{"steps": 600, "episodes": 3, "finished": 2},
+                    "mean_return": float("inf"),
                 }
             },
             "its mean return is not a number",
@@ -219,14 +231,43 @@ def test_bad_sgi_prepare_arguments_are_an_error(arguments, message):
         run(*arguments)
 
 
+ROOT = Path(__file__).parent.parent
+
+
 def test_an_sgi_prepare_error_is_one_line_with_status_2():
     done = subprocess.run(
-        [sys.executable, "-m", "sgi.prepare", "--game", "pongg"],
-        cwd=Path(__file__).parent.parent,
+        [sys.executable, "-m", "sgi.prepare", "--game", "combat"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "two players" in done.stderr and "nearest" in done.stderr
+
+
+def test_a_recording_is_named_by_the_game_however_it_is_spelt(tmp_path, capsys):
+    for game in ("PongNoFrameskip-v4", "ALE/Pong-v5", "Pong", "pong"):
+        run("--game", game, "--steps", 9, "--data_dir", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pong_random"]
+    assert capsys.readouterr().out.count("already exists: 9 steps") == 3
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_does_not_need_docstrings(name, monkeypatch, capsys):
+    """python -OO strips them."""
+    module = importlib.import_module(f"sgi.{name}")
+    purpose = module.__doc__.split()[0]
+    monkeypatch.setattr(module, "__doc__", None)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 0 and f"\n{purpose} " in capsys.readouterr().out
+
+
+def test_no_code_of_sgi_reads_a_docstring():
+    for path in (ROOT / "sgi").rglob("*.py"):
+        parts = ast.walk(ast.parse(path.read_text()))
+        assert "__doc__" not in {getattr(part, "id", "") for part in parts}, path
 
 
 def synthetic(lengths, ended=True):
@@ -269,19 +310,14 @@ def imported(folder, data_dir, *arguments):
     return recording.read("pong_dqn", data_dir=data_dir)
 
 
-def test_import_drops_padding_and_zeroes_nan_rewards(tmp_path):
+def test_import_drops_padding(tmp_path):
     play = list(synthetic([40, 7, 1, 900, 300]))
-    arrays = dopamine(tmp_path / "files", play)
-    rewards = arrays["reward"].copy()
-    rewards[10] = np.nan
-    dopamine(tmp_path / "files", play, reward=rewards)
+    dopamine(tmp_path / "files", play)
     found = imported(tmp_path / "files", tmp_path / "data")
     columns = Step(*zip(*play, strict=True))
     np.testing.assert_array_equal(found.frames, np.stack(columns.frame))
     np.testing.assert_array_equal(found.action, columns.action)
-    expected = np.array(columns.reward)
-    expected[10 - 3] = 0
-    np.testing.assert_array_equal(found.reward, expected)
+    np.testing.assert_array_equal(found.reward, columns.reward)
     np.testing.assert_array_equal(found.terminal, columns.terminal)
     np.testing.assert_array_equal(found.first, columns.first)
     assert found.ram is None
@@ -297,6 +333,35 @@ def test_checkpoints_of_either_naming_are_read_in_the_given_order(tmp_path):
     assert np.flatnonzero(found.first).tolist() == [0, 11, 31]
     with pytest.raises(InputError, match="checkpoint 25 .*checkpoints found: 1, 50"):
         imported(tmp_path / "files", tmp_path / "none", "--checkpoints", "25")
+
+
+@pytest.mark.parametrize("other", ["{}_{}.gz", "$store$_{}_{}.gz", "{}_ckpt.0{}.gz"])
+def test_two_spellings_of_a_file_are_refused_by_both_names(tmp_path, other):
+    files = tmp_path / "files"
+    dopamine(files, synthetic([20]))
+    dopamine(files, synthetic([20]), number=2)
+    (files / other.format("reward", 1)).write_bytes(
+        (files / "$store$_reward_ckpt.2.gz").read_bytes()
+    )
+    with pytest.raises(
+        InputError, match="2 files of the reward of checkpoint 1: "
+    ) as e:
+        imported(files, tmp_path / "data")
+    assert other.format("reward", 1) in str(e.value)
+    assert "$store$_reward_ckpt.1.gz" in str(e.value)
+    assert not (tmp_path / "data").exists()
+    imported(files, tmp_path / "data", "--checkpoints", 2)  # whose files are unique
+
+
+def test_a_file_is_imported_only_once(tmp_path):
+    dopamine(tmp_path / "files", synthetic([20]))
+    (tmp_path / "link").symlink_to(tmp_path / "files")
+    flags = "--game", "pong", "--data_dir", tmp_path / "data", "--import"
+    for again in (tmp_path / "files", tmp_path / "link"):
+        with pytest.raises(InputError, match=r"ckpt.1.gz twice; name each file once"):
+            run(*flags, tmp_path / "files", again)
+    with pytest.raises(InputError, match="twice"):
+        run(*flags, tmp_path / "files", "--checkpoints", "1,1")
 
 
 def test_runs_in_several_folders_are_imported_in_turn(tmp_path):
@@ -380,7 +445,6 @@ def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path, damage, kind):
     ("replaced", "message"),
     [
         ({"action": np.zeros(23, np.int64)}, r"it holds int64\[23\], not <i4\[23\]"),
-        ({"action": np.full(23, 7, np.int32)}, "action 7, but the game has 6"),
         ({"reward": np.zeros(22, np.float32)}, "has 22 rows, but .* has 23"),
         ({"observation": np.zeros((23, 80, 84), np.uint8)}, r"\[23, 80, 84\], not"),
         ({"observation": np.zeros((22, 84, 84), np.uint8)}, r"\[22, 84, 84\], not"),
@@ -391,6 +455,73 @@ def test_files_with_inconsistent_arrays_are_refused(tmp_path, replaced, message)
     dopamine(tmp_path / "files", synthetic([20]), **replaced)
     with pytest.raises(InputError, match=message):
         imported(tmp_path / "files", tmp_path / "data")
+
+
+def one(value, dtype, at=11):
+    column = np.zeros(23, dtype)
+    column[at] = value
+    return column
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [
+        *(("reward", one(r, np.float32)) for r in (np.nan, np.inf, -np.inf, 3e9)),
+        *(("action", one(a, np.int32)) for a in (6, -1)),
+        ("terminal", one(2, np.uint8)),
+    ],
+)
+def test_an_impossible_value_is_refused_by_file_and_step(tmp_path, kind, column):
+    """Also within padding; nothing is written, least of all Infinity or a 0."""
+    dopamine(tmp_path / "files", synthetic([20]), **{kind: column})
+    where = rf"{kind}_ckpt.1.gz holds {kind} {column[11]} at step 11 "
+    with pytest.raises(InputError, match=where):
+        imported(tmp_path / "files", tmp_path / "data")
+    assert not list((tmp_path / "data").glob("*"))
+
+
+def test_the_largest_possible_reward_is_imported(tmp_path):
+    reward = one(-(2.0**30), np.float32)
+    dopamine(tmp_path / "files", synthetic([20]), reward=reward)
+    assert imported(tmp_path / "files", tmp_path / "data").reward[8] == -(2**30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reward": np.inf}, "step 300 has reward inf"),
+        ({"reward": np.nan}, "step 300 has reward nan"),
+        ({"reward": 2**31}, "step 300 has reward 2147483648"),
+        ({"action": 6}, "step 300 has action 6, which a game of 6 actions"),
+        ({"action": -1}, "step 300 has action -1"),
+    ],
+)
+def test_a_step_that_no_game_gives_is_not_recorded(tmp_path, changes, words):
+    steps = list(synthetic([400]))
+    steps[300] = steps[300]._replace(**changes)
+    about = {"source": "", "licence": "", "provenance": {"actions": ["NOOP"] * 6}}
+    with pytest.raises(InputError, match=words):
+        recording.write(tmp_path / "x", steps, 400, **about)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("column", [{"reward": np.nan}, {"action": 4}])
+def test_a_damaged_recording_is_refused_when_read(breakout, monkeypatch, column):
+    """As if a record on disk held such a value."""
+    read = recording.ArrayRecord.__getitem__
+
+    def damaged(source, index):
+        record = dict(read(source, index))
+        for name, value in column.items():
+            record[name] = record[name].copy()
+            record[name][-1] = value
+        return record
+
+    monkeypatch.setattr(recording.ArrayRecord, "__getitem__", damaged)
+    with pytest.raises(
+        InputError, match="damaged .*a reward or an action that no game"
+    ):
+        recording.read("breakout_random", data_dir=breakout)
 
 
 def test_a_pickle_in_a_dqn_file_is_not_loaded(tmp_path):

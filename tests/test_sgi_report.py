@@ -1,7 +1,9 @@
 """Reports and films of fine-tuned runs show the results and note what is missing."""
 
+import dataclasses
 import functools
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -24,12 +26,13 @@ from sgi.encoders import Nature
 from sgi.heads import support
 from sgi.network import Network
 from sgi.playing import Uniform
-from sgi.reporting.figures import learning_curve
+from sgi.reporting.figures import learning_curve, profiles
 from sgi.reporting.methods import labels, methods_of
 from sgi.reporting.notes import notes_on
 from sgi.reporting.page import aggregates, html_page
 from sgi.reporting.read import read
-from sgi.reporting.tables import score_columns
+from sgi.reporting.seeds import pooled
+from sgi.reporting.tables import improvement, score_columns, summary
 from sgi.scores import GAMES, human_normalised
 
 STEPS = 1000
@@ -183,7 +186,7 @@ def test_the_sgi_page_is_complete_and_needs_no_network(tmp_path):
     text = re.sub(r"base64,[^\"]*", "", page)
     assert not re.search(r"https?:|//\w|<script|<link|@import|url\(", text)
     sources = re.findall(r'src="([^"]{30})', page)
-    assert len(sources) == 1 + 2 + 1  # aggregates, two games, loss
+    assert len(sources) == 2 + 2 + 1  # aggregates, profiles, two games, loss
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert str(tmp_path) not in page
     words = " ".join(text.split())
@@ -223,7 +226,7 @@ def test_one_seed_has_no_interval(tmp_path):
         columns["score"](runs[0]) == "3.0" and columns["95% interval"](runs[0]) == "–"
     )
     assert "(" not in re.search(r"<td>from scratch</td>.*", aggregates(runs))[0]
-    assert notes_on(runs) == ["a has one seed, so its score has no interval"]
+    assert notes_on(runs) == ["a is one run: no interval over seeds"]
 
 
 def test_a_game_outside_the_table_has_raw_scores_only(tmp_path):
@@ -244,6 +247,107 @@ def test_seeds_of_several_runs_are_merged(tmp_path):
     change(paths[1], seeds=[2, 3])
     (method,) = methods_of(read(paths))
     assert method.scores.shape == (4, 1)
+
+
+def single(folder, name, seed, mean, **changes):
+    """A run of one seed."""
+    path = make_run(folder / name, means=(mean,), seed=seed, **changes)
+    change(path, seeds=[seed])
+    change(path, step=0, seeds=[seed])
+    lines = (
+        (path / "episodes.jsonl").read_text().replace('"seed": 0', f'"seed": {seed}')
+    )
+    (path / "episodes.jsonl").write_text(lines)
+    return path
+
+
+def test_runs_that_differ_only_in_their_seed_share_a_row(tmp_path, monkeypatch):
+    """Mean and interval are those of one run with these seeds."""
+    means = {"a": -5.0, "b": 5.0, "c": 12.0, "d": 3.0}
+    apart = [
+        single(tmp_path, name, seed, mean)
+        for seed, (name, mean) in enumerate(means.items())
+    ]
+    rows = (
+        pooled(read(apart)),
+        read([make_run(tmp_path / "all", means=[*means.values()])]),
+    )
+    cells, expected = (
+        [column(row) for column in score_columns([row]).values()] for (row,) in rows
+    )
+    assert cells[2] == "a, b and 2 more" and cells[4] == "4"
+    assert cells[3:] == expected[3:] and " to " in cells[6]
+    steps, curve = learning_curve(rows[0][0])
+    assert curve.shape == (4, len(steps))
+
+    runs = read(apart)
+    assert notes_on(runs) == []
+    assert summary(runs).count("from scratch") == 1
+    monkeypatch.setattr("sgi.reporting.page.picture", lambda figure, description: "")
+    assert re.search(r">a, b and 2 more<.*>4<.*>3.8<", html_page(runs))
+
+
+def test_only_comparable_runs_of_a_config_share_a_row(tmp_path):
+    """A repeated seed, another config, step or protocol keeps runs apart."""
+    first = single(tmp_path, "first", 0, 1.0)
+    others = {
+        "seed": single(tmp_path, "seed", 0, 2.0),
+        "config": single(tmp_path, "config", 1, 2.0, n_step=3),
+        "start": single(tmp_path, "start", 2, 2.0, init_from="runs/a"),
+        "game": single(tmp_path, "game", 1, 2.0, game="freeway"),
+        "protocol": single(tmp_path, "protocol", 1, 2.0),
+        "step": single(tmp_path, "step", 1, 2.0),
+        "none": single(tmp_path, "none", 1, 2.0),
+    }
+    change(others["protocol"], epsilon=0.5)
+    (others["step"] / "eval/1000.json").rename(others["step"] / "eval/900.json")
+    (others["none"] / "eval/1000.json").unlink()
+    for name, other in others.items():
+        assert len(pooled(read([first, other]))) == 2, name
+    # A setting that changes no number may differ.
+    free = single(tmp_path, "free", 1, 2.0, keep=7)
+    assert len(pooled(read([first, free]))) == 1
+    runs = read([others["start"], single(tmp_path, "x", 3, 2.0, init_from="runs/b")])
+    note = (
+        "pre-trained pool runs of pong that start from different runs: runs/a, runs/b"
+    )
+    assert any(note in line for line in notes_on(runs))
+
+
+def test_two_methods_have_a_probability_of_improvement(tmp_path, monkeypatch):
+    """Games are matched by name, whatever their order in the two methods."""
+    runs = read(two_methods(tmp_path))
+    scratch, pretrained = methods_of(runs)
+    turned = dataclasses.replace(
+        pretrained, games=pretrained.games[::-1], scores=pretrained.scores[:, ::-1]
+    )
+    # Freeway: all 4 pairs are won. Pong: only 5 > 0 of (-5, 5) against (0, 10).
+    for other in (pretrained, turned):
+        _, (row,) = improvement([scratch, other])
+        assert row[:3] == ["P(pre-trained > from scratch)", "2", "0.625"]
+        assert re.fullmatch(r"0\.\d+ to (0|1)\.\d+", row[3])
+    monkeypatch.setattr("sgi.reporting.page.picture", lambda figure, description: "")
+    assert "P(pre-trained &gt; from scratch)" in aggregates(runs)
+    assert re.search(r"P\(pre-trained > from scratch\) +2 +0\.625 ", summary(runs))
+    assert improvement([scratch]) is improvement([scratch] * 3) is None
+    fewer = dataclasses.replace(
+        pretrained, games=pretrained.games[:1], scores=pretrained.scores[:, :1]
+    )
+    assert improvement([scratch, fewer]) is None
+    single_seed = dataclasses.replace(scratch, scores=scratch.scores[:1])
+    assert improvement([single_seed, pretrained])[1][0][3] == "–"
+
+
+def test_a_profile_is_drawn_for_each_method(tmp_path):
+    compared = methods_of(read(two_methods(tmp_path)))
+    (axes,) = profiles(compared, {}).axes
+    assert len(axes.lines) == len(axes.collections) == 2
+    for line, method in zip(axes.lines, compared, strict=True):
+        for threshold, share in zip(*line.get_data(), strict=True):
+            assert share == pytest.approx(np.mean(method.scores > threshold))
+    alone = dataclasses.replace(compared[0], scores=compared[0].scores[:1])
+    (axes,) = profiles([alone], {}).axes
+    assert len(axes.lines) == 1 and not axes.collections, "one seed has no band"
 
 
 def test_keys_that_distinguish_methods_are_named(tmp_path):
@@ -330,6 +434,12 @@ def test_an_agent_without_evaluations_is_shown(tmp_path, monkeypatch):
                 run / "episodes.jsonl", [{"step": 1, "seed": [1], "score": 1}]
             ),
             "unhashable",
+        ),
+        (
+            lambda run: write_lines(
+                run / "episodes.jsonl", [{"step": 1, "seed": 0, "score": math.inf}]
+            ),
+            "a score is not finite",
         ),
         (
             lambda run: change(run, scores=[[1]] * 1001, seeds=[*range(1001)]),

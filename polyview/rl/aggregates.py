@@ -5,7 +5,7 @@ al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
 their library rliable. Scores are normalised so that 1 is the target level.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -44,6 +44,35 @@ AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def profile(scores: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The share of runs above each threshold: a performance profile.
+
+    scores float[..., runs, tasks], thresholds float[k] -> float[..., k]: the mean over
+    tasks and runs of [score > threshold] (Agarwal et al. 2021, score distributions). It
+    falls from 1 to 0; for scores of 0 or more, the area below it is their mean.
+    """
+    shares = [(scores > threshold).mean(axis=(-2, -1)) for threshold in thresholds]
+    return np.stack(shares, axis=-1)
+
+
+def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The probability that a run of ours scores higher than one of theirs, P(X > Y).
+
+    ours float[..., n, tasks], theirs float[..., k, tasks] -> float[...]: the mean over
+    tasks of the Mann-Whitney statistic, the share of the n k pairs of runs of a task
+    with X > Y, where X = Y counts a half (Agarwal et al. 2021). 1/2 if both are equally
+    good, however large the differences are. Raises ValueError for other tasks.
+    """
+    if ours.shape[-1] != theirs.shape[-1]:
+        raise ValueError(f"{ours.shape[-1]} tasks against {theirs.shape[-1]}")
+    won = np.zeros(np.broadcast_shapes(ours.shape[:-2], theirs.shape[:-2]))
+    runs = theirs.shape[-2]
+    for number in range(runs):  # all pairs at once could take gigabytes
+        other = theirs[..., number : number + 1, :]
+        won += ((ours > other) + 0.5 * (ours == other)).mean(axis=(-2, -1))
+    return won / runs
+
+
 def interval(
     scores: np.ndarray,
     statistic: Callable[[np.ndarray], np.ndarray],
@@ -58,14 +87,44 @@ def interval(
     statistic: float[repetitions, runs, tasks] -> float[repetitions, ...]. Returns None
     for a single run, which has no spread.
     """
-    runs = len(scores)
-    if runs < 2:
+    if len(scores) < 2:
         return None
     rng = np.random.default_rng(seed)
-    draws = rng.integers(runs, size=(repetitions, *scores.shape))
-    resampled = np.take_along_axis(scores[None], draws, axis=1)
+    return _ends(statistic(_resampled(scores, repetitions, rng)), level)
+
+
+def improvement_interval(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    *,
+    level: float = 0.95,
+    repetitions: int = 5000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ends of a stratified bootstrap interval of `probability_of_improvement`.
+
+    As `interval`, with the runs of both resampled: float[n, tasks] and float[k, tasks].
+    Returns None if either is a single run.
+    """
+    if min(len(ours), len(theirs)) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    both = (_resampled(scores, repetitions, rng) for scores in (ours, theirs))
+    return _ends(probability_of_improvement(*both), level)
+
+
+def _resampled(
+    scores: np.ndarray, repetitions: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw runs with replacement within each task: float[repetitions, runs, tasks]."""
+    draws = rng.integers(len(scores), size=(repetitions, *scores.shape))
+    return np.take_along_axis(scores[None], draws, axis=1)
+
+
+def _ends(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the middle `level` of values[repetitions, ...]."""
     tail = 50 * (1 - level)
-    low, high = np.percentile(statistic(resampled), [tail, 100 - tail], axis=0)
+    low, high = np.percentile(values, [tail, 100 - tail], axis=0)
     return low, high
 
 

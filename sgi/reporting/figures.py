@@ -1,4 +1,4 @@
-"""Learning curves, and aggregates with their intervals."""
+"""Learning curves, aggregates with their intervals, performance profiles."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from polyview import drawing
 from polyview.errors import InputError
 from polyview.reporting.read import naming_the_run
-from polyview.rl.aggregates import AGGREGATES, interval
+from polyview.rl.aggregates import AGGREGATES, interval, profile
 from sgi.reporting.methods import Method, labels
 from sgi.reporting.read import Run, over_seeds, seed_means
+from sgi.reporting.seeds import pooled
 from sgi.scores import GAMES
 
 WINDOW = 10  # finished games averaged in a point of a learning curve
@@ -23,9 +24,10 @@ POINTS = 100  # points of a learning curve
 @naming_the_run
 def curves_alone(runs: Sequence[Run]) -> bytes:
     """Return the learning curves as a PNG file. Raises InputError if there are none."""
-    if not (games := drawable(runs)):
+    rows = pooled(runs)
+    if not (games := drawable(rows)):
         raise InputError("there is no curve to draw: no seed has finished a game yet")
-    return drawing.png(curves(runs, games))
+    return drawing.png(curves(rows, games))
 
 
 @drawing.styled
@@ -48,6 +50,35 @@ def intervals(compared: Sequence[Method], colors: Mapping[str, str]) -> Figure:
         axes.set_yticks(range(len(compared)), [method.label for method in compared])
         axes.margins(y=0.12)
     panels[0].invert_yaxis()
+    return figure
+
+
+@drawing.styled
+def profiles(compared: Sequence[Method], colors: Mapping[str, str]) -> Figure:
+    """Draw each method's performance profile, with a band if it has several seeds."""
+    figure, axes = drawing.one_axes(3.4)
+    highest = max(float(m.scores.max()) for m in compared if m.scores is not None)
+    thresholds = np.linspace(0, max(highest, 1), POINTS)
+    ends = []
+    for method in compared:
+        assert method.scores is not None  # only such methods are compared
+        color = colors.get(method.label, drawing.QUIET)
+        shares = profile(method.scores, thresholds)
+        axes.plot(thresholds, shares, color=color, drawstyle="steps-post")
+        band = interval(
+            method.scores, lambda s: profile(s, thresholds), repetitions=1000
+        )
+        if band is not None:
+            axes.fill_between(
+                thresholds, *band, color=color, alpha=0.18, linewidth=0, step="post"
+            )
+        ends.append((float(shares[-1]), float(thresholds[-1]), method.label, color))
+    axes.set_xlabel("human-normalised score")
+    axes.set_ylabel("share of runs above")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(axis="y")
+    axes.margins(x=0.02)
+    drawing.name_ends(axes, ends)
     return figure
 
 

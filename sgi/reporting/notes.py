@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from polyview.reporting.tables import different_protocols
 from sgi.reporting.methods import kind, labels, methods_of
-from sgi.reporting.read import Run
+from sgi.reporting.read import PROTOCOL_KEYS, Run
+from sgi.reporting.seeds import pooled
 from sgi.scores import GAMES, PROTOCOL
 
 
@@ -19,17 +20,28 @@ def notes_on(runs: Sequence[Run]) -> list[str]:
     for method in compared:
         if method.obstacle:
             notes.append(f"no aggregate of {method.label}: {method.obstacle}")
+    starts: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        where = named[run.name], run.game
+        starts.setdefault(where, set()).add(str(run.config.get("init_from")))
+    for (label, game), donors in starts.items():
+        if len(donors) > 1:
+            notes.append(
+                f"aggregates of {label} pool runs of {game} that start from different "
+                f"runs: {', '.join(sorted(donors))}"
+            )
     if len({m.games for m in compared if m.scores is not None}) > 1:
         notes.append("the aggregates are over different games, so do not compare them")
     notes += different_protocols(
-        {key: last.get(key) for key in ("protocol", "epsilon", "episodes", "cap")}
+        {key: last.get(key) for key in PROTOCOL_KEYS}
         for last in (run.result for run in runs)
         if last
     )
-    for run in runs:
-        if other := _other_than_published(run):
+    rows = pooled(runs)
+    for row in rows:
+        if other := _other_than_published(row):
             notes.append(
-                f"{run.name} differs from the published protocol ({', '.join(other)}): "
+                f"{row.name} differs from the published protocol ({', '.join(other)}): "
                 "do not compare its HNS with published scores"
             )
     for run in runs:
@@ -43,8 +55,9 @@ def notes_on(runs: Sequence[Run]) -> list[str]:
                 f"{run.name} is evaluated at step {run.evaluated:,}, but trained to "
                 f"{trained:,}"
             )
-        if run.scores is not None and len(run.scores) == 1:
-            notes.append(f"{run.name} has one seed, so its score has no interval")
+    for row in rows:
+        if row.scores is not None and len(row.scores) == 1:
+            notes.append(f"{row.name} is one run: no interval over seeds")
     return list(dict.fromkeys(notes))
 
 

@@ -13,6 +13,8 @@ from polyview.reporting.read import read as read_any
 from polyview.runs import metrics
 from sgi.scores import GAMES, human_normalised
 
+# Keys of a result that must agree for scores to be comparable.
+PROTOCOL_KEYS = ("protocol", "epsilon", "episodes", "cap")
 _MOST_SEEDS = 1000  # per run; an interval draws 5,000 times as many
 
 
@@ -82,6 +84,8 @@ def _check(run: Run) -> None:
         _check_count(len(means))
     if not all({"seed", "score"} <= line.keys() for line in run.episodes):
         raise InputError(f"{run.path}/episodes.jsonl: a line has no seed or no score")
+    if not np.isfinite([float(line["score"]) for line in run.episodes]).all():
+        raise InputError(f"{run.path}/episodes.jsonl: a score is not finite")
     _check_count(len({line["seed"] for line in run.episodes}))
 
 

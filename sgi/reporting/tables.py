@@ -1,4 +1,4 @@
-"""Tables: scores, one run per row; published ones; aggregates over games."""
+"""Tables: scores, a row for all seeds; published ones; aggregates over games."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -7,10 +7,16 @@ import numpy as np
 
 from polyview.reporting.read import naming_the_run
 from polyview.reporting.tables import aligned, number
-from polyview.rl.aggregates import AGGREGATES, interval
-from sgi.reporting.methods import Method, labels
+from polyview.rl.aggregates import (
+    AGGREGATES,
+    improvement_interval,
+    interval,
+    probability_of_improvement,
+)
+from sgi.reporting.methods import Method, labels, methods_of
 from sgi.reporting.notes import notes_on
 from sgi.reporting.read import Run, over_seeds, seed_means
+from sgi.reporting.seeds import pooled
 from sgi.scores import GAMES, PUBLISHED
 
 TEXT_COLUMNS = 3  # the first columns; the others are numbers
@@ -18,15 +24,21 @@ TEXT_COLUMNS = 3  # the first columns; the others are numbers
 
 @naming_the_run
 def summary(runs: Sequence[Run]) -> str:
-    """Return the table of scores and the notes as plain text."""
-    columns = score_columns(runs)
-    body = [[column(run) for column in columns.values()] for run in runs]
-    table = aligned(list(columns), body, TEXT_COLUMNS)
-    return "\n".join([table, *(f"note: {note}" for note in notes_on(runs))])
+    """Return the tables and the notes as plain text."""
+    rows = pooled(runs)
+    columns = score_columns(rows)
+    body = [[column(run) for column in columns.values()] for run in rows]
+    parts = [aligned(list(columns), body, TEXT_COLUMNS)]
+    if compared := improvement(methods_of(runs)):
+        parts += ["", aligned(*compared, 1)]
+    return "\n".join([*parts, *(f"note: {note}" for note in notes_on(runs))])
 
 
 def score_columns(runs: Sequence[Run]) -> dict[str, Callable[[Run], str]]:
-    """Return the columns of the table of scores; the first ones are text."""
+    """Return the columns of the table of scores; the first ones are text.
+
+    runs: one a row, as `pooled` returns them.
+    """
     method = labels(runs)
     columns = {
         "game": lambda run: run.game,
@@ -93,3 +105,23 @@ def aggregate_scores(
             known = [missing, f"{median:.3f}", f"{mean:.3f}", missing]
             body.append([f"{name}, published*", str(len(GAMES)), missing, *known])
     return ["method", "games", "seeds", *AGGREGATES], body
+
+
+def improvement(
+    methods: Sequence[Method],
+) -> tuple[list[str], list[list[str]]] | None:
+    """Return head and row of the probability that a method improves on another.
+
+    Returns None unless exactly two methods have scores, both on the same games.
+    """
+    scored = [(m, m.scores) for m in methods if m.scores is not None]
+    if len(scored) != 2 or set(scored[0][0].games) != set(scored[1][0].games):
+        return None
+    (one, theirs), (other, ours) = scored
+    ours = ours[:, [other.games.index(game) for game in one.games]]
+    ends = improvement_interval(ours, theirs)
+    shown = number(None, "") if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    chance = f"{probability_of_improvement(ours, theirs):.3f}"
+    head = ["improvement", "games", "probability", "95% interval"]
+    row = [f"P({other.label} > {one.label})", str(len(one.games)), chance, shown]
+    return head, [row]
