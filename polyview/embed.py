@@ -2,11 +2,14 @@
 
     python -m polyview.embed --run runs/a --input fashion_mnist:test --output x.npz
     python -m polyview.embed --run runs/a --input photos/ --output x.parquet
+    python -m polyview.embed --run runs/a --input config.source --output x.npz
 
 Images get the views of the run's evaluation: whole and central. `id` is the file's path
 below the folder or the row number, `embedding` is float32[n, d], `label` is present if
-the data have labels, and `about` gives the run, step, views and classes. Unreadable
-files have no row. After an interruption the same command resumes.
+the data have labels, `label_name` if their classes have names, and `about` gives the
+run, step, views and classes. Unreadable files have no row. With several modalities,
+`embedding_NAME` is NaN where `present_NAME` is False. After an interruption the same
+command resumes.
 """
 
 from pathlib import Path
@@ -26,9 +29,10 @@ def main() -> None:
     cli.add_checkpoint(parser)
     parser.add_argument(
         "--input",
-        metavar="FOLDER|NAME[:SPLIT]",
+        metavar="FOLDER|NAME[:SPLIT]|config.KEY",
         required=True,
-        help="folder of images, or prepared data set (default split: test)",
+        help="folder of images, prepared data set (default split: test), or the source "
+        "at a key of the run's config, as config.evaluations.frozen.test",
     )
     parser.add_argument(
         "--output", metavar="FILE.npz|FILE.parquet", required=True, type=Path
@@ -39,7 +43,12 @@ def main() -> None:
         default="h",
         help="the representation (h), or the projection that the loss compares (z)",
     )
-    parser.add_argument("--modality", help="if the model has several")
+    parser.add_argument(
+        "--modality",
+        metavar="NAME",
+        nargs="+",
+        help="one, or several for a column each",
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="global batch size")
     cli.add_distributed(parser)
     flags = parser.parse_args()

@@ -29,8 +29,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--input",
-        metavar="FOLDER|NAME[:SPLIT]",
-        help="images to compare features on (default: the evaluation's test split)",
+        metavar="FOLDER|NAME[:SPLIT]|config.KEY",
+        help="rows to compare features on (default: the evaluation's test split)",
     )
     parser.add_argument("--modality", help="if the model has several")
     flags = parser.parse_args()

@@ -4,9 +4,11 @@
         --config configs/polyview_imagenet.py:encoder=resnet50 --workdir runs/theirs
 
 Reads ResNets and ViTs with the array names of torchvision or timm, and files of
-`polyview.export`; a classifier in the file is ignored. The config gives the encoder's
-architecture and how images are normalised and evaluated. The run has one checkpoint, of
-step 0; its projector is untrained. Only safetensors are read: a pickle can run code.
+`polyview.export`, also below a common prefix of names. The summary names what is left
+out, as a classifier. The config gives the encoder's architecture and how images are
+normalised and evaluated; learned positions are resized to its image size. The run has
+one checkpoint, of step 0; its projector is untrained. Only safetensors are read: a
+pickle can run code.
 """
 
 from pathlib import Path
@@ -32,6 +34,21 @@ def main() -> None:
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]", required=True)
     parser.add_argument("--workdir", metavar="DIR", required=True, type=Path)
     parser.add_argument("--modality", default="image", help="(default: image)")
+    parser.add_argument(
+        "--prefix",
+        metavar="NAME",
+        default="",
+        help="start of the encoder's names, if the file holds several encoders, as "
+        "module.encoder_q",
+    )
+    parser.add_argument(
+        "--leave",
+        metavar="PATTERN",
+        nargs="+",
+        default=[],
+        help="names to leave out, as 'embedding_net.*'; classifiers, heads and queues "
+        "are left out anyway",
+    )
     flags, rest = parser.parse_known_args()
     overrides = parse_flags(rest, known=vars(flags))
     if not flags.weights.is_file():
@@ -42,7 +59,15 @@ def main() -> None:
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.importing import import_weights
 
-    print(import_weights(flags.weights, config, flags.workdir, flags.modality))
+    line = import_weights(
+        flags.weights,
+        config,
+        flags.workdir,
+        flags.modality,
+        prefix=flags.prefix,
+        leave=flags.leave,
+    )
+    print(line)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from test_weights import adopted, made, state_of, vit, written
 
 from polyview.config.text import from_json, to_json
 from polyview.errors import InputError
+from polyview.runs import init
 from polyview.runs.evaluating import Asked, evaluate
 from polyview.runs.exporting import in_float32
 from polyview.runs.init import Entry, entries_of, lay_over
-from polyview.runs.load import load
+from polyview.runs.load import load, with_arrays
+from polyview.runs.positions import resized
 from polyview.runs.weights import keep_fixed, read_fixed
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -133,6 +136,61 @@ def test_unused_arrays_are_an_error_unless_allowed(tmp_path):
     np.testing.assert_array_equal(allowed.parts[0]["a"]["w"], ones)
     assert allowed.parts[0]["a"]["sigma"] is leaf
     assert allowed.fresh == ["a.sigma"]
+
+
+def test_positions_of_a_run_are_resized_and_kept_with_the_new_run(digits, tmp_path):
+    """A frozen encoder with resized positions is no longer the donor's file."""
+    small = vit(digits("views=2"))
+    donor = written(small, tmp_path / "donor")
+    large = vit(digits("views=2"), image=12)
+    large.model.towers.image.frozen = True
+    at = "towers.image.encoder"
+    model = made(to_json(large))
+    kept = {n.removeprefix(f"{at}."): a for n, a in load(donor).arrays.items()}
+    file = tmp_path / "ours.safetensors"
+    names = {f"net.{n}": np.asarray(a) for n, a in kept.items() if "project" not in n}
+    save_file(names, file)
+    for source in (donor, file):
+        laid = lay_over([Entry(at, str(source), at)], model.module, model.parts[1:])
+        assert "positions 2 x 2 -> 3 x 3, bicubic" in f"{laid}"
+        found = laid.parts[2]["towers"]["image"]["encoder"]["position"]
+        expected = resized(np.asarray(kept["position"]), 10, 1)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert laid.referenced == []
+    # At the same size the file is named by its digest, with the prefix of its names.
+    small.model.towers.image.frozen = True
+    model = made(to_json(small))
+    laid = lay_over([Entry(at, str(file), at)], model.module, model.parts[1:])
+    assert [entry["from"] for entry in laid.referenced] == ["net"]
+    record = keep_fixed(tmp_path / "run", laid.parts[2], laid.referenced, "a file")
+    again = read_fixed(tmp_path / "run", record, model.parts.fixed, [file])
+    jax.tree.map(np.testing.assert_array_equal, again, laid.parts[2])
+
+
+def test_a_run_that_is_not_finite_is_refused_as_donor(donor, digits, monkeypatch):
+    """By the array's name, in the first of its many numbers that is not."""
+    name = "towers.image.encoder.conv.kernel"
+    broken = load(donor)
+    kernel = broken.arrays[name].at[0, 0, 0, 1].set(np.nan)
+    monkeypatch.setattr(
+        init, "load", lambda *_, **__: with_arrays(broken, {name: kernel})
+    )
+    model = made(to_json(digits("views=2")))
+    entry = Entry("towers.image.encoder", str(donor), "towers.image.encoder")
+    with pytest.raises(InputError, match=f"{name} of .* is not finite: 1 of"):
+        lay_over([entry], model.module, model.parts[1:])
+
+
+def test_an_array_of_a_library_may_start_fresh(digits, tmp_path):
+    config, file = digits("views=2"), tmp_path / "x.safetensors"
+    ours, theirs = state_of(config, "timm")
+    kernel = theirs.pop("conv1.weight")
+    at = "towers.image.encoder"
+    for given in (theirs, theirs | {"conv1.weight": kernel}):
+        save_file({f"net.{name}": array for name, array in given.items()}, file)
+        laid, arrays = adopted(config, file, fresh=(f"{at}.conv.kernel",))
+        assert arrays.keys() == ours.keys() - {"conv.kernel"}
+        assert f"{at}.conv.kernel" in laid.fresh
 
 
 def test_init_from_means_the_encoder_of_each_tower(digits):

@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_weights import vit, written
 
 from polyview.config.file import load_config
 from polyview.config.text import dotted, to_json
 from polyview.errors import InputError
 from polyview.runs import checkpoint
+from polyview.runs.checksum import flatten
 from polyview.runs.load import load
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -143,6 +145,27 @@ def test_a_different_encoder_is_refused_by_name(digits, tmp_path):
     config.model.towers.image.encoder.widths = (8,)
     with pytest.raises(InputError, match=r"kernel of .* has shape \(3, 3, 4, 4\), but"):
         train(Trainer(config), tmp_path / "probe")
+
+
+@pytest.mark.parametrize("name", ["probe", "finetune"])
+def test_images_of_another_size_get_resized_positions(name, digits, tmp_path):
+    """Learned positions alone differ; sizes that do not belong together are refused."""
+    donor = written(vit(digits("views=2")), tmp_path / "donor")
+    keys = ["views.augment.size", "evaluations.accuracy.views.augment.size"]
+    larger = {"model.towers.image.encoder.image": 12} | dict.fromkeys(keys, 12)
+    trainer = Trainer(classifier(name, donor, **larger))
+    trainer.check(tmp_path / "new")
+    assert "positions 2 x 2 -> 3 x 3, bicubic" in str(trainer.laid_over)
+    before = encoder_of(donor)
+    after = {n: a for p in trainer.laid_over.parts for n, a in flatten(p).items()}
+    position = "towers.image.encoder.position"
+    assert before.pop(position).shape == (1, 5, 16)
+    assert after.pop(position).shape == (1, 10, 16)
+    for path, array in before.items():
+        np.testing.assert_array_equal(after[path], array, err_msg=path)
+    del larger["views.augment.size"]
+    with pytest.raises(InputError, match=r"images are \(8, 8\), not 12 a side"):
+        Trainer(classifier(name, donor, **larger)).check(tmp_path / "new")
 
 
 def test_an_encoder_is_loaded_and_applied_in_three_lines(digits, tmp_path):

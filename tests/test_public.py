@@ -121,10 +121,14 @@ def test_arrays_a_source_and_a_prepared_name_are_those_of_the_evaluation(
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (np.zeros((3, 8, 8, 1), np.float32), r"uint8 or encoded bytes, not float32"),
-        (np.zeros((8, 8, 1), np.uint8), r"an image is \[h, w, c\], not \[8, 1\]"),
+        (np.full((3, 8, 8, 1), 99, np.float32), r"float32 has values 99 .. 99, outs"),
+        # One image without an axis of rows is not eight of [8, 1] pixels.
+        (np.zeros((8, 8, 1), np.uint8), r"4 axes .*'image', not \(8, 8, 1\).*x\[None"),
+        (np.zeros((5, 8, 8), np.uint8), r"grey images \[n, h, w\] are x\[..., None\]"),
+        (Image.new("L", (8, 8)), r"one image is a list of one: \[image\]"),
+        (b"an image", r"one image is a list of one: \[image\]"),
         (np.zeros((2, 8, 8, 3), np.uint8), "3 channels, but in_channels=1"),
-        (np.zeros(8, np.uint8), "a row a sample"),
+        (np.zeros(8, np.uint8), r"a row a sample.*one is x\[None\]"),
         (np.zeros((0, 8, 8, 1), np.uint8), "no rows"),
         ([], "no rows"),
         ([b"no image"], "row 0: .*not an image"),

@@ -1,9 +1,12 @@
 """Encoders exported to or imported from other libraries keep their features."""
 
+import dataclasses
+import functools
 import json
 import pickle
 from pathlib import Path
 
+import cv2
 import jax
 import ml_collections
 import numpy as np
@@ -13,12 +16,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from polyview import export
+from polyview.config import parts
 from polyview.config.file import load_config
-from polyview.config.text import to_json
+from polyview.config.text import from_json, to_json
+from polyview.data.sources.memory import InMemory
 from polyview.errors import InputError
-from polyview.runs import exporting, torch_names
+from polyview.model import Parts
+from polyview.runs import exporting, positions, torch_names
 from polyview.runs.checkpoint import Checkpoints
+from polyview.runs.checksum import flatten
 from polyview.runs.importing import import_weights
+from polyview.runs.init import Entry, lay_over
 from polyview.runs.load import encoder_of, load, shapes_of
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +43,7 @@ def run(digits, tmp_path) -> Path:
 def written(config, folder: Path) -> Path:
     """A run with one checkpoint of random arrays, at step 4."""
     random = np.random.default_rng(0)
-    model = shapes_of(config)
+    model = made(to_json(config))
 
     def array(x):  # kernels scaled by fan-in, vectors around one
         kernel = len(x.shape) > 1
@@ -44,9 +52,10 @@ def written(config, folder: Path) -> Path:
             (not kernel) + size * random.normal(size=x.shape), x.dtype
         )
 
-    parts = {"params": model.parts.params, "statistics": model.parts.statistics}
+    state = {"params": model.parts.params, "statistics": model.parts.statistics}
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(4, jax.tree.map(array, parts), to_json(config))
+        checkpoints.save(4, jax.tree.map(array, state), to_json(config))
+    (folder / "config.json").write_text(to_json(config))
     return folder
 
 
@@ -141,44 +150,290 @@ def test_invalid_weight_files_are_refused_by_name(digits, run, tmp_path, monkeyp
     assert not Path("trapped").exists() and not Path("new").exists()
 
 
-def test_a_common_prefix_of_names_is_reported(digits, run, tmp_path):
-    module = load(run).module.towers["image"].encoder
-    arrays = {n: np.asarray(a) for n, a in encoder_of(load(run), "image").items()}
-    theirs = torch_names.to_theirs(module, arrays, "timm")
-    query = {f"module.encoder_q.{name}": array for name, array in theirs.items()}
-    query |= {"module.encoder_k.conv1.weight": theirs["conv1.weight"]}
-    save_file(query, tmp_path / "moco.safetensors")
-    for prefix in ("backbone.", "module."):
-        named = {prefix + name: array for name, array in theirs.items()}
-        save_file(named, tmp_path / f"{prefix}safetensors")
-    cases = {"moco": "module.encoder_q.", "backbone": "backbone.", "module": "module."}
-    for file, prefix in cases.items():
-        why = f"begin with '{prefix}': it has '{prefix}.*' where '.*' is expected"
-        with pytest.raises(InputError, match=why):
-            import_weights(
-                tmp_path / f"{file}.safetensors", digits("views=2"), tmp_path / "new"
-            )
+@functools.cache
+def made(text):
+    """The model of a config, as shapes with a sharding."""
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    model = shapes_of(from_json(text), trust=None)
+    shapes = jax.tree.map(lambda s: s.update(sharding=one), model.parts[1:])
+    return dataclasses.replace(model, parts=Parts(model.parts.graph, *shapes))
 
 
-def test_a_vit_with_fixed_positions_is_exported_and_imported(digits, tmp_path):
-    config = digits("views=2")
-    config.model.towers.image.encoder = ml_collections.ConfigDict(
+def adopted(config, file, path="", modality="image", **options):
+    """What an import takes from a file for an encoder, and the arrays by name.
+
+    Only shapes of the model are made, so that nothing is compiled.
+    """
+    model = made(to_json(config))
+    at = f"towers.{modality}.encoder"
+    entry = Entry(at, str(file), path, **options)
+    laid = lay_over([entry], model.module, model.parts[1:])
+    arrays = {n: a for part in laid.parts for n, a in flatten(part).items()}
+    return laid, {
+        name.removeprefix(f"{at}."): np.asarray(array)
+        for name, array in arrays.items()
+        if isinstance(array, jax.Array)
+    }
+
+
+def state_of(config, layout, modality="image"):
+    """Random arrays of an encoder of a config, ours and in a layout."""
+    model, random = made(to_json(config)), np.random.default_rng(0)
+    ours = {
+        name: random.normal(size=x.shape).astype(np.float32)
+        for name, x in encoder_of(model, modality).items()
+    }
+    encoder = model.module.towers[modality].encoder
+    return ours, torch_names.to_theirs(encoder, ours, layout)
+
+
+def vit(config, **options):
+    """The config with a small ViT of 2 x 2 patches."""
+    spec = {"partial": "polyview.nn.vit:ViT", "width": 16, "depth": 1, "heads": 2}
+    spec |= {"patch": 4, "image": 8, "in_channels": 1} | options
+    config = from_json(to_json(config))
+    config.model.towers.image.encoder = ml_collections.ConfigDict(spec)
+    return config
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(other[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", ["timm", "safetensors"])
+@pytest.mark.parametrize(
+    "prefix", ["", "backbone.", "module.encoder_q.", "state_dict.model."]
+)
+def test_the_only_prefix_that_fits_is_stripped_and_told(
+    digits, tmp_path, layout, prefix
+):
+    config, file = digits("views=2"), tmp_path / "x.safetensors"
+    ours, theirs = state_of(config, layout)
+    beside = {"fc.0.weight": np.ones(3), "fc.0.bias": np.full(3, np.nan)}
+    named = {prefix + name: array for name, array in (theirs | beside).items()}
+    if prefix:
+        first = next(iter(theirs))
+        named |= {f"aside.{first}": theirs[first], "epoch": np.ones(1)}
+    save_file(named, file)
+    laid, arrays = adopted(config, file)
+    same(ours, arrays)
+    left = ["aside", "epoch"] if prefix else []
+    left += [f"{prefix}fc (2 arrays)"]
+    if layout == "timm":
+        left.append(f"num_batches_tracked ({sum('num_' in n for n in theirs)} arrays)")
+    assert f"left out: {', '.join(sorted(left))}" in str(laid)
+    assert (f"names below '{prefix}'" in str(laid)) == bool(prefix)
+
+
+def test_of_two_encoders_in_a_file_one_must_be_named(digits, tmp_path):
+    config, file = digits("views=2"), tmp_path / "moco.safetensors"
+    ours, theirs = state_of(config, "timm")
+    keys = {f"module.encoder_k.{name}": 2 * a for name, a in theirs.items() if a.ndim}
+    queries = {f"module.encoder_q.{name}": array for name, array in theirs.items()}
+    save_file(queries | keys | {"module.queue": np.ones(4)}, file)
+    why = "'module.encoder_k.', 'module.encoder_q.'; name one: --prefix module.enc"
+    with pytest.raises(InputError, match=why):
+        adopted(config, file)
+    for path in ("module.encoder_q", "module.encoder_q."):
+        report = import_weights(file, config, tmp_path / path, prefix=path)
+        same(ours, encoder_of(load(tmp_path / path), "image"))
+        assert f"module.encoder_k ({len(keys)} arrays), module.queue" in report
+    with pytest.raises(InputError, match="nothing at 'encoder'; expected: 'bn1.b"):
+        adopted(config, file, "encoder")
+
+
+def test_names_of_both_are_shown_where_no_prefix_fits(digits, tmp_path):
+    config, file = digits("views=2"), tmp_path / "x.safetensors"
+    _, theirs = state_of(config, "timm")
+    save_file({f"net.{n}": a for n, a in theirs.items() if "bn1" not in n}, file)
+    why = r"below 'net.', without '.*bn1.*expected: 'bn1.bias.*names: 'net.conv1"
+    with pytest.raises(InputError, match=why):
+        adopted(config, file)
+    save_file({"stem.w": np.ones(2), "body.w": np.ones(2)}, file)
+    with pytest.raises(InputError, match="'blocks.0.conv.*names: 'body.w', 'stem.w'$"):
+        adopted(config, file)
+
+
+def test_heads_are_left_out_but_what_changes_features_is_not(digits, tmp_path):
+    config, file = vit(digits("views=2")), tmp_path / "x.safetensors"
+    ours, theirs = state_of(config, "timm")
+    beside = "mask_token head.weight classifier.1.bias pos_drop.x decoder_pred.bias"
+    more = {name: np.ones(1) for name in beside.split()}
+    save_file(theirs | more, file)
+    laid, arrays = adopted(config, file)
+    same(ours, arrays)
+    told = "left out: classifier.1.bias, decoder_pred.bias, head.weight, mask_token"
+    assert told in str(laid).replace("classifier,", "classifier.1.bias,").replace(
+        "decoder_pred,", "decoder_pred.bias,"
+    ).replace("head,", "head.weight,")
+    scales = {f"blocks.0.ls{i}.gamma": np.ones(16) for i in (1, 2)}
+    save_file(theirs | scales, file)
+    with pytest.raises(InputError, match="2 arrays .*'blocks.0.ls1.gamma'.*--leave"):
+        adopted(config, file)
+    laid, arrays = adopted(config, file, leave=("blocks.*.gamma",))
+    same(ours, arrays)
+    assert "left out: blocks (2 arrays)" in str(laid)
+
+
+@pytest.mark.parametrize("layout", ["timm", "safetensors"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    digits, tmp_path, layout, value
+):
+    config, file = digits("views=2"), tmp_path / "x.safetensors"
+    _, theirs = state_of(config, layout)
+    name = next(n for n in theirs if theirs[n].ndim == 1)
+    theirs[name][1] = value
+    save_file(theirs, file)
+    with pytest.raises(InputError, match=f"{name} .*is not finite"):
+        import_weights(file, config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_beyond_the_range_of_their_type_are_refused(digits, tmp_path):
+    config, file = digits("views=2"), tmp_path / "x.safetensors"
+    config.model.towers.image.encoder.param_dtype = "float16"
+    _, theirs = state_of(config, "safetensors")
+    theirs["conv.kernel"][0, 0, 0, 0] = 1e5
+    save_file(theirs, file)
+    with pytest.raises(InputError, match="conv.kernel .* 1 of .* as float16"):
+        adopted(config, file)
+
+
+def cubic(t: float) -> float:
+    """Keys's kernel with a = -3/4, as PyTorch and OpenCV have it."""
+    a, t = -0.75, abs(t)
+    if t <= 1:
+        return (a + 2) * t**3 - (a + 3) * t**2 + 1
+    return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a if t < 2 else 0.0
+
+
+def convolved(grid, height, width):
+    """A grid resized place by place, in float64; beyond the edge its border goes on."""
+    h, w, d = grid.shape
+    out = np.zeros((height, width, d))
+    for i in range(height):
+        for j in range(width):
+            y, x = (i + 0.5) * h / height - 0.5, (j + 0.5) * w / width - 0.5
+            for a in range(int(np.floor(y)) - 1, int(np.floor(y)) + 3):
+                for b in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
+                    source = grid[min(max(a, 0), h - 1), min(max(b, 0), w - 1)]
+                    out[i, j] += cubic(y - a) * cubic(x - b) * source
+    return out
+
+
+@pytest.mark.parametrize("sizes", [(4, 6, 7, 9), (7, 7, 4, 3), (1, 1, 3, 3), (5,) * 4])
+def test_grids_are_resized_by_cubic_convolution(rng, sizes):
+    grid = rng.normal(size=(*sizes[:2], 3))
+    found = positions.bicubic(grid, *sizes[2:])
+    np.testing.assert_allclose(found, convolved(grid, *sizes[2:]), atol=1e-12)
+    opencv = cv2.resize(grid, sizes[:1:-1], interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(found, opencv, atol=1e-5)
+    even = positions.bicubic(np.ones_like(grid), *sizes[2:])
+    np.testing.assert_allclose(even, 1, atol=1e-12)  # the weights of a place sum to 1
+
+
+@pytest.mark.parametrize("layout", ["timm", "torchvision", "safetensors"])
+def test_learned_positions_are_resized_for_another_image_size(digits, tmp_path, layout):
+    small, file = vit(digits("views=2")), tmp_path / "x.safetensors"
+    ours, theirs = state_of(small, layout)
+    save_file({f"module.{name}": array for name, array in theirs.items()}, file)
+    laid, arrays = adopted(vit(small, image=12), file)
+    assert "positions 2 x 2 -> 3 x 3, bicubic" in str(laid)
+    old, new = ours.pop("position")[0], arrays.pop("position")[0]
+    same(ours, arrays)
+    np.testing.assert_array_equal(new[0], old[0])  # the class token's
+    expected = convolved(old[1:].reshape(2, 2, -1).astype(np.float64), 3, 3)
+    np.testing.assert_allclose(new[1:].reshape(3, 3, -1), expected, atol=1e-6)
+    assert "bicubic" not in str(adopted(small, file)[0])
+
+
+def test_positions_that_are_no_square_are_refused(digits, tmp_path):
+    config, file = vit(digits("views=2")), tmp_path / "x.safetensors"
+    _, theirs = state_of(config, "timm")
+    for shape in ((1, 4, 16), (1, 5, 8), (5, 16)):
+        save_file(theirs | {"pos_embed": np.ones(shape, np.float32)}, file)
+        with pytest.raises(InputError, match="pos"):
+            adopted(config, file)
+
+
+def rows(name="", split=""):
+    """Three rows with a view of each tower of `mixture`; the last two lack some."""
+    random = np.random.default_rng(0)
+    image, tokens, vector = (3, 8, 8, 1), (3, 6), (3, 5)
+    return InMemory(
         {
-            "partial": "polyview.nn.vit:ViT",
-            "width": 16,
-            "depth": 1,
-            "heads": 2,
-            "patch": 4,
-            "image": 8,
-            "in_channels": 1,
-            "pool": "mean",
-            "position": "sincos",
-        }
+            "image": list(random.integers(0, 256, image).astype(np.uint8)),
+            "tokens": [*random.integers(0, 9, tokens).astype(np.int32)[:2], None],
+            "vector": [*random.normal(size=vector).astype(np.float32)[:1], None, None],
+            "label": np.arange(3) % 2,
+        },
+        targets={"label": {"kind": "class", "classes": 2, "names": ["cat", "dog"]}},
     )
+
+
+def mixture(digits):
+    """A config with a tower for each kind of encoder that other tests do not export."""
+    image = {"width": 16, "depth": 1, "heads": 2, "patch": 4, "image": 8}
+    image |= {"in_channels": 1, "partial": "polyview.nn.vit:ViT"}
+    text = {"vocabulary": 9, "width": 8, "features": 4}
+    encoders = {
+        "mean": image | {"pool": "mean", "position": "sincos"},
+        "set": text | {"partial": "polyview.nn.text:TokenSet"},
+        "conv": text | {"partial": "polyview.nn.text:ConvText"},
+        "order": text
+        | {"partial": "polyview.nn.text:TextTransformer", "length": 6, "depth": 1},
+        "vector": {"partial": "polyview.nn.mlp:Mlp", "inputs": 5, "features": 4},
+    }
+    fields = dict.fromkeys(encoders, "image")
+    fields |= {"set": "tokens", "conv": "tokens", "order": "tokens", "vector": "vector"}
+    shapes = {"image": (8, 8, 1), "tokens": (6,), "vector": (5,)}
+    dtypes = {"image": "uint8", "tokens": "int32", "vector": "float32"}
+    views = parts.observed(
+        fields={name: (field,) for name, field in fields.items()},
+        shapes={name: shapes[field] for name, field in fields.items()},
+        dtypes={name: dtypes[field] for name, field in fields.items()},
+    )
+    plain = digits("views=2").to_dict()
+    plain["model"]["towers"] = {
+        name: {
+            "partial": "polyview.nn.towers:Tower",
+            "encoder": encoder,
+            "projector": {"partial": "polyview.nn.heads:Identity"},
+        }
+        for name, encoder in encoders.items()
+    }
+    plain["views"], plain["source"] = views, {"target": "test_weights:rows"}
+    plain["evaluations"]["frozen"] |= {"views": views, "test": plain["source"]}
+    return from_json(to_json(plain))
+
+
+def test_every_encoder_is_exported_and_imported_unchanged(digits, tmp_path):
+    """Of one kind the features too, of tokens; `export` compares them for all."""
+    config, trust = mixture(digits), ("test_weights",)
+    for name in config.model.towers:  # that of the digits, and `vit`, are above
+        file = tmp_path / f"{name}.safetensors"
+        ours, theirs = state_of(config, "safetensors", name)
+        save_file(theirs, file)
+        same(ours, adopted(config, file, modality=name)[1])
+        if name in ("set", "conv", "order", "vector"):
+            with pytest.raises(InputError, match="ResNets and ViTs.*safetensors"):
+                state_of(config, "timm", name)
     run = written(config, tmp_path / "run")
-    report = exporting.export(run, "safetensors", tmp_path / "x.safetensors")
-    assert "8 images agree with polyview" in report
-    import_weights(tmp_path / "x.safetensors", config, tmp_path / "again")
+    file = tmp_path / "exported.safetensors"
+    report = exporting.export(run, "safetensors", file, modality="set", trust=trust)
+    assert "features of 2 images agree with polyview" in report
+    ours = encoder_of(load(run, trust=trust), "set")
+    same(ours, adopted(config, file, modality="set")[1])
+
+
+def test_a_model_without_towers_has_no_encoder_to_export(tmp_path, monkeypatch):
+    config = load_config(f"{ROOT}/configs/crossmodal_mri.py")
+    monkeypatch.setattr(exporting, "load", lambda *_, **__: made(to_json(config)))
+    with pytest.raises(InputError, match="Hemis.* has no towers.*--config.init=runs/a"):
+        exporting.export(Path("runs/a"), "safetensors", tmp_path / "x.safetensors")
 
 
 def randomised(network):

@@ -6,22 +6,33 @@ interruption the same command resumes, and gives the same file.
 
 import io
 import json
+import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from polyview import devices, hosts
+from polyview.config.spec import build
 from polyview.config.text import text_digest, to_json
+from polyview.config.trust import allow_list
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError, fits_together
 from polyview.evaluation.features import Extracted, extract
 from polyview.files import check_new, write_whole, writing_whole
-from polyview.runs.encoding import source_of, viewed_modality, views_of
-from polyview.runs.load import evaluated_model, load
+from polyview.runs.encoding import (
+    check_modalities,
+    source_of,
+    viewed_modality,
+    viewing,
+    views_of,
+)
+from polyview.runs.load import Loaded, evaluated_model, load
+from polyview.runs.weights import under
 
 PART = 4096  # rows; about a minute of a small machine
 ENDINGS = (".npz", ".parquet")
@@ -34,25 +45,35 @@ def embed(
     *,
     step: int | None = None,
     features: str = "h",
-    modality: str | None = None,
+    modality: str | Sequence[str] | None = None,
     batch_size: int = 256,
     trust: tuple[str, ...] = (),
     weights: Sequence[Path] = (),
 ) -> str:
     """Write the embeddings of `data` and return a line that says so.
 
-    data: a folder of images, or NAME[:SPLIT]. weights: files of fixed weights that the
-    checkpoint names by digest. Raises InputError for a run without a checkpoint or
-    without an evaluation, for data that are not there or of which no row has the
-    modality, and where parts of another embedding lie beside the output.
+    data: a folder of images, NAME[:SPLIT], or a key of the run's config that holds a
+    source, as `config.evaluations.frozen.test`. modality: one, or several for a column
+    each; by default that of the run's evaluation. weights: files of fixed weights that
+    the checkpoint names by digest. Raises InputError for a run without a checkpoint,
+    without an evaluation or with weights that are not finite, for data that are not
+    there or of which no row has a modality, and where parts of another embedding lie
+    beside the output.
     """
     check_new(output, ENDINGS)
-    source = source_of(data)
     mesh = devices.make_mesh()
     whole = devices.replicated(mesh)
     model = load(run, step, whole, trust, weights)
-    views = views_of(model.config, source.targets, trust)
-    modality = modality or viewed_modality(model.config)
+    asked = [modality] if isinstance(modality, str) else list(modality or ())
+    asked = list(dict.fromkeys(asked)) or [viewed_modality(model.config)]
+    source, field = source_of(data, model.config, trust)
+    # A mask has a number a pixel, more than an embedding.
+    told = [n for n, task in source.targets.items() if task.get("kind") != "mask"]
+    views = views_of(model.config, field, asked[0], trust, targets=told)
+    check_modalities(model.config, views, source, asked)
+    _check_weights(model, run, asked)
+    names = _class_names(source.targets)
+    others = _other_classes(names, source, model.config, trust)
     about = {
         "run": run.name,
         "step": model.step,
@@ -61,8 +82,8 @@ def embed(
         "rows": len(source),
         "files": text_digest("\n".join(getattr(source, "files", []))),
         "views": repr(views),
-        "modality": modality,
-        "classes": source.targets.get("label", {}).get("names"),
+        "modality": asked[0] if len(asked) == 1 else asked,
+        "classes": names.get("label"),
         "features": features,
         "batch_size": batch_size,
     }
@@ -74,43 +95,128 @@ def embed(
         if hosts.of_first_process(int(_is_whole(path))):
             continue
         with jax.set_mesh(mesh), fits_together(f"{run} and {data}"):
-            extracted = extract(
-                represent,
-                _Rows(source, start, min(PART, len(source) - start)),
-                views,
-                batch_size=batch_size,
-                mesh=mesh,
-                modality=modality,
-                name=f"{number} of {len(paths)}",
-            )
+            extracted = {
+                name: extract(
+                    represent,
+                    _Rows(source, start, min(PART, len(source) - start)),
+                    views,
+                    batch_size=batch_size,
+                    mesh=mesh,
+                    modality=name,
+                    name=f"{number} of {len(paths)}",
+                )
+                for name in asked
+            }
         if hosts.is_first_process():
             write_whole(path, _npz(_arrays(extracted, start, features)))
         hosts.wait_for_all(f"part {number}")
     first = hosts.is_first_process()
-    rows = hosts.of_first_process(sum(map(_rows_of, paths)) if first else 0)
-    lost = f"cannot be read or lack '{modality}'"
+    rows, *of_each = (
+        hosts.of_first_process(_count(paths, column) if first else 0)
+        for column in ("row", *(f"present_{name}" for name in asked if len(asked) > 1))
+    )
     if first and rows:
-        _join(paths, getattr(source, "files", None), about, output)
+        _join(paths, getattr(source, "files", None), names, about, output)
     if first:
         shutil.rmtree(folder)
+    lost = f"cannot be read or lack {' and '.join(map(repr, asked))}"
     if not rows:
         raise InputError(
             f"all {len(source)} rows of {source!r} {lost}; nothing is written"
         )
+    counts = [f"{n} with {name}" for n, name in zip(of_each, asked, strict=False)]
+    each = f" ({', '.join(counts)})" if counts else ""
     lost = f"; {len(source) - rows} {lost}" if rows < len(source) else ""
-    return f"{output}: {rows} of {len(source)} rows, step {model.step}{lost}"
+    return (
+        f"{output}: {rows} of {len(source)} rows{each}, step {model.step}{lost}{others}"
+    )
 
 
-def _arrays(extracted: Extracted, start: int, features: str) -> dict[str, np.ndarray]:
-    """The columns of a part whose first row is `start` of the source."""
-    present = extracted.present
-    targets = {name: array[present] for name, array in extracted.targets.items()}
-    embedding = getattr(extracted, features)[present].astype(np.float32)
+def _check_weights(model: Loaded, run: Path, modalities: Sequence[str]) -> None:
+    """Raise InputError if a weight that these features need is not finite."""
+    towers = model.config.model.get("towers")
+    at = [f"towers.{name}" for name in modalities] if towers else [""]
+    for name, array in model.arrays.items():
+        if not any(under(name, path) for path in at):
+            continue
+        if jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+            if not np.isfinite(np.asarray(array)).all():
+                raise InputError(
+                    f"{name} of {run} is not finite at step {model.step}, so no "
+                    "feature is; name an earlier checkpoint (--step), or import sound "
+                    "weights"
+                )
+
+
+def _class_names(targets: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the classes of each target that has them."""
     return {
-        "row": start + extracted.index[present],
-        "embedding": embedding,
-        **targets,
+        target: list(task["names"])
+        for target, task in targets.items()
+        if task.get("kind") == "class" and task.get("names")
     }
+
+
+def _other_classes(
+    names: Mapping[str, list[str]],
+    source: Source,
+    config: ConfigDict,
+    trust: tuple[str, ...],
+) -> str:
+    """Return what to say if classes here differ from those of the run's data."""
+    for target, here in names.items():
+        theirs = _of_the_run(target, config, trust)
+        if theirs is not None and theirs != here:
+            return (
+                f"; {target} counts the {len(here)} classes of {source!r} "
+                f"({_some(here)}), not the {len(theirs)} of the run's data "
+                f"({_some(theirs)}): compare {target}_name"
+            )
+    return ""
+
+
+def _of_the_run(
+    target: str, config: ConfigDict, trust: tuple[str, ...]
+) -> list[str] | None:
+    """Return the classes of the run's data; None if they are not there or not named."""
+    for key in ("source", "test"):
+        spec = config.get(key) if key == "source" else viewing(config).get(key)
+        try:
+            with fits_together(f"the run's {key}"):
+                built = build(spec, allow_list(trust), where=key)
+        except (InputError, OSError):  # data of another machine
+            continue
+        if names := _class_names(getattr(built, "targets", {})).get(target):
+            return names
+    return None
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _arrays(
+    extracted: Mapping[str, Extracted], start: int, features: str
+) -> dict[str, np.ndarray]:
+    """Return the columns of a part whose first row is `start` of the source.
+
+    Of several modalities, a row is kept if it has any; NaN stands for a missing one.
+    """
+    whole = next(iter(extracted.values()))
+    present = [found.index[found.present] for found in extracted.values()]
+    kept = np.intersect1d(np.concatenate(present), whole.index)
+    columns = {"row": start + kept}
+    for name, found in extracted.items():
+        values = getattr(found, features)
+        own = np.isin(kept, found.index[found.present])
+        embedding = np.full((len(kept), values.shape[1]), np.nan, np.float32)
+        embedding[own] = values[found.present]
+        several = f"_{name}" if len(extracted) > 1 else ""
+        columns[f"embedding{several}"] = embedding
+        if several:
+            columns[f"present{several}"] = own
+    at = np.searchsorted(whole.index, kept)
+    return columns | {name: array[at] for name, array in whole.targets.items()}
 
 
 def _is_whole(path: Path) -> bool:
@@ -122,10 +228,14 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _rows_of(path: Path) -> int:
-    """How many rows a part has."""
-    with np.load(path, allow_pickle=False) as part:
-        return len(part["row"])
+def _count(paths: list[Path], column: str) -> int:
+    """How many rows the parts have; for a column of presence, how many are present."""
+    total = 0
+    for path in paths:
+        with np.load(path, allow_pickle=False) as part:
+            values = part[column]
+        total += len(values) if column == "row" else int(values.sum())
+    return total
 
 
 class _Rows:
@@ -167,16 +277,24 @@ def _npz(arrays: dict) -> bytes:
 
 
 def _join(
-    paths: list[Path], files: list[str] | None, about: dict, output: Path
+    paths: list[Path],
+    files: list[str] | None,
+    names: Mapping[str, list[str]],
+    about: dict,
+    output: Path,
 ) -> None:
-    """Write the parts as one file."""
+    """Write the parts as one file, with the names of classes beside their numbers."""
 
     def columns(path: Path) -> dict:
         with np.load(path, allow_pickle=False) as part:
             arrays = dict(part)
         rows = arrays.pop("row")
         ids = rows if files is None else np.array([files[row] for row in rows], str)
-        return {"id": ids, **arrays}
+        named = {
+            f"{target}_name": np.array(classes, str)[arrays[target]]
+            for target, classes in names.items()
+        }
+        return {"id": ids, **arrays, **named}
 
     if output.suffix == ".parquet":
         _write_parquet(map(columns, paths), about, output)
@@ -190,13 +308,17 @@ def _write_parquet(parts: Iterable[dict], about: dict, output: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
+    def column(array: np.ndarray) -> Any:
+        if array.ndim == 1:
+            return pyarrow.array(array)
+        flat, width = pyarrow.array(array.ravel()), math.prod(array.shape[1:])
+        return pyarrow.FixedSizeListArray.from_arrays(flat, width)
+
     writer: Any = None
     with writing_whole(output) as unfinished:
         for part in parts:
-            width = part["embedding"].shape[1]
-            flat = pyarrow.array(part["embedding"].ravel())
-            part["embedding"] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
-            table = pyarrow.table(part).replace_schema_metadata(
+            arrays = {name: column(array) for name, array in part.items()}
+            table = pyarrow.table(arrays).replace_schema_metadata(
                 {"about": json.dumps(about)}
             )
             writer = writer or parquet.ParquetWriter(unfinished, table.schema)

@@ -24,7 +24,13 @@ from polyview.config.trust import allow_list
 from polyview.data import pipeline
 from polyview.errors import InputError
 from polyview.runs import torch_names
-from polyview.runs.encoding import source_of, viewed_modality, viewing, views_of
+from polyview.runs.encoding import (
+    check_modalities,
+    source_of,
+    viewed_modality,
+    viewing,
+    views_of,
+)
 from polyview.runs.load import Loaded, encoder_of, load, shapes_of
 from polyview.runs.peers import peer_of
 
@@ -51,7 +57,14 @@ def export(
     for, a library that is not installed, unreadable images, and features that differ.
     """
     files.check_new(output, (".safetensors",))
-    model = in_float32(load(run, step, trust=trust, weights=weights), trust)
+    model = load(run, step, trust=trust, weights=weights)
+    if not model.config.model.get("towers"):
+        raise InputError(
+            f"{run}: its model ({model.config.model.get('partial')}) has no towers, so "
+            "no encoder of its own to export; another run takes its weights from the "
+            f"run itself: --config.init={run}"
+        )
+    model = in_float32(model, trust)
     modality = modality or viewed_modality(model.config)
     arrays = {
         name: np.asarray(array, np.float32)
@@ -114,16 +127,16 @@ def images_of(
     Without `data` the evaluation's test split is used. Raises InputError if there is
     none, and if no image can be read.
     """
+    field = None
     if data is not None:
-        source = source_of(data)
+        source, field = source_of(data, config, trust)
     elif (test := viewing(config).get("test")) is not None:
         source = build(test, allow_list(trust), where="evaluation.test")
     else:
         raise InputError("the run's evaluation has no test split; give --input")
-    views = views_of(config, source.targets, trust)
+    views = views_of(config, field, modality, trust)
+    check_modalities(config, views, source, [modality])
     batch = next(pipeline.ordered(source, views, batch_size=IMAGES))
-    if modality not in batch["views"]:
-        raise InputError(f"the views of {source!r} have no modality '{modality}'")
     present = batch["present"][modality][:, 0] & (batch["index"] >= 0)
     if not present.any():
         raise InputError(f"none of the first {IMAGES} images of {source!r} can be read")
@@ -131,7 +144,12 @@ def images_of(
 
 
 def normalised(images: np.ndarray, tower: Any) -> np.ndarray:
-    """Return the encoder's input, float32, as `polyview.nn.towers:Tower` makes it."""
+    """Return the encoder's input as `polyview.nn.towers:Tower` makes it.
+
+    float32, except tokens, which are integers and stay as they are.
+    """
+    if images.dtype != np.uint8 and images.dtype.kind in "iu":
+        return images
     unit = 255 if images.dtype == np.uint8 else 1
     mean, std = (np.asarray(n, np.float32) for n in (tower.mean, tower.std))
     return (images.astype(np.float32) / unit - mean) / std

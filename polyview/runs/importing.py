@@ -1,5 +1,6 @@
 """A run with one checkpoint, made from an encoder in a file of any library."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -15,12 +16,20 @@ from polyview.runs.workdir import check_unused, claim_workdir
 
 
 def import_weights(
-    weights: Path, config: ConfigDict, workdir: Path, modality: str = "image"
+    weights: Path,
+    config: ConfigDict,
+    workdir: Path,
+    modality: str = "image",
+    *,
+    prefix: str = "",
+    leave: Sequence[str] = (),
 ) -> str:
     """Write a run with the file's encoder, and return a summary line.
 
-    Raises InputError if the file cannot be read, is not safetensors, or does not hold
-    exactly the arrays of the config's encoder.
+    prefix: the start of the encoder's names in the file; by default the only one that
+    fits. leave: patterns of names to leave out, beside classifiers and the like. Raises
+    InputError if the file cannot be read, is not safetensors, or does not hold exactly
+    the arrays of the config's encoder, all finite.
     """
     if not weights.is_file():
         raise InputError(f"{weights} is not a file")
@@ -28,7 +37,8 @@ def import_weights(
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     model = untrained_model(config, device, trust=None)
     at = f"towers.{modality}.encoder"
-    laid = lay_over([Entry(at, str(weights), "")], model.module, model.parts[1:])
+    entry = Entry(at, str(weights), prefix.strip("."), leave=tuple(leave))
+    laid = lay_over([entry], model.module, model.parts[1:])
     if absent := [name for name in laid.fresh if under(name, at)]:
         name = absent[0].removeprefix(f"{at}.")
         raise InputError(f"{weights} has no {name!r}, which this encoder needs")

@@ -18,10 +18,7 @@ from flax import nnx
 from polyview.errors import InputError
 from polyview.nn.resnet import ResNet
 from polyview.nn.vit import ViT, sincos
-
-# Arrays of a whole model that are not the encoder: classifiers and counters.
-_BESIDE = ("fc.", "head.", "heads.", "head_dist.")
-_COUNTER = "num_batches_tracked"
+from polyview.runs.prefixes import COUNTER, both_names, is_beside
 
 _LEAVES = {
     "kernel": "weight",
@@ -85,8 +82,8 @@ def places(
         name_of = partial(_vit_name, _VIT[layout])
     else:
         raise InputError(
-            f"{layout} has no form for an encoder of {type(encoder).__name__}; "
-            "use --format safetensors"
+            f"{layout} has no form for an encoder of {type(encoder).__name__}, only "
+            "for ResNets and ViTs; any encoder has one in --format safetensors"
         )
     return [
         Place(name, name_of(name), *_axes(name, len(shape), encoder))
@@ -115,7 +112,7 @@ def to_theirs(
     }
     if layout != "safetensors":
         for name in [n for n in state if n.endswith("running_mean")]:
-            counter = f"{name.rpartition('.')[0]}.{_COUNTER}"
+            counter = f"{name.rpartition('.')[0]}.{COUNTER}"
             state[counter] = np.zeros((), np.int64)
     return state
 
@@ -124,38 +121,37 @@ def to_ours(
     encoder: nnx.Module,
     shapes: Mapping[str, tuple],
     theirs: Mapping[str, np.ndarray],
+    spare: Iterable[str] = (),
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Return the layout of a state dictionary, and its arrays as the encoder's.
 
-    A classifier is left out. Raises InputError if an array is absent, has another
-    shape, or has no place in this encoder: another model would give other features.
+    A classifier is left out; learned positions of a ViT keep their own number. spare:
+    our names of arrays that may be absent, and that are not returned. Raises InputError
+    if an array is absent, has another shape, or has no place in this encoder: another
+    model would give other features.
     """
-    theirs = {
-        name: array
-        for name, array in theirs.items()
-        if not name.startswith(_BESIDE) and not name.endswith(_COUNTER)
-    }
-    layout = layout_of(theirs)
-    ours, wanted = {}, places(encoder, shapes, layout)
-    if prefix := _shared_prefix(theirs, [place.theirs for place in wanted]):
-        first = wanted[0].theirs
-        raise InputError(
-            f"the file's names begin with {prefix!r}: it has {prefix + first!r} where "
-            f"{first!r} is expected ({layout} layout); write a file of these arrays "
-            "alone, without the prefix"
-        )
+    layout, spare = layout_of(theirs), set(spare)
+    wanted = places(encoder, shapes, layout)
+    names = {place.theirs for place in wanted}
+    theirs = {n: a for n, a in theirs.items() if n in names or not is_beside(n)}
+    ours, given = {}, list(theirs)
     for place in wanted:
-        if place.theirs not in theirs:
-            others = f"; its other names: {', '.join(sorted(theirs)[:3])}, ..."
+        array = theirs.pop(place.theirs, None)
+        if place.ours in spare:
+            continue
+        if array is None:
             raise InputError(
-                f"the file has no {place.theirs!r}, which this encoder needs "
-                f"({layout} layout): another encoder?{others if theirs else ''}"
+                f"the file has no {place.theirs!r}, which this encoder needs ({layout} "
+                "layout): another encoder? "
+                f"{both_names([p.theirs for p in wanted], given)}"
             )
-        array = theirs.pop(place.theirs)
         if array.ndim != len(np.shape(place.to_theirs(np.zeros(shapes[place.ours])))):
             raise InputError(f"the file's {place.theirs} is {array.shape}: not ours")
+        if not np.isfinite(array).all():
+            raise InputError(f"the file's {place.theirs} is not finite")
         moved = place.to_ours(array)
-        if moved.shape != tuple(shapes[place.ours]):
+        positions = isinstance(encoder, ViT) and place.ours == "position"
+        if moved.shape != tuple(shapes[place.ours]) and not positions:
             raise InputError(
                 f"the file's {place.theirs} is {array.shape}; this encoder's "
                 f"{place.ours} is {tuple(shapes[place.ours])}: another size?"
@@ -164,7 +160,8 @@ def to_ours(
     if theirs:
         raise InputError(
             f"the file has {len(theirs)} arrays without a place in this encoder, as "
-            f"{sorted(theirs)[0]!r}: it belongs to another model"
+            f"{min(theirs)!r}: it belongs to another model, or name what may be left "
+            "out: --leave PATTERN (in a config, `leave` in `init`)"
         )
     return layout, ours
 
@@ -181,24 +178,6 @@ def layout_of(names: Iterable[str]) -> str:
     if any_is("conv1.weight", "patch_embed.proj.weight", "cls_token"):
         return "timm"  # also torchvision's ResNets: the names are the same
     return "safetensors"
-
-
-def _shared_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
-    """Return the prefix of the wanted names in a file, as "module."; "" if none.
-
-    Of several prefixes, as of two encoders, return the most frequent.
-    """
-    names, wanted = set(names), list(wanted)
-    if not wanted or names.intersection(wanted):
-        return ""
-    ends = [name.removesuffix(wanted[0]) for name in names if name.endswith(wanted[0])]
-    prefixes = sorted(prefix for prefix in ends if prefix.endswith("."))
-
-    def count(prefix: str) -> int:
-        return sum(prefix + name in names for name in wanted)
-
-    best = max(prefixes, key=count, default="")
-    return best if 2 * count(best) > len(wanted) else ""
 
 
 def fixed_positions(encoder: ViT) -> np.ndarray:
