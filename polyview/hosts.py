@@ -3,6 +3,7 @@
 Only the functions that need JAX import it; the others need not wait for it.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -74,6 +75,36 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "jax": jax.__version__,
     }
+
+
+def memory() -> int | None:
+    """Return the bytes of memory of a device here, or None if they are not known.
+
+    Devices of a CPU share the machine's memory, or what its container may use.
+    """
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if jax.default_backend() != "cpu":
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits) // jax.local_device_count()
+
+
+def check_memory(size: int, what: str, remedy: str) -> None:
+    """Raise InputError if `what`, of `size` bytes on a device, is more than it has.
+
+    Call it before anything is allocated: the system would end the process.
+    """
+    if (room := memory()) is not None and size > room:
+        raise InputError(
+            f"{what} takes {size / 2**30:,.1f} GiB, a device here has "
+            f"{room / 2**30:,.1f}; {remedy}"
+        )
 
 
 def cores() -> int:

@@ -286,7 +286,8 @@ def test_values_of_any_type_are_scaled_in_equal_bins_or_refused():
         to_bytes(np.array([-2000.0, -1000, 999, 1001, 9000]), (-1000, 3000)),
         [0, 0, 127, 128, 255],
     )
-    for wrong in (eight * 1.0, eight.astype("i4") - 1, np.array([np.nan, 0.5])):
+    wide = eight.astype("i4")
+    for wrong in (eight * 1.0, wide, wide - 1, np.array([np.nan, 0.5])):
         with pytest.raises(CorruptRecord, match="range|not finite"):
             to_bytes(wrong)
     crop = ResizeCenterCrop(16, fraction=1.0)

@@ -21,7 +21,7 @@ ALLOWED = {
     "terminal": set(),
     "errors": {"terminal"},
     "files": {"errors"},
-    "hosts": set(),
+    "hosts": {"errors"},
     "devices": {"errors"},
     "drawing": set(),
     "cli": {"errors"},

@@ -180,7 +180,8 @@ def to_bytes(values: np.ndarray, range: Range | None = None) -> np.ndarray:
     range: the lowest value of the first bin and the highest of the last; what lies
     outside becomes 0 or 255. None: 0 .. 1 for floats, 0 .. 65535 for integers of more
     than 8 bits and 0 .. 1 for bool, and nothing may lie outside. uint8 stays as it is.
-    Raises CorruptRecord for a value that is outside or not finite, or no number.
+    Raises CorruptRecord for a value that is outside or not finite, or no number, and
+    without `range` for wide integers that could as well be bytes.
     """
     if values.dtype == np.uint8:
         return values
@@ -196,6 +197,12 @@ def to_bytes(values: np.ndarray, range: Range | None = None) -> np.ndarray:
             f"{low} .. {high}; give the range that becomes black to white (`range` of "
             "the views, --range of prepare folder)"
         )
+    if range is None and values.dtype.kind in "iu" and values.dtype != np.uint16:
+        if most <= 255:
+            raise CorruptRecord(
+                f"an image of {values.dtype} has values {least} .. {most}: give it as "
+                "uint8, or the range that becomes black to white"
+            )
     bins = (values.astype(np.float64) - low) * (256 / (high - low))
     return np.clip(bins, 0, 255).astype(np.uint8)
 

@@ -46,9 +46,9 @@ class _Encoder(nnx.Module):
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(f"tokens are {tokens.dtype}, not integers")
         real = tokens > 0
-        # Tokens beyond the table read its last row; prepared data have none.
-        tokens = jnp.minimum(tokens, self.vocabulary - 1)
-        return jnp.where(real[..., None], self.embed(tokens), 0), real
+        x = jnp.where(real[..., None], self.embed(tokens), 0)
+        # Not the table's last row: a wrong vocabulary must not go unseen.
+        return jnp.where((tokens < self.vocabulary)[..., None], x, jnp.nan), real
 
     def _pooled(
         self, local: jax.Array, real: jax.Array

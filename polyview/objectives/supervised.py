@@ -89,6 +89,11 @@ class Classification:
     modality: str = "image"
     target: str = "label"
 
+    @property
+    def outputs(self) -> dict[str, str]:
+        """{target: where its logits are among the features}."""
+        return {self.target: self.modality}
+
     def __call__(
         self, module: Module, target_module: Module | None, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -183,7 +183,8 @@ class Checkpoints:
 
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+    sharding = getattr(array, "sharding", None)  # absent: an array of the host
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def saved_steps(folder: str | Path) -> list[int]:

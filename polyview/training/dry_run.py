@@ -1,9 +1,12 @@
 """A dry run: build everything, compile one step, print sizes, write nothing."""
 
+import json
+
 import jax
 from ml_collections import ConfigDict
 
 from polyview import hosts
+from polyview.config.text import dotted, to_json
 from polyview.terminal import say
 from polyview.training.cost import account, compiled, held
 from polyview.training.trainer import Trainer
@@ -38,8 +41,23 @@ def dry_run(config: ConfigDict) -> None:
         "of it": f"state {_mib(state)}, fixed {_mib(fixed)}, a batch {_mib(batch)} "
         f"(three more are queued), temporaries {_mib(sizes['temporaries'])}",
     }
+    room = hosts.memory()
+    if room is not None and held(sizes) > room:
+        lines["too much"] = f"a device here has {_mib(room)}; {_remedy(config)}"
     for name, text in lines.items():
         say(f"{name:>14}  {text}")
+
+
+def _remedy(config: ConfigDict) -> str:
+    """Return the keys of a config that lower its memory most, as flags."""
+    keys = dotted(json.loads(to_json(config)))
+    batch = max(2, config.batch_size // 4)
+    flags = [f"--config.batch_size={batch}"]
+    flags += [f"--config.{key}={keys[key] // 2}" for key in keys if key == "views.m"]
+    flags += [f"--config.{key}=blocks" for key in keys if key.endswith("encoder.remat")]
+    if len(flags) < 3:
+        flags.append("--config.accumulate=4 (smaller batches in turn)")
+    return "try " + ", ".join(flags[:3])
 
 
 def _bytes_on_a_device(leaf: jax.ShapeDtypeStruct) -> int:

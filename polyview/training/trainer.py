@@ -25,6 +25,7 @@ from polyview.runs.init import LaidOver, entries_of, lay_over
 from polyview.runs.weights import keep_fixed, read_fixed
 from polyview.training import banner, microbatch
 from polyview.training.learner import Learner
+from polyview.training.outputs import check_outputs
 from polyview.training.prefetch import prefetch
 from polyview.training.step import TrainState, begin_with, create_state, make_step
 
@@ -138,6 +139,9 @@ class Trainer(Learner):
         number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
         with fits_together("model, views and objective"):
             jax.eval_shape(self.step, self.shape, self.fixed, shapes, number, self.seed)
+            own = self.shape.params, self.shape.statistics, self.fixed
+            parts = Parts(self.abstract.graph, *own)
+            check_outputs(self.objective, parts, shapes, self.source.targets)
         return shapes
 
     @property
