@@ -6,12 +6,16 @@ those of Okabe & Ito and of Tol's "muted", which colour-blind readers can tell a
 figure relies on colour alone.
 """
 
+import functools
 import io
+import unicodedata
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
 import matplotlib.text
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,31 +31,88 @@ DPI = 140
 WIDTH = 5.2  # inches
 _MOST_PARTS = 1000  # texts or images in a figure; more take minutes
 _MOST_LETTERS = 10_000
-# A decorator for drawing functions, also of other modules.
-styled = matplotlib.rc_context(
-    {
-        "text.parse_math": False,  # a name with two $ is not a formula
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "text.color": INK,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlecolor": INK,
-        "axes.labelcolor": QUIET,
-        "axes.edgecolor": QUIET,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": FAINT,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-        "lines.linewidth": 1.6,
-        "lines.solid_capstyle": "round",
-    }
+_FAMILY = "DejaVu Sans"  # matplotlib's own
+# Families with Chinese, Japanese or Korean glyphs, of Linux, macOS and Windows. Those
+# that are installed serve the characters that DejaVu Sans lacks.
+FALLBACKS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK JP", "Noto Sans CJK KR"),
+    *("Noto Sans SC", "Noto Sans TC", "Noto Sans JP", "Noto Sans KR"),
+    *("Source Han Sans SC", "Source Han Sans", "WenQuanYi Micro Hei"),
+    *("WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAexGothic", "IPAGothic"),
+    *("TakaoGothic", "VL Gothic", "NanumGothic", "UnDotum", "PingFang SC"),
+    *("Hiragino Sans GB", "Hiragino Sans", "Apple SD Gothic Neo", "Heiti TC"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Meiryo", "MS Gothic", "Malgun Gothic"),
+    *("Arial Unicode MS", "Unifont"),
 )
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a name with two $ is not a formula
+    "font.size": 9,
+    "text.color": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelcolor": QUIET,
+    "axes.edgecolor": QUIET,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+
+
+def styled(draw: Callable) -> Callable:
+    """Decorate a drawing function, also of another module, to use the style."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> Any:
+        with matplotlib.rc_context({**_STYLE, "font.family": list(families())}):
+            return draw(*arguments, **options)
+
+    return drawn
+
+
+@functools.cache
+def families() -> tuple[str, ...]:
+    """Return the font families of figures: DejaVu Sans, and installed fallbacks."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return (_FAMILY, *(name for name in FALLBACKS if name in installed))
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """Return the characters that these families have."""
+    paths = [
+        font_manager.findfont(font_manager.FontProperties(family=[family]))
+        for family in families()
+    ]
+    return frozenset().union(*(font_manager.get_font(p).get_charmap() for p in paths))
+
+
+def legible(names: Sequence[str]) -> tuple[list[str], str]:
+    """Return names for a figure, and a note on them.
+
+    A name with a character that no family of figures has would be drawn as boxes: it
+    becomes its number, from 0 on. The note says so; it is "" if all names are kept.
+    """
+    shown = [
+        name if all(ord(c) in _glyphs() or c == "\n" for c in name) else str(number)
+        for number, name in enumerate(names)
+    ]
+    changed = shown != list(names)
+    return shown, "Numbers: names that no installed font can write" if changed else ""
+
+
+def set_note(figure: Figure, note: str) -> None:
+    """Write a small line at the foot of a figure, unless it is empty."""
+    if note:
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=6.5, color=QUIET)
 
 
 def png(figure: Figure) -> bytes:
@@ -107,8 +168,12 @@ def show_image(axes: Axes, image: np.ndarray, frame: str) -> None:
 
 
 def short(name: str) -> str:
-    """Return the name, cut to 11 characters."""
-    return name if len(name) <= 11 else f"{name[:10]}…"
+    """Return the name, cut to the width of 11 letters; Chinese ones count twice."""
+    widths = [1 + (unicodedata.east_asian_width(c) in "WF") for c in name]
+    if sum(widths) <= 11:
+        return name
+    fit = int(np.searchsorted(np.cumsum(widths), 10, side="right"))
+    return f"{name[:fit]}…"
 
 
 def write_cell(

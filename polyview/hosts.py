@@ -89,10 +89,15 @@ def memory() -> int | None:
         return stats["bytes_limit"]
     if jax.default_backend() != "cpu":
         return None
+    return main_memory() // jax.local_device_count()
+
+
+def main_memory() -> int:
+    """Return the bytes of the machine's memory, or what its container may use."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits) // jax.local_device_count()
+    return min(limits)
 
 
 def check_memory(size: int, what: str, remedy: str) -> None:

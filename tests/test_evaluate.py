@@ -9,6 +9,7 @@ import pytest
 
 from polyview.data.prepare import records
 from polyview.errors import InputError
+from polyview.runs import evaluating
 from polyview.runs.evaluating import Asked, evaluate, watch
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -56,7 +57,11 @@ def test_another_data_set_uses_the_same_protocol(
     own = {name for name in results if "-on-" not in name}
     assert results.keys() == own | {f"{name}-on-figures" for name in own}
     other = results["4-frozen-on-figures"]
-    assert other["protocol"]["train"]["source"] == "ArrayRecord('figures', 'train')"
+    assert other["protocol"]["train"]["source"] == {
+        "target": "polyview.data.sources.array_record:ArrayRecord",
+        "name": "figures",
+        "split": "train",
+    }
     for measure in ("knn", "linear_probe", "health"):
         assert other[measure] == results["4-frozen"][measure]
     with pytest.raises(InputError, match="no data set 'absent'"):
@@ -96,6 +101,53 @@ def test_a_classifier_reports_accuracy_and_has_no_references(digits, tmp_path, c
         evaluate(tmp_path, None, Asked(references=True))
     with pytest.raises(InputError, match="--on requires an evaluation by kNN"):
         evaluate(tmp_path, None, Asked(on="digits"))
+
+
+class Recorder:
+    """An evaluation with references, that notes whom it measures."""
+
+    def __init__(self):
+        self.measured = []
+
+    def raw(self, batch):
+        return batch
+
+    def __call__(self, model, mesh):
+        self.measured.append(model)
+        return f"result {len(self.measured)}"
+
+
+def test_each_reference_is_ready_before_the_next_is_measured():
+    recorder = Recorder()
+    results = evaluating._measured(recorder, 7, "trained", "untrained", None)
+    assert next(results) == (7, "result 1") and recorder.measured == ["trained"]
+    assert next(results) == ("random", "result 2") and len(recorder.measured) == 2
+    assert next(results)[0] == "pixels" and next(results, None) is None
+
+
+def test_data_without_labels_are_refused_with_the_flag_that_helps(
+    digits_run, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("POLYVIEW_DATA", str(tmp_path / "data"))
+    run = shutil.copytree(digits_run(), tmp_path / "run")
+    images = [{"image": np.full((8, 8, 1), 9 * i, np.uint8)} for i in range(12)]
+    for name in ("digits", "bare"):  # the run's own data, now without labels
+        records.write(
+            tmp_path / "data" / name,
+            {"train": images, "test": images},
+            version="1",
+            targets={},
+            source="here",
+            licence="none",
+        )
+    flag = r'"--config\.evaluations\.frozen\.views\.targets=\(\)"'
+    for on in (None, "bare"):
+        with pytest.raises(InputError, match=f"have no 'label'.*{flag}"):
+            evaluate(run, None, Asked(on=on))
+    asked = Asked(on="bare", overrides={"evaluations.frozen.views.targets": "()"})
+    evaluate(run, None, asked)
+    (result,) = numbers(run).values()
+    assert "no labels" in result["note"] and result["columns"].keys() == {"RankMe"}
 
 
 def test_watch_evaluates_each_checkpoint_once_then_ends(digits, tmp_path, capsys):

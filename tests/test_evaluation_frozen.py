@@ -16,13 +16,17 @@ from polyview.data.sources.memory import InMemory
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
 from polyview.evaluation.base import pixels, write_result
-from polyview.evaluation.features import extract
+from polyview.evaluation.classification import few_rows
+from polyview.evaluation.features import Decoded, extract
 from polyview.evaluation.frozen import FrozenFeatures
+from polyview.evaluation.knn import WeightedKnn
 from polyview.evaluation.probe import LinearProbe
+from polyview.runs.evaluating import build_evaluations
 
 ROOT = Path(__file__).parent.parent
 TARGETS = {"label": {"kind": "class", "classes": 10}}
 QUICK = LinearProbe(learning_rates=(0.03, 0.1, 0.3), steps=60)
+QUICKEST = LinearProbe(learning_rates=(0.1,), weight_decays=(0.0,), steps=2)
 
 
 class Features(NamedTuple):
@@ -166,6 +170,173 @@ def test_a_source_without_labels_gets_only_health_and_a_note():
     assert "no labels" in result["note"]
     assert "knn" not in result and "linear_probe" not in result
     assert result["health"]["h"]["rankme"] > 1
+
+
+def nearest_class(train, labels, query, k):
+    """The class with the most votes exp(cosine / 0.07) of the k nearest rows."""
+    cosine = [x @ query / np.linalg.norm(x) / np.linalg.norm(query) for x in train]
+    votes = dict.fromkeys(range(10), 0.0)
+    for i in sorted(range(len(train)), key=lambda i: -cosine[i])[:k]:
+        votes[labels[i]] += np.exp((cosine[i] - 1) / 0.07)
+    return max(votes, key=votes.get)
+
+
+def test_few_shot_knn_equals_a_loop_over_draws():
+    knn = WeightedKnn(k=(1, 20), per_class=(3, 40), draws=3)
+    train, test = source(0, 60), source(60, 90)
+    result = FrozenFeatures(train, test, whole, knn=knn, probe=QUICKEST, seed=4)(
+        represent, devices.make_mesh()
+    )
+    images, labels = load_digits(return_X_y=True)
+    for name, k in (("knn@1", 1), ("knn@3", 3)):  # 20 is more than a class has
+        draws = []
+        for draw in range(3):
+            rows = few_rows(labels[:60], 3, seed=(4, draw))
+            answers = [
+                nearest_class(images[rows], labels[rows], query, k)
+                for query in images[60:90]
+            ]
+            draws.append(np.mean(answers == labels[60:90]))
+        found = result["few_shot"]["3"][name]
+        np.testing.assert_allclose(found["draws"], draws)
+        assert len(set(draws)) > 1
+    assert result["few_shot"].keys() == {"3"} and result["few_shot"]["3"].keys() == {
+        "knn@1",
+        "knn@3",
+    }
+    assert "40 rows a class" in result["not_computed"]["40-shot knn"]
+    assert result.columns["kNN@3 3-shot %"] == pytest.approx(100 * np.mean(draws))
+    assert "knn@20" in result and "knn" not in result
+
+
+def test_one_row_a_class_leaves_out_the_probe_alone():
+    _, truth = load_digits(return_X_y=True)
+    rows = [int(np.flatnonzero(truth == digit)[0]) for digit in (0, 1, 2)]
+    images = np.stack([source(0, 50)[row]["image"] for row in rows])
+    train = InMemory({"image": images, "label": np.int32([0, 1, 2])}, TARGETS)
+    result = FrozenFeatures(train, source(60, 90), whole)(
+        represent, devices.make_mesh()
+    )
+    assert "leaves one part empty" in result["not_computed"]["linear_probe"]
+    assert 0 < result["knn"]["top1"] < 1 and result["health"]["h"]["rankme"] > 1
+    assert "no linear probe: holding out" in result.summary
+
+
+@pytest.mark.parametrize(
+    ("test_labels", "note"),
+    [(np.full(20, 7), "would be 100 %"), (None, "would always answer '7'")],
+)
+def test_one_class_gets_only_health_and_a_note(test_labels, note):
+    train = source(0, 20, labels=np.full(20, 7))
+    protocol = FrozenFeatures(train, source(20, 40, labels=test_labels), whole)
+    result = protocol(represent, devices.make_mesh())
+    assert note in result["note"] and note in result.summary
+    assert "knn" not in result and "linear_probe" not in result
+    assert result.columns.keys() == {"RankMe"}
+
+
+class Own:
+    """A source, as users write them: without a `repr`, read in turn."""
+
+    def __init__(self, start: int, rows: int):
+        self._rows, self.read = source(start, start + rows), 0
+        self.targets = TARGETS
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        self.read += 1
+        return self._rows[index]
+
+
+class Whole:
+    def __call__(self, example, rng):
+        return whole(example, rng)
+
+
+OWN = {
+    "target": "polyview.evaluation.frozen:FrozenFeatures",
+    "train": {"target": "test_evaluation_frozen:Own", "start": 0, "rows": 60},
+    "test": {"target": "test_evaluation_frozen:Own", "start": 60, "rows": 30},
+    "views": {"target": "test_evaluation_frozen:Whole"},
+    "probe": {
+        "target": "polyview.evaluation.probe:LinearProbe",
+        "learning_rates": [0.1],
+        "weight_decays": [0.0],
+        "steps": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["frozen", "missing", "accuracy", "class_means"])
+def test_a_protocol_names_sources_by_their_spec(kind):
+    spec = OWN
+    if kind == "missing":
+        spec = {
+            "target": "polyview.evaluation.missing:MissingModalities",
+            "test": OWN["test"],
+            "views": {
+                "target": "polyview.data.observed:Observed",
+                "fields": {"image": ["image"]},
+                "shapes": {"image": [8, 8, 1]},
+            },
+            "retrieval": False,
+            "frozen": OWN,
+        }
+    if kind == "accuracy":
+        spec = {k: v for k, v in OWN.items() if k in ("test", "views")}
+        spec |= {"target": "polyview.evaluation.accuracy:Accuracy"}
+    if kind == "class_means":
+        spec = {k: v for k, v in OWN.items() if k in ("train", "test", "views")}
+        spec |= {"target": "polyview.evaluation.zero_shot:ClassMeans", "per_class": []}
+    mesh = devices.make_mesh()
+    with jax.set_mesh(mesh):
+        (evaluation,) = build_evaluations({"x": spec}).values()
+        protocol = evaluation(represent, mesh)["protocol"]
+    text = json.dumps(protocol)
+    assert "0x" not in text and "object at" not in text
+    part = protocol["missing"] if kind == "missing" else protocol
+    assert part["test"]["source"] == OWN["test"]
+    assert part["views"] == spec["views"]
+    if kind != "accuracy":
+        assert protocol["train"]["source"] == OWN["train"]
+
+
+def test_an_evaluation_without_a_spec_names_no_address():
+    protocol = FrozenFeatures(Own(0, 60), Own(60, 30), Whole(), probe=QUICKEST)
+    text = json.dumps(protocol(represent, devices.make_mesh())["protocol"])
+    assert "Own object" in text and "0x" not in text
+
+
+def test_several_models_share_one_decoding_and_equal_separate_calls():
+    train, test = Own(0, 60), Own(60, 30)
+    protocol = FrozenFeatures(train, test, whole, batch_size=16, probe=QUICKEST)
+    mesh = devices.make_mesh()
+    alone = {"a": protocol(represent, mesh), "b": pixels(protocol, mesh)}
+    once = train.read
+    raw = jax.jit(lambda batch: protocol.raw(batch))
+    train.read = 0
+    measured = protocol.several({"a": represent, "b": raw}, mesh)
+    for key, result in measured:
+        for part in ("protocol", "knn", "linear_probe", "health"):
+            assert result[part] == alone[key][part]
+        if key == "a":  # ready before the next model is asked
+            first = train.read
+    pictures = once // 2 - 64  # the rows of four batches, then those of the figure
+    assert first == 64 + pictures and train.read == first + pictures
+
+
+def test_batches_larger_than_the_limit_are_decoded_again():
+    data = Own(0, 40)
+    options = {"batch_size": 16, "mesh": one_device()}
+    for most, read in ((None, 48), (100, 96)):
+        data.read = 0
+        batches = Decoded(data, whole, most=most, **options)
+        for _ in range(2):
+            index = np.concatenate([batch["index"] for batch in batches])
+            assert index[:40].tolist() == [*range(40)]
+        assert data.read == read
 
 
 def test_a_written_result_reads_back_complete(tmp_path):

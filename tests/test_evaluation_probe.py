@@ -70,6 +70,16 @@ def test_held_out_rows_are_a_fraction_of_every_class():
         held_out(labels[:3], 0.1, seed=0)
 
 
+@pytest.mark.parametrize(("classes", "rows"), [(100, 4), (10, 5), (30, 1)])
+def test_small_classes_share_the_held_out_rows(classes, rows):
+    labels = np.repeat(np.arange(classes), rows)
+    held = held_out(labels, 0.1, seed=0)
+    assert held.sum() == classes * rows // 10
+    assert np.bincount(labels[held]).max() == 1
+    sizes = np.repeat([0, 1, 2], [4, 2, 1])  # shares .4, .2 and .1: the largest gets it
+    assert sizes[held_out(sizes, 0.1, seed=3)].tolist() == [0]
+
+
 def test_a_best_pair_at_the_grid_edge_is_reported(digits):
     h, labels = digits
     too_small = LinearProbe(learning_rates=(1e-6, 1e-5), weight_decays=(0.0,), steps=50)

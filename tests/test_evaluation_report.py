@@ -58,7 +58,8 @@ PROTOCOL = object.__new__(FrozenFeatures)
 def made(numbers, figure_data=None):
     """A result as an evaluation of frozen features, or of a classifier, returns it."""
     kind = Accuracy if "classifier" in numbers else FrozenFeatures
-    return Result(numbers, figure_data, columns=kind.columns(numbers))
+    columns, errors = kind.columns(numbers), kind.standard_errors(numbers)
+    return Result(numbers, figure_data, columns=columns, standard_errors=errors)
 
 
 def make_run(path, loss="geometric", step=20, **changes):
@@ -187,7 +188,99 @@ def test_a_classifier_has_its_own_column(tmp_path):
     assert "classifier %" in head and "31.25" in line
     assert all(note.startswith("a: ") for note in tables.notes(runs))
     page = html_page(runs)
-    assert "<strong>31.25</strong>" in page and "classifier % over the steps" in page
+    assert ">31.25<" in page and "classifier % over the steps" in page
+
+
+def row(run, score, error=None):
+    errors = {} if error is None else {"kNN %": error}
+    return tables.Row(run, "m", {"kNN %": score}, errors)
+
+
+@pytest.mark.parametrize(
+    ("lines", "best"),
+    [
+        ([row("a", 90, 3), row("b", 84.9, 4)], "a"),  # sqrt(9 + 16) = 5 < 5.1
+        ([row("a", 85, 3), row("b", 90, 4)], None),  # exactly 5
+        ([row("a", 80, 3), row("b", 84, 4), row("c", 90, 3)], "c"),
+        ([row("a", 80, 3), row("b", 86, 4), row("c", 90, 3)], None),
+        ([row("a", 90, 3), row("b", 90, 3)], None),
+        ([row("a", 90, 3), row("b", 50)], None),
+        ([row("a", 90, 3), tables.Row("b", "m", {})], None),
+    ],
+)
+def test_the_best_is_bold_only_beyond_the_standard_error(lines, best):
+    found = tables.clearly_best(lines, "kNN %")
+    assert (found and found.run) == best
+
+
+def test_standard_errors_are_shown_also_of_results_that_store_none(tmp_path):
+    test = {"test": {"rows": 10_000}}
+    runs = [
+        make_run(tmp_path / "a", **test),
+        make_run(tmp_path / "b", top1=0.6, **test),
+    ]
+    stored = json.loads((runs[0] / "eval" / "20.json").read_text())
+    del stored["standard_errors"]
+    (runs[0] / "eval" / "20.json").write_text(json.dumps(stored))
+    for run in runs:
+        (run / "eval" / "20.npz").unlink()  # drawing its map takes a second
+    first, second, _ = tables.rows(read(runs))
+    assert first.errors["linear probe %"] == pytest.approx(0.5)  # sqrt(.25 / 10,000)
+    assert second.errors["linear probe %"] == pytest.approx(math.sqrt(0.24))
+    page = html_page(read(runs))
+    assert "<strong>60.00 ± 0.49</strong>" in page and ">50.00 ± 0.50<" in page
+    assert "<strong>25.00" not in page and html.escape(tables.BEST) in page
+
+
+def test_what_could_not_be_computed_is_noted_with_its_reason(tmp_path):
+    run = make_run(tmp_path / "a")
+    numbers = result(balanced=1) | {"not_computed": {"linear_probe": "too few rows"}}
+    del numbers["linear_probe"]
+    numbers["knn"] |= {"balanced_accuracy": 0.2, "majority_class": 0.4}
+    write_result(run, "20", made(numbers), PROTOCOL)
+    assert "a: no linear probe: too few rows" in tables.notes(read([run]))
+    text = tables.summary(read([run]))
+    assert re.search(r"a: kNN +25.00 +– +20.00 +40.00\n", text)
+
+
+def test_names_without_glyphs_become_numbers_with_a_note(monkeypatch):
+    """𝐁 stands for any character that only a fallback font has; STIX has it."""
+    names = ["猫", "a$b", "𝐁"]
+    try:
+        for fallbacks, shown in (
+            ((), ["0", "a$b", "2"]),
+            (("absent", "STIXGeneral"), ["0", "a$b", "𝐁"]),
+        ):
+            monkeypatch.setattr(drawing, "FALLBACKS", fallbacks)
+            drawing.families.cache_clear()
+            drawing._glyphs.cache_clear()
+            figure = frozen_figures.confusion(np.eye(3, dtype=int), names)
+            (axes,) = figure.axes
+            ticks = axes.get_xticklabels()
+            assert [label.get_text() for label in ticks] == shown
+            assert ticks[2].get_fontfamily() == list(drawing.families())
+            assert "no installed font" in figure.get_supxlabel()
+            drawing.png(figure)  # matplotlib warns of a missing glyph
+            line = [{"step": 1, "x": 1.0}]
+            drawing.png(figures.curve({"跑": line, "b": line}, "x"))
+    finally:
+        drawing.families.cache_clear()
+        drawing._glyphs.cache_clear()
+    assert (
+        drawing.short("猫" * 9) == "猫" * 5 + "…"
+        and drawing.short("猫" * 5) == "猫" * 5
+    )
+
+
+def test_a_large_confusion_matrix_shows_the_largest_of_each_block():
+    counts = np.eye(501, dtype=int)
+    counts[0, 1] = 3
+    (axes,) = frozen_figures.confusion(counts, ["x"] * 501).axes
+    cells = np.asarray(axes.images[0].get_array())
+    expected = 100 * np.eye(167)
+    expected[0, 0] = 100
+    np.testing.assert_array_equal(cells, expected)
+    assert "largest of 3 x 3" in axes.get_xlabel()
 
 
 def test_the_chance_of_a_metric_is_a_level_in_its_curve(tmp_path):

@@ -53,7 +53,7 @@ def test_a_run_is_evaluated_as_before_and_reported(old, capsys, optimized):
     evaluate(run, None, Asked(overrides={"evaluation.probe.steps": "50"}))
     after = json.loads((run / "eval" / "4.json").read_text())
     for measure in ("knn", "linear_probe"):
-        assert after[measure] == before[measure]
+        assert before[measure].items() <= after[measure].items()
     for name, health in before["health"].items():  # of floats that round otherwise now
         assert after["health"][name] == pytest.approx(health, rel=1e-6)
     assert "4.json: linear probe" in capsys.readouterr().out

@@ -5,18 +5,21 @@
 
 Arguments: data, a prepared data set with labels (by default the run's own); size of the
 views in pixels (by default that of the run's evaluation, else 28); fraction of an image
-that a central view shows.
+that a central view shows; k of kNN, or several, as k=1+10+20+200; per_class, numbers of
+training rows a class for few-shot kNN, as per_class=1+5+10, drawn draws times.
 """
 
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
 from polyview.errors import InputError
-from polyview.evaluation.base import viewing_spec
+from polyview.evaluation.base import viewing_spec, whole_numbers
 
 
 def get_evaluations(argument: str, run: dict) -> dict:
     """Return `polyview.config.parts.frozen` on the run's data, or on other data."""
-    args = parse_arguments(argument, data="", size=0, fraction=1.0)
+    args = parse_arguments(
+        argument, data="", size=0, fraction=1.0, k="20", per_class="", draws=5
+    )
     seen = viewing_spec(run) or {}
     train, test = run["source"], seen.get("test")
     if args["data"]:
@@ -25,4 +28,15 @@ def get_evaluations(argument: str, run: dict) -> dict:
         raise InputError("the run names no test data; give data=NAME")
     augment = (seen.get("views") or {}).get("augment") or {}
     size = args["size"] or augment.get("size", 28)
-    return {"frozen": parts.frozen(train, test, size=size, fraction=args["fraction"])}
+    ks = whole_numbers(args["k"], "k")
+    return {
+        "frozen": parts.frozen(
+            train,
+            test,
+            size=size,
+            fraction=args["fraction"],
+            k=ks[0] if len(ks) == 1 else ks,
+            per_class=whole_numbers(args["per_class"], "per_class"),
+            draws=args["draws"],
+        )
+    }

@@ -26,6 +26,7 @@ class Result(dict):
       figure_data: arrays for the figures, by name.
       summary: the main numbers in one line.
       columns: {column of a table: number}, the numbers that compare runs.
+      standard_errors: {column: its standard error}, where known.
     """
 
     def __init__(
@@ -35,34 +36,71 @@ class Result(dict):
         *,
         summary: str = "",
         columns: Mapping[str, float] | None = None,
+        standard_errors: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(numbers)
         self.figure_data: dict[str, Any] = dict(figure_data or {})
         self.summary, self.columns = summary, dict(columns or {})
+        self.standard_errors = dict(standard_errors or {})
 
 
 class Evaluation(Protocol):
     """Measures a model. Only the call is required. Optional members:
 
     figures(numbers, figure_data) -> {name: Figure}: draws a written result. Static,
-        like the next four, so that a report needs no model.
-    summary(numbers) -> str, columns(numbers) -> {column: number}: for results written
-        before a Result carried them.
+        like the next five, so that a report needs no model.
+    summary(numbers) -> str, columns(numbers) and standard_errors(numbers) -> {column:
+        number}: for results written before a Result carried them.
     comparison({name: numbers}) -> {name: Figure}, and comparison_table({name: numbers})
         -> (head, body): compare a run with its references.
     raw(batch) -> {name: Features}: the input itself as features. Enables references
         (`--references`): raw pixels and the untrained model.
+    several({key: model}, mesh) -> iterator of (key, Result): measures models one after
+        another, on data that are decoded once.
+    described(spec) -> Evaluation: a copy whose protocol names its sources by the spec
+        that the evaluation is built from.
     train, test: the sources it reads, as fields. Enables reading others (`--on`).
     """
 
     def __call__(self, model: Callable, mesh: Any) -> Result: ...
 
 
-def pixels(evaluation: Any, mesh: Any) -> Result:
-    """Evaluate the input itself as features. mesh: a JAX `Mesh`."""
+def raw_model(evaluation: Any) -> Callable:
+    """Return the reference whose features are the input itself."""
     import jax  # here, since configs import this module and need no JAX
 
-    return evaluation(jax.jit(lambda batch: evaluation.raw(batch)), mesh)
+    return jax.jit(lambda batch: evaluation.raw(batch))
+
+
+def pixels(evaluation: Any, mesh: Any) -> Result:
+    """Evaluate the input itself as features. mesh: a JAX `Mesh`."""
+    return evaluation(raw_model(evaluation), mesh)
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def in_words(spec: Mapping | None, key: str, built: Any) -> Any:
+    """Return what a protocol calls a source or views: their spec, as JSON's types.
+
+    Without a spec, for an evaluation that no config built, it is the object's `repr`
+    without memory addresses, which differ from process to process.
+    """
+    if spec is None or key not in spec:
+        return _ADDRESS.sub("", repr(built))
+    part = spec[key]
+    plain = part.to_dict() if hasattr(part, "to_dict") else part
+    return json.loads(json.dumps(plain))
+
+
+def whole_numbers(text: str, what: str) -> list[int]:
+    """Return the numbers of "1+5+10", the argument `what` of a file of evaluations."""
+    try:
+        return [int(word) for word in filter(None, text.split("+"))]
+    except ValueError:
+        raise InputError(
+            f"{what}={text}: write whole numbers joined by +, as {what}=1+5+10"
+        ) from None
 
 
 def specs_of(config: Mapping) -> dict[str, Any]:
@@ -122,6 +160,7 @@ def write_result(workdir: str | Path, name: str, result: Result, by: Any) -> Pat
         "evaluation": f"{type(by).__module__}:{type(by).__qualname__}",
         "summary": result.summary,
         "columns": result.columns,
+        "standard_errors": result.standard_errors,
     }
     try:
         text = json.dumps({**result, **about}, indent=1, allow_nan=False) + "\n"

@@ -1,8 +1,9 @@
 """Features of a split on the host: each row once, in order."""
 
+import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,53 @@ class Extracted(NamedTuple):
     present: np.ndarray
 
 
+class Decoded:
+    """The batches of a split, in order; decoded once, however often they are read.
+
+    Batches that take more than `most` bytes together are not kept, but decoded again.
+    By default that is an eighth of the machine's memory: the pixels of such a split, as
+    float32 features, take half of it, so that no reference which fits into memory needs
+    a second decoding. Other arguments are as in `extract`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Callable,
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        seed: int = 0,
+        most: int | None = None,
+    ):
+        self._read = functools.partial(
+            pipeline.ordered,
+            source,
+            views,
+            batch_size=batch_size + -batch_size % mesh.size,
+            seed=seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self._most = hosts.main_memory() // 8 if most is None else most
+        self._kept: list[dict] | None = None
+
+    def __iter__(self) -> Iterator[dict]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[dict] | None = []
+        size = 0
+        for batch in self._read():
+            size += sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+            if kept is not None and size <= self._most:
+                kept.append(batch)
+            else:
+                kept = None
+            yield batch
+        self._kept = kept
+
+
 def extract(
     represent: Callable,
     source: Source,
@@ -44,25 +92,24 @@ def extract(
     modality: str = "image",
     seed: int = 0,
     name: str = "",
+    batches: Iterable[dict] | None = None,
 ) -> Extracted:
     """Extract the features of every row of `source`, in order.
 
     `represent(batch) -> {modality: features}` with `features.h` [b, m, d'] and
     `features.z` [b, m, d]; both are averaged over the views of a sample. `batch_size`
     is global and is rounded up to a multiple of the number of devices. `name` labels
-    the progress bar. Every process receives all rows. Raises InputError for a modality
-    that does not exist, a split without rows, and features that are not finite.
+    the progress bar. `batches` are those of a `Decoded` with the same arguments, if
+    several models read one split. Every process receives all rows. Raises InputError
+    for a modality that does not exist, a split without rows, and features that are not
+    finite.
     """
-    batch_size += -batch_size % mesh.size
     gather = jax.jit(_gather, out_shardings=devices.replicated(mesh))
-    batches = pipeline.ordered(
-        source,
-        views,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    if batches is None:
+        batches = Decoded(
+            source, views, batch_size=batch_size, mesh=mesh, seed=seed, most=0
+        )
+    batch_size += -batch_size % mesh.size
     parts, ahead, began = [], None, time.perf_counter()
     first = hosts.is_first_process()
     bar = tqdm(
@@ -131,6 +178,21 @@ def _gather(
     return Extracted(**fields)
 
 
+class Flat(NamedTuple):
+    """The input itself as features."""
+
+    h: jax.Array
+    z: jax.Array
+
+
+def raw_features(batch: dict[str, Any], modality: str) -> dict[str, Flat]:
+    """Return the views of a modality, flattened; those of uint8 are divided by 255."""
+    view = batch["views"][modality]
+    unit = 255 if view.dtype == jnp.uint8 else 1
+    flat = view.reshape(*view.shape[:2], -1).astype(jnp.float32) / unit
+    return {modality: Flat(h=flat, z=flat)}
+
+
 def _check_finite(extracted: Extracted, name: str) -> None:
     for field in ("h", "z"):
         finite = np.isfinite(getattr(extracted, field)).all(axis=1)
@@ -139,5 +201,5 @@ def _check_finite(extracted: Extracted, name: str) -> None:
             raise InputError(
                 f"{name or 'the split'}: {len(rows)} of {len(finite)} rows (first: row "
                 f"{rows[0]}) have features {field} that are not finite; the checkpoint "
-                "has diverged: evaluate an earlier step, or lower the learning rate"
+                "has diverged, or its weights came so: evaluate an earlier step"
             )

@@ -4,14 +4,16 @@ Extracts the frozen features h of a train and a test split, one view a sample; t
 runs weighted kNN, a linear probe and health measures that need no labels. The probe's
 hyper-parameters are chosen on rows held out from the train split; nothing is chosen on
 the test split. The result includes the whole protocol, since a number without its
-protocol cannot be compared.
+protocol cannot be compared. What cannot be computed, such as a probe of one image a
+class, is left out of the result with its reason; the rest is measured.
 """
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import jax
@@ -23,8 +25,18 @@ from polyview import hosts
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 from polyview.evaluation import health
-from polyview.evaluation.base import Result
-from polyview.evaluation.features import Extracted, extract
+from polyview.evaluation.base import Result, in_words
+from polyview.evaluation.classification import (
+    accuracy_table,
+    check_target,
+    class_labels,
+    class_names,
+    errors_of,
+    few_rows,
+    over_draws,
+    top_accuracy,
+)
+from polyview.evaluation.features import Decoded, Extracted, extract, raw_features
 from polyview.evaluation.knn import WeightedKnn, neighbours
 from polyview.evaluation.probe import LinearProbe, logits
 
@@ -46,7 +58,8 @@ class FrozenFeatures:
       batch_size: global.
       validation: the fraction of train held out to choose the probe's hyper-parameters.
       knn, probe: settings of the two classifiers.
-      seed: for the held-out rows and the probe's mini-batches.
+      seed: for the held-out rows, the probe's mini-batches and few-shot draws.
+      spec: what a config calls its parts; set by `described`.
     """
 
     train: Source
@@ -59,6 +72,7 @@ class FrozenFeatures:
     knn: WeightedKnn = WeightedKnn()
     probe: LinearProbe = LinearProbe()
     seed: int = 0
+    spec: Mapping | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -74,27 +88,52 @@ class FrozenFeatures:
             if source.targets:
                 check_target(source, split, self.label)
 
+    def described(self, spec: Mapping) -> "FrozenFeatures":
+        """Return a copy whose protocol names its sources by their spec."""
+        return dataclasses.replace(self, spec=spec)
+
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality: features}` (see `features.extract`).
 
         Raises InputError for features that are not finite and labels out of range.
         """
+        ((_, result),) = self.several({"": represent}, mesh)
+        return result
+
+    def several(
+        self, models: Mapping[Any, Callable], mesh: Mesh
+    ) -> Iterator[tuple[Any, Result]]:
+        """Yield (key, result) of each model in turn, as if called with it.
+
+        The data are decoded once, unless they are larger than `Decoded` keeps.
+        """
+        most = 0 if len(models) == 1 else None
+        batches = {
+            split: Decoded(
+                source,
+                self.views,
+                batch_size=self.batch_size,
+                mesh=mesh,
+                seed=self.seed,
+                most=most,
+            )
+            for split, source in (("train", self.train), ("test", self.test))
+        }
+        for key, represent in models.items():
+            yield key, self._measured(represent, batches, mesh)
+
+    def _measured(
+        self, represent: Callable, batches: Mapping[str, Decoded], mesh: Mesh
+    ) -> Result:
         seconds: dict[str, float] = {}
         with _timed(seconds, "features"):
-            train = self._extract(represent, self.train, mesh, "train")
-            test = self._extract(represent, self.test, mesh, "test")
+            train = self._extract(represent, self.train, batches, mesh, "train")
+            test = self._extract(represent, self.test, batches, mesh, "test")
         numbers: dict[str, Any] = {"protocol": self._describe(train, test)}
         # The rest is small: every process computes it all on one of its devices.
         with jax.set_mesh(_one_device()):
             if self.train.targets and self.test.targets:
-                labels = (
-                    class_labels(train, self.label),
-                    class_labels(test, self.label),
-                )
-                with _timed(seconds, "knn"):
-                    numbers["knn"] = self._knn(train, test, *labels)
-                with _timed(seconds, "linear_probe"):
-                    numbers["linear_probe"] = self._probe(train, test, *labels)
+                numbers |= self._classified(train, test, seconds)
             else:
                 numbers["note"] = (
                     "the source has no labels: health only, no kNN, no probe"
@@ -108,28 +147,44 @@ class FrozenFeatures:
             sample,
             summary=self.summary(numbers),
             columns=self.columns(numbers),
+            standard_errors=self.standard_errors(numbers),
         )
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
-        """Accuracies in % and RankMe."""
+        """Accuracies in %, RankMe, and what could not be computed."""
         columns = FrozenFeatures.columns(numbers)
-        names = {"linear probe %": "linear probe", "kNN %": "kNN"}
-        parts = [f"{n} {columns[c]:.2f} %" for c, n in names.items() if c in columns]
+        parts = [
+            f"{name.removesuffix(' %')} {value:.2f} %"
+            for name, value in columns.items()
+            if name.endswith("%")
+        ]
         if "RankMe" in columns:
             parts.append(f"RankMe {columns['RankMe']:.1f}")
-        return ", ".join(parts)
+        reasons = [f"no {n}: {why}" for n, why in _not_computed(numbers).items()]
+        reasons += [numbers["note"]] if "note" in numbers else []
+        return "; ".join([", ".join(parts), *reasons])
 
     @staticmethod
     def columns(numbers: Mapping) -> dict[str, float]:
         """The columns that compare runs."""
-        measures = {"linear probe %": "linear_probe", "kNN %": "knn"}
-        columns = {
-            c: 100 * numbers[m]["top1"] for c, m in measures.items() if m in numbers
-        }
+        accuracies = _accuracies(numbers)
+        columns = {column: 100 * one["top1"] for column, one in accuracies.items()}
         if "health" in numbers:
             columns["RankMe"] = numbers["health"]["h"]["rankme"]
         return columns
+
+    @staticmethod
+    def standard_errors(numbers: Mapping) -> dict[str, float]:
+        """The standard errors of the accuracies among the columns, in %."""
+        return errors_of(_accuracies(numbers), numbers.get("protocol", {}))
+
+    @staticmethod
+    def comparison_table(
+        results: Mapping[str, Mapping],
+    ) -> tuple[list[str], list[list[str]]]:
+        """Top-1 with its standard error, beside balanced accuracy and the majority."""
+        return accuracy_table({name: _accuracies(one) for name, one in results.items()})
 
     @staticmethod
     def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
@@ -143,13 +198,15 @@ class FrozenFeatures:
 
         Views of uint8 are divided by 255.
         """
-        view = batch["views"][self.modality]
-        unit = 255 if view.dtype == jnp.uint8 else 1
-        flat = view.reshape(*view.shape[:2], -1).astype(jnp.float32) / unit
-        return {self.modality: _Flat(h=flat, z=flat)}
+        return raw_features(batch, self.modality)
 
     def _extract(
-        self, represent: Callable, source: Source, mesh: Mesh, name: str
+        self,
+        represent: Callable,
+        source: Source,
+        batches: Mapping[str, Decoded],
+        mesh: Mesh,
+        name: str,
     ) -> Extracted:
         extracted = extract(
             represent,
@@ -160,6 +217,7 @@ class FrozenFeatures:
             modality=self.modality,
             seed=self.seed,
             name=name,
+            batches=batches[name],
         )
         if not extracted.present.any():
             raise InputError(
@@ -171,16 +229,65 @@ class FrozenFeatures:
     def _task(self) -> dict[str, Any]:
         return self.train.targets[self.label]
 
+    def _classified(
+        self, train: Extracted, test: Extracted, seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        """Return kNN and probe, or why they cannot be computed."""
+        labels = class_labels(train, self.label), class_labels(test, self.label)
+        if len(np.unique(labels[0])) == 1:
+            only = class_names(self._task)[labels[0][0]]
+            if (labels[1] == labels[0][0]).all():
+                why = "one class: kNN and probe would be 100 %"
+            else:
+                why = f"one class in train: kNN and probe would always answer '{only}'"
+            return {"note": f"{why}, so health only"}
+        parts: dict[str, Callable] = {"knn": self._knn, "linear_probe": self._probe}
+        parts |= {
+            f"{count}-shot knn": functools.partial(self._few_shot, count=count)
+            for count in self.knn.per_class
+        }
+        numbers: dict[str, Any] = {}
+        reasons: dict[str, str] = {}
+        for name, compute in parts.items():
+            with _timed(seconds, name):
+                try:
+                    found = compute(train, test, *labels)
+                except InputError as error:  # this part alone is impossible
+                    reasons[name] = str(error)
+                    continue
+            few_shot = numbers.get("few_shot", {}) | found.pop("few_shot", {})
+            numbers |= found | ({"few_shot": few_shot} if few_shot else {})
+        return numbers | ({"not_computed": reasons} if reasons else {})
+
     def _knn(
         self,
         train: Extracted,
         test: Extracted,
         train_labels: np.ndarray,
         test_labels: np.ndarray,
+        most: int | None = None,
     ) -> dict[str, Any]:
         classes = self._task["classes"]
-        votes = self.knn.scores(train.h, train_labels, test.h, classes)
-        return top_accuracy(votes, test_labels)
+        votes = self.knn.scores(train.h, train_labels, test.h, classes, most)
+        return {name: top_accuracy(own, test_labels) for name, own in votes.items()}
+
+    def _few_shot(
+        self,
+        train: Extracted,
+        test: Extracted,
+        train_labels: np.ndarray,
+        test_labels: np.ndarray,
+        count: int,
+    ) -> dict[str, Any]:
+        """Return {"few_shot": {count: {name: accuracy over draws}}}."""
+        draws = []
+        for draw in range(self.knn.draws):
+            rows = few_rows(train_labels, count, seed=(self.seed, draw))
+            drawn = jax.tree.map(lambda x, rows=rows: x[rows], train)
+            labels = train_labels[rows], test_labels
+            draws.append(self._knn(drawn, test, *labels, most=count))
+        each = {name: over_draws([draw[name] for draw in draws]) for name in draws[0]}
+        return {"few_shot": {str(count): each}}
 
     def _probe(
         self,
@@ -189,7 +296,7 @@ class FrozenFeatures:
         train_labels: np.ndarray,
         test_labels: np.ndarray,
     ) -> dict[str, Any]:
-        classes, names = self._task["classes"], self._task.get("names")
+        classes = self._task["classes"]
         sweep = self.probe.sweep(
             train.h, train_labels, classes, validation=self.validation, seed=self.seed
         )
@@ -213,7 +320,7 @@ class FrozenFeatures:
                 "weight_decay": list(self.probe.weight_decays),
                 "validation_top1": sweep.accuracy.tolist(),
             },
-            "classes": list(names) if names else [str(c) for c in range(classes)],
+            "classes": class_names(self._task),
             "per_class": [
                 float(confusion[c, c] / rows[c]) if rows[c] else None
                 for c in range(classes)
@@ -226,7 +333,7 @@ class FrozenFeatures:
                 f"the best {' and '.join(sweep.border)} lies at the end of the sweep; "
                 f"widen {' and '.join(keys)}"
             )
-        return result
+        return {"linear_probe": result}
 
     def _sample(self, train: Extracted, test: Extracted) -> dict[str, np.ndarray]:
         rows = _spread(len(test.h), _SAMPLE_ROWS)
@@ -267,18 +374,18 @@ class FrozenFeatures:
         return image.reshape(*image.shape[:2], channels)
 
     def _describe(self, train: Extracted, test: Extracted) -> dict[str, Any]:
-        def rows(source: Source, extracted: Extracted) -> dict[str, Any]:
-            count: dict[str, Any]
-            count = {"source": repr(source), "rows": len(extracted.index)}
+        def rows(split: str, source: Source, extracted: Extracted) -> dict[str, Any]:
+            name = in_words(self.spec, split, source)
+            count: dict[str, Any] = {"source": name, "rows": len(extracted.index)}
             if len(source) > len(extracted.index):
                 count["left_out"] = len(source) - len(extracted.index)
                 count["left_out_why"] = f"unreadable, or without '{self.modality}'"
             return count
 
         return {
-            "train": rows(self.train, train),
-            "test": rows(self.test, test),
-            "views": repr(self.views),
+            "train": rows("train", self.train, train),
+            "test": rows("test", self.test, test),
+            "views": in_words(self.spec, "views", self.views),
             "views_of_a_sample": "averaged",
             "modality": self.modality,
             "label": self.label,
@@ -289,7 +396,7 @@ class FrozenFeatures:
                 "dimensions": train.h.shape[1],
             },
             "knn": {
-                **dataclasses.asdict(self.knn),
+                **self.knn.described(),
                 "distance": "cosine",
                 "votes": "exp(cosine / temperature)",
                 "chosen": "fixed by the config; nothing is chosen on test",
@@ -312,40 +419,21 @@ class FrozenFeatures:
         }
 
 
-class _Flat(NamedTuple):
-    h: jax.Array
-    z: jax.Array
+def _not_computed(numbers: Mapping) -> dict[str, str]:
+    """Return {part: reason} of the parts that a result lacks, in words."""
+    reasons = numbers.get("not_computed", {})
+    return {name.replace("_", " "): why for name, why in reasons.items()}
 
 
-def check_target(source: Source, split: str, label: str) -> None:
-    """Raise InputError unless `label` is a target of the source and a class."""
-    if label not in source.targets:
-        known = (
-            f"only {', '.join(source.targets)}" if source.targets else "nor any other"
-        )
-        raise InputError(
-            f"evaluation: the {split} source has no target '{label}', {known}; "
-            "correct its label"
-        )
-    kind = source.targets[label]["kind"]
-    if kind != "class":
-        raise InputError(
-            f"evaluation: target '{label}' is of kind '{kind}', not 'class'; "
-            "correct its label"
-        )
-
-
-def class_labels(extracted: Extracted, label: str) -> np.ndarray:
-    """Return the target `label` of each row, int64[n].
-
-    Raises InputError if the views do not pass it on.
-    """
-    if label not in extracted.targets:
-        raise InputError(
-            f"evaluation: its views pass on no target '{label}'; "
-            f"set its views.targets=('{label}',)"
-        )
-    return extracted.targets[label].astype(np.int64)
+def _accuracies(numbers: Mapping) -> dict[str, Mapping]:
+    """Return {column: accuracy} of what a result has, the linear probe first."""
+    found = {"linear_probe": "linear probe %", "knn": "kNN %"}
+    found |= {name: f"kNN@{name[4:]} %" for name in numbers if name.startswith("knn@")}
+    accuracies = {column: numbers[n] for n, column in found.items() if n in numbers}
+    for count, by_name in numbers.get("few_shot", {}).items():
+        for name, accuracy in by_name.items():
+            accuracies[f"{name.replace('knn', 'kNN')} {count}-shot %"] = accuracy
+    return accuracies
 
 
 def _health(test: Extracted) -> dict[str, Any]:
@@ -360,19 +448,6 @@ def _health(test: Extracted) -> dict[str, Any]:
         }
 
     return {"rows": len(rows), "h": measure(test.h[rows]), "z": measure(test.z[rows])}
-
-
-def top_accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the top-1 accuracy, and top-5 if there are more than five classes.
-
-    scores: float[n, classes]; labels: int[n].
-    """
-    order = np.argsort(-scores, axis=1, kind="stable")
-    hit = order == labels[:, None]
-    top = {"top1": float(hit[:, 0].mean())}
-    if scores.shape[1] > 5:
-        top["top5"] = float(hit[:, :5].any(axis=1).mean())
-    return top
 
 
 def _spread(length: int, most: int) -> np.ndarray:

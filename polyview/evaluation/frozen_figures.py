@@ -17,7 +17,9 @@ from polyview.drawing import (
     WRONG,
     check_parts,
     hide_frame,
+    legible,
     one_axes,
+    set_note,
     set_title,
     short,
     show_image,
@@ -26,6 +28,7 @@ from polyview.drawing import (
 )
 
 _MOST_POINTS = 5000  # in a map
+_MOST_CELLS = 250  # a side of a confusion matrix
 
 
 def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Figure]:
@@ -72,6 +75,7 @@ def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) ->
     if labels is None:
         axes.scatter(x, y, s=6, color=RUNS[0], linewidths=0)
     else:
+        names, note = legible(names)
         present, counts = np.unique(labels, return_counts=True)
         shown = np.sort(present[np.argsort(-counts, kind="stable")[: len(CLASSES)]])
         rest = ~np.isin(labels, shown)
@@ -91,8 +95,9 @@ def embedding(h: np.ndarray, labels: np.ndarray | None, names: Sequence[str]) ->
             handletextpad=0.2,
             columnspacing=1.0,
         )
-        if rest.any():
-            axes.set_xlabel(f"grey: the other {len(present) - len(shown)} classes")
+        grey = f"grey: the other {len(present) - len(shown)} classes"
+        notes = [grey if rest.any() else "", note]  # above the legend
+        axes.set_xlabel("\n".join(filter(None, notes)))
     axes.set_title(f"Map of {len(h):,} test features (t-SNE)")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -133,6 +138,7 @@ def nearest(
     """
     rows, columns = neighbour.shape[:2]
     check_parts(rows * (columns + 1))
+    names, note = legible(names)
     figure = Figure(figsize=(WIDTH, 0.3 + WIDTH / (columns + 1.3) * rows * 1.24))
     figure.set_layout_engine("constrained", h_pad=0.02, w_pad=0.03, hspace=0.0)
     grid = figure.add_gridspec(
@@ -154,6 +160,7 @@ def nearest(
                     axes.set_xlabel(name, fontsize=6.5, labelpad=2, color=WRONG)
             show_image(axes, neighbour[row, column], color)
     set_title(figure, "Test image, and its nearest training images")
+    set_note(figure, note)
     return figure
 
 
@@ -195,21 +202,36 @@ def confusion(
     """Draw a confusion matrix: % of each true class (row) by answer (column).
 
     counts is int[c, c]; `of` names what answered. Beyond 20 classes, cells have no
-    numbers and ticks no names.
+    numbers and ticks no names. Beyond 250, a cell is the largest of a block of them,
+    since those of single classes would be smaller than a pixel.
     """
     counts = np.asarray(counts)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = -(-len(counts) // _MOST_CELLS)  # classes of a block
+    cells = _block_maxima(share, side)
+    end = side * len(cells) - 0.5
     figure, axes = one_axes(4.8)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(cells, cmap="Blues", vmin=0, vmax=100, extent=(-0.5, end, end, -0.5))
     axes.set_title(f"{of}: answers, % of each true class (row)")
     hide_frame(axes)
     if len(counts) > 20:
-        axes.set_xlabel(f"{len(counts)} classes")
+        block = f"; a cell is the largest of {side} x {side}" if side > 1 else ""
+        axes.set_xlabel(f"{len(counts)} classes{block}")
         return figure
     for (row, column), value in np.ndenumerate(share):
         if value >= 1:
             write_cell(axes, row, column, f"{value:.0f}", value > 55, fontsize=7)
+    names, note = legible(names)
+    set_note(figure, note)
     ticks = [short(name) for name in names]
     axes.set_xticks(range(len(names)), ticks, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), ticks, fontsize=8)
     return figure
+
+
+def _block_maxima(grid: np.ndarray, side: int) -> np.ndarray:
+    """Return the maximum of each block of `side` x `side`; the last may be smaller."""
+    fill = -len(grid) % side
+    padded = np.pad(grid, ((0, fill), (0, fill)))
+    blocks = len(padded) // side
+    return padded.reshape(blocks, side, blocks, side).max((1, 3))

@@ -23,8 +23,9 @@ from polyview import devices, hosts
 from polyview.data import pipeline
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
-from polyview.evaluation.base import Result
-from polyview.evaluation.frozen import FrozenFeatures, top_accuracy
+from polyview.evaluation.base import Result, in_words
+from polyview.evaluation.classification import top_accuracy
+from polyview.evaluation.frozen import FrozenFeatures
 from polyview.evaluation.knn import neighbours
 
 MEASURES = {  # measure of a prediction -> its name in figures
@@ -62,6 +63,7 @@ class MissingModalities:
     retrieval: bool = True
     batch_size: int = 500
     frozen: FrozenFeatures | None = None
+    spec: Mapping | None = None  # what a config calls its parts; set by `described`
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -77,6 +79,13 @@ class MissingModalities:
                 f"evaluation: {len(self._names())} views have {count:,} "
                 "subsets; name fewer fields in its views"
             )
+
+    def described(self, spec: Mapping) -> "MissingModalities":
+        """Return a copy whose protocol names its sources by their spec."""
+        frozen = self.frozen
+        if frozen is not None:
+            frozen = frozen.described(spec["frozen"])
+        return dataclasses.replace(self, spec=spec, frozen=frozen)
 
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality or target: Features}`."""
@@ -116,6 +125,7 @@ class MissingModalities:
             sample,
             summary=self.summary(numbers),
             columns=self.columns(numbers),
+            standard_errors=self.standard_errors(numbers),
         )
 
     @staticmethod
@@ -148,6 +158,16 @@ class MissingModalities:
             if scores and measure in scores[-1]
         }
         return FrozenFeatures.columns(numbers) | columns
+
+    @staticmethod
+    def standard_errors(numbers: Mapping) -> dict[str, float]:
+        """The standard errors of the accuracies among the columns."""
+        errors = {
+            f"{target} top1": scores[-1]["standard_error"]
+            for target, scores in numbers["subsets"].items()
+            if scores and "standard_error" in scores[-1]
+        }
+        return FrozenFeatures.standard_errors(numbers) | errors
 
     @staticmethod
     def figures(numbers: Mapping, figure_data: Mapping) -> dict[str, Any]:
@@ -343,8 +363,8 @@ class MissingModalities:
 
     def _describe(self, rows: int) -> dict[str, Any]:
         return {
-            "test": {"source": repr(self.test), "rows": rows},
-            "views": repr(self.views),
+            "test": {"source": in_words(self.spec, "test", self.test), "rows": rows},
+            "views": in_words(self.spec, "views", self.views),
             "targets": {t: self.test.targets[t]["kind"] for t in self.targets},
             "rows_of_a_subset": "those that have at least one of its views",
             "retrieval": "cosine of z (of h: retrieval_of_h), among the rows that have "

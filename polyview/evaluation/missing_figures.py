@@ -14,7 +14,9 @@ from polyview.drawing import (
     WRONG,
     check_parts,
     hide_frame,
+    legible,
     one_axes,
+    set_note,
     set_title,
     show_image,
     styled,
@@ -70,6 +72,8 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
         write_cell(axes, row, column, text, dark, fontsize=7)
     # Dots left of the map: one column per view, dark where the subset has it.
     step = 0.06
+    shown, note = legible(views)
+    set_note(figure, note)
     for number, view in enumerate(views):
         x = -step * (len(views) - number)
         for row, name in enumerate(rows):
@@ -84,7 +88,7 @@ def subsets(scores: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
                 color=INK if has else FAINT,
             )
         axes.annotate(
-            view,
+            shown[number],
             (x, 1.0),
             xytext=(0, 6),
             xycoords=("axes fraction", "axes fraction"),
@@ -120,8 +124,10 @@ def retrieval(pairs: Mapping[str, Mapping], views: Sequence[str]) -> Figure:
         if row != column:
             text = "–" if np.isnan(value) else f"{value:.0f}"
             write_cell(axes, row, column, text, value > 55)
-    axes.set_xticks(range(len(views)), views, rotation=30, ha="right")
-    axes.set_yticks(range(len(views)), views)
+    shown, note = legible(views)
+    set_note(figure, note)
+    axes.set_xticks(range(len(views)), shown, rotation=30, ha="right")
+    axes.set_yticks(range(len(views)), shown)
     axes.set_title("Retrieval: % found first, from row to column")
     hide_frame(axes)
     return figure
@@ -139,6 +145,8 @@ def across(
     """
     rows, columns = right.shape
     figure, grid = _pictures(rows, columns, "Nearest in the other views", left=0)
+    views, note = legible(views)
+    set_note(figure, note)
     for row in range(rows):
         axes = figure.add_subplot(grid[row, 0])
         show_image(axes, query[row], INK)
@@ -163,6 +171,8 @@ def texts(query: Sequence[str], found: np.ndarray, right: np.ndarray) -> Figure:
     rows, columns = right.shape
     title = "Pictures nearest to a text"
     figure, grid = _pictures(rows, columns - 1, title, left=2.2)
+    query, note = legible(query)
+    set_note(figure, note)
     for row in range(rows):
         axes = figure.add_subplot(grid[row, 0])
         axes.axis("off")

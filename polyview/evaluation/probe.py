@@ -150,20 +150,35 @@ class LinearProbe:
 def held_out(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return a mask bool[n] of held-out rows: a random equal fraction of every class.
 
-    Raises InputError if no row would be held out, or none left to fit.
+    Where classes are so small that each rounds to no row, the rows to hold out are
+    shared by largest remainders, in random order of equal ones. Raises InputError if no
+    row would be held out, or none left to fit.
     """
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        held[rng.permutation(rows)[: round(fraction * len(rows))]] = True
+    classes, sizes = np.unique(labels, return_counts=True)
+    orders = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
+    counts = [round(fraction * len(order)) for order in orders]
+    if not any(counts):
+        counts = _largest_remainders(fraction * sizes, rng)
+    for order, count in zip(orders, counts, strict=True):
+        held[order[:count]] = True
     if not held.any() or held.all():
         raise InputError(
             f"holding out {fraction:g} of {len(labels)} training rows leaves one part "
             "empty; give more rows, or another `validation` in (0, 1)"
         )
     return held
+
+
+def _largest_remainders(shares: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """Round shares of at most a half, float[c], to 0 or 1 so that their sum is kept."""
+    order = rng.permutation(len(shares))
+    order = order[np.argsort(-shares[order], kind="stable")]
+    counts = np.zeros(len(shares), int)
+    counts[order[: round(shares.sum())]] = 1
+    return counts.tolist()
 
 
 def logits(fitted: Fitted, h: np.ndarray, probe: int = 0) -> np.ndarray:

@@ -7,7 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from polyview.drawing import QUIET, RUNS, name_ends, one_axes, styled
+from polyview.drawing import (
+    QUIET,
+    RUNS,
+    legible,
+    name_ends,
+    one_axes,
+    set_note,
+    styled,
+)
 
 CHANCE = "_chance"  # the end of the name of another metric's level
 TITLES = {
@@ -36,11 +44,13 @@ def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
     figure, axes = one_axes(3.1)
     axes.grid(axis="y")
     ends = []
+    names, note = legible([*runs])
+    set_note(figure, note)
     logged = (_finite(lines, f"{metric}{CHANCE}") for lines in runs.values())
     for level in {value for points in logged for value in points[:, 1]}:
         axes.axhline(level, color=QUIET, linestyle=":", linewidth=1)
         axes.annotate("chance", (1, level), xycoords=("axes fraction", "data"))
-    for number, (name, lines) in enumerate(runs.items()):
+    for number, lines in enumerate(runs.values()):
         points = _finite(lines, metric)
         if not len(points):
             continue
@@ -48,7 +58,7 @@ def curve(runs: Mapping[str, Sequence[Mapping]], metric: str) -> Figure:
         style = ("-", "--", ":")[number // len(RUNS) % 3]
         axes.plot(*points.T, color=color, linestyle=style)
         axes.plot(*points[-1], "o", color=color, markersize=3.5)
-        ends.append((points[-1, 1], points[-1, 0], name, color))
+        ends.append((points[-1, 1], points[-1, 0], names[number], color))
     modality, _, measure = metric.rpartition("/")
     title = TITLES.get(measure, measure.replace("_", " "))
     axes.set_title(f"{title}, {modality}" if modality else title)

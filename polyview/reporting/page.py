@@ -21,9 +21,12 @@ from polyview.reporting.html import (
 )
 from polyview.reporting.read import Run, drawn_pictures, naming_the_run
 from polyview.reporting.tables import (
+    BEST,
+    ERRORS,
     MISSING,
     TEXT_COLUMNS,
     beside_references,
+    clearly_best,
     columns_of,
     notes,
     over_seeds,
@@ -53,7 +56,7 @@ def _comparison(runs: Sequence[Run]) -> str:
     lines = rows(runs)
     columns = columns_of(lines)
     best = {
-        column: max(line.scores.get(column, 0) for line in lines)
+        column: clearly_best(lines, column)
         for column in columns
         if column.endswith("%")
     }
@@ -62,11 +65,13 @@ def _comparison(runs: Sequence[Run]) -> str:
         cells = []
         for name, column in columns.items():
             text = html.escape(column(line))
-            if name in best and line.scores.get(name) == best[name] > 0:
+            if line is best.get(name):
                 text = f"<strong>{text}</strong>"
             cells.append(text)
         body.append(cells)
     compared = table(list(columns), body, text_columns=TEXT_COLUMNS)
+    if any(line.errors for line in lines):
+        compared += f"\n<p>{html.escape(f'{ERRORS}; {BEST}.')}</p>"
     others = {
         "Over seeds, mean ± standard deviation": (over_seeds(runs), 1),
         "On other data sets": (transfers(runs), 2),

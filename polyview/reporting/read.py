@@ -81,12 +81,17 @@ class Run:
             return None
 
     def with_columns(self, name: str, numbers: Mapping) -> dict:
-        """Return a result with its columns; results of version 0.1 store none."""
-        if "columns" in numbers:
-            return dict(numbers)
-        made = self.evaluation(name, numbers)
-        columns = made.columns(numbers) if hasattr(made, "columns") else {}
-        return {**numbers, "columns": columns}
+        """Return a result with its columns and their standard errors.
+
+        Results of earlier versions store none, or no standard errors.
+        """
+        absent = [k for k in ("columns", "standard_errors") if k not in numbers]
+        made = self.evaluation(name, numbers) if absent else None
+        computed = {
+            key: getattr(made, key)(numbers) if hasattr(made, key) else {}
+            for key in absent
+        }
+        return {**numbers, **computed}
 
 
 def _united(one: dict, other: dict, name: str) -> dict:
@@ -96,9 +101,13 @@ def _united(one: dict, other: dict, name: str) -> dict:
     """
     both = {**one, **other}
     columns = dict(one.get("columns", {}))
+    errors = dict(one.get("standard_errors", {}))
     for column, value in other["columns"].items():
-        columns[f"{name}: {column}" if column in columns else column] = value
-    both["columns"] = columns
+        unique = f"{name}: {column}" if column in columns else column
+        columns[unique] = value
+        if column in other["standard_errors"]:
+            errors[unique] = other["standard_errors"][column]
+    both["columns"], both["standard_errors"] = columns, errors
     if "protocol" in one and "protocol" in other:
         both["protocol"] = {**one["protocol"], **other["protocol"]}
     return both

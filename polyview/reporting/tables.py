@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,15 +17,27 @@ MISSING = "–"
 # thresholds are ours; an untrained ResNet on the digits has 0.13 and 2.6.
 _COLLAPSED, _ONE_LINE = 0.1, 1.5
 TEXT_COLUMNS = 2  # the first columns; the others are numbers, right-aligned
+ERRORS = (
+    "± is the standard error: sqrt(p (1 - p) / n) of an accuracy p on n test rows, in "
+    "few-shot columns with that of the draws"
+)
+BEST = (
+    "bold exceeds the next best of its column by more than the standard error of their "
+    "difference, sqrt(a² + b²)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the comparison; a value absent from the run is None."""
+    """A row of the comparison; a value absent from the run is None.
+
+    errors: the standard errors of those scores for which they are known.
+    """
 
     run: str
     method: str
     scores: Mapping[str, float]
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     m: int | None = None
     unique_samples: int | None = None
     steps: int | None = None
@@ -43,7 +56,7 @@ def columns_of(lines: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
     scores = dict.fromkeys(name for line in lines for name in line.scores)
 
     def score_column(name: str) -> Callable[[Row], str]:
-        return lambda row: score(row.scores.get(name), name)
+        return lambda row: with_error(row.scores.get(name), row.errors.get(name), name)
 
     return {
         "run": lambda row: row.run,
@@ -62,10 +75,41 @@ def score(value: float | None, column: str) -> str:
     return number(value, ".2f" if column.endswith("%") else ".4g")
 
 
+def with_error(value: float | None, error: float | None, column: str) -> str:
+    """Format a score for a table, with its standard error if that is known."""
+    text = score(value, column)
+    return (
+        text if value is None or error is None else f"{text} ± {score(error, column)}"
+    )
+
+
+def clearly_best(lines: Sequence[Row], column: str) -> Row | None:
+    """Return the row with the best score of a column, if it is clearly the best.
+
+    It exceeds the next best by more than the standard error of their difference,
+    sqrt(a^2 + b^2) for independent test rows. On the same test rows, where models tend
+    to be right together, this is cautious. None if no row does, or if a standard error
+    is unknown.
+    """
+    scored = sorted(
+        (line for line in lines if column in line.scores),
+        key=lambda line: line.scores[column],
+        reverse=True,
+    )
+    if len(scored) < 2 or not all(column in line.errors for line in scored[:2]):
+        return None
+    best, following = scored[:2]
+    error = math.hypot(best.errors[column], following.errors[column])
+    return best if best.scores[column] - following.scores[column] > error else None
+
+
 @naming_the_run
 def summary(runs: Sequence[Run]) -> str:
     """Return the tables and the notes as plain text."""
-    parts = [text_table(rows(runs))]
+    lines = rows(runs)
+    parts = [text_table(lines)]
+    if any(line.errors for line in lines):
+        parts.append(ERRORS)
     if found := over_seeds(runs):
         parts.append(f"\nover seeds, mean ± standard deviation\n{aligned(*found, 1)}")
     if found := transfers(runs):
@@ -85,7 +129,8 @@ def beside_references(run: Run) -> list[tuple[str, list[str], list[list[str]]]]:
         compared = with_references(run, name)
         made = run.evaluation(name, run.last(name))
         if hasattr(made, "comparison_table"):
-            tables.append((name or "evaluation", *made.comparison_table(compared)))
+            head, body = made.comparison_table(compared)
+            tables += [(name or "evaluation", head, body)] if body else []
     return tables
 
 
@@ -102,21 +147,23 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     """Return the rows of the comparison: the runs, then each distinct reference."""
     lines = [_row(run) for run in runs]
     for reference, method in REFERENCES.items():
-        distinct: dict[str, tuple[str, dict[str, float]]] = {}
+        distinct: dict[str, Row] = {}
         for run in runs:
-            scores = {
-                column: value
-                for name, by_reference in run.references.items()
-                if reference in by_reference
-                for column, value in run.with_columns(name, by_reference[reference])[
-                    "columns"
-                ].items()
-            }
+            scores: dict[str, float] = {}
+            errors: dict[str, float] = {}
+            for name, by_reference in run.references.items():
+                if reference in by_reference:
+                    result = run.with_columns(name, by_reference[reference])
+                    scores |= result["columns"]
+                    errors |= result["standard_errors"]
             if scores:
-                distinct.setdefault(json.dumps(scores), (run.name, scores))
-        for run_name, scores in distinct.values():
-            label = f"for {run_name}" if len(distinct) > 1 else "reference"
-            lines.append(Row(run=label, method=method, scores=scores))
+                row = Row(f"for {run.name}", method, scores, errors)
+                distinct.setdefault(json.dumps(scores), row)
+        if len(distinct) == 1:
+            (only,) = distinct.values()
+            lines.append(dataclasses.replace(only, run="reference"))
+        else:
+            lines += distinct.values()
     return lines
 
 
@@ -137,6 +184,7 @@ def _row(run: Run) -> Row:
         steps=max(run.evaluations, default=logged),
         seconds=_seconds(run.history),
         scores=run.result.get("columns", {}),
+        errors=run.result.get("standard_errors", {}),
     )
 
 
@@ -194,14 +242,22 @@ def over_seeds(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
 def transfers(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]] | None:
     """Return head and body of a table of evaluations on other data sets, or None."""
     evaluated = [
-        (run.name, data, step, run.with_columns(name, numbers)["columns"])
+        (run.name, data, step, run.with_columns(name, numbers))
         for run in runs
         for (name, data), (step, numbers) in run.transfers.items()
     ]
-    columns = dict.fromkeys(column for *_, scores in evaluated for column in scores)
+    columns = dict.fromkeys(name for *_, one in evaluated for name in one["columns"])
     body = [
-        [run, data, f"{step:,}", *(score(scores.get(name), name) for name in columns)]
-        for run, data, step, scores in evaluated
+        [
+            run,
+            data,
+            f"{step:,}",
+            *(
+                with_error(one["columns"].get(c), one["standard_errors"].get(c), c)
+                for c in columns
+            ),
+        ]
+        for run, data, step, one in evaluated
     ]
     return (["run", "data set", "step", *columns], body) if body else None
 
@@ -249,11 +305,22 @@ def notes(runs: Sequence[Run]) -> list[str]:
                 f"{run.name} is evaluated at step {max(run.evaluations)}, but trained "
                 f"to {run.history[-1]['step']}"
             )
-        parts = [run.result.get("note")]
-        parts += [p.get("warning") for p in run.result.values() if isinstance(p, dict)]
-        found += [f"{run.name}: {part}" for part in parts if part]
+        found += [f"{run.name}: {remark}" for remark in _remarks(run)]
         found += collapsed(run)
     return found
+
+
+def _remarks(run: Run) -> list[str]:
+    """Return what the last result of each evaluation notes, each remark once."""
+    remarks: dict[str, None] = {}
+    for name in run.results:
+        numbers = run.last(name)
+        parts = [numbers.get("note")]
+        parts += [p.get("warning") for p in numbers.values() if isinstance(p, dict)]
+        reasons = numbers.get("not_computed", {}).items()
+        parts += [f"no {part.replace('_', ' ')}: {why}" for part, why in reasons]
+        remarks |= dict.fromkeys(str(part) for part in parts if part)
+    return [*remarks]
 
 
 def different_protocols(protocols: Iterable[Mapping]) -> list[str]:

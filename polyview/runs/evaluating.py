@@ -5,6 +5,7 @@ beside it. Results of the references go to `pixels-<name>.json` and
 `random-<name>.json`, those on another data set to `<step>-<name>-on-<data>.json`.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +24,12 @@ from polyview.config.schema import total_steps
 from polyview.config.spec import build
 from polyview.config.text import from_json, to_json
 from polyview.config.trust import allow_list, check_trusted, renewed
+from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError, fits_together
 from polyview.evaluation.base import (
     Result,
     key_of,
-    pixels,
+    raw_model,
     result_name,
     specs_of,
     write_result,
@@ -77,6 +79,7 @@ def evaluate(run: Path, step: int | None, asked: Asked) -> None:
             initial = untrained_model(model.config, whole, asked.trust)
             untrained = evaluated_model(initial, whole)
         for name, evaluation in evaluations.items():
+            _check_targets(name, evaluation)
             results = {}
             measured = _measured(evaluation, model.step, trained, untrained, mesh)
             for subject, result in measured:
@@ -95,10 +98,31 @@ def _measured(
     mesh: jax.sharding.Mesh,
 ) -> Iterator[tuple[int | str, Result]]:
     """Yield the result of a model, then those of its references if requested."""
-    yield step, evaluation(trained, mesh)
+    models: dict[int | str, Callable] = {step: trained}
     if untrained is not None and hasattr(evaluation, "raw"):
-        yield "random", evaluation(untrained, mesh)
-        yield "pixels", pixels(evaluation, mesh)
+        models |= {"random": untrained, "pixels": raw_model(evaluation)}
+    if hasattr(evaluation, "several"):
+        yield from evaluation.several(models, mesh)
+    else:
+        for subject, represent in models.items():
+            yield subject, evaluation(represent, mesh)
+
+
+def _check_targets(name: str, evaluation: Any) -> None:
+    """Raise InputError if views pass on a target that unlabelled data do not have."""
+    targets = getattr(getattr(evaluation, "views", None), "targets", ())
+    for split in ("train", "test"):
+        source = getattr(evaluation, split, None)
+        if source is None or getattr(source, "targets", True) or not len(source):
+            continue
+        with contextlib.suppress(CorruptRecord):  # another row may be readable
+            if absent := [target for target in targets if target not in source[0]]:
+                raise InputError(
+                    f"{key_of(name)}: its {split} data, {source!r}, have no "
+                    f"'{absent[0]}'; for data without labels add "
+                    f'"--config.{key_of(name)}.views.targets=()" (health measures '
+                    "alone), or name data with labels: --on NAME"
+                )
 
 
 def built(run: Path, config: ConfigDict, asked: Asked) -> dict[str, Callable]:
@@ -147,6 +171,8 @@ def build_evaluations(
                 f"{key_of(name)} builds {evaluation!r:.80}, not an evaluation; "
                 "its `target` must build an object to call with (model, mesh)"
             )
+        if hasattr(evaluation, "described"):
+            evaluation = evaluation.described(spec)
         evaluations[name] = evaluation
     return evaluations
 
