@@ -20,6 +20,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from polyview import hosts
 from polyview.config.schema import RANGES, check_config
 from polyview.config.spec import build
 from polyview.config.text import dotted, to_json
@@ -28,6 +29,7 @@ from polyview.devices import AXES
 from polyview.errors import HUGE, InputError
 from polyview.evaluation.base import specs_of
 from polyview.model import abstract_module, merge_module
+from polyview.rl import replay
 from polyview.rl.environment import Outcome
 from polyview.runs import checkpoint, metrics
 from polyview.runs.evaluating import build_evaluations
@@ -36,7 +38,7 @@ from polyview.runs.load import newest_checkpoint
 from polyview.training.learner import Learner
 from polyview.training.step import begin_with
 from sgi.agent import transfer_map
-from sgi.atari import Game
+from sgi.atari import SIZE, Game
 from sgi.environment import Environment
 from sgi.games import canonical_name
 from sgi.online import Programs, State
@@ -129,7 +131,17 @@ class Player(Learner):
         self.games: metrics.Lines | None = None
 
     def check(self, workdir: Path) -> None:
-        """Read the pre-trained weights, for a run without checkpoints."""
+        """Read the pre-trained weights, for a run without checkpoints.
+
+        Raises InputError if the replay needs more memory than the device has.
+        """
+        buffer = jax.eval_shape(lambda: replay.create(self.steps, SIZE))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer))
+        hosts.check_memory(
+            len(self.seeds) * size,
+            f"the replay of {len(self.seeds)} agents and {self.steps:,} steps",
+            "lower --config.seeds or --config.steps",
+        )
         existing = checkpoint.saved_steps(workdir / "checkpoints")
         if self.config.start == "pretrained" and not existing:
             self.laid_over = donated(self.config, self.sharding)

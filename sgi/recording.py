@@ -6,7 +6,9 @@ compressed together take 1 to 4 % of their size and a few milliseconds to unpack
 recording is read into memory as a whole, once, and any window is then a slice.
 """
 
+import hashlib
 import itertools
+import json
 import math
 import os
 import zlib
@@ -166,6 +168,14 @@ def _pack(chunk: list[Step]) -> dict[str, Any]:
         # By address, which compresses well: most bytes rarely change.
         record["ram"] = zlib.compress(np.stack(columns.ram).T.tobytes(), _LEVEL)
     return record
+
+
+def digest(name: str, split: str, data_dir: str | Path | None = None) -> str:
+    """Return the digest of a recording's files and of a split."""
+    manifest = read_manifest(Path(data_dir or default_data_dir()) / name)
+    files = [part["files"] for part in manifest["splits"].values()]
+    text = json.dumps([files, split], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:

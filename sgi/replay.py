@@ -42,6 +42,7 @@ class Replay:
     Attributes:
       actions: names of the game's actions.
       episode: int[n], the number of example i's episode within the split.
+      digest: of the recording's files and the split.
 
     Raises:
       InputError: the recording is missing, damaged or too short.
@@ -74,6 +75,7 @@ class Replay:
                 f"{self!r} has no finished episode and none of {ahead + 1} steps; "
                 "record more steps"
             )
+        self.digest = recording.digest(name, split, data_dir)
 
     def __len__(self) -> int:
         return len(self._rows)
