@@ -21,7 +21,7 @@ def main() -> None:
     """Read the command line, measure, print the table and write the JSON file."""
     parser = cli.Parser(
         prog="python -m polyview.bench",
-        description=__doc__.splitlines()[0],
+        description=cli.first_line(__doc__),
         epilog="Override any config key: --config.key=value, --config.group.key=value.",
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]", required=True)

@@ -46,6 +46,11 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def first_line(text: str | None) -> str:
+    """Return the first line of a module's docstring, which `python -OO` strips."""
+    return (text or "").partition("\n")[0]
+
+
 def choose(package: str, names: tuple[str, ...]) -> None:
     """Run the command of `package` that the first argument names (the entry point of an
     installed program). Ends the process with the command's status."""

@@ -23,7 +23,7 @@ from polyview.runs.workdir import check_run
 def main() -> None:
     """Read the command line and embed; see `--help`."""
     parser = cli.Parser(
-        prog="python -m polyview.embed", description=__doc__.splitlines()[0]
+        prog="python -m polyview.embed", description=cli.first_line(__doc__)
     )
     parser.add_argument("--run", metavar="DIR", required=True, type=Path)
     cli.add_checkpoint(parser)

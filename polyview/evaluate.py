@@ -18,7 +18,7 @@ from polyview.runs.workdir import check_run
 def main() -> None:
     """Read the command line and evaluate; see `--help`."""
     parser = cli.Parser(
-        prog="python -m polyview.evaluate", description=__doc__.splitlines()[0]
+        prog="python -m polyview.evaluate", description=cli.first_line(__doc__)
     )
     add = parser.add_argument
     add("--run", metavar="DIR", required=True, nargs="+", type=Path)

@@ -19,7 +19,7 @@ FORMATS = ("safetensors", "torchvision", "timm")
 def main() -> None:
     """Read the command line and export; see `--help`."""
     parser = cli.Parser(
-        prog="python -m polyview.export", description=__doc__.splitlines()[0]
+        prog="python -m polyview.export", description=cli.first_line(__doc__)
     )
     parser.add_argument("--run", metavar="DIR", required=True, type=Path)
     cli.add_checkpoint(parser)

@@ -90,8 +90,11 @@ def umask() -> int:
 
 
 def check_new(path: Path, endings: tuple[str, ...]) -> None:
-    """Raise InputError if an output exists or has none of the given endings."""
-    if path.suffix not in endings:
+    """Raise InputError if an output exists or has none of the given endings.
+
+    Endings count in any case.
+    """
+    if path.suffix.lower() not in endings:
         raise InputError(f"--output {path} must end in {' or '.join(endings)}")
     if path.exists():
         raise InputError(f"{path} already exists; remove it, or name another")

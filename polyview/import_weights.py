@@ -25,7 +25,7 @@ def main() -> None:
     """Read the command line and import; see `--help`."""
     parser = cli.Parser(
         prog="python -m polyview.import_weights",
-        description=__doc__.splitlines()[0],
+        description=cli.first_line(__doc__),
         epilog="Override any config key: --config.key=value, --config.group.key=value.",
     )
     parser.add_argument(

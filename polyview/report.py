@@ -16,7 +16,7 @@ from polyview.terminal import say
 def main() -> None:
     """Read the command line, print the table and write the page; see `--help`."""
     parser = cli.Parser(
-        prog="python -m polyview.report", description=__doc__.splitlines()[0]
+        prog="python -m polyview.report", description=cli.first_line(__doc__)
     )
     parser.add_argument("--run", metavar="DIR", required=True, nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("report.html"))

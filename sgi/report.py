@@ -35,12 +35,12 @@ def main() -> None:
         help="a .html page, or the learning curves as .png (default: report.html)",
     )
     flags = parser.parse_args()
-    if flags.output.suffix not in (".html", ".png"):
+    if flags.output.suffix.lower() not in (".html", ".png"):
         raise InputError(f"--output {flags.output} must end in .html or .png")
     cli.check_output(flags.output)
     runs = read(flags.run)
     say(summary(runs))
-    if flags.output.suffix == ".png":
+    if flags.output.suffix.lower() == ".png":
         content = curves_alone(runs)
     else:
         content = encoded(html_page(runs))

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"--steps is {options.steps}; give 1 or more")
     if options.game_seed < 0:
         raise InputError(f"--game_seed is {options.game_seed}; give 0 or more")
-    if options.output.suffix != ".gif":
+    if options.output.suffix.lower() != ".gif":
         raise InputError(f"--output {options.output} must end in .gif")
     cli.check_output(options.output)
 

@@ -73,3 +73,9 @@ def test_writes_follow_no_links_and_concurrent_writes_stay_whole(tmp_path):
         other.write_bytes(b"2" * 5)
     assert victim.read_bytes() == b"mine"
     assert path.read_bytes() in (b"1" * 9, b"2" * 5)
+
+
+def test_an_ending_counts_in_any_case(tmp_path):
+    files.check_new(tmp_path / "x.GIF", (".gif",))
+    with pytest.raises(InputError, match=r"must end in \.gif"):
+        files.check_new(tmp_path / "x.giff", (".gif",))

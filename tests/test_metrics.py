@@ -64,3 +64,13 @@ def test_an_epoch_drops_the_remainder_of_the_data(digits):
 
 def test_durations_are_short_and_readable():
     assert [duration(s) for s in (5, 184, 3720)] == ["5s", "3m04s", "1h02m"]
+
+
+def test_the_first_line_of_a_process_gives_no_rate_with_compilation(tmp_path, capsys):
+    writer = metrics.Writer(tmp_path, 40, 100, views=8, active=True)
+    for step in (60, 80):
+        writer.write(step, {"loss": 1.0})
+    writer.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert "with compilation" in first and "left" not in first
+    assert "steps/s" in second and second.endswith("left")

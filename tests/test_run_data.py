@@ -235,3 +235,10 @@ ArrayRecord("set", "train", {str(tmp_path)!r})
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert "InputError" in done.stderr and "ulimit -v" in done.stderr
+
+
+def test_help_needs_no_docstrings():
+    """`python -OO` strips them."""
+    assert cli.first_line(None) == "" and cli.first_line("One.\n\nTwo.") == "One."
+    for path in (Path(cli.__file__).parent).glob("*.py"):
+        assert "__doc__." not in path.read_text(), path

@@ -296,7 +296,7 @@ def _join(
         }
         return {"id": ids, **arrays, **named}
 
-    if output.suffix == ".parquet":
+    if output.suffix.lower() == ".parquet":
         _write_parquet(map(columns, paths), about, output)
         return
     parts = [columns(path) for path in paths]

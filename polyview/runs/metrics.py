@@ -168,7 +168,7 @@ class Writer:
         if not self._active:
             return
         now = time.monotonic()
-        steps = step - self._last[0]
+        first, steps = self._last == self._began, step - self._last[0]
         rate = steps / max(now - self._last[1], 1e-9)
         self._last = (step, now)
         times = {
@@ -184,10 +184,13 @@ class Writer:
             self._bar.set_postfix_str(text)
         else:
             left = (self._steps - step) / max(rate, 1e-9)
-            say(
-                f"step {step}/{self._steps}  {text}  {rate:.2f} steps/s  "
-                f"{rate * self._views:.0f} views/s  {duration(left)} left"
+            speed = (
+                f"{rate:.2f} steps/s  {rate * self._views:.0f} views/s  "
+                f"{duration(left)} left"
             )
+            # The first steps of a process wait for the compiler: no rate to go by.
+            spent = f"after {duration(times['seconds'])}, with compilation"
+            say(f"step {step}/{self._steps}  {text}  {spent if first else speed}")
 
     def advance(self, step: int) -> None:
         """Move the bar, if there is one."""

@@ -1,0 +1,40 @@
+"""A model predicts as many classes as the data have, before it is compiled."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from polyview.errors import InputError
+from polyview.model import split_module
+from polyview.nn.towers import Features
+from polyview.objectives.supervised import Classification
+from polyview.training.outputs import check_outputs
+
+
+class Model(nnx.Module):
+    """Logits of a number of classes."""
+
+    def __init__(self, classes, rngs):
+        self.head = nnx.Linear(4, classes, rngs=rngs)
+
+    def __call__(self, batch, *, key, train):
+        z = self.head(batch["views"]["image"])
+        return {"image": Features(z=z, h=z, local=None)}
+
+
+def check(classes, task, objective=None):
+    shape = jax.ShapeDtypeStruct((2, 1, 4), np.float32)
+    batch = {"views": {"image": shape}, "present": {}, "targets": {}}
+    parts = split_module(Model(classes, nnx.Rngs(0)))
+    check_outputs(objective or Classification(), parts, batch, {"label": task})
+
+
+def test_a_head_of_other_classes_than_the_data_is_refused():
+    task = {"kind": "class", "classes": 16}
+    check(16, task)
+    for classes in (3, 17):
+        with pytest.raises(InputError, match=f"{classes} outputs for 'label'.* 16 cla"):
+            check(classes, task)
+    check(3, {"kind": "regression"})
+    check(3, task, objective=lambda *_: None)  # one that predicts nothing
