@@ -17,7 +17,7 @@ from typing import Any
 
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
-from polyview.data.sources.array_record import read_manifest
+from polyview.data.sources.manifest import read_manifest
 from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError, nearest
 

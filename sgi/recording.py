@@ -21,7 +21,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from polyview.data.prepare import records
-from polyview.data.sources.array_record import ArrayRecord, read_manifest
+from polyview.data.sources.array_record import ArrayRecord
+from polyview.data.sources.manifest import read_manifest
 from polyview.data.sources.protocol import CorruptRecord, default_data_dir, parse_split
 from polyview.errors import InputError
 from sgi.atari import RAM, SIZE

@@ -135,8 +135,9 @@ def play(tmp_path_factory):
 
 def test_every_config_is_in_this_list():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")}
-    # sgi.finetune reads the first; test_probe_run tests the other two.
-    assert names == {*VARIANTS, "sgi_finetune", "probe", "finetune"}
+    # sgi.finetune reads the first; test_probe_run and test_config_folder test the rest.
+    others = {"sgi_finetune", "probe", "finetune", "polyview_folder"}
+    assert names == {*VARIANTS, *others}
 
 
 def test_the_sgi_configs_have_the_official_numbers(monkeypatch):

@@ -9,12 +9,8 @@ import pytest
 from PIL import Image
 
 from polyview.data import augment
-from polyview.data.augment import (
-    RandomResizedCrop,
-    ResizeCenterCrop,
-    decode,
-    to_bytes,
-)
+from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop
+from polyview.data.decode import decode, read_header, to_bytes
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import OutOfRange
 
@@ -52,7 +48,7 @@ def test_exif_orientation_of_a_progressive_jpeg_is_ignored():
 
 def test_cmyk_jpeg_decodes_to_the_right_colours():
     data = encode(scene(), "JPEG", mode="CMYK", quality=98)
-    assert not augment.read_header(data).plain
+    assert not read_header(data).plain
     assert difference(decode(data), scene()) <= 12
 
 
@@ -115,8 +111,8 @@ def test_a_decompression_bomb_is_refused_before_decoding(monkeypatch):
     def decoded(*_):
         raise AssertionError("the pixels were decoded")
 
-    monkeypatch.setattr(augment.cv2, "imdecode", decoded)
-    monkeypatch.setattr(augment, "_decode_with_pillow", decoded)
+    monkeypatch.setattr("polyview.data.decode.cv2.imdecode", decoded)
+    monkeypatch.setattr("polyview.data.decode._decode_with_pillow", decoded)
     for bomb in (png, bytes(jpeg), gif):
         with pytest.raises(CorruptRecord):
             RandomResizedCrop(8)(bomb, np.random.default_rng(0), 1)
@@ -241,7 +237,7 @@ def test_a_one_channel_image_keeps_one_channel():
 def test_reduced_jpeg_decoding_never_makes_a_crop_upsample():
     data = encode(scene(1200, 1600), "JPEG", quality=95)
     decoded = []
-    original = augment._decode
+    original = augment.decode_as
 
     def spy(data, header, reduce, range=None):
         decoded.append(reduce)
@@ -249,7 +245,7 @@ def test_reduced_jpeg_decoding_never_makes_a_crop_upsample():
 
     rng = np.random.default_rng
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(augment, "_decode", spy)
+        patch.setattr(augment, "decode_as", spy)
         crop = RandomResizedCrop(100, scale=(0.3, 1.0))
         for seed in range(20):
             quick = crop(data, rng(seed), 4)

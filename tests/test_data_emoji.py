@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyview.data.augment import decode
+from polyview.data.decode import decode
 from polyview.data.prepare import emoji
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.errors import InputError

@@ -8,7 +8,8 @@ import pytest
 
 from polyview.data.prepare import fetch, openi, records
 from polyview.data.prepare.text import Vocabulary
-from polyview.data.sources.array_record import ArrayRecord, read_manifest
+from polyview.data.sources.array_record import ArrayRecord
+from polyview.data.sources.manifest import read_manifest
 from polyview.errors import InputError
 
 REPORT = """<eCitation><uId id="CXR{n}"/><Abstract>

@@ -17,7 +17,7 @@ from PIL import Image
 from tensorflow_datasets.core import hashing
 
 from polyview import prepare
-from polyview.data.augment import decode
+from polyview.data.decode import decode
 from polyview.data.prepare import cifar10, fashion_mnist, imagenet2012, records
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.data.sources.protocol import CorruptRecord

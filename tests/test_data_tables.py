@@ -19,7 +19,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from polyview.data import pipeline, views
-from polyview.data.augment import ResizeCenterCrop, decode
+from polyview.data.augment import ResizeCenterCrop
+from polyview.data.decode import decode
 from polyview.data.sources import table
 from polyview.data.sources.protocol import identity
 from polyview.data.sources.table import Table

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polyview.data import multi_crop
 from polyview.data.augment import RandomResizedCrop, ResizeCenterCrop
+from polyview.data.multi_crop import MultiCrop
 from polyview.data.observed import Observed
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.views import Generated
-from polyview.errors import InputError
+from polyview.errors import InputError, OutOfRange
 
 
 def test_generated_views_are_all_present_and_targets_pass_through(rng):
@@ -23,6 +25,57 @@ def test_generated_views_are_all_present_and_targets_pass_through(rng):
         "label": 7,
         "group": 2,
     }
+
+
+CROPS = {
+    "image": RandomResizedCrop(8, scale=(0.4, 1.0)),
+    "local": RandomResizedCrop(4, scale=(0.05, 0.4)),
+}
+
+
+def test_crops_of_several_sizes_come_from_one_decoding(monkeypatch):
+    """In the order of the names, whatever order the config has."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    decoded = []
+
+    def counted(data, **options):
+        decoded.append(data)
+        return pixels
+
+    monkeypatch.setattr(multi_crop, "decode", counted)
+    views = MultiCrop(m={"local": 3, "image": 2}, augments=CROPS)
+    example = {"image": buffer.getvalue(), "label": 4}
+    result = views(example, np.random.default_rng(5))
+    assert len(decoded) == 1
+    rng = np.random.default_rng(5)
+    for name, m in (("image", 2), ("local", 3)):
+        expected = CROPS[name](pixels, rng, m)
+        np.testing.assert_array_equal(result["views"][name], expected)
+        assert result["present"][name].tolist() == [True] * m
+    assert result["targets"]["label"] == 4
+
+
+def test_deep_images_of_several_crops_are_scaled_once():
+    grey = np.full((6, 6), 300, np.uint16)
+    views = MultiCrop(
+        {"image": 1}, {"image": CROPS["image"]}, targets=(), range=(0, 600)
+    )
+    made = views({"image": grey[..., None]}, np.random.default_rng(0))
+    assert (made["views"]["image"] == 128).all()
+    deep = RandomResizedCrop(4, range=(0, 600))
+    with pytest.raises(InputError, match="give `range` to the views instead"):
+        MultiCrop({"image": 1}, {"image": deep})
+
+
+def test_crops_without_a_number_or_an_augmentation_are_refused():
+    with pytest.raises(
+        InputError, match=r"\['image'\] and views.augments \['image', 'l"
+    ):
+        MultiCrop({"image": 1}, CROPS)
+    with pytest.raises(OutOfRange, match="local=0"):
+        MultiCrop({"image": 1, "local": 0}, CROPS)
 
 
 def test_a_field_missing_from_an_example_is_named(rng):

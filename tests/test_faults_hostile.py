@@ -34,7 +34,7 @@ from polyview.config.schema import check_config
 from polyview.config.spec import build
 from polyview.config.text import dotted, from_json, text_digest, to_json
 from polyview.config.trust import allow_list, check_trusted
-from polyview.data import augment
+from polyview.data import decode
 from polyview.data.prepare import brats, fetch, imagenet2012, records
 from polyview.data.sources.array_record import ArrayRecord, pack, unpack
 from polyview.data.sources.folder import Folder
@@ -210,7 +210,7 @@ def image(content: bytes, _) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of damage that it repairs
         try:
-            assert augment.decode(content).shape[2] == 3
+            assert decode.decode(content).shape[2] == 3
         except CorruptRecord:
             pass
 
@@ -716,7 +716,7 @@ def test_postscript_is_not_executed_as_an_image(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
     with pytest.raises(CorruptRecord):
-        augment.decode(page)
+        decode.decode(page)
     assert not (tmp_path / "owned").exists()
 
 

@@ -1,4 +1,4 @@
-"""A model predicts as many classes as the data have, before it is compiled."""
+"""A model without an output for every class is refused before it is compiled."""
 
 import jax
 import numpy as np
@@ -30,11 +30,11 @@ def check(classes, task, objective=None):
     check_outputs(objective or Classification(), parts, batch, {"label": task})
 
 
-def test_a_head_of_other_classes_than_the_data_is_refused():
+def test_a_head_of_fewer_classes_than_the_data_is_refused():
     task = {"kind": "class", "classes": 16}
     check(16, task)
-    for classes in (3, 17):
-        with pytest.raises(InputError, match=f"{classes} outputs for 'label'.* 16 cla"):
-            check(classes, task)
+    check(17, task)
+    with pytest.raises(InputError, match="3 outputs for 'label', which has 16 classes"):
+        check(3, task)
     check(3, {"kind": "regression"})
     check(3, task, objective=lambda *_: None)  # one that predicts nothing

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from polyview import prepare
-from polyview.data.augment import decode
+from polyview.data.decode import decode
 from polyview.data.prepare.folder import _shares
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.data.sources.folder import Folder, list_images

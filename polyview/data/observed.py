@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from polyview.data.augment import decode
+from polyview.data.decode import decode
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.views import Augment, Example, take
 from polyview.errors import InputError

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from polyview import hosts
 from polyview.data.prepare.text import Vocabulary
-from polyview.data.sources.array_record import read_manifest
+from polyview.data.sources.manifest import read_manifest
 from polyview.data.sources.memory import InMemory
 from polyview.data.sources.protocol import CorruptRecord, Source, default_data_dir
 from polyview.errors import InputError, check_range

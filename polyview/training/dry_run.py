@@ -53,7 +53,8 @@ def _remedy(config: ConfigDict) -> str:
     keys = dotted(json.loads(to_json(config)))
     batch = max(2, config.batch_size // 4)
     flags = [f"--config.batch_size={batch}"]
-    flags += [f"--config.{key}={keys[key] // 2}" for key in keys if key == "views.m"]
+    if isinstance(m := keys.get("views.m"), int) and m > 3:
+        flags.append(f"--config.views.m={m // 2}")
     flags += [f"--config.{key}=blocks" for key in keys if key.endswith("encoder.remat")]
     if len(flags) < 3:
         flags.append("--config.accumulate=4 (smaller batches in turn)")

@@ -1,4 +1,4 @@
-"""Whether a model predicts as many classes as the data have."""
+"""Whether a model has an output for every class of the data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from polyview.model import Parts, merge_module
 def check_outputs(
     objective: Any, parts: Parts, batch: Any, targets: Mapping[str, Mapping]
 ) -> None:
-    """Raise InputError if an output of the model has more or fewer classes than a task.
+    """Raise InputError if a task has more classes than the model has outputs for it.
 
     A loss would read the last output for every class beyond. Only objectives that
     predict are checked: those with `outputs`, {target: name of the features}.
@@ -36,8 +36,8 @@ def check_outputs(
     shapes = jax.eval_shape(features, *parts[1:], batch)
     for target, (name, classes) in tasks.items():
         outputs = shapes[name].z.shape[-1]
-        if outputs != classes:
+        if outputs < classes:
             raise InputError(
                 f"the model has {outputs} outputs for {target!r}, which has {classes} "
-                f"classes; set the `out` of its head to {classes}"
+                f"classes; set the `out` of its head to {classes} or more"
             )

@@ -15,7 +15,7 @@ from polyview.data.prepare import (
     records,
     tfds,
 )
-from polyview.data.sources.array_record import read_manifest
+from polyview.data.sources.manifest import read_manifest
 from polyview.errors import InputError
 
 DATA_SETS = """

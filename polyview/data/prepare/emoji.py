@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import resvg_py
 
-from polyview.data.augment import decode
+from polyview.data.decode import decode
 from polyview.data.prepare import fetch, records
 from polyview.data.prepare.text import Vocabulary
 from polyview.errors import InputError

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from polyview.data.augment import decode, read_header
+from polyview.data.decode import decode, read_header
 from polyview.data.prepare import records
 from polyview.data.prepare.labels import Labelled, from_folders, from_table
 from polyview.data.sources.folder import LABELS, list_images, listing_digest, read_image

@@ -21,7 +21,7 @@ import cv2
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from polyview.data.augment import decode, read_header
+from polyview.data.decode import decode, read_header
 from polyview.data.prepare import records
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.data.sources.tfds import find_tfds, import_tfds, without_tensorflow_banner

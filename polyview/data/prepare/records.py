@@ -17,7 +17,8 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
-from polyview.data.sources.array_record import pack, read_manifest
+from polyview.data.sources.array_record import pack
+from polyview.data.sources.manifest import read_manifest
 from polyview.errors import InputError
 from polyview.files import umask
 

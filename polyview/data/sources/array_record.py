@@ -6,7 +6,6 @@ one msgpack dict. Nothing is unpickled: data may be untrusted.
 
 import hashlib
 import json
-import re
 import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from polyview.data.sources.manifest import read_manifest
 from polyview.data.sources.protocol import (
     CorruptRecord,
     check_resources,
@@ -24,9 +24,7 @@ from polyview.data.sources.protocol import (
     parse_split,
 )
 from polyview.errors import InputError, nearest
-from polyview.files import read_json
 
-MAX_CLASSES = 2**20
 _ROOM = 2**31  # bytes of address space; with 1.4 GB array_record has hung
 _ARRAY = 1  # msgpack extension code of a numpy array
 
@@ -65,29 +63,6 @@ def _unpack_array(code: int, data: bytes) -> np.ndarray:
     return np.frombuffer(values, np.dtype(dtype)).reshape(shape)
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Read the manifest of a prepared data set. Raises InputError if malformed."""
-    path = directory / "manifest.json"
-    try:
-        manifest = read_json(path)
-        for split in manifest["splits"].values():
-            counts = [split["count"], *(file["records"] for file in split["files"])]
-            if not all(type(count) is int and count >= 0 for count in counts):
-                raise ValueError("a count is not a whole number, 0 or more")
-            if counts[0] != sum(counts[1:]):
-                raise ValueError("a split's count is not the sum over its files")
-            for file in split["files"]:
-                if not re.fullmatch(r"\w[\w.-]*", file["name"]):
-                    raise ValueError(f"{file['name']!r} is not a plain file name")
-        for name, task in manifest["targets"].items():
-            _check_task(task, f"target {name!r}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a manifest ({error}); remove {directory} and prepare again"
-        ) from None
-    return manifest
-
-
 def _check_room(directory: Path) -> None:
     """Raise InputError if the address space is limited to less than `_ROOM` more.
 
@@ -103,24 +78,6 @@ def _check_room(directory: Path) -> None:
             f"{directory} cannot be read with {room / 2**30:.1f} GiB of address space; "
             f"array_record needs {_ROOM / 2**30:.0f}: raise `ulimit -v`"
         )
-
-
-def _check_task(task: Any, what: str) -> None:
-    """Raise ValueError, KeyError, TypeError or AttributeError for a bad task."""
-    kind, classes, names = task["kind"], task.get("classes"), task.get("names")
-    if type(kind) is not str:
-        raise ValueError(f"{what} has kind {kind!r}, not a string")
-    if classes is not None or kind == "class":
-        if type(classes) is not int or not 1 <= classes <= MAX_CLASSES:
-            raise ValueError(f"{what} has {classes!r} classes")
-    if names is not None or kind == "multi-label":
-        texts = type(names) is list and all(type(name) is str for name in names)
-        if not texts or len(names) != (classes or len(names)):
-            raise ValueError(f"{what} needs one name per class")
-    if kind == "mask":
-        labels = [label for region in task["regions"].values() for label in region]
-        if not all(type(label) is int and 0 <= label < 256 for label in labels):
-            raise ValueError(f"{what} has a region with a label outside 0 .. 255")
 
 
 class ArrayRecord:

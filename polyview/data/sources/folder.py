@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from polyview.data.augment import FORMATS
+from polyview.data.decode import FORMATS
 from polyview.data.sources.protocol import CorruptRecord, check_resources, class_task
 from polyview.errors import InputError, nearest
 

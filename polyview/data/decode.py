@@ -1,0 +1,197 @@
+"""Encoded images of any usual format, and values of any type, as uint8.
+
+Pixels are RGB in stored order: the EXIF orientation is ignored, as in the usual
+ImageNet pipelines, so that results are comparable.
+"""
+
+import io
+import struct
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from polyview.data.sources.protocol import CorruptRecord
+
+MAX_PIXELS = 64_000_000  # refused before decoding: a small file can expand to gigabytes
+# Detected by content. No PostScript: Pillow would run an interpreter on it.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+_COLOR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION,
+    4: cv2.IMREAD_REDUCED_COLOR_4 | cv2.IMREAD_IGNORE_ORIENTATION,
+    8: cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION,
+}
+
+
+class Header(NamedTuple):
+    """Properties of an encoded image, known before it is decoded."""
+
+    kind: str  # "jpeg", "png" or "other"
+    height: int
+    width: int
+    plain: bool  # a grey or RGB JPEG or a PNG without alpha: safe for OpenCV
+    whole: bool  # neither truncated nor followed by trailing bytes
+    deep: bool = False  # more than 8 bits a value
+
+
+def read_header(data: bytes) -> Header:
+    """Read an image's kind and size from its content, never from a file name.
+
+    Raises:
+      CorruptRecord: the data are no image, or one of more than `MAX_PIXELS`.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            header = _jpeg_header(data)
+        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+            header = _png_header(data)
+        else:
+            header = _other_header(data)
+    except (struct.error, IndexError) as error:
+        raise CorruptRecord(f"truncated image header: {error}") from None
+    if header.height < 1 or header.width < 1:
+        raise CorruptRecord(f"empty image: {header.width}x{header.height} pixels")
+    if header.height * header.width > MAX_PIXELS:
+        raise CorruptRecord(
+            f"image of {header.width}x{header.height} pixels; the limit is {MAX_PIXELS}"
+        )
+    return header
+
+
+def _jpeg_header(data: bytes) -> Header:
+    position = 2
+    while True:
+        if data[position] != 0xFF:
+            raise CorruptRecord("JPEG segment without a marker")
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        # Start of frame: C0..CF except the tables C4 (Huffman) and CC, and reserved C8.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, components = struct.unpack_from(
+                ">BHHB", data, position + 4
+            )
+            plain = precision == 8 and components < 4
+            return Header("jpeg", height, width, plain, data.endswith(b"\xff\xd9"))
+        if marker in (0xD9, 0xDA):
+            raise CorruptRecord("JPEG without a frame header")
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+
+
+def _png_header(data: bytes) -> Header:
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    transparent = colour in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
+    whole = data[-8:-4] == b"IEND"
+    return Header("png", height, width, not transparent, whole, bits > 8)
+
+
+def _other_header(data: bytes) -> Header:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            deep = image.mode[0] in "IF"
+            return Header("other", image.height, image.width, False, False, deep)
+    except Exception as error:  # Pillow's readers raise exceptions of many types
+        raise CorruptRecord("not an image of a known format") from error
+
+
+Range = tuple[float, float]
+
+
+def decode(data: bytes, *, reduce: int = 1, range: Range | None = None) -> np.ndarray:
+    """Decode an image to RGB.
+
+    Grey becomes three equal channels, transparency becomes white. Of more than 8 bits,
+    values are scaled as by `to_bytes`.
+
+    Args:
+      data: an image in one of `FORMATS`, detected by content.
+      reduce: 1, 2, 4 or 8: decode a JPEG at 1/reduce of its size. The inverse transform
+        of each block is then smaller, which saves most of the time.
+      range: the values that become 0 and 255, for images of more than 8 bits.
+
+    Returns:
+      uint8[h, w, 3].
+
+    Raises:
+      CorruptRecord: the data are no image, truncated, of more than `MAX_PIXELS`, or
+        have values that need another `range`.
+    """
+    return decode_as(data, read_header(data), reduce, range)
+
+
+def decode_as(
+    data: bytes, header: Header, reduce: int, range: Range | None = None
+) -> np.ndarray:
+    """As `decode`, for a header that was read before."""
+    # OpenCV 4 silently fills the missing part of a truncated file with grey, so it gets
+    # whole files only. Pillow tells harmless trailing bytes from a missing end.
+    image = None
+    if header.plain and header.whole:
+        encoded = np.frombuffer(data, np.uint8)
+        if reduce > 1:
+            image = cv2.imdecode(encoded, _REDUCED[reduce])
+            if image is not None:
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        elif header.deep and range:
+            image = cv2.imdecode(encoded, _COLOR | cv2.IMREAD_ANYDEPTH)
+            image = None if image is None else to_bytes(image, range)
+        else:
+            image = cv2.imdecode(encoded, _COLOR)
+    if image is None:
+        image = _decode_with_pillow(data, range)
+    return image
+
+
+def _decode_with_pillow(data: bytes, range: Range | None) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            if image.mode[0] in "IF":  # Pillow would clip rather than scale
+                grey = to_bytes(np.asarray(image), range)
+                return np.repeat(grey[..., None], 3, axis=2)
+            if image.has_transparency_data:
+                layer = image.convert("RGBA")
+                white = Image.new("RGBA", layer.size, "white")
+                return np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
+            return np.asarray(image.convert("RGB"))
+    except CorruptRecord:
+        raise
+    except Exception as error:  # Pillow's readers raise exceptions of many types
+        raise CorruptRecord(f"image cannot be decoded: {error}") from None
+
+
+def to_bytes(values: np.ndarray, range: Range | None = None) -> np.ndarray:
+    """Scale values to uint8 of the same shape, in 256 bins of equal width.
+
+    range: the lowest value of the first bin and the highest of the last; what lies
+    outside becomes 0 or 255. None: 0 .. 1 for floats, 0 .. 65535 for integers of more
+    than 8 bits and 0 .. 1 for bool, and nothing may lie outside. uint8 stays as it is.
+    Raises CorruptRecord for a value that is outside or not finite, or no number, and
+    without `range` for wide integers that could as well be bytes.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "biuf":
+        raise CorruptRecord(f"an image of {values.dtype} holds no numbers")
+    low, high = range or ((0, 65535) if values.dtype.kind in "iu" else (0, 1))
+    least, most = values.min(), values.max()
+    if not (np.isfinite(least) and np.isfinite(most)):
+        raise CorruptRecord("an image has values that are not finite")
+    if range is None and not low <= least <= most <= high:
+        raise CorruptRecord(
+            f"an image of {values.dtype} has values {least:g} .. {most:g}, outside "
+            f"{low} .. {high}; give the range that becomes black to white (`range` of "
+            "the views, --range of prepare folder)"
+        )
+    if range is None and values.dtype.kind in "iu" and values.dtype != np.uint16:
+        if most <= 255:
+            raise CorruptRecord(
+                f"an image of {values.dtype} has values {least} .. {most}: give it as "
+                "uint8, or the range that becomes black to white"
+            )
+    bins = (values.astype(np.float64) - low) * (256 / (high - low))
+    return np.clip(bins, 0, 255).astype(np.uint8)
