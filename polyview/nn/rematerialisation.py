@@ -45,15 +45,15 @@ def check(remat: str) -> str:
     return remat
 
 
-def calls(remat: str, **options: Any) -> Callable[[nnx.Module, jax.Array], jax.Array]:
-    """Return `call(block, x) = block(x, **options)`, rematerialised as `remat`.
+def calls(remat: str, **options: Any) -> Callable[..., jax.Array]:
+    """Return `call(block, *arrays) = block(*arrays, **options)`, rematerialised.
 
     A block's writes, as of BatchNorm, happen once. If weights are split over devices,
     the backward pass gathers each block's again, so no device holds the whole model.
     """
 
-    def call(block: nnx.Module, x: jax.Array) -> jax.Array:
-        return block(x, **options)
+    def call(block: nnx.Module, *arrays: jax.Array | None) -> jax.Array:
+        return block(*arrays, **options)
 
     if remat == "none" and not splits_weights():
         return call

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from polyview.errors import check_range
-from polyview.nn import rematerialisation
+from polyview.nn import rematerialisation, stochastic_depth
 from polyview.nn.conv import Conv
 from polyview.nn.norm import BatchNorm
 
@@ -52,11 +52,15 @@ class Basic(nnx.Module):
         self.norm2 = BatchNorm(width, scale=0.0 if zero_scale else 1.0, **options)
         self.shortcut = _shortcut(in_features, self.features, stride, **options)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, factors: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
         y = jax.nn.relu(self.norm1(self.conv1(x), train=train))
         y = self.norm2(self.conv2(y), train=train)
         if self.shortcut is not None:
             x = self.shortcut(x, train=train)
+        if factors is not None:
+            y = stochastic_depth.scaled(y, factors)
         return jax.nn.relu(x + y)
 
 
@@ -84,12 +88,16 @@ class Bottleneck(nnx.Module):
         self.norm3 = BatchNorm(4 * width, scale=0.0 if zero_scale else 1.0, **options)
         self.shortcut = _shortcut(in_features, self.features, stride, **options)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, factors: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
         y = jax.nn.relu(self.norm1(self.conv1(x), train=train))
         y = jax.nn.relu(self.norm2(self.conv2(y), train=train))
         y = self.norm3(self.conv3(y), train=train)
         if self.shortcut is not None:
             x = self.shortcut(x, train=train)
+        if factors is not None:
+            y = stochastic_depth.scaled(y, factors)
         return jax.nn.relu(x + y)
 
 
@@ -127,6 +135,7 @@ class ResNet(nnx.Module):
     "small": 3x3 convolution of stride 1, no pool (Chen et al. 2020, for CIFAR);
     "patch": 4x4 convolution of stride 4 without padding (Liu et al. 2022).
     `remat` is "none", "blocks" or "dots": see `polyview.nn.rematerialisation`.
+    `drop_path` is the last block's rate, see `polyview.nn.stochastic_depth`.
     """
 
     def __init__(
@@ -137,6 +146,7 @@ class ResNet(nnx.Module):
         block: Callable[..., Basic | Bottleneck],
         stem: str = "imagenet",
         in_channels: int = 3,
+        drop_path: float = 0.0,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -160,6 +170,7 @@ class ResNet(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.features, self.param_dtype = features, param_dtype
         self.remat = rematerialisation.check(remat)
+        self.drop_path = stochastic_depth.check(drop_path)
 
     def __call__(
         self, x: jax.Array, *, train: bool, key: jax.Array | None = None
@@ -172,8 +183,12 @@ class ResNet(nnx.Module):
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pad)
         # Without training there is no gradient, so nothing to rematerialise.
         call = rematerialisation.calls(self.remat if train else "none", train=train)
-        for block in self.blocks:
-            x = call(block, x)
+        factors: Sequence = [None] * len(self.blocks)
+        if train and self.drop_path > 0:
+            shape = (len(self.blocks),)
+            factors = stochastic_depth.factors(self.drop_path, key, shape)
+        for block, of_block in zip(self.blocks, factors, strict=True):
+            x = call(block, x, of_block)
         local = x.reshape(x.shape[0], -1, self.features)
         return local.astype(self.param_dtype).mean(1), local
 

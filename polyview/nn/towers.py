@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from polyview.errors import TINY, check_range
+from polyview.errors import TINY, InputError, check_range
 from polyview.nn.fixed import freeze
 
 
@@ -36,7 +36,7 @@ class Tower(nnx.Module):
 
     `encoder(rngs=)` makes a module with an attribute `features` and
     `encoder(x[n, ...], train=, key=) -> (h[n, features], local[n, p, c])`, with a third
-    output `real: bool[n, p]` if positions may be padding;
+    output `real: bool[n, p]` if positions may be padding; key[n] has one key a view;
     `projector(features, rngs=)` makes one with `projector(h, train=) -> z[n, d]`.
     `photometry(images[b, m, h, w, c], keys[b])`, of uint8 or floats in [0, 1], runs in
     training only. `mean` and `std` normalise the last axis (one number, or one a
@@ -79,10 +79,8 @@ class Tower(nnx.Module):
         """
         views = jnp.asarray(views)
         m = views.shape[1]
-        if train and self.photometry is not None:
-            assert key is not None  # training has noise
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-            views = self.photometry(views, keys)
+        if train:
+            views = self.augmented(views, index, key)
         if views.dtype == jnp.uint8:
             views = views.astype(float) / 255
         x = rearrange(views, "b m ... -> (b m) ...")
@@ -94,7 +92,8 @@ class Tower(nnx.Module):
             )
         if jnp.issubdtype(x.dtype, jnp.floating):
             x = (x - _last(self.mean, x)) / _last(self.std, x)
-        h, *maps = self.encoder(x, train=train and not self.frozen, key=key)
+        noise = None if key is None else _keys_of_views(key, index, m)
+        h, *maps = self.encoder(x, train=train and not self.frozen, key=noise)
         z = self.projector(h, train=train)
         local, real = (*maps, None)[:2] if self.local else (None, None)
         if self.project_local is not None:
@@ -103,26 +102,68 @@ class Tower(nnx.Module):
         views_of = partial(rearrange, pattern="(b m) ... -> b m ...", m=m)
         return Features(*jax.tree.map(views_of, parts))
 
+    def augmented(
+        self, views: jax.Array, index: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """Views after the photometry; row i's noise is a function of key and index."""
+        if self.photometry is None:
+            return views
+        assert key is not None  # training has noise
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        return self.photometry(views, keys)
+
 
 class Towers(nnx.Module):
-    """The towers of a model, by modality."""
+    """The towers of a model, by modality.
 
-    def __init__(self, towers: Mapping[str, Callable[..., Tower]], *, rngs: nnx.Rngs):
+    shares: {modality: modality whose tower it uses}, such as {"local": "image"} for
+    crops of another size (Caron et al. 2020). It is encoded on its own, so BatchNorm
+    takes its statistics over it alone, and is left out where a batch lacks it, as in
+    evaluation. Raises InputError if it has a tower, or the other has none.
+    `critic(rngs=)` makes a critic with parameters, for objectives that ask for one.
+    """
+
+    def __init__(
+        self,
+        towers: Mapping[str, Callable[..., Tower]],
+        *,
+        shares: Mapping[str, str] = {},
+        critic: Callable | None = None,
+        rngs: nnx.Rngs,
+    ):
+        for name, other in shares.items():
+            if name in towers or other not in towers:
+                raise InputError(
+                    f"model.shares: {name!r} uses the tower of {other!r}; the first "
+                    f"must have no tower, the second one: {sorted(towers)}"
+                )
         made = {name: tower(rngs=rngs) for name, tower in towers.items()}
-        self.towers = nnx.Dict(made)
+        self.towers, self.shares = nnx.Dict(made), tuple(shares.items())
+        if critic is not None:
+            self.critic = critic(rngs=rngs)
 
     def __call__(
         self, batch: Mapping, *, key: jax.Array | None, train: bool
     ) -> dict[str, Features]:
         """Features of each modality of the batch; evaluation passes `key=None`."""
         features = {}
-        for name, tower in self.towers.items():
+        views, index = batch["views"], batch["index"]
+        users = {name: name for name in self.towers}
+        users |= {name: of for name, of in self.shares if name in views}
+        for name, of in users.items():
             # Keyed by name, so a tower's noise does not depend on the other towers.
             number = zlib.crc32(name.encode())
             noise = None if key is None else jax.random.fold_in(key, number)
-            views, index = batch["views"][name], batch["index"]
-            features[name] = tower(views, index=index, key=noise, train=train)
+            tower = self.towers[of]
+            features[name] = tower(views[name], index=index, key=noise, train=train)
         return features
+
+
+def _keys_of_views(key: jax.Array, index: jax.Array, m: int) -> jax.Array:
+    """The keys `[(b m)]` of an encoder's noise, other ones than the photometry's."""
+    key = jax.random.fold_in(key, zlib.crc32(b"encoder"))
+    of_each = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(of_each, (0, None))(of_each(key, index), jnp.arange(m)).ravel()
 
 
 def _wide(x: jax.Array) -> jax.Array:

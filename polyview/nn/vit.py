@@ -3,6 +3,7 @@
 x = patches W + position;   x += attention(norm(x));   x += mlp(norm(x));   norm(x)
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from polyview.errors import check_range
-from polyview.nn import rematerialisation
+from polyview.nn import rematerialisation, stochastic_depth
 
 _norm = partial(nnx.LayerNorm, epsilon=1e-6)
 _linear = partial(nnx.Linear, kernel_init=jax.nn.initializers.xavier_uniform())
@@ -31,15 +32,28 @@ class Block(nnx.Module):
         self.up = _linear(width, 4 * width, **options)
         self.down = _linear(4 * width, width, **options)
 
-    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
-        """`x[n, p, width]` -> the same shape; `real: bool[n, p]` as in `attention`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        real: jax.Array | None = None,
+        factors: jax.Array | None = None,
+    ) -> jax.Array:
+        """`x[n, p, width]` -> the same shape; `real: bool[n, p]` as in `attention`.
+
+        factors: float[2, n], of attention and MLP (`polyview.nn.stochastic_depth`).
+        """
         n, p, width = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(n, p, 3, self.heads, width // self.heads)
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         mixed = attention(query, key, value, real)
-        x = x + self.out(mixed.reshape(n, p, width))
-        hidden = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
-        return x + self.down(hidden)
+        mixed = self.out(mixed.reshape(n, p, width))
+        if factors is not None:
+            mixed = stochastic_depth.scaled(mixed, factors[0])
+        x = x + mixed
+        y = self.down(jax.nn.gelu(self.up(self.norm2(x)), approximate=False))
+        if factors is not None:
+            y = stochastic_depth.scaled(y, factors[1])
+        return x + y
 
 
 def attention(
@@ -73,8 +87,9 @@ class ViT(nnx.Module):
     (Dosovitskiy et al. 2021), or "mean", the mean of the patch tokens, without a class
     token (Beyer et al. 2022). `position` is "learned", or "sincos": fixed sines and
     cosines of both coordinates (Chen, Xie, He 2021). `remat` is "none", "blocks" or
-    "dots": see `polyview.nn.rematerialisation`. Raises ValueError for other values, for
-    an `image` that is not a multiple of `patch`, and for images of another size.
+    "dots": see `polyview.nn.rematerialisation`. `drop_path` is the last block's rate,
+    see `polyview.nn.stochastic_depth`. Raises ValueError for other values, for an
+    `image` that is not a multiple of `patch`, and for images of another size.
     """
 
     def __init__(
@@ -88,6 +103,7 @@ class ViT(nnx.Module):
         pool: str = "cls",
         position: str = "learned",
         in_channels: int = 3,
+        drop_path: float = 0.0,
         remat: str = "none",
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -106,6 +122,7 @@ class ViT(nnx.Module):
         self.patch, self.side = patch, image // patch
         self.dtype, self.param_dtype = dtype, param_dtype
         self.remat = rematerialisation.check(remat)
+        self.drop_path = stochastic_depth.check(drop_path)
         self.embed = _linear(patch * patch * in_channels, width, **options)
         cls = pool == "cls"
         self.cls = nnx.Param(jnp.zeros((1, 1, width), param_dtype)) if cls else None
@@ -133,9 +150,13 @@ class ViT(nnx.Module):
             x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
         if self.position is not None:
             x += self.position[...].astype(x.dtype)
+        factors: Sequence = [None] * len(self.blocks)
+        if train and self.drop_path > 0:
+            shape = len(self.blocks), 2
+            factors = stochastic_depth.factors(self.drop_path, key, shape)
         call = rematerialisation.calls(self.remat if train else "none")
-        for block in self.blocks:
-            x = call(block, x)
+        for block, of_block in zip(self.blocks, factors, strict=True):
+            x = call(block, x, None, of_block)
         x = self.norm(x)
         if self.cls is not None:
             return x[:, 0].astype(self.param_dtype), x[:, 1:]

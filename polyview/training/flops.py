@@ -1,15 +1,7 @@
 """Model FLOPs of a training step, independent of how a program computes it.
 
-Model FLOPs are 2 for each multiply-add of the matrix products and convolutions of the
-modules' forward pass in training, the same again for each operand of a product that
-depends on the parameters (its gradient costs as much), one more forward pass for a
-moving average of the model, and 6 N^2 d for a contrastive loss of N embeddings of d
-features, or for each of the losses that `accumulate` makes of a batch. Loops count each
-time they run; padding counts as pixels; recomputation, photometry, norms, the optimiser
-and what a loss computes twice or leaves out do not count.
-
-XLA's own count for a compiled program cannot be used: it counts the body of a loop
-once, and counts recomputation as work.
+`CONVENTION` says what counts. XLA's own count for a compiled program cannot be used: it
+counts the body of a loop once, and counts recomputation as work.
 """
 
 import math
@@ -27,7 +19,16 @@ from polyview.objectives.contrastive import Contrastive
 if TYPE_CHECKING:
     from polyview.training.trainer import Trainer
 
-CONVENTION = " ".join(__doc__.split("\n\n")[1].split())
+CONVENTION = (
+    "Model FLOPs are 2 for each multiply-add of the matrix products and convolutions "
+    "of the modules' forward pass in training, the same again for each operand of a "
+    "product that depends on the parameters (its gradient costs as much), one more "
+    "forward pass for a moving average of the model, and 6 N^2 d for a contrastive "
+    "loss of N embeddings of d features, or for each of the losses that `accumulate` "
+    "makes of a batch. Loops count each time they run; padding counts as pixels; "
+    "recomputation, photometry, norms, the optimiser and what a loss computes twice "
+    "or leaves out do not count."
+)
 
 
 def of_step(run: "Trainer", shapes: dict) -> tuple[dict[str, int], str]:
@@ -42,7 +43,8 @@ def of_step(run: "Trainer", shapes: dict) -> tuple[dict[str, int], str]:
     target = 0 if run.config.get("target_decay") is None else forward
     loss = 0
     if isinstance(run.objective, Contrastive):
-        b, m, d = z[run.objective.modality].shape
+        sizes = [z[name].shape for name in run.objective.modalities]
+        (b, _, d), m = sizes[0], sum(size[1] for size in sizes)
         loss = 6 * (b * m) ** 2 * d // (run.config.get("accumulate") or 1)
     flops = {"forward": forward, "backward": backward, "target": target, "loss": loss}
     dtypes: Counter[str] = Counter()

@@ -1,7 +1,8 @@
 """Optimisers LARS, SGD and AdamW, with linear warm-up and cosine decay.
 
 The trainer passes `steps` and `batch_size`; the config sets the other arguments.
-`learning_rate` is a scaling rule: batch size -> peak learning rate.
+`learning_rate` is a scaling rule: batch size -> peak learning rate. `minimum` is the
+last rate, a fraction of the peak. For `layer_decay` see `training/layer_decay.py`.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from polyview.errors import check_range
+from polyview.errors import OutOfRange, check_range
+from polyview.training.layer_decay import by_layer
 
 ScalingRule = Callable[[int], float]
 
@@ -45,11 +47,19 @@ def square_root(batch_size: int, *, base: float, per: int = 256) -> float:
     return base * (batch_size / per) ** 0.5
 
 
-def warm_up_cosine(peak: float, steps: int, warm_up: float) -> optax.Schedule:
-    """Rise linearly to `peak` in `warm_up * steps`, then fall by half a cosine to 0."""
-    check_range(0.0, 1.0, warm_up=warm_up)
+def warm_up_cosine(
+    peak: float, steps: int, warm_up: float, minimum: float = 0.0
+) -> optax.Schedule:
+    """Rise linearly to `peak` in `warm_up * steps`, then fall by half a cosine to
+    `minimum * peak` (Loshchilov and Hutter 2017)."""
+    check_range(0.0, 1.0, warm_up=warm_up, minimum=minimum)
     rise = round(warm_up * steps)
-    return optax.warmup_cosine_decay_schedule(0.0 if rise else peak, peak, rise, steps)
+    if rise >= steps:
+        raise OutOfRange(
+            f"warm_up={warm_up}: all {steps} steps would rise; leave some to fall"
+        )
+    first, last = 0.0 if rise else peak, minimum * peak
+    return optax.warmup_cosine_decay_schedule(first, peak, rise, steps, last)
 
 
 def decayed(params: Any) -> Any:
@@ -64,11 +74,13 @@ def lars(
     learning_rate: ScalingRule,
     weight_decay: float,
     warm_up: float,
+    minimum: float = 0.0,
+    layer_decay: float | None = None,
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
 ) -> Optimizer:
     """LARS (You et al. 2017), with the exclusions of SimCLR (Chen et al. 2020)."""
-    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
+    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up, minimum)
     check_range(0.0, weight_decay=weight_decay)
     check_range(0.0, 1.0, momentum=momentum)
     transformation = optax.lars(
@@ -79,7 +91,7 @@ def lars(
         trust_ratio_mask=decayed,
         momentum=momentum,
     )
-    return Optimizer(transformation, schedule)
+    return Optimizer(by_layer(transformation, layer_decay), schedule)
 
 
 def sgd(
@@ -89,18 +101,20 @@ def sgd(
     learning_rate: ScalingRule,
     weight_decay: float,
     warm_up: float,
+    minimum: float = 0.0,
+    layer_decay: float | None = None,
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> Optimizer:
     """SGD with L2 decay and momentum, optionally Nesterov's (Sutskever et al. 2013)."""
-    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
+    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up, minimum)
     check_range(0.0, weight_decay=weight_decay)
     check_range(0.0, 1.0, momentum=momentum)
     transformation = optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
     )
-    return Optimizer(transformation, schedule)
+    return Optimizer(by_layer(transformation, layer_decay), schedule)
 
 
 def adamw(
@@ -110,13 +124,15 @@ def adamw(
     learning_rate: ScalingRule,
     weight_decay: float,
     warm_up: float,
+    minimum: float = 0.0,
+    layer_decay: float | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay."""
-    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up)
+    schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up, minimum)
     check_range(0.0, weight_decay=weight_decay)
     transformation = optax.adamw(
         schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
     )
-    return Optimizer(transformation, schedule)
+    return Optimizer(by_layer(transformation, layer_decay), schedule)
