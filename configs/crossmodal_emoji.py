@@ -4,8 +4,10 @@
     python -m polyview.main --config configs/crossmodal_emoji.py --workdir runs/emoji
     python -m polyview.evaluate --run runs/emoji
 
-Arguments: method (supervised | intra | clip | cmim | polyview), weight of its terms,
-drop (chance that a prediction leaves out each view), steps, split (test | validation).
+Arguments: method (supervised | intra | clip | siglip | cmim | polyview), weight of its
+terms, temperature (fixed | learnt, of clip; siglip always learns its own), drop (chance
+that a prediction leaves out each view), steps, split (test | validation). A learnt
+temperature comes with the tiled loss, whose memory is linear in the batch.
 The drawings share one encoder: they are four views of the modality "image".
 Hardware: two laptop cores, minutes. Measured (`python -m benchmarks.missing emoji`,
 subgroup accuracy from one drawing, test split, three seeds): .151 with method=polyview,
@@ -14,6 +16,7 @@ subgroup accuracy from one drawing, test split, three seeds): .151 with method=p
 
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError, nearest
 
 VENDORS = ("noto", "twemoji", "openmoji", "fluent")
 SIZE = 32  # pixels of a view, half the prepared size
@@ -24,8 +27,25 @@ GROUPS, SUBGROUPS = 9, 96
 def get_config(argument: str = "") -> dict:
     """All numbers are ours."""
     args = parse_arguments(
-        argument, method="polyview", weight=1.0, drop=0.5, split="test", steps=300
+        argument,
+        method="polyview",
+        weight=1.0,
+        temperature="fixed",
+        drop=0.5,
+        split="test",
+        steps=300,
     )
+    method, temperature = args["method"], args["temperature"]
+    if method not in (known := [*parts.TERMS, "siglip"]):
+        raise InputError(f"method={method!r}{nearest(method, known)}")
+    if temperature not in ("fixed", "learnt") or (
+        temperature == "learnt" and method not in ("clip", "siglip")
+    ):
+        raise InputError(
+            f"temperature={temperature} with method={method}: it is fixed, or learnt "
+            "with method=clip; method=siglip always learns it"
+        )
+    learnt = method == "siglip" or temperature == "learnt"
     train, test = (parts.source("emoji", split) for split in ("train", args["split"]))
     whole = views("ResizeCenterCrop", fraction=1.0)
     frozen = parts.frozen(train, test, size=SIZE, fraction=1.0)
@@ -75,16 +95,17 @@ def get_config(argument: str = "") -> dict:
                 "subgroup": {"partial": "polyview.nn.heads:Linear", "out": SUBGROUPS},
             },
             "alone": False,
-            "critic": None,
+            "critic": parts.learnt_scale(method) if learnt else None,
         },
         "objective": parts.cross_modal(
-            args["method"],
+            "supervised" if learnt else method,
             {"group": "cross_entropy", "subgroup": "cross_entropy"},
             weight=args["weight"],
             estimator="info_nce",
             drop=args["drop"],
             positions=4,  # out of 16 of a drawing, or up to 24 words
-        ),
+        )
+        | (parts.paired(method, args["weight"]) if learnt else {}),
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
             "learning_rate": parts.constant_rate(2e-3),

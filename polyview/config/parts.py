@@ -23,7 +23,12 @@ def unique_samples(batch: str, views: int, at_two_views: int) -> int:
 
 
 def contrastive(objective: str, temperature: float) -> dict:
-    """Return the objective with a loss of `polyview.objectives.contrastive`."""
+    """Return the objective with a loss of `polyview.objectives.contrastive`.
+
+    "supcon_labels" is `supcon` with the target `label`.
+    """
+    labels = {"labels": "label"} if objective == "supcon_labels" else {}
+    objective = objective.removesuffix("_labels")
     loss: dict[str, Any] = {
         "partial": f"{OBJECTIVES}.contrastive:{objective}",
         "temperature": temperature,
@@ -50,6 +55,7 @@ def contrastive(objective: str, temperature: float) -> dict:
         "loss": loss,
         "modality": "image",
         "bound": bound,
+        **labels,
     }
 
 
@@ -118,8 +124,20 @@ def image_model(
     return {"partial": "polyview.nn.towers:Towers", "towers": {"image": tower}}
 
 
-def frozen(train: dict, test: dict, size: int, fraction: float) -> dict:
-    """Return frozen features on whole, central views: kNN and a linear-probe sweep."""
+def frozen(
+    train: dict,
+    test: dict,
+    size: int,
+    fraction: float,
+    k: int | Sequence[int] = 20,
+    per_class: Sequence[int] = (),
+    draws: int = 5,
+) -> dict:
+    """Return frozen features on whole, central views: kNN and a linear-probe sweep.
+
+    Few-shot kNN lets `per_class` training rows a class vote, drawn `draws` times.
+    """
+    few_shot = {"per_class": per_class, "draws": draws} if per_class else {}
     return {
         "target": "polyview.evaluation.frozen:FrozenFeatures",
         "train": train,
@@ -133,8 +151,9 @@ def frozen(train: dict, test: dict, size: int, fraction: float) -> dict:
         # k and temperature of Caron et al. 2021.
         "knn": {
             "target": "polyview.evaluation.knn:WeightedKnn",
-            "k": 20,
+            "k": k,
             "temperature": 0.07,
+            **few_shot,
         },
         # The grid and the number of steps are ours.
         "probe": {
@@ -208,7 +227,8 @@ def cross_modal(
         raise InputError(f"estimator={estimator!r}{nearest(estimator, estimators)}")
     supervised = f"{OBJECTIVES}.supervised"
     critic: dict[str, Any] = {"partial": f"{OBJECTIVES}.crossmodal:scaled_dot"}
-    # Clip and penalty of AMDIM (Bachman et al. 2019).
+    # Clip of AMDIM (Bachman et al. 2019), whose penalty is .05; .04 is that of the code
+    # of Fedorov et al. 2024.
     critic |= {"clip": 20.0, "penalty": 0.04}
     if method == "clip":
         critic = {
@@ -233,3 +253,34 @@ def cross_modal(
         "positions": positions,
         "study": study,
     }
+
+
+def paired(loss: str, weight: float) -> dict:
+    """Return the keys of a `cross_modal` objective that add a loss of matched pairs.
+
+    loss: of `polyview.objectives.pairs`, "clip" or "siglip", over every two views. The
+    model needs `learnt_scale(loss)` as its critic.
+    """
+    pairs = f"{OBJECTIVES}.pairs"
+    return {
+        "pairs": {
+            "target": f"{pairs}:Pairs",
+            "loss": {
+                "partial": f"{pairs}:{loss}",
+                "exchange": "gather",  # "ring" needs less memory on many devices
+            },
+            "between": None,
+        },
+        "pairs_weight": weight,
+    }
+
+
+def learnt_scale(loss: str) -> dict:
+    """Return the critic that learns the scale of a loss, "clip" or "siglip"."""
+    numbers: dict[str, dict] = {
+        # Radford et al. 2021, section 2.5: a temperature of .07; the scale at most 100.
+        "clip": {"scale": 1 / 0.07, "most": 100.0, "bias": None},
+        # Zhai et al. 2023, section 3.2.
+        "siglip": {"scale": 10.0, "most": None, "bias": -10.0},
+    }
+    return {"partial": "polyview.nn.critics:CosineCritic", **numbers[loss]}

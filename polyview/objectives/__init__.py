@@ -1,5 +1,6 @@
 """Losses of features, independent of models and data.
 
-`base` defines the protocol of an objective and `negatives` the one computation over the
-global batch. The other modules hold the losses, as pure functions of arrays.
+`base` defines the protocol of an objective; `negatives`, and `pairs` for two views,
+hold the computations over the global batch, which `tiles` cuts into tiles. The other
+modules hold the losses, as pure functions of arrays.
 """

@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyview.errors import TINY, InputError, check_range
+from polyview.errors import InputError, check_range
 from polyview.objectives import bounds
 from polyview.objectives.base import Batch, Module
 from polyview.objectives.positives import anchors as can_be_anchors
-from polyview.objectives.positives import l2_normalize
+from polyview.objectives.positives import check_positive, l2_normalize
 
 TERMS = ("CR", "XX", "RR", "CC")
 
@@ -65,9 +65,10 @@ def scaled_dot(
 ) -> Scored:
     """s = clip tanh(r / clip), r = anchor . candidate / sqrt(d): float[a, c, p, q].
 
-    anchors: float[a, q, d]. candidates: float[c, p, d]. The clip (None for none) and
-    the penalty on r^2 are those of AMDIM (Bachman et al. 2019). Raises ValueError if
-    the anchors and candidates differ in d.
+    anchors: float[a, q, d]. candidates: float[c, p, d]. The clip (None for none) is
+    that of AMDIM (Bachman et al. 2019); so is the penalty on r^2, but there it is .05,
+    and .04 in the code of Fedorov et al. 2024. Raises ValueError if the anchors and
+    candidates differ in d.
     """
     raw = _products(anchors, candidates) * anchors.shape[-1] ** -0.5
     return Scored(raw if clip is None else clip * jnp.tanh(raw / clip), raw, penalty)
@@ -81,8 +82,8 @@ def cosine(
     Shapes as in `scaled_dot`. Raises ValueError if anchors and candidates differ in d,
     or if temperature <= 0.
     """
+    check_positive(temperature=temperature)
     raw = _products(l2_normalize(anchors), l2_normalize(candidates)) / temperature
-    check_range(TINY, temperature=temperature)
     return Scored(raw, raw, 0.0)
 
 
@@ -257,7 +258,7 @@ class CrossModal:
     """Objective: tasks, and mutual information between modalities.
 
     loss = task_weight * sum of the tasks + sum of terms' weights * terms
-           + polyview_weight * polyview
+           + polyview_weight * polyview + pairs_weight * pairs
 
     Raises InputError if an attribute is out of range or attributes contradict.
 
@@ -270,9 +271,12 @@ class CrossModal:
       terms: weight of each of CR, XX, RR, CC; a term of weight 0 is not computed.
       estimator: a function of `polyview.objectives.bounds`.
       critic: a partial of a critic here, or None for the model's own (`module.critic`).
-      polyview: a loss of `polyview.objectives.contrastive` that takes `present`, over
-        all views of a sample: each against all the rest. The project's own extension.
+      polyview: a loss of `polyview.objectives.contrastive`, over all views of a sample:
+        each against all the rest. The project's own extension. The metric
+        `bound/polyview` is for `geometric`, `arithmetic`, `sufficient_statistics`.
       polyview_weight: weight of that loss.
+      pairs: a `polyview.objectives.pairs:Pairs`, such as CLIP with a learnt scale.
+      pairs_weight: weight of its loss.
       train_drop_prob: probability to drop a view from the prediction; one always stays.
       positions: positions drawn of each local map at each step; None for all of them.
       study: the target that names a row's study; rows of one are never negatives.
@@ -286,6 +290,8 @@ class CrossModal:
     critic: Critic | None = scaled_dot
     polyview: Callable | None = None
     polyview_weight: float = 0.0
+    pairs: Any = None
+    pairs_weight: float = 0.0
     train_drop_prob: float = 0.0
     positions: int | None = None
     study: str | None = None
@@ -293,6 +299,7 @@ class CrossModal:
     def __post_init__(self) -> None:
         check_range(0.0, task_weight=self.task_weight, alone_weight=self.alone_weight)
         check_range(0.0, polyview_weight=self.polyview_weight)
+        check_range(0.0, pairs_weight=self.pairs_weight)
         if unknown := set(self.terms) - set(TERMS):
             raise InputError(
                 f"objective.terms has {sorted(unknown)[0]!r}; there are "
@@ -307,15 +314,22 @@ class CrossModal:
             )
         if self.positions is not None and self.positions < 1:
             raise InputError(f"positions is {self.positions}, not 1 or more, or None")
-        if self.polyview_weight and self.polyview is None:
-            raise InputError("polyview_weight is set, but objective.polyview is None")
-        if not (self.tasks or any(self.terms.values()) or self.polyview_weight):
+        for name in "polyview", "pairs":
+            if getattr(self, f"{name}_weight") and getattr(self, name) is None:
+                raise InputError(f"{name}_weight is set, but objective.{name} is None")
+        weights = self.polyview_weight, self.pairs_weight, *self.terms.values()
+        if not (self.tasks or any(weights)):
             raise InputError("the objective has no task and no term to minimise")
         if self.polyview_weight and self.study:
             raise InputError(
                 "polyview cannot leave out pairs of one study: make them views of one "
                 "example, or set polyview_weight to 0"
             )
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """{target: where its predictions are among the features}."""
+        return {target: target for target in self.tasks}
 
     def __call__(
         self, module: Module, target_module: Module | None, batch: Batch, key: jax.Array
@@ -332,14 +346,13 @@ class CrossModal:
             metrics[f"task/{target}"] = self._task(losses, present, kept_now)
         terms = {name: weight for name, weight in self.terms.items() if weight}
         # A model may return its predictions only.
-        of = views_of(features, present) if terms or self.polyview_weight else []
+        compares = terms or self.polyview_weight or self.pairs_weight
+        of = views_of(features, present) if compares else []
         if self.positions is not None:
             of = thinned(of, self.positions, keys[3], index)
         critic = self.critic or partial(_learnt, module)
-        same = None
-        if self.study is not None:
-            study = batch["targets"][self.study]
-            same = study[:, None] == study[None]
+        study = None if self.study is None else batch["targets"][self.study]
+        same = None if study is None else study[:, None] == study[None]
         loss = self.task_weight * sum(metrics.values())
         for name, weight in terms.items():
             estimate = term(
@@ -356,15 +369,23 @@ class CrossModal:
         if self.polyview_weight and self.polyview is not None:
             z = jnp.stack([view.z for view in of], 1)
             mask = jnp.stack([view.present for view in of], 1)
-            valid = can_be_anchors(mask)
             losses = self.polyview(z, present=mask)
-            polyview = _mean(losses, valid)
+            polyview = mean_over_anchors(losses, mask)
             loss += self.polyview_weight * polyview
-            # Some losses have more terms, as rows of one view are negatives too; with
-            # this smaller count the bound holds for all of them.
-            others = valid.sum() - valid.sum(1, keepdims=True)
-            bound = _mean(jnp.log1p(others.astype(losses.dtype)) - losses, valid)
-            metrics |= {"polyview": polyview, "bound/polyview": bound}
+            metrics["polyview"] = polyview
+            if losses.ndim == 2:
+                # Some losses have more terms, as rows of one view are negatives too;
+                # with this smaller count the bound holds for all of them.
+                valid = can_be_anchors(mask)
+                others = valid.sum() - valid.sum(1, keepdims=True)
+                bounds_of = jnp.log1p(others.astype(losses.dtype)) - losses
+                metrics["bound/polyview"] = mean_over_anchors(bounds_of, mask)
+        if self.pairs_weight and self.pairs is not None:
+            # A batch may hold a row twice, as above.
+            group = index if study is None else study
+            paired, measured = self.pairs.of_views(module, of, group)
+            loss += self.pairs_weight * paired
+            metrics |= {"pairs": paired, **measured}
         return loss, {"loss": loss, **metrics, "features": features}
 
     def _task(
@@ -386,7 +407,13 @@ class CrossModal:
         """The most views of other samples an anchor is compared with."""
         if self.polyview_weight:
             return (b - 1) * m
-        return b - 1 if any(self.terms.values()) else 0
+        return b - 1 if self.pairs_weight or any(self.terms.values()) else 0
+
+
+def mean_over_anchors(losses: jax.Array, present: jax.Array) -> jax.Array:
+    """Mean of losses float[b, m] over anchors, or of float[b] over samples with one."""
+    valid = can_be_anchors(present)
+    return _mean(losses, valid if losses.ndim == 2 else valid.any(1))
 
 
 def _joined(masks: Mapping[str, jax.Array]) -> jax.Array:

@@ -23,7 +23,6 @@ a maximum first, so that one exponential a score serves rows and columns.
 """
 
 from functools import partial
-from numbers import Real
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -31,12 +30,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from polyview.objectives.tiles import Meeting, Plan, Sums, meet_all, padded, unpadded
+from polyview.objectives.positives import check_positive
+from polyview.objectives.tiles import (
+    Meeting,
+    Plan,
+    Sums,
+    meet_all,
+    padded,
+    planned,
+    unpadded,
+)
 
-# Rows of a tile. On a CPU its scores should fit in the cache (measured, see
-# `benchmarks/loss.py`); accelerators need large tiles (not yet measured).
-TILE = {"cpu": 1024}
-LARGE_TILE = 4096
 # For |s| up to this, sums of exp(s) over 1e9 columns, and products with another exp(s),
 # are normal numbers in float32.
 SAFE = 40.0
@@ -85,35 +89,22 @@ def log_negatives(
     share equally, a temperature or tile that is not positive, a dtype that is not
     floating, an unknown exchange, and inside a `shard_map`.
     """
-    b, mesh = len(anchors), jax.sharding.get_abstract_mesh()
-    devices = max(mesh.size, 1)
-    if mesh.manual_axes:
-        manual = ", ".join(mesh.manual_axes)
-        raise ValueError(f"a shard_map over {manual} hides rows; call the loss outside")
-    if b < 2:
-        raise ValueError(f"negatives are other samples: b = {b} has none; use b >= 2")
+    b = len(anchors)
+    plan = planned(b, exchange, tile)
     if candidates is not None and len(candidates) != b:
         raise ValueError(f"anchors of b = {b} samples, candidates of {len(candidates)}")
-    _check(temperature)
+    check_positive(temperature=temperature)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {dtype}; use a floating one, such as bfloat16")
-    if tile is not None and tile < 1:
-        raise ValueError(f"tile is {tile}; use 1 row or more, or None")
-    if b % devices:
-        raise ValueError(f"b = {b} samples do not divide among {devices} devices")
-    if exchange not in ("gather", "ring"):
-        raise ValueError(f'exchange must be "gather" or "ring", not {exchange!r}')
-    anchors = anchors.astype(_accumulator(anchors.dtype))
+    anchors = anchors.astype(accumulator(anchors.dtype))
     if candidates is None:
         pair: tuple = (anchors / temperature**0.5,)
     else:
         pair = (anchors / temperature, candidates.astype(anchors.dtype))
     if dtype is not None:
         pair = tuple(x.astype(dtype) for x in pair)
-    tile = tile or TILE.get(jax.default_backend(), LARGE_TILE)
-    axes = mesh.axis_names if devices > 1 else ()
     safe = largest is not None and largest <= SAFE
-    return _log_negatives(Plan(exchange, tile, axes, devices), safe, *pair)
+    return _log_negatives(plan, safe, *pair)
 
 
 def of_present(negatives: Negatives, present: jax.Array | None) -> Negatives:
@@ -150,19 +141,21 @@ def log_negatives_by_view(
     temperature: float,
     largest: float | None = None,
     negatives: Negatives = log_negatives,
+    present: jax.Array | None = None,
 ) -> jax.Array:
     """`log_negatives` for one view of the candidates at a time: float[b, m, n].
 
-    A log-sum-exp over the last axis gives `log_negatives`.
+    A log-sum-exp over the last axis gives `log_negatives`. present: as `of_present`.
     """
-    _check(temperature)  # before it is traced: a traced one cannot be checked
-    return _by_view(anchors, candidates, temperature, largest, negatives)
+    check_positive(temperature=temperature)  # a traced one cannot be checked
+    return _by_view(anchors, candidates, present, temperature, largest, negatives)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(4, 5))
 def _by_view(
     anchors: jax.Array,
     candidates: jax.Array,
+    present: jax.Array | None,
     temperature: float,
     largest: float | None,
     negatives: Negatives,
@@ -170,15 +163,14 @@ def _by_view(
     # A keyword only where it says something, for a `negatives` that lacks it.
     bound = {} if largest is None else {"largest": largest}
 
-    def of_view(view: jax.Array) -> jax.Array:
-        return negatives(anchors, view[:, None], temperature=temperature, **bound)
+    def of_view(view: tuple) -> jax.Array:
+        x, given = jax.tree.map(lambda part: part[:, None], view)
+        return of_present(negatives, given)(
+            anchors, x, temperature=temperature, **bound
+        )
 
-    return jnp.moveaxis(lax.map(of_view, jnp.moveaxis(candidates, 1, 0)), 0, -1)
-
-
-def _check(temperature: float) -> None:
-    if isinstance(temperature, Real) and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive")
+    views = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (candidates, present))
+    return jnp.moveaxis(lax.map(of_view, views), 0, -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -202,42 +194,53 @@ _differentiable.defvjp(_save, _restore)
 _log_negatives = jax.jit(_differentiable, static_argnums=(0, 1))
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Embeddings and their samples."""
 
     x: jax.Array  # [rows, d]
     sample: jax.Array  # int32[rows], index in the global batch; -1 is padding
 
 
-class _Exponentials(NamedTuple):
+class Exponentials(NamedTuple):
     """Sums of exponentials as `total * exp(top)`, which never overflow."""
 
     top: Any  # float[rows], or a number to fill it with
     total: Any
 
-    def add(self, scores: jax.Array, axis: int, weight: Any = 1.0) -> "_Exponentials":
+    def add(self, scores: jax.Array, axis: int, weight: Any = 1.0) -> "Exponentials":
         """Add the exponentials of scores along an axis."""
         top = jnp.maximum(self.top, scores.max(axis))
         exponentials = jnp.exp(scores - jnp.expand_dims(top, axis)).sum(axis)
         total = self.total * jnp.exp(self.top - top) + weight * exponentials
-        return _Exponentials(top, total)
+        return Exponentials(top, total)
 
-    def join(self, other: "_Exponentials") -> "_Exponentials":
+    def join(self, other: "Exponentials") -> "Exponentials":
         """Add two."""
         top = jnp.maximum(self.top, other.top)
         one, two = (x.total * jnp.exp(x.top - top) for x in (self, other))
-        return _Exponentials(top, one + two)
+        return Exponentials(top, one + two)
+
+    @staticmethod
+    def sums(plan: Plan, lowest: float) -> Sums:
+        """How the sums over columns, which start from a lowest score, are collected."""
+
+        def collect(sums: "Exponentials") -> "Exponentials":
+            top = lax.pmax(sums.top, plan.axes)
+            total = plan.scatter(sums.total * jnp.exp(sums.top - top))
+            return Exponentials(plan.own(top), total)
+
+        return Sums(Exponentials(lowest, 0.0), Exponentials.join, collect)
 
 
 def _forward(plan: Plan, *pair: jax.Array) -> jax.Array:
     rows, columns = _rows(plan, pair[0]), _rows(plan, pair[-1])
     symmetric = len(pair) == 1
-    dtype = _accumulator(rows.x.dtype)
+    dtype = accumulator(rows.x.dtype)
     # Not -inf: the first tile of a row may contain no other sample.
     lowest = float(jnp.finfo(dtype).min)
 
-    def meet(own: Any, theirs: Any, block: _Rows, at: Meeting) -> tuple[Any, Any]:
-        scores, other = _scores(rows, block, at)
+    def meet(own: Any, theirs: Any, block: Rows, at: Meeting) -> tuple[Any, Any]:
+        scores, other = scores_of(rows, block, at)
         scores = jnp.where(other, scores, lowest)
         part = jax.tree.map(at.rows.of, own).add(scores, axis=1)
         own = jax.tree.map(at.rows.put, own, part)
@@ -247,15 +250,10 @@ def _forward(plan: Plan, *pair: jax.Array) -> jax.Array:
             theirs = jax.tree.map(at.columns.put, theirs, part)
         return own, theirs
 
-    def collect(sums: _Exponentials) -> _Exponentials:
-        top = lax.pmax(sums.top, plan.axes)
-        total = plan.scatter(sums.total * jnp.exp(sums.top - top))
-        return _Exponentials(plan.own(top), total)
-
     zeros = jnp.zeros(rows.sample.shape, dtype)
-    own = _Exponentials(zeros + lowest, zeros)
+    own = Exponentials(zeros + lowest, zeros)
     if symmetric:
-        sums = Sums(_Exponentials(lowest, 0.0), _Exponentials.join, collect)
+        sums = Exponentials.sums(plan, lowest)
         own, theirs = meet_all(plan, True, meet, own, columns, own, sums)
         own = own.join(theirs)
     else:
@@ -268,8 +266,8 @@ def _forward_bounded(plan: Plan, *pair: jax.Array) -> jax.Array:
     rows, columns = _rows(plan, pair[0]), _rows(plan, pair[-1])
     symmetric = len(pair) == 1
 
-    def meet(own: Any, theirs: Any, block: _Rows, at: Meeting) -> tuple[Any, Any]:
-        scores, other = _scores(rows, block, at)
+    def meet(own: Any, theirs: Any, block: Rows, at: Meeting) -> tuple[Any, Any]:
+        scores, other = scores_of(rows, block, at)
         exponentials = jnp.where(other, jnp.exp(scores), 0)
         own = at.rows.put(own, at.rows.of(own) + exponentials.sum(1))
         if symmetric:
@@ -277,7 +275,7 @@ def _forward_bounded(plan: Plan, *pair: jax.Array) -> jax.Array:
             theirs = at.columns.put(theirs, at.columns.of(theirs) + part)
         return own, theirs
 
-    own = jnp.zeros(rows.sample.shape, _accumulator(rows.x.dtype))
+    own = jnp.zeros(rows.sample.shape, accumulator(rows.x.dtype))
     theirs = own if symmetric else ()
     sums = Sums(0.0, jnp.add, plan.scatter)
     own, theirs = meet_all(
@@ -308,19 +306,19 @@ def _backward(
 
     def meet(own: Any, theirs: Any, block: Any, at: Meeting) -> tuple[Any, Any]:
         x, y = at.rows.of(rows[0].x), at.columns.of(block[0].x)
-        scores, other = _scores(rows[0], block[0], at)
+        scores, other = scores_of(rows[0], block[0], at)
         of_rows = tuple(map(at.rows.of, rows[1:]))
         w = weights(scores, of_rows, tuple(map(at.columns.of, block[1:])))
         w = jnp.where(other, w, 0).astype(x.dtype)
-        own = at.rows.put(own, at.rows.of(own) + _product("rc,cd->rd", w, y))
-        part = _product("rc,rd->cd", w, x)
+        own = at.rows.put(own, at.rows.of(own) + product("rc,cd->rd", w, y))
+        part = product("rc,rd->cd", w, x)
         if symmetric:
             part *= at.both.astype(part.dtype)[:, None]
         return own, at.columns.put(theirs, at.columns.of(theirs) + part)
 
     sums = Sums(0.0, jnp.add, plan.scatter)
     own, theirs = (
-        jnp.zeros(x.x.shape, _accumulator(x.x.dtype)) for x in (rows[0], columns[0])
+        jnp.zeros(x.x.shape, accumulator(x.x.dtype)) for x in (rows[0], columns[0])
     )
     own, theirs = meet_all(plan, symmetric, meet, own, columns, theirs, sums)
     gradients = (own + theirs,) if symmetric else (own, theirs)
@@ -330,29 +328,29 @@ def _backward(
     )
 
 
-def _scores(rows: _Rows, block: _Rows, at: Meeting) -> tuple[jax.Array, jax.Array]:
+def scores_of(rows: Rows, block: Rows, at: Meeting) -> tuple[jax.Array, jax.Array]:
     """The scores of a meeting, and a mask of those between two samples, not padding."""
-    scores = _product("rd,cd->rc", at.rows.of(rows.x), at.columns.of(block.x))
+    scores = product("rd,cd->rc", at.rows.of(rows.x), at.columns.of(block.x))
     row, column = at.rows.of(rows.sample), at.columns.of(block.sample)
     other = (row[:, None] != column[None, :]) & (row >= 0)[:, None]
     return scores, other & ((column >= 0) & at.met)[None, :]
 
 
-def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     # By default accelerators would round float32 to fewer bits.
-    exact, kind = lax.Precision.HIGHEST, _accumulator(x.dtype)
+    exact, kind = lax.Precision.HIGHEST, accumulator(x.dtype)
     return jnp.einsum(equation, x, y, precision=exact, preferred_element_type=kind)
 
 
-def _accumulator(dtype: DTypeLike) -> jnp.dtype:
+def accumulator(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _rows(plan: Plan, x: jax.Array) -> _Rows:
+def _rows(plan: Plan, x: jax.Array) -> Rows:
     """The rows of `x[b / devices, m, d]`."""
     b, m, _ = x.shape
     sample = plan.index() * b + jnp.arange(b, dtype=jnp.int32)
     sample = jnp.broadcast_to(sample[:, None], (b, m))
     # Tied to x: else JAX computes masks of all tiles at once, before a loop over views.
     x, sample = lax.optimization_barrier((x, sample))
-    return _Rows(padded(plan, x), padded(plan, sample, padding=-1))
+    return Rows(padded(plan, x), padded(plan, sample, padding=-1))

@@ -1,8 +1,24 @@
 """Computations of the contrastive losses within a sample: embeddings and positives."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from polyview.errors import TINY, OutOfRange, check_range
+from polyview.objectives.labels import views_of_class
+
+
+def check_positive(**numbers: Any) -> None:
+    """Raise OutOfRange unless each is one number above 0; a traced one is not known."""
+    for name, number in numbers.items():
+        if np.ndim(number):
+            raise OutOfRange(f"{name} has shape {np.shape(number)}: use one number")
+        known = not isinstance(number, jax.core.Tracer)
+        if known and isinstance(number, jax.Array | np.ndarray | np.generic):
+            number = number.item()
+        check_range(TINY, **{name: number})
 
 
 def embeddings(
@@ -41,18 +57,26 @@ def mean_of_others(z: jax.Array, present: jax.Array | None = None) -> jax.Array:
     return (z.sum(axis=1, keepdims=True) - z) / others
 
 
-def anchors(present: jax.Array) -> jax.Array:
+def anchors(present: jax.Array, labels: jax.Array | None = None) -> jax.Array:
     """Views that can be anchors, bool[b, m]: present, and not alone in their sample.
 
-    present: bool[b, m]. Losses with missing views average over the anchors:
-    `losses.sum() / anchors(present).sum()`.
+    present: bool[b, m]. labels: as `supcon`'s; then, not alone in their class. Losses
+    with missing views average over the anchors: `losses.sum() / anchors(present).sum()`
     """
+    if labels is not None:
+        return present & (views_of_class(labels, present) > 1)
     return present & (present.sum(1, keepdims=True) > 1)
 
 
 def positive_scores(z: jax.Array, temperature: float) -> jax.Array:
     """Scores of the pairs of views (a, c) of a sample, c != a: float[b, m, m - 1]."""
     return off_diagonal(jnp.einsum("bmd,bnd->bmn", z, z)) / temperature
+
+
+def both_present(z: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Whether views a and c != a of a sample are present: bool[b, m, m - 1]."""
+    mask = jnp.ones(z.shape[:2], bool) if present is None else present
+    return off_diagonal(mask[:, :, None] & mask[:, None, :])
 
 
 def off_diagonal(pairs: jax.Array) -> jax.Array:

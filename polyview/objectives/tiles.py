@@ -18,6 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+# Rows of a tile. On a CPU its scores should fit in the cache (measured, see
+# `benchmarks/loss.py`); accelerators need large tiles (not yet measured).
+TILE = {"cpu": 1024}
+LARGE_TILE = 4096
+
 
 class Plan(NamedTuple):
     """The static arguments of a reduction."""
@@ -46,6 +51,29 @@ class Plan(NamedTuple):
         """This device's part of `x[devices * n, ...]`."""
         n = len(x) // self.devices
         return lax.dynamic_slice_in_dim(x, self.index() * n, n)
+
+
+def planned(b: int, exchange: str, tile: int | None) -> Plan:
+    """Return the plan for b samples on the mesh in scope.
+
+    Raises ValueError for b = 1, a b that the devices cannot share equally, a tile that
+    is not positive, an unknown exchange, and inside a `shard_map`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = max(mesh.size, 1)
+    if mesh.manual_axes:
+        manual = ", ".join(mesh.manual_axes)
+        raise ValueError(f"a shard_map over {manual} hides rows; call the loss outside")
+    if b < 2:
+        raise ValueError(f"negatives are other samples: b = {b} has none; use b >= 2")
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile is {tile}; use 1 row or more, or None")
+    if b % devices:
+        raise ValueError(f"b = {b} samples do not divide among {devices} devices")
+    if exchange not in ("gather", "ring"):
+        raise ValueError(f'exchange must be "gather" or "ring", not {exchange!r}')
+    tile = tile or TILE.get(jax.default_backend(), LARGE_TILE)
+    return Plan(exchange, tile, mesh.axis_names if devices > 1 else (), devices)
 
 
 class Part(NamedTuple):
