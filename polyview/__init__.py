@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         supcon,
     )
     from polyview.objectives.negatives import log_negatives
+    from polyview.objectives.pairs import clip, siglip
     from polyview.objectives.positives import anchors
     from polyview.runs.load import load
 
@@ -59,6 +60,7 @@ __all__ = [
     "Folder",
     "anchors",
     "arithmetic",
+    "clip",
     "geometric",
     "load",
     "log_negatives",
@@ -66,6 +68,7 @@ __all__ = [
     "mv_dhel",
     "mv_infonce",
     "nt_xent",
+    "siglip",
     "sufficient_statistics",
     "supcon",
 ]
@@ -73,6 +76,8 @@ _LOSSES = "polyview.objectives.contrastive"
 _HOMES = dict.fromkeys(__all__, _LOSSES) | {
     "Folder": "polyview.data.sources.folder",
     "anchors": "polyview.objectives.positives",
+    "clip": "polyview.objectives.pairs",
+    "siglip": "polyview.objectives.pairs",
     "load": "polyview.runs.load",
     "log_negatives": "polyview.objectives.negatives",
 }

@@ -205,7 +205,7 @@ def _import_jax() -> Any:
         import jax  # late, so that usage errors do not wait for it
     except ValueError as error:
         raise InputError(f"JAX cannot start: {error}; correct or unset it") from error
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise InputError(
             "JAX_DISABLE_JIT is set, but steps must be compiled; unset it (to look "
             "inside a step, use jax.debug.print)"

@@ -39,6 +39,7 @@ def main() -> None:
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.exporting import export
 
+    cli.check_jax()
     with fits_together(f"{flags.run} and --format {flags.format}"):
         line = export(
             flags.run,

@@ -59,6 +59,7 @@ def main() -> None:
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.importing import import_weights
 
+    cli.check_jax()
     line = import_weights(
         flags.weights,
         config,

@@ -40,6 +40,7 @@ def main() -> None:
     from polyview.training.train import train
     from sgi.learner import Player
 
+    cli.check_jax()
     if flags.replay:
         replay_run(Player, flags.workdir, tuple(flags.trust))
     else:

@@ -36,7 +36,8 @@ LOSSES = (
 # `tests/test_configs.py` traces a step of each.
 VARIANTS = {
     "polyview_digits": [f"objective={loss},views=3" for loss in LOSSES]
-    + ["objective=nt_xent,views=2", "batch=growing,views=4", "dtype=bfloat16"],
+    + ["objective=nt_xent,views=2", "batch=growing,views=4", "dtype=bfloat16"]
+    + ["objective=supcon_labels,views=3", "objective=moco,views=2"],
     "polyview_fashion_mnist": ["", "objective=nt_xent,views=2"],
     "polyview_cifar10": ["", "views=2,batch=growing,objective=nt_xent"],
     "polyview_imagenet": [
@@ -57,7 +58,8 @@ VARIANTS = {
         "method=supervised,views=indication,drop=0.0",
         "method=clip,views=findings+image",
     ],
-    "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")],
+    "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")]
+    + ["method=siglip", "method=clip,temperature=learnt"],
     "crossmodal_mri": ["method=cmim", "model=early,method=supervised"],
 }
 # sgi_finetune asks the emulator for the game's actions. probe and finetune read the
@@ -66,13 +68,14 @@ GOLDEN = VARIANTS | {
     "sgi_finetune": ["size=S", "start=scratch"],
     "probe": ["run=digits"],
     "finetune": ["run=digits"],
+    "polyview_folder": ["data=digits", "data=digits,encoder=vit_s,size=96"],
 }
 GAMES = {"pong": 6, "boxing": 18, "seaquest": 18}  # with the number of actions
-NEEDS_A_RUN = ("probe", "finetune")
+NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder")
 CASES = [
     (name, argument)
     for name, arguments in GOLDEN.items()
-    for argument in dict.fromkeys([*([] if name in NEEDS_A_RUN else [""]), *arguments])
+    for argument in dict.fromkeys([*([] if name in NEEDS_AN_ARGUMENT else [""]), *arguments])
 ]
 
 
@@ -103,6 +106,12 @@ def stand_ins() -> Iterator[None]:
             targets={"label": {"kind": "class", "classes": 10}},
             source="",
             licence="",
+            statistics={
+                "height": [30, 40, 50],
+                "width": [30, 40, 50],
+                "mean": [0.4, 0.5, 0.6],
+                "std": [0.2, 0.3, 0.0],
+            },
         )
         frame = np.zeros((84, 84), np.uint8)
         for game, actions in GAMES.items():

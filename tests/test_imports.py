@@ -39,8 +39,9 @@ ALLOWED = {
 }
 # Files, and lines with docstrings, that a batch of Fashion-MNIST passes from source to
 # gradient. Only ever lower them, unless a new room is worth it, as polyview/nn/conv.py
-# was. Version 0.1 had 22 and 4,090 by this count; the aim is 16 and 3,000.
-MOST_FILES, MOST_LINES = 28, 4_770
+# was; labels, missing views and towers of several sizes took 119 lines more, beside
+# what moved out. Version 0.1 had 22 and 4,090 by this count; the aim is 16 and 3,000.
+MOST_FILES, MOST_LINES = 28, 4_889
 
 
 def imports(path: Path) -> set[str]:

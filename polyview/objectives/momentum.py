@@ -17,7 +17,7 @@ from jax.nn import logsumexp
 
 from polyview.errors import TINY, InputError, check_range
 from polyview.objectives.base import Batch
-from polyview.objectives.positives import l2_normalize
+from polyview.objectives.positives import check_positive, l2_normalize
 
 
 def momentum_contrast(
@@ -33,7 +33,7 @@ def momentum_contrast(
 
     Returns float[b]. The scores of the queue take b n numbers.
     """
-    check_range(TINY, temperature=temperature)
+    check_positive(temperature=temperature)
     wide = jnp.promote_types(queries.dtype, jnp.float32)
     q, k, old = (l2_normalize(x.astype(wide)) for x in (queries, keys, queue))
     own = (q * k).sum(1) / temperature

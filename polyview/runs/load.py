@@ -78,9 +78,10 @@ class Loaded:
 
         Args:
           data: a folder of images (sorted by path, as `polyview.Folder(data).files`),
-            "NAME:SPLIT" of a prepared data set, one path or a sequence of paths, images
-            (of Pillow, encoded bytes or uint8[h, w, c], of any sizes), an array
-            [n, ...] (uint8[n, h, w, c] for images), or a source
+            "NAME:SPLIT" of a prepared data set, "config.KEY" of a source in the run's
+            config, one path or a sequence of paths, images (of Pillow, encoded bytes
+            or arrays [h, w, c], of any sizes), an array [n, ...] with one axis more
+            than a view of the run (so [n, h, w, c] for images), or a source
             (`polyview.data.sources.protocol`) with the fields of the run's data.
           features: "h", the representation, or "z", the projection that losses compare.
           modality: the modality to encode; by default that of the run's evaluation.

@@ -150,14 +150,14 @@ def from_table(path: Path, files: Iterable[str]) -> Labelled:
             raise InputError(f"{path}, line {line}: {name!r}: {why}")
         if found[0] in raw:
             raise InputError(f"{path}, line {line}: {name!r} is listed twice")
-        values = dict(zip(columns, (cell.strip() for cell in row[1:]), strict=True))
-        split = values.pop("split", "")
+        cells = dict(zip(columns, (cell.strip() for cell in row[1:]), strict=True))
+        split = cells.pop("split", "")
         if split and not split_of(split):
             raise InputError(
                 f"{path}, line {line}: split {split!r}{nearest(split, SPLITS)}"
             )
         splits.setdefault(split_of(split) or "", []).append(found[0])
-        raw[found[0]] = values
+        raw[found[0]] = cells
     if "" in splits and len(splits) > 1:
         raise InputError(f"{path}: {splits[''][0]} has no split, others have one")
     if "" not in splits and "train" not in splits:

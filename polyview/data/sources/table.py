@@ -203,11 +203,12 @@ class _Parquet:
 
     def __init__(self, paths: Sequence[Path]):
         self._paths = list(paths)
+        self.schema: pyarrow.Schema = None
         self._groups: list[_Group] = []
         for path in paths:
             about = parquet.read_metadata(path)
             schema = parquet.read_schema(path)
-            if path is not paths[0] and not schema.equals(self.schema):
+            if self.schema is not None and not schema.equals(self.schema):
                 raise InputError(f"{path} has other columns than {paths[0]}")
             self.schema = schema
             for number in range(about.num_row_groups):
