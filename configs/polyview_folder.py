@@ -71,7 +71,7 @@ def get_config(argument: str = "") -> dict:
         "keep": 3,
         "workers": 0 if rows < 50_000 else 4,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": parts.source(args["data"], "train"),
+        "source": train,
         "views": crops | {"targets": targets},
         "model": parts.image_model(
             encoder=_shaped(encoder, size),
@@ -135,6 +135,7 @@ def _evaluated(name: str, manifest: dict) -> tuple[str, dict, dict]:
     labelled = [s for s in manifest["splits"] if s not in manifest["unlabelled"]]
     test = next((s for s in ("test", "val") if s in labelled), "")
     if not test and "train" in labelled and classes:
+        # Not seen in training either: the test is of new images.
         held_out = (parts.source(name, f"train[{part}]") for part in (":90%", "90%:"))
         return classes[0], *held_out
     test = test or next(s for s in reversed(manifest["splits"]))
