@@ -75,7 +75,9 @@ NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder")
 CASES = [
     (name, argument)
     for name, arguments in GOLDEN.items()
-    for argument in dict.fromkeys([*([] if name in NEEDS_AN_ARGUMENT else [""]), *arguments])
+    for argument in dict.fromkeys(
+        [*([] if name in NEEDS_AN_ARGUMENT else [""]), *arguments]
+    )
 ]
 
 

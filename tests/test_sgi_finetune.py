@@ -19,6 +19,7 @@ pytest.importorskip("ale_py")
 
 from test_resume import logged, saved_arrays, wait_for_step
 
+from polyview import hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build
 from polyview.config.text import to_json
@@ -485,3 +486,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
     other = command(*arguments, "--config.n_step=4", **hurry)
     assert other.returncode == 2
     assert other.output.count("\n") == 1 and "n_step: 3 -> 4" in other.output
+
+
+def test_a_replay_beyond_memory_is_refused_before_it_is_allocated(
+    monkeypatch, tmp_path
+):
+    this = Player(config())
+    size = 2 * 400 * (84 * 84 + 13)  # two seeds; frame, action, reward, end, priority
+    monkeypatch.setattr(hosts, "memory", lambda: 2 * size)
+    this.check(tmp_path)
+    monkeypatch.setattr(hosts, "memory", lambda: size // 2)
+    with pytest.raises(InputError, match="2 agents and 400 steps takes .*seeds"):
+        this.check(tmp_path)
