@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from polyview import drawing, errors, files, hosts
 from polyview.config.file import load_config
+from polyview.config.text import text_digest, to_json
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 from sgi import prepare
@@ -65,14 +66,15 @@ def main() -> None:
     rows = json.loads(flags.output.read_text())["rows"] if flags.output.exists() else []
     for seed, game, start in itertools.product(flags.seeds, flags.games, flags.starts):
         row = {"game": game, "start": start, "seed": seed, "steps": flags.steps}
+        made = config(row)
+        row["config"] = text_digest(to_json(made))[:16]  # without the donor's path
         if any(row.items() <= done.items() for done in rows):
             continue
         prepare.main(["--game", game])
-        donor = None
         if start == "pretrained":
-            donor = pretrained(flags.workdir / f"network-{game}", game)
-        workdir = flags.workdir / f"{game}-{start}-{seed}-{flags.steps}"
-        train(Player(config(row, donor)), workdir)
+            made.init_from = str(pretrained(flags.workdir / f"network-{game}", game))
+        workdir = flags.workdir / f"{game}-{start}-{seed}-{row['config']}"
+        train(Player(made), workdir)
         rows.append(row | scores(workdir))
         record = {
             "command": "python -m benchmarks.sgi_finetune --workdir DIR",
@@ -96,17 +98,16 @@ def pretrained(workdir: Path, game: str) -> Path:
     return workdir
 
 
-def config(row: dict, donor: Path | None) -> Any:
-    """Return the config of a run, with the network of the demo."""
+def config(row: dict) -> Any:
+    """Return the config of a run, with the network of the demo and no donor yet."""
     network = load_config(f"configs/sgi_demo.py:game={row['game']}").model
     changes: dict[str, Any] = BUDGET | {"steps": row["steps"], "seed": row["seed"]}
     changes |= {f"optimizer.{k}": rate for k, rate in RATES[row["start"]].items()}
     changes["model.hidden"] = network.hidden
     changes["model.standardise"] = network.standardise
     changes["model.encoder.widths"] = network.encoder.widths
-    changes["init_from"] = donor
     file = f"configs/sgi_finetune.py:game={row['game']},size=S"
-    file += f",start={'pretrained' if donor else 'scratch'}"
+    file += f",start={'pretrained' if row['start'] == 'pretrained' else 'scratch'}"
     return load_config(file, {key: str(value) for key, value in changes.items()})
 
 
