@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -94,18 +95,28 @@ def run_command(monkeypatch, module, *words):
     module.main()
 
 
-def trained(digits, folder, **evaluations):
-    config = digits("views=2")
+@pytest.fixture(scope="module")
+def original(small_digits, data_dir, tmp_path_factory):
+    """A finished run that has one more evaluation, `Fails`; copy it."""
+    config = small_digits("views=2")
     config.model.partial = "test_evaluations:Encoding"
     config.evaluations.frozen.probe.update(learning_rates=(0.1,), steps=20)
     with config.unlocked():
-        config.evaluations.update(evaluations)
-    train(Trainer(config), folder)
-    return config
+        config.evaluations.later = {"target": "test_evaluations:Fails"}
+    folder = tmp_path_factory.mktemp("evaluations") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYVIEW_DATA", str(data_dir))
+        train(Trainer(config), folder)
+    return folder
 
 
-def test_a_new_evaluation_is_one_file(digits, tmp_path, monkeypatch, capsys):
-    trained(digits, tmp_path / "run")
+@pytest.fixture
+def trained(original, digits, tmp_path):
+    """A copy of the run; its evaluations find their data."""
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+def test_a_new_evaluation_is_one_file(trained, tmp_path, monkeypatch, capsys):
     file = tmp_path / "sparsity_of_layers.py"
     file.write_text(FILE)
     assert len(FILE.splitlines()) < 80
@@ -128,8 +139,7 @@ def test_a_new_evaluation_is_one_file(digits, tmp_path, monkeypatch, capsys):
         run_command(monkeypatch, evaluate_command, *words, "--references")
 
 
-def test_the_frozen_evaluation_file_reads_any_image_run(digits, tmp_path, monkeypatch):
-    trained(digits, tmp_path / "run")
+def test_the_frozen_evaluation_file_reads_any_image_run(trained, tmp_path, monkeypatch):
     file = f"{ROOT}/configs/evaluations/frozen.py:data=digits"
     flags = ["--config.evaluations.frozen.probe.steps=20", "--references"]
     words = ["--run", tmp_path / "run", "--trust", "test_evaluations"]
@@ -147,11 +157,10 @@ class Fails:
         raise ValueError("it cannot be measured")
 
 
-def test_each_result_is_written_before_the_next_evaluation(digits, tmp_path):
-    trained(digits, tmp_path, later={"target": "test_evaluations:Fails"})
+def test_each_result_is_written_before_the_next_evaluation(trained):
     with pytest.raises(InputError, match="it cannot be measured"):
-        evaluate(tmp_path, None, Asked(trust=("test_evaluations",)))
-    assert [path.name for path in (tmp_path / "eval").glob("*.json")] == [
+        evaluate(trained, None, Asked(trust=("test_evaluations",)))
+    assert [path.name for path in (trained / "eval").glob("*.json")] == [
         "4-frozen.json"
     ]
 
@@ -230,11 +239,10 @@ def test_an_invalid_or_oversized_picture_is_refused(tmp_path):
 
 
 def test_an_evaluation_file_cannot_call_untrusted_targets_of_a_run(
-    digits, tmp_path, monkeypatch
+    trained, tmp_path, monkeypatch
 ):
     """The file takes the source of the run, and the run is untrusted."""
-    run = tmp_path / "run"
-    trained(digits, run)
+    run = trained
     real = evaluating.load(run, trust=("test_evaluations",))
     evil = from_json(to_json(real.config))
     evil.source = {"target": "os:system", "command": f"touch {tmp_path}/called"}

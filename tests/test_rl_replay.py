@@ -50,6 +50,18 @@ def draw(buffer, count, seed=0, alpha=0.5, beta=0.4):
     return jax.device_get(TAKE(buffer, key, batch_size=count, alpha=alpha, beta=beta))
 
 
+@partial(jax.jit, static_argnames="batch_size")
+def drawn_rows(buffer, key, **options):
+    """The steps that a sample draws; their frames are not read."""
+    return replay.sample(buffer, key, **ASKED, **options)["index"]
+
+
+def draw_rows(buffer, count, seed=0, alpha=0.5):
+    key = jax.random.key(seed)
+    rows = drawn_rows(buffer, key, batch_size=count, alpha=alpha, beta=0.4)
+    return np.asarray(rows)
+
+
 def slow_stack(play, t):
     """Frames t - 3 .. t, read backwards from t until the end of an earlier life."""
     stack = np.zeros((4, *play["frame"].shape[1:]), np.uint8)
@@ -130,17 +142,17 @@ def test_draws_are_proportional_to_priorities(alpha):
     rng = np.random.default_rng(0)
     priority = rng.gamma(2.0, size=717)  # three blocks, the last one incomplete
     buffer, draws = with_priorities(priority), 100_000
-    batch = draw(buffer, draws, alpha=alpha)
+    rows = draw_rows(buffer, draws, alpha=alpha)
     mass = priority[: 717 - RESERVED] ** alpha
     expected = draws * mass / mass.sum()
-    counts = np.bincount(batch["index"], minlength=len(mass))
+    counts = np.bincount(rows, minlength=len(mass))
     assert len(counts) == len(mass)
     free = len(mass) - 1
     statistic = ((counts - expected) ** 2 / expected).sum()
     # Within six standard deviations of the chi-square distribution.
     assert abs(statistic - free) < 6 * (2 * free) ** 0.5
-    again = draw(buffer, draws, seed=1, alpha=alpha)["index"]
-    assert (again != batch["index"]).mean() > 0.9
+    again = draw_rows(buffer, draws, seed=1, alpha=alpha)
+    assert (again != rows).mean() > 0.9
 
 
 def test_importance_weights_match_their_formula():
@@ -157,7 +169,7 @@ def test_negligible_priorities_are_not_drawn_beside_large_ones():
     """float32 sums of priorities 12 orders of magnitude apart, up to the last step."""
     priority = np.full(700, 1e-6)
     priority[[3, 300, 600, 682]] = 1e6
-    drawn = draw(with_priorities(priority), 100_000, alpha=1.0)["index"]
+    drawn = draw_rows(with_priorities(priority), 100_000, alpha=1.0)
     assert set(drawn) == {3, 300, 600, 682}
 
 

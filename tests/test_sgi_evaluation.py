@@ -13,12 +13,7 @@ pytest.importorskip("gymnasium")
 from functools import partial
 
 from polyview.errors import InputError
-from polyview.model import (
-    abstract_module,
-    initialise_module,
-    merge_module,
-    split_module,
-)
+from polyview.model import abstract_module, merge_module
 from sgi import agent, score_episodes
 from sgi.atari import Game
 from sgi.encoders import Nature
@@ -84,14 +79,16 @@ def agents():
         hidden=8,
         sigma=0.5,
     )
-    graph, *_ = abstract_module(make)
-    create = jax.vmap(lambda seed: split_module(initialise_module(make, seed))[1:3])
-    hurry = {"xla_backend_optimization_level": 0}
-    params, statistics = jax.jit(create, compiler_options=hurry)(
-        jnp.arange(2, dtype=jnp.uint32)
+    graph, params, statistics, _ = abstract_module(make)
+    rng = np.random.default_rng(0)
+    params, statistics = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=(2, *s.shape)) / 8, s.dtype),
+        (params, statistics),
     )
     first = params["head"]["advantage1"]
-    first["kernel"] = 100 * (first["kernel"] - first["kernel"].mean(1, keepdims=True))
+    first["kernel"] = 100 * (
+        first["kernel"] - first["kernel"].mean((1, 2), keepdims=True)
+    )
     params["head"]["advantage2"]["kernel"] *= 100
     return graph, params, statistics
 
@@ -105,12 +102,16 @@ def test_an_agent_acts_on_the_last_four_frames_without_noise(agents):
     frames = np.kron(frames, np.ones((1, 1, 14, 14), np.uint8))
     before = np.zeros((3, 6, 84, 84), np.uint8)
     padded = np.concatenate([before, frames])
-    module = merge_module(graph, *model)
+
+    @jax.jit
+    def greedy(stacks):
+        key = jax.random.key(9)  # unused: nothing is drawn
+        module = merge_module(graph, *model)
+        return agent.act(module, stacks, noise=None, epsilon=0.0, key=key)
+
     chosen = []
     for time in range(7):
-        stacks = np.moveaxis(padded[time : time + 4], 0, -1)
-        key = jax.random.key(9)  # unused: nothing is drawn
-        expected = agent.act(module, stacks, noise=None, epsilon=0.0, key=key)
+        expected = greedy(np.moveaxis(padded[time : time + 4], 0, -1))
         np.testing.assert_array_equal(policy(frames[time], time), expected)
         chosen += expected.tolist()
     assert len(set(chosen)) > 1

@@ -29,13 +29,13 @@ def leaves(tree):
 
 
 def test_one_batch_is_overfitted_from_chance_loss(digits):
-    config = digits("views=2", steps=150)
+    config = digits("views=2", steps=60)
     config.optimizer.learning_rate.base = 1e-2
     config.objective.loss.temperature = 0.5
     run, state, batch = prepared(config)
     losses = []
     with jax.set_mesh(run.mesh):
-        for number in range(150):
+        for number in range(60):
             state, values = run.step(
                 state, run.fixed, batch, jnp.int32(number), run.seed
             )
@@ -168,7 +168,7 @@ def test_every_mesh_gives_the_same_training(digits, steps, shapes, monkeypatch, 
     from polyview import devices
 
     monkeypatch.setattr(devices, "SMALLEST_SPLIT", 16)
-    config = digits("param_dtype=float64,dtype=float64", steps=steps)
+    config = digits("views=2,param_dtype=float64,dtype=float64", steps=steps)
     batches = None
     results = []
     for shape in ((1, 1), *shapes):
