@@ -207,20 +207,20 @@ def saved_arrays_x64(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def test_a_workdir_with_another_config_is_refused(digits, tmp_path):
-    train(Trainer(digits()), tmp_path)
+    train(Trainer(digits("views=2")), tmp_path)
     before = sorted(p.name for p in tmp_path.rglob("*"))
     with pytest.raises(InputError, match="steps: 4 -> 5"):
-        train(Trainer(digits(steps=5)), tmp_path)
+        train(Trainer(digits("views=2", steps=5)), tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
-    train(Trainer(digits(log_every=2, **{"mesh.fsdp": 2})), tmp_path)
+    train(Trainer(digits("views=2", log_every=2, **{"mesh.fsdp": 2})), tmp_path)
 
 
 def test_metrics_after_the_restored_step_are_written_once(digits, tmp_path):
-    train(Trainer(digits(steps=6, checkpoint_every=2)), tmp_path)
+    train(Trainer(digits("views=2", steps=6, checkpoint_every=2)), tmp_path)
     stop_at(tmp_path, 4)
     whole = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(whole[:-9])  # cut within the last line
-    train(Trainer(digits(steps=6, checkpoint_every=2)), tmp_path)
+    train(Trainer(digits("views=2", steps=6, checkpoint_every=2)), tmp_path)
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -233,7 +233,7 @@ def test_a_failed_initialisation_leaves_no_workdir(digits, tmp_path):
 
 
 def test_a_nonfinite_step_stops_the_run_and_can_be_replayed(digits, tmp_path, capsys):
-    config = digits(steps=9, checkpoint_every=3)
+    config = digits("views=2", steps=9, checkpoint_every=3)
     config.optimizer.learning_rate.base = 1e38
     with pytest.raises(NonFiniteError, match="--replay"):
         train(Trainer(config), tmp_path)

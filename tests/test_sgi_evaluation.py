@@ -12,8 +12,10 @@ pytest.importorskip("gymnasium")
 
 from functools import partial
 
+from flax import nnx
+
 from polyview.errors import InputError
-from polyview.model import abstract_module, merge_module
+from polyview.model import abstract_module, merge_module, split_module
 from sgi import agent, score_episodes
 from sgi.atari import Game
 from sgi.encoders import Nature
@@ -142,15 +144,27 @@ def test_random_play_does_not_use_the_agent(agents):
     assert first == second and first["epsilon"] == 1
 
 
-def test_epsilon_is_the_share_of_random_actions(agents):
-    graph, params, statistics = agents
-    model = jax.tree.map(lambda x: x[0], (params, statistics))
+class Preferring(nnx.Module):
+    """Prefers action 2 whatever it sees; costs nothing."""
+
+    actions = 4
+
+    def encode(self, stacks, *, train):
+        return stacks[:, 0, 0]
+
+    def head(self, latent, *, key):
+        best = jax.nn.one_hot(2, self.actions)[:, None] * jnp.linspace(0, 9, 51)[None]
+        return jnp.broadcast_to(best, (len(latent), *best.shape))
+
+
+def test_epsilon_is_the_share_of_random_actions():
+    graph, *model = split_module(Preferring())[:3]
     frames = np.zeros((2000, 84, 84), np.uint8)
     actions = {}
     for epsilon in (0.0, 0.25, 1.0):
-        policy = score_episodes._Remembering(graph, model, 3, epsilon, 2000)
+        policy = score_episodes._Remembering(graph, (*model,), 3, epsilon, 2000)
         actions[epsilon] = policy(frames, 0)
-    assert len(set(actions[0.0])) == 1
+    assert set(actions[0.0]) == {2}
     differing = (actions[0.25] != actions[0.0]).mean()
     assert differing == pytest.approx(0.25 * 3 / 4, abs=0.03)
     counts = np.bincount(actions[1.0], minlength=4)

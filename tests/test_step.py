@@ -46,7 +46,7 @@ def test_one_batch_is_overfitted_from_chance_loss(digits):
 
 
 def test_a_step_is_deterministic_given_its_seed(digits):
-    config = digits()
+    config = digits("views=2")
     run, state, batch = prepared(config)
     plain = jax.jit(
         make_step(run.abstract.graph, run.objective, run.optimizer.transformation)

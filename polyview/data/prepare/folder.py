@@ -348,5 +348,6 @@ def _task(task: Mapping[str, Any], counts: Sequence[int] | None) -> str:
     ]
     more = ", ..." if len(names) > _SHOWN else ""
     several = " of which several apply" if task["kind"] == "multi-label" else ""
-    one = "; one class: nothing to tell apart" if len(names) == 1 else ""
-    return f"{len(names)} classes{several}: {', '.join(shown)}{more}{one}"
+    if len(names) == 1:
+        return f"one class, {shown[0]}: nothing to tell apart"
+    return f"{len(names)} classes{several}: {', '.join(shown)}{more}"

@@ -65,7 +65,7 @@ def list_images(root: Path) -> Listing:
         for entry in inside:
             path = f"{folder}{entry.name}"
             if entry.name.startswith(".") or entry.name == "__MACOSX":
-                left_out["hidden"] += 1
+                left_out["hidden files or folders"] += 1
             elif entry.is_dir():
                 enter(f"{path}/")
             elif any("\udc80" <= character <= "\udcff" for character in path):
