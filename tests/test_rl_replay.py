@@ -139,9 +139,11 @@ def with_priorities(priority, capacity=1000):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_draws_are_proportional_to_priorities(alpha):
+    """30,000 draws: if half of the steps were drawn 10 % too often and half too rarely,
+    the statistic would exceed its mean by 300, and 224 fails."""
     rng = np.random.default_rng(0)
     priority = rng.gamma(2.0, size=717)  # three blocks, the last one incomplete
-    buffer, draws = with_priorities(priority), 100_000
+    buffer, draws = with_priorities(priority), 30_000
     rows = draw_rows(buffer, draws, alpha=alpha)
     mass = priority[: 717 - RESERVED] ** alpha
     expected = draws * mass / mass.sum()
