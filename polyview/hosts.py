@@ -58,8 +58,8 @@ def check_equal(what: str, text: str) -> None:
     everywhere = multihost_utils.process_allgather(own)
     if differing := np.flatnonzero((everywhere != everywhere[0]).any(1)).tolist():
         raise InputError(
-            f"process {differing[0]} has other {what} than process 0 (this is process "
-            f"{jax.process_index()}: {text:.300}); give all processes the same {what}"
+            f"process {differing[0]} has another {what} than process 0 (this is "
+            f"process {jax.process_index()}: {text:.200}); give all the same"
         )
 
 

@@ -65,7 +65,8 @@ def test_numbers_come_from_the_manifest(tmp_path):
         (("train/a", "train/b", "val/a"), "label", "val"),
         (("train/a", "train/b", "val/a", "test"), "label", "val"),
         (("train/a", "train/b", "test"), "label", "train[90%:]"),
-        (("",), "label", "test"),
+        (("",), None, "test"),
+        (("train", "test/a", "test/b"), None, "test"),
     ],
 )
 def test_it_evaluates_where_there_are_labels(tmp_path, folders, label, test):
@@ -74,10 +75,9 @@ def test_it_evaluates_where_there_are_labels(tmp_path, folders, label, test):
     made = config()
     frozen = made.evaluations.frozen
     assert (frozen.label, frozen.test.split) == (label, test)
-    has_labels = folders != ("",)
-    assert tuple(made.views.targets) == (("label",) if has_labels else ())
+    assert tuple(made.views.targets) == ((label,) if label else ())
     (evaluation,) = build_evaluations(made.evaluations.to_dict(), None).values()
-    assert bool(evaluation.test.targets) == has_labels
+    assert len(evaluation.test) and evaluation.label == label
 
 
 def test_a_table_may_name_the_class(tmp_path):

@@ -22,10 +22,11 @@ from polyview.data import pipeline, views
 from polyview.data.augment import ResizeCenterCrop
 from polyview.data.decode import decode
 from polyview.data.sources import table
-from polyview.data.sources.protocol import identity
+from polyview.data.sources.protocol import CorruptRecord, identity
 from polyview.data.sources.table import Table
 from polyview.data.sources.tar import Tar
 from polyview.errors import InputError
+from polyview.evaluation.frozen import FrozenFeatures
 
 FIXTURE = Path(__file__).parent / "tables.tar.gz"
 
@@ -124,6 +125,26 @@ def test_sources_are_named_by_what_was_asked_and_know_their_rows(written):
     assert identity(first)["digest"] != identity(second)["digest"]
     tars = Tar(written / "web-*.tar"), Tar(written / "web-*.tar", "train[1:]")
     assert identity(tars[0])["digest"] != identity(tars[1])["digest"]
+
+
+def test_classes_of_other_names_in_test_than_in_train_are_refused(tmp_path):
+    for name, classes in (("train", "abc"), ("test", "bc")):
+        rows = [f"{i}.png,{c}" for i, c in enumerate(classes)]
+        (tmp_path / f"{name}.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
+    crop = views.Generated(1, ResizeCenterCrop(4, 1.0))
+    sources = [Table(tmp_path / f"{name}.csv") for name in ("train", "test")]
+    with pytest.raises(InputError, match="other classes in train"):
+        FrozenFeatures(*sources, crop)
+    same = Table(tmp_path / "test.csv", names=["a", "b", "c"])
+    FrozenFeatures(sources[0], same, crop)
+
+
+def test_a_tar_that_was_cut_is_refused_wherever_it_was(written, tmp_path):
+    content = (written / "web-0.tar").read_bytes()
+    for length in (1200, 1024 + 100, 700):
+        (tmp_path / "cut.tar").write_bytes(content[:length])
+        with pytest.raises((InputError, CorruptRecord)):
+            Tar(tmp_path / "cut.tar")[0]
 
 
 def arrow(path, **columns):

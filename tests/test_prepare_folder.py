@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,6 +151,9 @@ def test_loose_images_beside_classes_need_a_rule(tmp_path):
         (["train/x/1.png", "test/x/1.png", "extra/x/1.png"], "beside extra"),
         (["train/x/1.png", "test/X/1.png"], "class 'X', train has not"),
         (["test/x/1.png", "val/x/1.png"], "no train"),
+        (["train/x/1.png", "val/x/1.png", "extra/x/1.png"], "beside extra"),
+        (["a/train/1.png", "a/test/1.png", "b/train/1.png"], "splits inside of its cl"),
+        (["train/x/1.png", "test/x/1.png", "sample.png"], "beside sample.png"),
         (["x/1.png"], "too few images"),
         (["train/x/1.png", "train/2.png", "test/x/1.png"], "beside the class folders"),
     ],
@@ -246,7 +250,8 @@ def test_a_table_gives_splits_and_rows_without_labels(tmp_path):
     (tmp_path / "t.csv").write_text("file,label,split\n" + text)
     assert run("in", "--labels", "t.csv") == {"train": 4, "test": 2}
     assert ArrayRecord("mine", "test").targets == {}
-    assert [row["label"] for row in rows()] == [0, 1, 0, 1]
+    labels = {row["file"]: row["label"] for row in rows()}
+    assert labels == {"0.png": 0, "1.png": 1, "2.png": 0, "3.png": 1}
 
 
 @pytest.mark.parametrize(
@@ -316,3 +321,71 @@ def test_an_undecodable_name_is_refused_but_any_utf8_is_read(tmp_path):
         file.write(encoded(0))
     with pytest.raises(InputError, match="not UTF-8"):
         run("in", name="other")
+
+
+def test_replacing_never_deletes_what_is_no_data_set(tmp_path):
+    files("data/mine", tmp_path, "a/#.png*9", "b/#.png*11")
+    for name in ("mine", "other"):  # the input itself, or a folder around it
+        with pytest.raises(InputError, match="lie in one another"):
+            run("data/mine" if name == "mine" else "data/mine/a", "--again")
+    files("in", tmp_path, "a/#.png*9", "b/#.png*11")
+    with pytest.raises(InputError, match="is no data set of this command"):
+        run("in", "--again")
+    run("in", name="more")
+    (tmp_path / "data" / "more" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        run("in", "--again", name="more")
+    assert len(list((tmp_path / "data" / "mine").rglob("*.png"))) == 20
+
+
+def test_the_name_of_another_data_set_is_refused(tmp_path):
+    prepare.main(["digits"])
+    files("in", tmp_path, "a/#.png*20")
+    with pytest.raises(InputError, match="another data set .sklearn"):
+        run("in", name="digits")
+
+
+def test_any_part_of_a_split_has_all_classes(tmp_path):
+    files("in", tmp_path, *[f"{name}/#.png*40" for name in "abcd"])
+    run("in")
+    labels = [row["label"] for row in rows()]
+    assert set(labels[:40]) == set(labels[-40:]) == {0, 1, 2, 3}
+
+
+def test_a_class_linked_into_another_keeps_its_own_images(tmp_path, capsys):
+    files("in", tmp_path, "a/#.png*10", "b/#.png*10")
+    os.symlink(tmp_path / "in/b", tmp_path / "in/a/sub")
+    os.symlink("self", tmp_path / "in/a/self")
+    assert run("in") == {"train": 18, "test": 2} and classes() == ["a", "b"]
+    assert "1 folders linked once more" in capsys.readouterr().out
+
+
+def test_a_damaged_png_is_left_out_of_every_split(tmp_path):
+    files("in", tmp_path, "train/a/#.png*5", "train/b/#.png*5", "test/a/#.png*3")
+    for path in ("train/a/2.png", "test/a/1.png"):
+        content = bytearray((tmp_path / "in" / path).read_bytes())
+        content[content.find(b"IDAT") + 9] ^= 1
+        (tmp_path / "in" / path).write_bytes(content)
+    assert run("in") == {"train": 9, "test": 2}
+
+
+def test_other_bytes_of_the_same_size_are_another_input(tmp_path):
+    files("in", tmp_path, "a/#.png*20")
+    run("in")
+    path = tmp_path / "in" / "a" / "3.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match="files .* -> "):
+        run("in")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_a_range_holds_for_deep_colours_too(kind):
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    colours = np.stack([values, values[::-1], values * 0], -1)
+    content = cv2.imencode(f".{kind.lower()}", colours[..., ::-1])[1].tobytes()
+    pixels = decode(content, range=(0, 4095))
+    np.testing.assert_array_equal(pixels[..., 0], values >> 4)
+    np.testing.assert_array_equal(pixels[..., 1], values[::-1] >> 4)
+    grey = cv2.imencode(".pgm", values)[1].tobytes()
+    np.testing.assert_array_equal(decode(grey, range=(0, 4095))[..., 2], values >> 4)

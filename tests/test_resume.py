@@ -75,19 +75,20 @@ def wait_for_a_save(process, workdir: Path) -> None:
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(command, tmp_path):
-    """Killed while saving, then stopped by SIGTERM and resumed."""
-    arguments = ["--config", f"{CONFIG}:views=2", *SMALL, "--config.steps=200"]
+    """Killed twice, once while saving, then stopped by SIGTERM and resumed."""
+    arguments = ["--config", CONFIG, *SMALL, "--config.steps=200"]
     arguments += ["--config.checkpoint_every=20"]
     reference = command("main", *arguments, "--workdir", tmp_path / "reference")
     assert reference.returncode == 0, reference.output
     arguments += ["--workdir", tmp_path / "stopped"]
     for how, status, at in (
-        (signal.SIGKILL, -9, 60),
-        (signal.SIGTERM, 75, 120),
+        (signal.SIGKILL, -9, 20),
+        (signal.SIGKILL, -9, 80),
+        (signal.SIGTERM, 75, 140),
     ):
         stopped = command("main", *arguments, wait=False)
         wait_for_step(stopped, tmp_path / "stopped", at)
-        if how == signal.SIGKILL:
+        if at == 80:
             wait_for_a_save(stopped, tmp_path / "stopped")
         stopped.send_signal(how)
         output, _ = stopped.communicate(timeout=60)
@@ -207,20 +208,20 @@ def saved_arrays_x64(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def test_a_workdir_with_another_config_is_refused(digits, tmp_path):
-    train(Trainer(digits("views=2")), tmp_path)
+    train(Trainer(digits()), tmp_path)
     before = sorted(p.name for p in tmp_path.rglob("*"))
     with pytest.raises(InputError, match="steps: 4 -> 5"):
-        train(Trainer(digits("views=2", steps=5)), tmp_path)
+        train(Trainer(digits(steps=5)), tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
-    train(Trainer(digits("views=2", log_every=2, **{"mesh.fsdp": 2})), tmp_path)
+    train(Trainer(digits(log_every=2, **{"mesh.fsdp": 2})), tmp_path)
 
 
 def test_metrics_after_the_restored_step_are_written_once(digits, tmp_path):
-    train(Trainer(digits("views=2", steps=6, checkpoint_every=2)), tmp_path)
+    train(Trainer(digits(steps=6, checkpoint_every=2)), tmp_path)
     stop_at(tmp_path, 4)
     whole = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(whole[:-9])  # cut within the last line
-    train(Trainer(digits("views=2", steps=6, checkpoint_every=2)), tmp_path)
+    train(Trainer(digits(steps=6, checkpoint_every=2)), tmp_path)
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -233,7 +234,7 @@ def test_a_failed_initialisation_leaves_no_workdir(digits, tmp_path):
 
 
 def test_a_nonfinite_step_stops_the_run_and_can_be_replayed(digits, tmp_path, capsys):
-    config = digits("views=2", steps=9, checkpoint_every=3)
+    config = digits(steps=9, checkpoint_every=3)
     config.optimizer.learning_rate.base = 1e38
     with pytest.raises(NonFiniteError, match="--replay"):
         train(Trainer(config), tmp_path)

@@ -102,7 +102,9 @@ def test_processes_with_other_data_all_stop(monkeypatch):
     monkeypatch.setattr(
         "jax.experimental.multihost_utils.process_allgather", everywhere
     )
-    with pytest.raises(InputError, match=r"process 2 has other data than process 0.*7"):
+    with pytest.raises(
+        InputError, match=r"process 2 has another data than process 0.*7"
+    ):
         hosts.check_equal("data", "7 rows")
 
 

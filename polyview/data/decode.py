@@ -5,6 +5,7 @@ ImageNet pipelines, so that results are comparable.
 """
 
 import io
+import re
 import struct
 from typing import NamedTuple
 
@@ -92,7 +93,10 @@ def _png_header(data: bytes) -> Header:
 def _other_header(data: bytes) -> Header:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            deep = image.mode[0] in "IF"
+            bits = getattr(image, "tag_v2", {}).get(258, (8,))  # of a TIFF
+            wide = re.match(rb"P[56]\s+\d+\s+\d+\s+(\d+)", data[:64])
+            deep = image.mode[0] in "IF" or max(bits) > 8
+            deep = deep or (wide is not None and int(wide[1]) > 255)
             return Header("other", image.height, image.width, False, False, deep)
     except Exception as error:  # Pillow's readers raise exceptions of many types
         raise CorruptRecord("not an image of a known format") from error
@@ -130,20 +134,33 @@ def decode_as(
     # OpenCV 4 silently fills the missing part of a truncated file with grey, so it gets
     # whole files only. Pillow tells harmless trailing bytes from a missing end.
     image = None
+    if header.deep and range and (header.whole or header.kind == "other"):
+        return _decode_deep(data, range)
     if header.plain and header.whole:
         encoded = np.frombuffer(data, np.uint8)
         if reduce > 1:
             image = cv2.imdecode(encoded, _REDUCED[reduce])
             if image is not None:
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-        elif header.deep and range:
-            image = cv2.imdecode(encoded, _COLOR | cv2.IMREAD_ANYDEPTH)
-            image = None if image is None else to_bytes(image, range)
-        else:
+        elif not (header.deep and range):
             image = cv2.imdecode(encoded, _COLOR)
     if image is None:
         image = _decode_with_pillow(data, range)
     return image
+
+
+def _decode_deep(data: bytes, range: Range) -> np.ndarray:
+    """Scale the values as the file holds them: Pillow would reduce colours to 8 bits.
+
+    An alpha channel is left out.
+    """
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        return _decode_with_pillow(data, range)
+    pixels = to_bytes(values if values.ndim == 3 else values[..., None], range)
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[..., :1], 3, axis=2)
+    return np.ascontiguousarray(pixels[..., 2::-1])  # OpenCV has blue first
 
 
 def _decode_with_pillow(data: bytes, range: Range | None) -> np.ndarray:

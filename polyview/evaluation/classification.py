@@ -36,6 +36,17 @@ def check_target(source: Source, split: str, label: str) -> None:
         )
 
 
+def check_same_classes(train: Source, test: Source, label: str) -> None:
+    """Raise InputError if a number means another class in test than in train."""
+    names, others = (s.targets[label].get("names") for s in (train, test))
+    if names and others and list(names) != list(others):
+        raise InputError(
+            f"evaluation: '{label}' has other classes in train ({', '.join(names[:3])} "
+            f"...) than in test ({', '.join(others[:3])} ...); give both sources the "
+            "same names"
+        )
+
+
 def class_labels(extracted: Extracted, label: str) -> np.ndarray:
     """Return the target `label` of each row, int64[n].
 

@@ -28,6 +28,7 @@ from polyview.evaluation import health
 from polyview.evaluation.base import Result, in_words
 from polyview.evaluation.classification import (
     accuracy_table,
+    check_same_classes,
     check_target,
     class_labels,
     class_names,
@@ -66,7 +67,7 @@ class FrozenFeatures:
     test: Source
     views: Callable
     modality: str = "image"
-    label: str = "label"
+    label: str | None = "label"
     batch_size: int = 500
     validation: float = 0.1
     knn: WeightedKnn = WeightedKnn()
@@ -85,8 +86,10 @@ class FrozenFeatures:
                 "between 0 and 1"
             )
         for split, source in (("train", self.train), ("test", self.test)):
-            if source.targets:
+            if source.targets and self.label is not None:
                 check_target(source, split, self.label)
+        if self.label is not None and self.train.targets and self.test.targets:
+            check_same_classes(self.train, self.test, self.label)
 
     def described(self, spec: Mapping) -> "FrozenFeatures":
         """Return a copy whose protocol names its sources by their spec."""
@@ -132,7 +135,7 @@ class FrozenFeatures:
         numbers: dict[str, Any] = {"protocol": self._describe(train, test)}
         # The rest is small: every process computes it all on one of its devices.
         with jax.set_mesh(_one_device()):
-            if self.train.targets and self.test.targets:
+            if self.label is not None and self.train.targets and self.test.targets:
                 numbers |= self._classified(train, test, seconds)
             else:
                 numbers["note"] = (
@@ -233,6 +236,7 @@ class FrozenFeatures:
         self, train: Extracted, test: Extracted, seconds: dict[str, float]
     ) -> dict[str, Any]:
         """Return kNN and probe, or why they cannot be computed."""
+        assert self.label is not None  # as the caller has checked
         labels = class_labels(train, self.label), class_labels(test, self.label)
         if len(np.unique(labels[0])) == 1:
             only = class_names(self._task)[labels[0][0]]

@@ -114,9 +114,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raise InputError if a workdir is a file or belongs to another config."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; name a folder, or a new one")
-    if wrong := [c for c in "[]*?" if c in str(workdir.resolve())]:
+    paths = f"{workdir.absolute()} {workdir.resolve()}"
+    if wrong := [c for c in "[]*?" if c in paths]:
         raise InputError(
-            f"--workdir {workdir.resolve()} has {wrong[0]!r} in its path, where "
+            f"--workdir {workdir.absolute()} has {wrong[0]!r} in its path, where "
             "checkpoints would not be found again; choose a path without [ ] * ?"
         )
     if not (workdir / "config.json").exists() or not has_run(workdir):

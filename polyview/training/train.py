@@ -30,6 +30,7 @@ def train(learner: Learner, workdir: str | Path) -> State:
     """
     workdir, config = Path(workdir), learner.config
     with jax.set_mesh(learner.mesh), contextlib.closing(learner):
+        hosts.check_equal("config", to_json(config))
         hosts.check_equal("data", json.dumps(learner.data))
         learner.check(workdir)
         with (

@@ -70,9 +70,21 @@ def prepare_folder(
         raise InputError(
             f"--name {name!r} must be a plain name; give --data_dir for its folder"
         )
+    directory, source = (data_dir / name).resolve(), images.resolve()
+    if source in (directory, *directory.parents) or directory in source.parents:
+        raise InputError(
+            f"--input {images} and the new data set {data_dir / name} lie in one "
+            "another; give another --name or --data_dir"
+        )
     directory, made = data_dir / name, folder.made_from(images, rules)
     if not again and records.prepared(directory):
-        old = read_manifest(directory)["provenance"].get("made from", made)
+        manifest = read_manifest(directory)
+        if not str(manifest.get("source")).startswith("the folder "):
+            raise InputError(
+                f"{directory} is another data set ({manifest.get('source')}); give "
+                "another --name"
+            )
+        old = manifest["provenance"].get("made from", made)
         if differing := [key for key in made if made[key] != old.get(key)]:
             changes = (f"{key} {old.get(key)!s} -> {made[key]!s}" for key in differing)
             raise InputError(

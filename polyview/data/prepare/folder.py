@@ -7,6 +7,7 @@ and most files keep their split when others are added.
 
 import hashlib
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,12 @@ from PIL import Image
 from polyview.data.decode import decode, read_header
 from polyview.data.prepare import records
 from polyview.data.prepare.labels import Labelled, from_folders, from_table
-from polyview.data.sources.folder import LABELS, list_images, listing_digest, read_image
+from polyview.data.sources.folder import (
+    LABELS,
+    list_images,
+    listed,
+    read_image,
+)
 from polyview.data.sources.folder import told as told_left_out
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError, nearest
@@ -48,8 +54,9 @@ class Rules:
             raise InputError(
                 f"--test_fraction {self.test_fraction} must lie between 0 and 1"
             )
-        if self.range and not self.range[0] < self.range[1]:
-            raise InputError(f"--range {self.range[0]:g} {self.range[1]:g} must ascend")
+        if self.range and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            low, high = self.range
+            raise InputError(f"--range {low:g} {high:g}: give two numbers that ascend")
         if self.labels not in (None, *LABELS) and not Path(self.labels).is_file():
             raise InputError(
                 f"--labels {self.labels} is neither a CSV file nor one of "
@@ -116,13 +123,13 @@ def prepare(directory: Path, images: Path, rules: Rules) -> None:
 def made_from(images: Path, rules: Rules) -> dict[str, Any]:
     """Return what a data set is made from: another input or rule is another data set.
 
-    The files count by their names and sizes.
+    The files count by their names and bytes.
     """
     if not images.is_dir():
         raise InputError(f"--input {images} is not a folder of images")
     files = list_images(images).files
     made: dict[str, Any] = {"input": str(images.resolve()), "images": len(files)}
-    made |= {"files": listing_digest(images, files)[:16]} | asdict(rules)
+    made |= {"files": _content(images, files)} | asdict(rules)
     if rules.labels and rules.labels not in LABELS:
         table = Path(rules.labels)
         made["labels"] = str(table.resolve())
@@ -130,6 +137,16 @@ def made_from(images: Path, rules: Rules) -> dict[str, Any]:
     if rules.range:
         made["range"] = list(rules.range)
     return made
+
+
+def _content(images: Path, files: Sequence[str]) -> str:
+    """Return a digest of the names and bytes of files."""
+    whole = hashlib.sha256()
+    for file in files:
+        with (images / file).open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        whole.update(f"{file}\0{digest}\n".encode())
+    return whole.hexdigest()[:16]
 
 
 class _Seen(NamedTuple):
@@ -150,8 +167,9 @@ def _look(
         try:
             content = read_image(images / file)
             header = read_header(content)
-            if not (header.plain and header.whole):
-                decode(content, range=scale)  # the header does not prove it readable
+            # A whole JPEG decodes; in other formats a flipped bit shows only then.
+            if header.kind != "jpeg" or not (header.plain and header.whole):
+                decode(content, range=scale)
         except CorruptRecord as error:
             unreadable[file] = str(error)
             continue
@@ -164,8 +182,9 @@ def _divided(
     labelled: Labelled, seen: Mapping[str, _Seen], fraction: float, images: Path
 ) -> tuple[dict[str, list[str]], str]:
     """Return {split: readable files}, train first, and the rule in words."""
+    # In the order of their bytes, so that any part of a split has all classes.
     given = {
-        split: [file for file in files if file in seen]
+        split: sorted(seen.keys() & files, key=lambda file: (seen[file].digest, file))
         for split, files in labelled.splits.items()
     }
     for split, files in given.items():
@@ -331,7 +350,7 @@ def table(manifest: Mapping[str, Any]) -> str:
     lines.append(("sizes", f"{narrow}x{low} .. {wide}x{high}, median {middle}"))
     mean, std = (", ".join(f"{x:.3f}" for x in found[k]) for k in ("mean", "std"))
     lines.append(("pixels", f"mean {mean}; deviation {std}"))
-    left_out = [f"{count:,} {what}" for what, count in made["left out"].items()]
+    left_out = listed(made["left out"])
     if unreadable := made["unreadable"]:
         left_out.append(f"{len(unreadable)} unreadable (the first: {unreadable[0]})")
     lines.append(("left out", "; ".join(left_out) or "nothing"))

@@ -15,7 +15,7 @@ from polyview.errors import InputError, nearest
 # The usual names of splits, in any case.
 SPLITS = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
 KINDS = ("class", "multi-label", "regression")
@@ -98,13 +98,22 @@ def _splits(
     names = sorted(set(tops.values()))
     meant = {name: split for name in names if (split := split_of(name))}
     if loose or len(meant) < len(names):
-        both = {"train", "test"} <= set(meant.values())
-        if both and not loose and rule is None:
+        several = len(set(meant.values())) > 1 and "train" in meant.values()
+        if several and rule != "top":
             others = [name for name in names if name not in meant]
             raise InputError(
                 f"{folder} holds the splits {', '.join(meant)} beside "
                 f"{', '.join(others[:3])}; move the latter away, or give --labels top "
-                "to read all of them as classes"
+                "to read all folders as classes"
+            )
+        inner = {
+            f[start:].split("/")[1] if f.count("/", start) > 1 else "" for f in files
+        }
+        if rule is None and len(inner) > 1 and all(map(split_of, inner)):
+            raise InputError(
+                f"{folder} has splits inside of its classes "
+                f"({', '.join(sorted(inner))}); put the classes inside of the splits, "
+                "or give --labels FILE.csv"
             )
         return {"": list(files)}, dict.fromkeys(files, start)
     splits: dict[str, list[str]] = {}
@@ -117,6 +126,8 @@ def _splits(
             )
         if folders:
             splits[split] = [file for file in files if tops[file] == folders[0]]
+    if "train" not in splits and rule == "top":
+        return {"": list(files)}, dict.fromkeys(files, start)
     if "train" not in splits:
         raise InputError(
             f"{folder} has {' and '.join(names)}, but no train; rename a folder, or "
@@ -130,8 +141,9 @@ def from_table(path: Path, files: Iterable[str]) -> Labelled:
 
     The first column has the paths below the folder, whose endings may be left out. Each
     other column is a target: `NAME` or `NAME:KIND`, of a class (the default), of
-    several classes joined by `|` ("multi-label"), or a number ("regression"). A split
-    may be without values. Files that are not in the table are left out.
+    several classes joined by `|` ("multi-label"; `|` alone for none), or a number
+    ("regression"). A split may be without values. Files that are not in the table are
+    left out.
 
     Raises InputError with the line for anything else.
     """
@@ -167,6 +179,8 @@ def from_table(path: Path, files: Iterable[str]) -> Labelled:
     values = _labelled(path, splits, raw)
     targets = {}
     for name, kind in kinds.items():
+        if kind == "class":
+            _check_classes(splits, values, path, name)
         if kind == "regression":
             _to_numbers(path, values, name)
             targets[name] = {"kind": kind}
@@ -194,6 +208,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, list[str]]]]:
     columns = {}
     for cell in header[1:]:
         name, _, kind = cell.partition(":")
+        name = "split" if name.lower() == "split" else name
         if kind and kind not in KINDS:
             raise InputError(f"{path}: column {cell!r}{nearest(kind, KINDS)}")
         if not name or name in columns or name in ("image", "file"):
@@ -239,7 +254,7 @@ def _number(values: Mapping[str, dict[str, Any]], target: str) -> dict[str, Any]
 def _number_many(values: Mapping[str, dict[str, Any]], target: str) -> dict[str, Any]:
     """As `_number`, for several names joined by `|`."""
     sets = {file: value[target].split("|") for file, value in values.items()}
-    names = _sorted({name.strip() for own in sets.values() for name in own})
+    names = _sorted({n.strip() for own in sets.values() for n in own if n.strip()})
     for file, own in sets.items():
         stripped = {name.strip() for name in own}
         values[file][target] = np.array([name in stripped for name in names], np.uint8)
@@ -264,11 +279,14 @@ def _sorted(names: Iterable[str]) -> list[str]:
 
 
 def _check_classes(
-    splits: Mapping[str, list[str]], values: Mapping[str, dict[str, Any]], root: Path
+    splits: Mapping[str, list[str]],
+    values: Mapping[str, dict[str, Any]],
+    root: Path,
+    target: str = "label",
 ) -> None:
     """Raise InputError if a split has a class that a labelled train lacks."""
     classes = {
-        split: {values[file]["label"] for file in files if file in values}
+        split: {values[file][target] for file in files if file in values}
         for split, files in splits.items()
     }
     for split, own in classes.items():

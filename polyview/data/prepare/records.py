@@ -59,7 +59,8 @@ def once(
     again: prepare it in any case. The old data set is there until the new one is whole.
     """
     there = not again and prepared(directory)
-    if directory.exists() and not there:
+    if again and directory.exists():
+        _check_replaceable(directory)
         _replace(directory, prepare)
     elif not there:
         prepare(directory)
@@ -68,6 +69,20 @@ def once(
         for name, split in read_manifest(directory)["splits"].items()
     )
     return f"{directory} {'is there already' if there else 'written'}: {counts}"
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Raise InputError if a folder holds more than a data set: it would be lost."""
+    known = {"manifest.json"}
+    if (directory / "manifest.json").is_file():
+        splits = read_manifest(directory)["splits"].values()
+        known |= {file["name"] for split in splits for file in split["files"]}
+    names = {p.name for p in directory.iterdir()} if directory.is_dir() else {""}
+    if known == {"manifest.json"} or names - known:
+        raise InputError(
+            f"{directory} is no data set of this command, or holds other files as "
+            "well; give another --name or --data_dir"
+        )
 
 
 def _replace(directory: Path, prepare: Callable[[Path], None]) -> None:

@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from polyview.data.decode import FORMATS
-from polyview.data.sources.protocol import CorruptRecord, check_resources, class_task
+from polyview.data.sources.protocol import (
+    CorruptRecord,
+    check_resources,
+    class_task,
+    fingerprint,
+)
 from polyview.errors import InputError, nearest
 
 # Files with these endings are images, or damaged ones; all others are looked into.
@@ -44,9 +49,9 @@ class Listing(NamedTuple):
 def list_images(root: Path) -> Listing:
     """List the images below a folder, whatever their names end in.
 
-    Links are followed; a folder is entered once, which ends loops. Hidden files and
-    folders, and `__MACOSX`, are left out. Raises InputError for a path that is not a
-    folder, and for a name that is not UTF-8.
+    Links are followed; a folder is entered once, by its own name if it has one, which
+    ends loops. Hidden files and folders, and `__MACOSX`, are left out. Raises
+    InputError for a path that is not a folder, and for a name that is not UTF-8.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder of images")
@@ -54,19 +59,23 @@ def list_images(root: Path) -> Listing:
     files: list[str] = []
     left_out: Counter[str] = Counter()
 
+    links: list[str] = []
+
     def enter(folder: str) -> None:
         status = (root / folder).stat()
         if (status.st_dev, status.st_ino) in entered:
+            left_out["folders linked once more"] += 1
             return
         entered.add((status.st_dev, status.st_ino))
         with os.scandir(root / folder) as entries:
-            # Links last, so that a folder keeps its own name where one points to it.
-            inside = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
+            inside = sorted(entries, key=lambda entry: entry.name)
         for entry in inside:
             path = f"{folder}{entry.name}"
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 left_out["hidden files or folders"] += 1
-            elif entry.is_dir():
+            elif entry.is_symlink() and os.path.isdir(root / path):
+                links.append(f"{path}/")  # after all folders that have a name here
+            elif not entry.is_symlink() and entry.is_dir():
                 enter(f"{path}/")
             elif any("\udc80" <= character <= "\udcff" for character in path):
                 raise InputError(f"the name {path!r} in {root} is not UTF-8; rename it")
@@ -76,6 +85,8 @@ def list_images(root: Path) -> Listing:
                 files.append(path)
 
     enter("")
+    while links:
+        enter(links.pop(0))
     return Listing(sorted(files), dict(sorted(left_out.items())))
 
 
@@ -137,7 +148,7 @@ class Folder:
       files: paths below the folder, in order.
       labels: their classes; None without labels.
       left_out: what else the folder holds; see `Listing`.
-      digest: of the names and sizes of the files.
+      digest: of the names and the ends of the files.
     """
 
     def __init__(self, path: str | Path, labels: str | None = None):
@@ -165,7 +176,7 @@ class Folder:
 
     @property
     def digest(self) -> str:
-        """The digest of the names and sizes of the files, in hexadecimal."""
+        """The digest of the names and the ends of the files."""
         return listing_digest(self._root, self.files)
 
     def __len__(self) -> int:
@@ -203,15 +214,22 @@ class Files:
         return f"Files({self.files[0] if self.files else ''}: {len(self.files)})"
 
 
+def listed(left_out: dict[str, int], most: int = 8) -> list[str]:
+    """Return what was left out as phrases, the most frequent first."""
+    ordered = sorted(left_out.items(), key=lambda item: -item[1])
+    parts = [f"{count:,} {what}" for what, count in ordered[:most]]
+    more = sum(count for _, count in ordered[most:])
+    return parts + ([f"{more:,} others"] if more else [])
+
+
 def told(left_out: dict[str, int]) -> str:
     """Return what was left out, as '; left out: 3 .txt (no image)', or ""."""
-    parts = [f"{count:,} {what}" for what, count in left_out.items()]
-    return f"; left out: {', '.join(parts)}" if parts else ""
+    return f"; left out: {', '.join(listed(left_out))}" if left_out else ""
 
 
 def listing_digest(root: Path, files: Sequence[str]) -> str:
-    """Return the SHA-256 of the names and sizes of files, in hexadecimal."""
-    lines = [f"{file}\0{(root / file).stat().st_size}\n" for file in files]
+    """Return a digest of the names and `fingerprint`s of files."""
+    lines = [f"{file}\0{fingerprint(root / file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

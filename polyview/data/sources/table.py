@@ -17,7 +17,13 @@ import pyarrow
 from pyarrow import csv, ipc, parquet
 
 from polyview.data.sources.folder import read_image
-from polyview.data.sources.protocol import CorruptRecord, class_task, parse_split
+from polyview.data.sources.manifest import MAX_CLASSES
+from polyview.data.sources.protocol import (
+    CorruptRecord,
+    class_task,
+    fingerprint,
+    parse_split,
+)
 from polyview.errors import InputError, nearest
 
 _KEPT = 2**30  # bytes of decoded row groups kept for the next rows
@@ -76,6 +82,8 @@ class Table:
         """Set `targets`, and the number of each name of a column of texts."""
         if all(type(value) is int for value in column):
             least, most = min(column, default=0), max(column, default=0)
+            if most >= MAX_CLASSES:
+                raise InputError(f"{path}: {self._label} has {most}, no class number")
             if least < 0 or (names and most >= len(names)):
                 known = f"of the {len(names)} names" if names else "0 or more"
                 raise InputError(
@@ -99,7 +107,7 @@ class Table:
 
     @property
     def digest(self) -> str:
-        """The digest of the files' names and sizes and of the rows taken."""
+        """The digest of the files' names and ends, and of the rows taken."""
         rows = self._index if isinstance(self._index, range) else list(self._index)
         text = json.dumps([self._rows.files(), str(rows), self.targets], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -155,7 +163,7 @@ class _Rows(Protocol):
         ...
 
     def files(self) -> list:
-        """Return the names and sizes of the files."""
+        """Return the names and fingerprints of the files."""
         ...
 
 
@@ -175,7 +183,7 @@ class _Held:
         return [self._table.slice(number, 1).to_pylist()[0] for number in numbers]
 
     def files(self) -> list:
-        return [(path.name, path.stat().st_size) for path in self._paths]
+        return [(path.name, fingerprint(path)) for path in self._paths]
 
 
 class _Mapped(_Held):
@@ -261,7 +269,7 @@ class _Parquet:
             return table
 
     def files(self) -> list:
-        return [(path.name, path.stat().st_size) for path in self._paths]
+        return [(path.name, fingerprint(path)) for path in self._paths]
 
 
 def _open(path: Path, split: str) -> tuple[_Rows, Path, Sequence[int]]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyview.data.sources.folder import IMAGE_SUFFIXES
+from polyview.data.sources.manifest import MAX_CLASSES
 from polyview.data.sources.protocol import (
     CorruptRecord,
     check_resources,
     class_task,
+    fingerprint,
     parse_split,
 )
 from polyview.errors import InputError
@@ -69,8 +71,8 @@ class Tar:
 
     @property
     def digest(self) -> str:
-        """The digest of the files' names and sizes and of the rows taken."""
-        about = [(Path(tar).name, Path(tar).stat().st_size) for tar in self._paths]
+        """The digest of the files' names and ends, and of the rows taken."""
+        about = [(Path(tar).name, fingerprint(Path(tar))) for tar in self._paths]
         text = json.dumps([about, self._rows, self.targets])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -97,7 +99,7 @@ class Tar:
         content = _read(member)
         try:
             number = int(content)
-            if number < 0:
+            if not 0 <= number < MAX_CLASSES:
                 raise ValueError
         except ValueError:
             raise InputError(
@@ -121,6 +123,11 @@ def _members(path: str) -> list[tuple[str, str, _Member]]:
                 if member.isreg() and key and kind and not name.startswith("."):
                     place = _Member(path, member.offset_data, member.size)
                     found.append((f"{path}:{folder}/{key}", kind.lower(), place))
+            end = tar.offset
+        with open(path, "rb") as file:  # tarfile takes a cut header for the end
+            file.seek(end)
+            if file.read(512).strip(b"\0"):
+                raise tarfile.ReadError("it has been cut")
     except (tarfile.TarError, OSError, EOFError) as error:
         check_resources(error, path)
         raise InputError(
