@@ -50,8 +50,13 @@ def get_config(argument: str = "") -> dict:
     label, train, test = _evaluated(args["data"], manifest)
     frozen = parts.frozen(train, test, size=size, fraction=1.0)
     frozen |= {"label": label}
-    targets = (label,) if label in manifest["targets"] else ()
+    targets = (label,) if label else ()
     frozen["views"]["targets"] = targets
+    objective = parts.contrastive(args["objective"], temperature=0.2)
+    if "labels" in objective:
+        if label is None:
+            raise InputError(f"{args['data']} has no classes for {args['objective']}")
+        objective["labels"] = label
     # A batch of an eighth of the images at most; SimCLR needs no less than 256 for its
     # rate (Chen et al. 2020), small data have no more.
     two_views = max(8, min(256, 2 ** ((rows // 8).bit_length() - 1)))
@@ -60,6 +65,10 @@ def get_config(argument: str = "") -> dict:
     crops = parts.generated(
         args["views"], "RandomResizedCrop", size=size, scale=(0.2, 1.0), flip=0.5
     )
+    # Prepared images have 8 bits; others that the run is shown later may have more.
+    if scale := manifest["provenance"].get("made from", {}).get("range"):
+        crops["augment"]["range"] = tuple(scale)
+        frozen["views"]["augment"]["range"] = tuple(scale)
     return {
         "seed": 0,
         "steps": None,
@@ -91,7 +100,7 @@ def get_config(argument: str = "") -> dict:
             # A channel that is the same everywhere has no deviation to divide by.
             std=tuple(max(deviation, 0.01) for deviation in found["std"]),
         ),
-        "objective": parts.contrastive(args["objective"], temperature=0.2),
+        "objective": objective,
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
             "learning_rate": parts.constant_rate(3e-3),
@@ -129,18 +138,22 @@ def _size(side: int) -> int:
     return 32 if side < 48 else 64 if side < 128 else 96
 
 
-def _evaluated(name: str, manifest: dict) -> tuple[str, dict, dict]:
-    """Return the label to evaluate, and the splits to fit on and to test on."""
+def _evaluated(name: str, manifest: dict) -> tuple[str | None, dict, dict]:
+    """Return the label to evaluate, and the splits to fit on and to test on.
+
+    The label is None, for health alone, without a class or a labelled train split.
+    """
     classes = [n for n, task in manifest["targets"].items() if task["kind"] == "class"]
     labelled = [s for s in manifest["splits"] if s not in manifest["unlabelled"]]
     test = next((s for s in ("test", "val") if s in labelled), "")
-    if not test and "train" in labelled and classes:
+    if "train" not in labelled or not classes:
+        test = next(s for s in ("test", "val", "train") if s in manifest["splits"])
+        return None, parts.source(name, "train"), parts.source(name, test)
+    if not test:
         # Not seen in training either: the test is of new images.
         held_out = (parts.source(name, f"train[{part}]") for part in (":90%", "90%:"))
         return classes[0], *held_out
-    test = test or next(s for s in reversed(manifest["splits"]))
-    label = classes[0] if classes else "label"
-    return label, parts.source(name, "train"), parts.source(name, test)
+    return classes[0], parts.source(name, "train"), parts.source(name, test)
 
 
 def _shaped(encoder: str, size: int) -> dict:

@@ -104,3 +104,15 @@ def test_what_is_missing_is_said_with_the_command(tmp_path, argument, message):
     prepared()
     with pytest.raises(InputError, match=message):
         config(argument)
+
+
+def test_the_range_of_the_data_belongs_to_the_run(tmp_path):
+    for number in range(40):
+        path = tmp_path / "in" / f"{'ab'[number % 2]}" / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 40), 15.0 * number, np.float32)).save(path)
+    prepared("--range", "0", "600")
+    made = config("data=mine,objective=supcon_labels")
+    assert tuple(made.views.augment.range) == (0, 600)
+    assert tuple(made.evaluations.frozen.views.augment.range) == (0, 600)
+    assert made.objective.labels == "label"

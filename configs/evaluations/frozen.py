@@ -29,14 +29,19 @@ def get_evaluations(argument: str, run: dict) -> dict:
     augment = (seen.get("views") or {}).get("augment") or {}
     size = args["size"] or augment.get("size", 28)
     ks = whole_numbers(args["k"], "k")
-    return {
-        "frozen": parts.frozen(
-            train,
-            test,
-            size=size,
-            fraction=args["fraction"],
-            k=ks[0] if len(ks) == 1 else ks,
-            per_class=whole_numbers(args["per_class"], "per_class"),
-            draws=args["draws"],
-        )
-    }
+    made = parts.frozen(
+        train,
+        test,
+        size=size,
+        fraction=args["fraction"],
+        k=ks[0] if len(ks) == 1 else ks,
+        per_class=whole_numbers(args["per_class"], "per_class"),
+        draws=args["draws"],
+    )
+    if "label" in seen and not args["data"]:  # the run's own, also None
+        label = seen["label"]
+        made["label"] = label
+        made["views"]["targets"] = () if label is None else (label,)
+    if augment.get("range"):
+        made["views"]["augment"]["range"] = augment["range"]
+    return {"frozen": made}

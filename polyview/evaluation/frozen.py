@@ -230,7 +230,7 @@ class FrozenFeatures:
 
     @property
     def _task(self) -> dict[str, Any]:
-        return self.train.targets[self.label]
+        return self.train.targets[str(self.label)]
 
     def _classified(
         self, train: Extracted, test: Extracted, seconds: dict[str, float]

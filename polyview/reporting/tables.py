@@ -298,6 +298,13 @@ def notes(runs: Sequence[Run]) -> list[str]:
             run.last(name).get("protocol", {}) for run in runs if name in run.results
         )
     for run in runs:
+        for name, by_reference in run.references.items():
+            if name in run.results:
+                results = [run.last(name), *by_reference.values()]
+                found += different_protocols(
+                    (result.get("protocol", {}) for result in results),
+                    f"{run.name} and its references",
+                )
         if not run.evaluations:
             found.append(f"{run.name} has no evaluation: run polyview.evaluate on it")
         elif run.history and run.history[-1]["step"] != max(run.evaluations):
@@ -323,8 +330,12 @@ def _remarks(run: Run) -> list[str]:
     return [*remarks]
 
 
-def different_protocols(protocols: Iterable[Mapping]) -> list[str]:
+def different_protocols(
+    protocols: Iterable[Mapping], what: str = "the runs"
+) -> list[str]:
     """Return a note that names the keys in which protocols differ, if they do.
+
+    what: the evaluated ones, in words.
 
     A missing key equals None. The dimensions of features may differ, because the width
     of an encoder sets them.
@@ -339,7 +350,7 @@ def different_protocols(protocols: Iterable[Mapping]) -> list[str]:
     if not differing:
         return []
     return [
-        f"the runs were evaluated by different protocols ({', '.join(differing)}): "
+        f"{what} were evaluated by different protocols ({', '.join(differing)}): "
         "their scores are not comparable"
     ]
 
