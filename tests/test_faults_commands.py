@@ -66,7 +66,7 @@ WRONG = [
     (f"{TRAIN} --config.mesh.fsdp=9", "--config.mesh.data=-1"),
     (f"{TRAIN} --config.batch_size=1000000", "only 1437 examples"),
     (f"{FOLDER} --input images --name x --test_fraction 2", "between 0 and 1"),
-    (f"{FOLDER} --input images --name x --test_fraction 0.01", "too few images"),
+    (f"{FOLDER} --input images --name x --test_fraction 1", "between 0 and 1"),
     (f"{FOLDER} --input images --name ../x", "give --data_dir"),
     ("polyview.evaluate --run run --step 7", "it has [4]"),
     ("polyview.embed --run run --input images --output x.csv", "end in .npz"),

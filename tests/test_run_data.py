@@ -126,7 +126,7 @@ def test_a_save_that_cannot_be_read_back_stops_the_run(tmp_path, monkeypatch):
     checkpoints._manager.wait_until_finished()
     for manifest in (tmp_path / "bad" / "1" / "state").rglob("manifest.ocdbt"):
         manifest.unlink()
-    with pytest.raises(InputError, match="written but cannot be read back"):
+    with pytest.raises(InputError, match="cannot read back what was written"):
         checkpoints.save(2, state, "{}")
     checkpoints.close()
 

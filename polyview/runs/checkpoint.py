@@ -152,8 +152,8 @@ class Checkpoints:
                 _read_arrays(folder / "state", array)
             except Damaged as damage:
                 raise InputError(
-                    f"{folder} was written but cannot be read back: {damage}; choose "
-                    "another --workdir, on another disk"
+                    f"cannot read back what was written into {folder}: {damage}; "
+                    "choose another --workdir, on another disk"
                 ) from damage
 
     def close(self) -> None:

@@ -15,9 +15,9 @@ from polyview.data.sources.protocol import (
     CorruptRecord,
     check_resources,
     class_task,
-    fingerprint,
 )
 from polyview.errors import InputError, nearest
+from polyview.files import fingerprint
 
 # Files with these endings are images, or damaged ones; all others are looked into.
 IMAGE_SUFFIXES = frozenset(

@@ -6,7 +6,6 @@ an int, a text a str. A source reads lazily, is thread-safe and can be pickled.
 """
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -42,16 +41,6 @@ class Source(Protocol):
 def identity(source: Source) -> dict[str, Any]:
     """Return the length and the digest of a source; "" for one without a digest."""
     return {"rows": len(source), "digest": getattr(source, "digest", "")}
-
-
-def fingerprint(path: Path) -> str:
-    """Return a digest of a file's size, beginning and end (64 KiB each)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        ends = file.read(2**16)
-        file.seek(max(0, size - 2**16))
-        ends += file.read(2**16)
-    return hashlib.sha256(ends + str(size).encode()).hexdigest()
 
 
 def class_task(names: Sequence[str]) -> dict[str, Any]:

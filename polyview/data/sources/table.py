@@ -21,10 +21,10 @@ from polyview.data.sources.manifest import MAX_CLASSES
 from polyview.data.sources.protocol import (
     CorruptRecord,
     class_task,
-    fingerprint,
     parse_split,
 )
 from polyview.errors import InputError, nearest
+from polyview.files import fingerprint
 
 _KEPT = 2**30  # bytes of decoded row groups kept for the next rows
 ENDINGS = (".csv", ".tsv", ".parquet")

@@ -13,10 +13,10 @@ from polyview.data.sources.protocol import (
     CorruptRecord,
     check_resources,
     class_task,
-    fingerprint,
     parse_split,
 )
 from polyview.errors import InputError
+from polyview.files import fingerprint
 
 
 class _Member(NamedTuple):
