@@ -43,8 +43,9 @@ def get_config(argument: str = "") -> dict:
     manifest = _manifest(args["data"])
     rows = manifest["splits"]["train"]["count"]
     found = manifest["statistics"]
-    size = args["size"] or _size(min(found["height"][1], found["width"][1]))
-    encoder = args["encoder"] or ("resnet_tiny" if rows < 50_000 else "resnet18")
+    small = rows < 50_000  # a run of minutes on two cores
+    size = args["size"] or _size(min(found["height"][1], found["width"][1]), small)
+    encoder = args["encoder"] or ("resnet_tiny" if small else "resnet18")
     if encoder not in ENCODERS:
         raise InputError(f"encoder={encoder!r}{nearest(encoder, ENCODERS)}")
     label, train, test = _evaluated(args["data"], manifest)
@@ -60,8 +61,9 @@ def get_config(argument: str = "") -> dict:
     # A batch of an eighth of the images at most; SimCLR needs no less than 256 for its
     # rate (Chen et al. 2020), small data have no more.
     two_views = max(8, min(256, 2 ** ((rows // 8).bit_length() - 1)))
-    # 200,000 images seen, between 10 epochs of many and 200 of few.
-    epochs = max(10, min(200, 200_000 // rows))
+    # 40,000 images seen, between 10 epochs of many and 200 of few: minutes. More epochs
+    # give better features.
+    epochs = max(10, min(200, 40_000 // rows)) if small else 100
     crops = parts.generated(
         args["views"], "RandomResizedCrop", size=size, scale=(0.2, 1.0), flip=0.5
     )
@@ -78,7 +80,7 @@ def get_config(argument: str = "") -> dict:
         "checkpoint_every": 500,
         "evaluate_every": 0,
         "keep": 3,
-        "workers": 0 if rows < 50_000 else 4,
+        "workers": 0 if small else 4,
         "mesh": {"data": -1, "fsdp": 1},
         "source": train,
         "views": crops | {"targets": targets},
@@ -133,9 +135,9 @@ def _manifest(name: str) -> dict:
     return manifest
 
 
-def _size(side: int) -> int:
+def _size(side: int, small: bool) -> int:
     """Return the size of the views for images whose shorter side is about `side`."""
-    return 32 if side < 48 else 64 if side < 128 else 96
+    return 32 if side < 48 else 64 if small or side < 128 else 96
 
 
 def _evaluated(name: str, manifest: dict) -> tuple[str | None, dict, dict]:
