@@ -61,9 +61,9 @@ def get_config(argument: str = "") -> dict:
     # A batch of an eighth of the images at most; SimCLR needs no less than 256 for its
     # rate (Chen et al. 2020), small data have no more.
     two_views = max(8, min(256, 2 ** ((rows // 8).bit_length() - 1)))
-    # 40,000 images seen, between 10 epochs of many and 200 of few: minutes. More epochs
+    # 20,000 images seen, between 5 epochs of many and 200 of few: minutes. More epochs
     # give better features.
-    epochs = max(10, min(200, 40_000 // rows)) if small else 100
+    epochs = max(5, min(200, 20_000 // rows)) if small else 100
     crops = parts.generated(
         args["views"], "RandomResizedCrop", size=size, scale=(0.2, 1.0), flip=0.5
     )
