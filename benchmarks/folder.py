@@ -54,7 +54,7 @@ def main() -> None:
         seconds[words[0]] = round(time.monotonic() - began, 1)
     seconds["in all"] = round(sum(seconds.values()), 1)
     results = {
-        path.stem: json.loads(path.read_text()).get("numbers", {})
+        path.stem: json.loads(path.read_text())["columns"]
         for path in sorted((run / "eval").glob("*.json"))
     }
     record = {
