@@ -152,7 +152,7 @@ def _evaluated(name: str, manifest: dict) -> tuple[str | None, dict, dict]:
         test = next(s for s in ("test", "val", "train") if s in manifest["splits"])
         return None, parts.source(name, "train"), parts.source(name, test)
     if not test:
-        # Not seen in training either: the test is of new images.
+        # Training must not see the rows that test it.
         held_out = (parts.source(name, f"train[{part}]") for part in (":90%", "90%:"))
         return classes[0], *held_out
     return classes[0], parts.source(name, "train"), parts.source(name, test)

@@ -51,7 +51,7 @@ def find(directory: Path, checkpoints: Sequence[int] | None = None) -> list[File
       checkpoints: numbers of the checkpoints, in this order; by default all, ascending.
 
     Raises:
-      InputError: there are no files, one is missing, or two are of one kind.
+      InputError: there are no files, one is missing, or one occurs twice.
     """
     by_number: dict[int, dict[str, list[Path]]] = {}
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():

@@ -311,7 +311,7 @@ def cubic(t: float) -> float:
 
 
 def convolved(grid, height, width):
-    """A grid resized place by place, in float64; beyond the edge its border goes on."""
+    """A grid resized place by place, in float64; its border repeats beyond the edge."""
     h, w, d = grid.shape
     out = np.zeros((height, width, d))
     for i in range(height):

@@ -11,7 +11,6 @@ training rows a class for few-shot kNN, as per_class=1+5+10, drawn draws times.
 
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
-from polyview.errors import InputError
 from polyview.evaluation.base import viewing_spec, whole_numbers
 
 
@@ -21,11 +20,7 @@ def get_evaluations(argument: str, run: dict) -> dict:
         argument, data="", size=0, fraction=1.0, k="20", per_class="", draws=5
     )
     seen = viewing_spec(run) or {}
-    train, test = run["source"], seen.get("test")
-    if args["data"]:
-        train, test = (parts.prepared(args["data"], s) for s in ("train", "test"))
-    if test is None:
-        raise InputError("the run names no test data; give data=NAME")
+    train, test = parts.evaluated(run, seen, args["data"])
     augment = (seen.get("views") or {}).get("augment") or {}
     size = args["size"] or augment.get("size", 28)
     ks = whole_numbers(args["k"], "k")

@@ -45,11 +45,7 @@ def get_evaluations(argument: str, run: dict) -> dict:
             f"by={args['by']!r}{nearest(args['by'], ('text', 'examples'))}"
         )
     seen = viewing_spec(run) or {}
-    train, test = run["source"], seen.get("test")
-    if args["data"]:
-        train, test = (parts.prepared(args["data"], s) for s in ("train", "test"))
-    if test is None:
-        raise InputError("the run names no test data; give data=NAME")
+    train, test = parts.evaluated(run, seen, args["data"])
     if "views" not in seen:
         raise InputError("the run's config has no evaluation that says how to see data")
     # The command has checked what the run's config may call.

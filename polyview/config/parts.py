@@ -1,6 +1,6 @@
 """Parts that configs share, as specs; nothing is built here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyview.errors import InputError, nearest
@@ -77,6 +77,19 @@ def prepared(name: str, split: str) -> dict:
     if not ours and tfds_folder(name) is not None:
         return source(name, split) | {"target": "polyview.data.sources.tfds:Tfds"}
     return source(name, split)
+
+
+def evaluated(run: Mapping, seen: Mapping, data: str) -> tuple[Any, Any]:
+    """Return the train and test sources of `data`, or of a run if it names none.
+
+    run: the run's config. seen: the spec of its evaluation. Raises InputError for a run
+    that names no test data.
+    """
+    if data:
+        return prepared(data, "train"), prepared(data, "test")
+    if seen.get("test") is None:
+        raise InputError("the run names no test data; give data=NAME")
+    return run["source"], seen["test"]
 
 
 def constant_rate(base: float) -> dict:

@@ -142,7 +142,7 @@ def decode_as(
             image = cv2.imdecode(encoded, _REDUCED[reduce])
             if image is not None:
                 image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-        elif not (header.deep and range):
+        else:
             image = cv2.imdecode(encoded, _COLOR)
     if image is None:
         image = _decode_with_pillow(data, range)

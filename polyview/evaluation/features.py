@@ -178,6 +178,13 @@ def _gather(
     return Extracted(**fields)
 
 
+def with_modality(extracted: Extracted, split: str, modality: str) -> Extracted:
+    """Return the rows that have the modality. Raises InputError if none has."""
+    if not extracted.present.any():
+        raise InputError(f"no row of the {split} split has the modality '{modality}'")
+    return jax.tree.map(lambda x: x[extracted.present], extracted)
+
+
 class Flat(NamedTuple):
     """The input itself as features."""
 

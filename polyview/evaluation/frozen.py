@@ -37,7 +37,13 @@ from polyview.evaluation.classification import (
     over_draws,
     top_accuracy,
 )
-from polyview.evaluation.features import Decoded, Extracted, extract, raw_features
+from polyview.evaluation.features import (
+    Decoded,
+    Extracted,
+    extract,
+    raw_features,
+    with_modality,
+)
 from polyview.evaluation.knn import WeightedKnn, neighbours
 from polyview.evaluation.probe import LinearProbe, logits
 
@@ -222,11 +228,7 @@ class FrozenFeatures:
             name=name,
             batches=batches[name],
         )
-        if not extracted.present.any():
-            raise InputError(
-                f"no row of the {name} split has the modality '{self.modality}'"
-            )
-        return jax.tree.map(lambda x: x[extracted.present], extracted)
+        return with_modality(extracted, name, self.modality)
 
     @property
     def _task(self) -> dict[str, Any]:

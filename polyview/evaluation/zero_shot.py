@@ -36,7 +36,13 @@ from polyview.evaluation.classification import (
     over_draws,
     top_accuracy,
 )
-from polyview.evaluation.features import Decoded, Extracted, extract, raw_features
+from polyview.evaluation.features import (
+    Decoded,
+    Extracted,
+    extract,
+    raw_features,
+    with_modality,
+)
 
 
 class PreparedWords:
@@ -129,7 +135,7 @@ class ZeroShot:
             modality=self.modality,
             name="test",
         )
-        test = _present(test, "test", self.modality)
+        test = with_modality(test, "test", self.modality)
         names, labels = self._classes(test)
         words = [name.replace("_", " ") for name in names]
         prompts = [t.replace("{}", name) for name in words for t in self.templates]
@@ -341,8 +347,8 @@ class ClassMeans:
         return accuracy_table({name: _means_of(one) for name, one in results.items()})
 
     def _measured(self, train: Extracted, test: Extracted) -> Result:
-        train = _present(train, "train", self.modality)
-        test = _present(test, "test", self.modality)
+        train = with_modality(train, "train", self.modality)
+        test = with_modality(test, "test", self.modality)
         labels = class_labels(train, self.label)
         truth = class_labels(test, self.label)
         features = getattr(train, self.features)
@@ -461,20 +467,6 @@ def _first_views(source: Source, views: Callable) -> Mapping[str, Any]:
         except CorruptRecord:
             continue
     raise InputError(f"{source!r} has no readable row")
-
-
-def _present(extracted: Extracted, split: str, modality: str) -> Extracted:
-    """Return the rows that have the modality. Raises InputError if none has."""
-    kept = extracted.present
-    if not kept.any():
-        raise InputError(f"no row of the {split} split has the modality '{modality}'")
-    return Extracted(
-        extracted.h[kept],
-        extracted.z[kept],
-        {name: values[kept] for name, values in extracted.targets.items()},
-        extracted.index[kept],
-        extracted.present[kept],
-    )
 
 
 def _check(features: str, batch_size: int) -> None:

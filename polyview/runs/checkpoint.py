@@ -142,7 +142,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until every save is on the disk, and was found there.
 
-        Raises InputError if not: a run must not go on without checkpoints.
+        Raises InputError otherwise: a run must not continue without checkpoints.
         """
         with self._writing():
             self._manager.wait_until_finished()

@@ -262,7 +262,7 @@ def _of_file(
             part = part_of(theirs, needed, asked=asked, leave=entry.leave)
             _, arrays = torch_names.to_ours(encoder, every, part.arrays, spare)
             return _Donor(arrays, "", None, _notes(part, part.outside))
-        if "" in names:  # the entry is of one array
+        if "" in names:  # the entry names a single array
             return _Donor(theirs, entry.path, file_digest(path))
         usual = f"{entry.path}." if entry.path else ""
         part = part_of(theirs, names, asked=asked, usual=usual, leave=entry.leave)

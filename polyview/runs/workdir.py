@@ -165,10 +165,13 @@ def check_run(run: Path, overrides: Mapping[str, str] | None = None) -> None:
 
 def has_run(workdir: Path) -> bool:
     """Whether a workdir holds more than a start without a checkpoint."""
-    kept = (workdir / name for name in ("checkpoints", "damaged"))
-    return any(path.name.isdecimal() for folder in kept for path in folder.glob("*"))
+    return has_checkpoint(workdir) or _has_steps(workdir / "damaged")
 
 
 def has_checkpoint(run: Path) -> bool:
     """Whether a run has any checkpoint, damaged or not."""
-    return any(path.name.isdecimal() for path in (run / "checkpoints").glob("*"))
+    return _has_steps(run / "checkpoints")
+
+
+def _has_steps(folder: Path) -> bool:
+    return any(path.name.isdecimal() for path in folder.glob("*"))

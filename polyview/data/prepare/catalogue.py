@@ -92,7 +92,7 @@ def prepare_folder(
                 f"({'; '.join(changes)}); give --again to replace it, or another --name"
             )
     summary = records.once(
-        directory, lambda empty: folder.prepare(empty, images, rules), again=again
+        directory, lambda empty: folder.prepare(empty, images, rules, made), again=again
     )
     manifest = read_manifest(directory)
     if not manifest.get("statistics"):  # written by version 0.1

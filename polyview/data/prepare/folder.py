@@ -64,7 +64,9 @@ class Rules:
             )
 
 
-def prepare(directory: Path, images: Path, rules: Rules) -> None:
+def prepare(
+    directory: Path, images: Path, rules: Rules, made: Mapping[str, Any]
+) -> None:
     """Write image (the file's bytes), file and, if there are labels, the targets.
 
     Unreadable images are left out and counted. An image of more than 8 bits becomes a
@@ -74,6 +76,7 @@ def prepare(directory: Path, images: Path, rules: Rules) -> None:
       directory: the data set's folder, which must not exist.
       images: the folder of images.
       rules: how to read it.
+      made: what `made_from` returns for them.
     """
     files, left_out = list_images(images)
     if not files:
@@ -110,7 +113,7 @@ def prepare(directory: Path, images: Path, rules: Rules) -> None:
         source=f"the folder {images.name}",
         licence="not stated",
         provenance={
-            "made from": made_from(images, rules),
+            "made from": made,
             "split": rule,
             "labels": labelled.rule,
             "left out": left_out,

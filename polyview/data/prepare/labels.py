@@ -92,7 +92,7 @@ def _outside(files: Sequence[str]) -> str:
 def _splits(
     files: Sequence[str], start: int, rule: str | None, folder: Path
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Return {split: files}, and where each path goes on below its split's folder."""
+    """Return {split: files}, and the offset of each path below its split's folder."""
     tops = {file: file[start:].partition("/")[0] for file in files}
     loose = any("/" not in file[start:] for file in files)
     names = sorted(set(tops.values()))

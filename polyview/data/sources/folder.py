@@ -57,9 +57,8 @@ def list_images(root: Path) -> Listing:
         raise InputError(f"{root} is not a folder of images")
     entered: set[tuple[int, int]] = set()
     files: list[str] = []
-    left_out: Counter[str] = Counter()
-
     links: list[str] = []
+    left_out: Counter[str] = Counter()
 
     def enter(folder: str) -> None:
         status = (root / folder).stat()
