@@ -27,6 +27,7 @@ from polyview.evaluation.base import Result, in_words
 from polyview.evaluation.classification import top_accuracy
 from polyview.evaluation.frozen import FrozenFeatures
 from polyview.evaluation.knn import neighbours
+from polyview.evaluation.retrieval import recall_of_views
 
 MEASURES = {  # measure of a prediction -> its name in figures
     "auroc": "mean AUROC",
@@ -295,19 +296,17 @@ class MissingModalities:
         each: z or h, float[n, views, d].
         """
         names = self._names()
-        pairs = {}
-        for a, b in itertools.permutations(range(len(names)), 2):
-            both = present[:, a] & present[:, b]
-            pair: dict[str, Any]
-            pair = {"from": names[a], "to": names[b], "rows": int(both.sum())}
-            if both.any():
-                near = neighbours(each[both, b], each[both, a], k=max(_RECALL)).index
-                own = near == np.arange(both.sum())[:, None]
-                pair |= {
-                    f"recall@{k}": float(own[:, :k].any(1).mean()) for k in _RECALL
-                }
-            pairs[f"{names[a]} -> {names[b]}"] = pair
-        return pairs
+        sample, view = np.nonzero(present)
+        found = recall_of_views(each[present], sample, view, names, _RECALL)
+        return {
+            f"{a} -> {b}": {
+                "from": a,
+                "to": b,
+                "rows": 0,
+                **found.get(f"{a} -> {b}", {}),
+            }
+            for a, b in itertools.permutations(names, 2)
+        }
 
     def _pictures(
         self, each: np.ndarray, present: np.ndarray, index: np.ndarray
