@@ -5,11 +5,11 @@
     python -m polyview.embed --run runs/a --input config.source --output x.npz
 
 Images get the views of the run's evaluation: whole and central. `id` is the file's path
-below the folder or the row number, `embedding` is float32[n, d], `label` is present if
-the data have labels, `label_name` if their classes have names, and `about` gives the
-run, step, views and classes. Unreadable files have no row. With several modalities,
-`embedding_NAME` is NaN where `present_NAME` is False. After an interruption the same
-command resumes.
+below the folder or the row number, `embedding` is float32[n, d], `TARGET` (as `label`)
+is there for each target of the data but masks, `TARGET_name` if its classes have names
+(several are joined by `|`, none is ""), and `about` gives the run, step, views and
+names. Unreadable files have no row. With several modalities, `embedding_NAME` is NaN
+where `present_NAME` is False. After an interruption the same command resumes.
 """
 
 from pathlib import Path

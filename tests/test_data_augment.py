@@ -74,6 +74,82 @@ def test_grey_palette_16_bit_and_transparent_images_become_rgb():
     assert np.abs(on_white[1:] - expected).max() <= 1
 
 
+def tiff(values, order="<", planes=False, rgb=True):
+    """The bytes of a TIFF of `values` [h, w, c], without compression."""
+    height, width, channels = values.shape
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    bits = 8 * values.dtype.itemsize
+    pixels = values.transpose(2, 0, 1) if planes else values
+    data = pixels.astype(values.dtype.newbyteorder(order)).tobytes()
+    parts = channels if planes else 1
+    size = len(data) // parts
+    tags = {256: width, 257: height, 258: [bits] * channels, 259: 1}
+    tags |= {262: 2 if rgb and channels > 2 else 1, 273: [0] * parts, 277: channels}
+    tags |= {278: height, 279: [size] * parts, 284: 2 if planes else 1}
+    if more := channels - tags[262] * 2 + 1:
+        tags[338] = [0] * more
+    tags[339] = [kind] * channels
+    start = 8 + 2 + 12 * len(tags) + 4
+    for _ in range(2):  # the places of the data are known after the first
+        more, entries = b"", b""
+        for tag, value in sorted(tags.items()):
+            many = value if isinstance(value, list) else [value]
+            field = struct.pack(f"{order}{len(many)}I", *many)
+            if len(many) > 1:
+                place = struct.pack(f"{order}I", start + len(more))
+                more, field = more + field, place
+            entries += struct.pack(f"{order}HHI", tag, 4, len(many)) + field
+        tags[273] = [start + len(more) + part * size for part in range(parts)]
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    head += struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + more + data
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "u2", "i2", "u4"])
+def test_deep_tiffs_of_several_channels_are_scaled_by_their_range(
+    dtype, channels, order
+):
+    values = np.random.default_rng(0).random((6, 7, channels))
+    values[0, 0] = 1
+    values = (values * (1 if dtype[0] == "f" else 32767)).astype(dtype)
+    data = tiff(values, order)
+    most = 1 if dtype[0] == "f" else 32767
+    expected = np.minimum(np.floor(values / most * 256), 255)[..., :3]
+    found = decode(data, range=(0, most))
+    np.testing.assert_array_equal(found, np.broadcast_to(expected, (6, 7, 3)))
+    unscaled = np.floor(values * (256 if dtype[0] == "f" else 256 / 65535))[..., :3]
+    assert np.abs(decode(data) - np.minimum(unscaled, 255)).max() <= 1
+    dark = tiff((values[..., :1] / 200).astype("u2"), order)
+    assert decode(dark).max() == 0  # black in any order of bytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "layout"),
+    [
+        ("f4", 2, {}),
+        ("f4", 5, {}),
+        ("f2", 3, {}),
+        ("u2", 2, {}),
+        ("u2", 5, {}),
+        ("f4", 3, {"planes": True}),
+        ("f4", 2, {"planes": True}),
+        ("u2", 3, {"planes": True}),
+        ("u2", 3, {"rgb": False}),
+    ],
+)
+def test_a_tiff_of_another_layout_says_what_to_convert(dtype, channels, layout):
+    data = tiff(np.ones((6, 7, channels), dtype), **layout)
+    for scale in ((0, 1), None):
+        with pytest.raises(CorruptRecord, match="convert it to .* interlea") as caught:
+            decode(data, range=scale)
+        assert "\n" not in str(caught.value)
+    for length in range(0, len(data), 29):
+        with pytest.raises(CorruptRecord):
+            decode(data[:length])
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_an_image_truncated_anywhere_is_corrupt(kind):
     noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)

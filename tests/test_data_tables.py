@@ -11,6 +11,7 @@ import pickle
 import shutil
 import tarfile
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow
@@ -118,6 +119,111 @@ def test_a_csv_holds_paths_names_and_splits(tmp_path):
         )
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_csv_of_any_spreadsheet_is_read_or_says_what_to_do(
+    tmp_path, mark, encoding, ending
+):
+    (tmp_path / "0.png").write_bytes(png(3))
+    text = f'image{mark}label{mark}"a, b; c"\n' + f'0.png{mark}"café, noir"{mark}1\n'
+    path = tmp_path / f"t.{ending}"
+    path.write_bytes(text.encode(encoding))
+    if not encoding.startswith("utf-8"):
+        with pytest.raises(InputError, match=f"t.{ending} is not UTF-8; save as UTF-8"):
+            Table(path)
+        return
+    source = Table(path)
+    assert source.targets["label"]["names"] == ["café, noir"]
+    assert source[0]["a, b; c"] == 1 and (decode(source[0]["image"]) == 30).all()
+    path.write_text("image,a;b;c\n0.png,1\n")  # the first row decides
+    assert Table(path, label=None)[0]["a;b;c"] == 1
+
+
+def test_bytes_that_are_not_utf8_are_found_after_a_million_others(tmp_path):
+    late = "image,label\n" + "0.png,a\n" * 2**18 + "0.png,é\n"
+    (tmp_path / "t.csv").write_bytes(late.encode("latin-1"))
+    with pytest.raises(InputError, match="is not UTF-8; save as UTF-8"):
+        Table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(("disk", "table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_paths_are_found_whatever_composes_their_accents(tmp_path, disk, table):
+    (tmp_path / normalize(disk, "é")).mkdir()
+    (tmp_path / normalize(disk, "é/ü.png")).write_bytes(png(3))
+    text = f"image,label\né/ü.png,ö\né/ö.png,{normalize('NFD', 'ö')}\n"
+    (tmp_path / "t.csv").write_text(normalize(table, text.partition(",ö")[0]) + ",ö\n")
+    source = Table(tmp_path / "t.csv")
+    assert (decode(source[0]["image"]) == 30).all()
+    (tmp_path / "u.csv").write_text(text)
+    source = Table(tmp_path / "u.csv")
+    assert source.targets["label"]["classes"] == 1
+    with pytest.raises(CorruptRecord, match="No such file"):
+        source[1]
+
+
+def test_a_path_of_two_files_is_refused_with_both(tmp_path):
+    forms = "s\u0323\u0307", "\u1e69"
+    for form in forms:
+        (tmp_path / f"{form}.png").write_bytes(png(1))
+    lines = [*forms, "s\u0307\u0323"]
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["image,label", *[f"{line}.png,a" for line in lines]])
+    )
+    source = Table(tmp_path / "t.csv")
+    source[0], source[1]  # as they are spelt
+    with pytest.raises(InputError, match=r"u0307.png' and '\\u1e69.png' are both"):
+        source[2]
+
+
+UNKNOWN = {
+    "numbers": ([0, None, 1, -1, 0, 1], None),
+    "floats, as pandas writes numbers": ([0.0, None, 1.0, np.nan, 0.0, 1.0], None),
+    "names": (["cat", None, "dog", "", "cat", "dog"], None),
+    "numbers of names": ([0, -1, 1, -1, 0, 1], ["cat", "dog"]),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_row_without_a_class_has_the_label_minus_one(tmp_path, name):
+    labels, names = UNKNOWN[name]
+    kept = [[png(n) for n in range(6)], labels]
+    path = arrow(tmp_path / "t.parquet", image=kept[0], label=labels)
+    check_unknown(lambda split, **more: Table(path, split, names=names, **more))
+
+
+@pytest.mark.parametrize("absent", [None, b"-1\n"])
+def test_a_sample_without_a_class_has_the_label_minus_one(tmp_path, absent):
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for number in range(6):
+            label = absent if number in (1, 3) else b"%d" % (number in (2, 5))
+            for kind, content in (("png", png(number)), ("cls", label)):
+                member = tarfile.TarInfo(f"{number}.{kind}")
+                member.size = len(content or b"")
+                if content is not None:
+                    tar.addfile(member, io.BytesIO(content))
+    check_unknown(lambda split, **more: Tar(tmp_path / "t.tar", split, **more))
+
+
+def check_unknown(make):
+    """Rows 1 and 3 of six have no class; the others have 0, 1, 0, 1."""
+    source = pickle.loads(pickle.dumps(make("train")))
+    crop = views.Generated(1, ResizeCenterCrop(4, 1.0))
+    batch = next(pipeline.ordered(source, crop, batch_size=6))
+    assert batch["targets"]["label"].tolist() == [0, -1, 1, -1, 0, 1]
+    assert len(source.targets["label"]["names"]) == 2
+    with pytest.raises(InputError, match="labelled=True"):  # kNN needs classes
+        FrozenFeatures(source, source, crop)
+    known = make("train", labelled=True)
+    assert [known[i]["label"] for i in range(len(known))] == [0, 1, 0, 1]
+    assert identity(known) != identity(source)
+    FrozenFeatures(known, make("train[4:]"), crop)  # all rows of this part have one
+    without = make("train[3:4]")
+    assert without.targets == {} and without[0]["label"] == -1
+    with pytest.raises(InputError, match="has a class"):
+        make("train[3:4]", labelled=True)
+
+
 def test_sources_are_named_by_what_was_asked_and_know_their_rows(written):
     first, second = Table(written / "saved"), Table(written / "saved", "test")
     assert repr(first) == f"Table('{written / 'saved'}', 'train')"
@@ -156,7 +262,7 @@ def test_what_is_no_table_is_refused_in_a_line(tmp_path, written):
     bad = tmp_path / "bad.parquet"
     bad.write_bytes(b"PAR1 no")
     numbers = arrow(tmp_path / "n.parquet", image=[b"1"], label=[0.5])
-    negative = arrow(tmp_path / "m.parquet", image=[b"1"], label=[-1])
+    negative = arrow(tmp_path / "m.parquet", image=[b"1"], label=[-2])
     (tmp_path / "zip.tar.gz").write_bytes((FIXTURE).read_bytes())
     with tarfile.open(tmp_path / "words.tar", "w") as tar:
         member = tarfile.TarInfo("a.cls")
@@ -169,7 +275,7 @@ def test_what_is_no_table_is_refused_in_a_line(tmp_path, written):
         (lambda: Table(tmp_path / "empty"), "prepare folder"),
         (lambda: Table(written / "saved", "valid"), "no split 'valid'"),
         (lambda: Table(numbers), "holds no classes"),
-        (lambda: Table(negative), "must be 0 or more"),
+        (lambda: Table(negative), "must be 0 or more, or -1 for no class"),
         (lambda: Table(written / "saved", image="img"), "did you mean 'image'"),
         (lambda: Tar(tmp_path / "no.tar"), "no tar"),
         (lambda: Tar(tmp_path / "zip.tar.gz"), "decompress"),

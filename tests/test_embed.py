@@ -152,9 +152,11 @@ def scenes(name="", split=""):
     photos[1] = photos[3] = captions[0] = captions[3] = captions[4] = None
     kinds = {"species": {"kind": "class", "classes": 3, "names": NAMES}}
     kinds["tags"] = {"kind": "multi-label", "names": ["big", "wild"]}
+    kinds["owner"] = {"kind": "class of some rows", "names": ["ann", "bob"]}
     kinds["shape"] = {"kind": "mask", "classes": 2}
     columns = {"photo": photos, "caption": captions, "sound": [None] * 6}
     columns |= {"species": np.arange(6) % 3, "tags": np.eye(6, 2, dtype=np.uint8)}
+    columns["owner"] = [-1, 0, -1, 0, 1, 0]
     return InMemory(columns | {"shape": np.zeros((6, 9, 8), np.uint8)}, targets=kinds)
 
 
@@ -194,6 +196,10 @@ def test_several_modalities_have_a_column_and_a_presence_each(
     assert saved["present_text"].tolist() == [False, True, True, False, True]
     assert saved["species_name"].tolist() == ["cat", "dog", "emu", "dog", "emu"]
     assert saved["tags"].shape == (5, 2) and "shape" not in saved
+    assert saved["tags_name"].tolist() == ["big", "wild", "", "", ""]
+    assert saved["owner_name"].tolist() == ["", "ann", "", "bob", "ann"]
+    names = {"species": NAMES, "tags": ["big", "wild"], "owner": ["ann", "bob"]}
+    assert json.loads(str(saved["about"]))["names"] == names
     for name, missing in (("image", "text"), ("text", "image")):
         single = f"{name}.npz"
         embed(scenery, "config.source", tmp_path / single, modality=name, **own)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from polyview.data.sources.manifest import class_targets
 from polyview.errors import InputError
 from polyview.model import split_module
 from polyview.nn.towers import Features
@@ -38,3 +39,13 @@ def test_a_head_of_fewer_classes_than_the_data_is_refused():
         check(3, task)
     check(3, {"kind": "regression"})
     check(3, task, objective=lambda *_: None)  # one that predicts nothing
+
+
+def test_rows_without_a_class_are_refused_where_each_is_predicted():
+    known = ["cat", "dog"]
+    (task,) = class_targets([0, 1], known).values()
+    (partly,) = class_targets([0, -1], known).values()
+    check(2, task)
+    with pytest.raises(InputError, match="some rows have no 'label'.*labelled=True"):
+        check(2, partly)
+    check(2, partly, objective=lambda *_: None)

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -168,13 +169,15 @@ def test_an_ambiguous_folder_is_refused_in_a_line(tmp_path, names, message):
 
 def test_what_is_left_out_is_told_by_ending(tmp_path, capsys):
     files("in", tmp_path, "a/#.png*9", "b/#.png*11")
-    for name in ("a/x.svg", "b/y.svg", "b/z.heic", "notes.txt", "a/README"):
+    names = ("a/x.svg", "b/y.svg", "b/z.heic", "b/w.pfm", "notes.txt", "a/README")
+    for name in names:
         (tmp_path / "in" / name).write_text("<svg/>")
     (tmp_path / "in" / "b" / "torn.jpg").write_bytes(encoded(0, "JPEG")[:200])
     run("in")
     out = capsys.readouterr().out
     assert "1 .heic (convert to JPEG)" in out and "1 .txt (no image)" in out
     assert "2 .svg (vector graphics: draw as PNG)" in out
+    assert "1 .pfm (convert to PNG or TIFF)" in out
     assert "1 unreadable (the first: b/torn.jpg" in out
     assert list_images(tmp_path / "in").left_out["no ending (no image)"] == 1
 
@@ -259,6 +262,8 @@ def test_a_table_gives_splits_and_rows_without_labels(tmp_path):
     [
         ("", "begin with a header"),
         ("label,path\na,0.png\n", "begin with a header"),
+        ("path|label\n0.png|a\n", "begin with a header .*; or tabs"),
+        ("path;age:regression\n0.png;1,5\n", "number such as 1.5"),
         ("path,label\n0.png,a\n9.png,b\n", "line 3: '9.png': there is no such image"),
         ("path,label\n0.png,a\n0.png,b\n", "listed twice"),
         ("path,label\n0.png,a,b\n", "3 cells"),
@@ -274,6 +279,46 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         run("in", "--labels", "t.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_of_any_spreadsheet_is_read_or_says_what_to_do(
+    tmp_path, mark, encoding
+):
+    files("in", tmp_path, "#.png*10")
+    names = ["café, noir; fort", "thé\tvert"]
+    lines = [f'{n}.png{mark}"{names[n % 2]}"' for n in range(10)]
+    text = "\r\n".join([f"path{mark}label", *lines])
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    if not encoding.startswith("utf-8"):
+        with pytest.raises(InputError, match="t.csv is not UTF-8; save as UTF-8"):
+            run("in", "--labels", "t.csv")
+        return
+    run("in", "--labels", "t.csv")
+    assert classes() == names
+
+
+@pytest.mark.parametrize(("disk", "table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_one_whatever_composes_their_accents(tmp_path, disk, table):
+    """macOS writes an accent as a character of its own."""
+    files("in", tmp_path, normalize(disk, "é/ü#.png*10"))
+    lines = [f"é/ü{n}{'.png' * (n % 2)},ö" for n in range(10)]
+    lines[3] = normalize(disk, lines[3])  # a class is one in both forms too
+    text = "\n".join(["path,label", *[normalize(table, line) for line in lines]])
+    (tmp_path / "t.csv").write_text(text)
+    assert run("in", "--labels", "t.csv") == {"train": 9, "test": 1}
+    assert classes() == ["ö"]
+    files("in", tmp_path, normalize(table, "é/ü1.png"))
+    with pytest.raises(InputError, match=r"e\\u0301.* and '\\xe9.* have this name"):
+        run("in", "--labels", "t.csv", "--again")
+
+
+def test_a_class_folder_is_one_in_all_splits(tmp_path):
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        files("in", tmp_path, normalize(form, f"{split}/é/#.png*3"))
+    run("in")
+    assert classes() == ["é"]
 
 
 def test_a_used_name_is_kept_unless_again_is_given(tmp_path, capsys):
@@ -304,12 +349,18 @@ def test_images_of_more_than_8_bits_are_scaled_by_a_named_range(tmp_path):
     for number in range(4):
         path = tmp_path / "in" / f"{number}.tif"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encoded(0, "TIFF", grid + number))
+        content = encoded(0, "TIFF", grid + number)
+        if number % 2:  # of three equal channels
+            colours = np.repeat((grid + number)[..., None], 3, axis=2)
+            content = cv2.imencode(".tif", colours)[1].tobytes()
+        path.write_bytes(content)
     with pytest.raises(InputError, match=r"-1000 \.\. 3000.*--range"):
         run("in")
     run("in", "--range", "-1000", "3003")
-    values = np.unique(decode(rows()[0]["image"]))
-    assert len(values) == 256 and values[0] == 0
+    assert len(rows()) == 3
+    for row in rows():
+        values = np.unique(decode(row["image"]))
+        assert len(values) == 256 and values[0] == 0
 
 
 def test_an_undecodable_name_is_refused_but_any_utf8_is_read(tmp_path):

@@ -4,6 +4,7 @@ Pixels are RGB in stored order: the EXIF orientation is ignored, as in the usual
 ImageNet pipelines, so that results are comparable.
 """
 
+import contextlib
 import io
 import re
 import struct
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from polyview.data.sources.protocol import CorruptRecord
 
@@ -36,6 +37,7 @@ class Header(NamedTuple):
     plain: bool  # a grey or RGB JPEG or a PNG without alpha: safe for OpenCV
     whole: bool  # neither truncated nor followed by trailing bytes
     deep: bool = False  # more than 8 bits a value
+    known: bool = True  # to Pillow, unlike TIFFs of several floats a pixel
 
 
 def read_header(data: bytes) -> Header:
@@ -91,15 +93,40 @@ def _png_header(data: bytes) -> Header:
 
 
 def _other_header(data: bytes) -> Header:
+    tags = _tiff_tags(data)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            bits = getattr(image, "tag_v2", {}).get(258, (8,))  # of a TIFF
             wide = re.match(rb"P[56]\s+\d+\s+\d+\s+(\d+)", data[:64])
-            deep = image.mode[0] in "IF" or max(bits) > 8
+            deep = image.mode[0] in "IF" or tags.get("bits", 8) > 8
             deep = deep or (wide is not None and int(wide[1]) > 255)
-            return Header("other", image.height, image.width, False, False, deep)
+            # Pillow mixes up the bytes of deep planes.
+            known = not (deep and tags.get("planes", 1) > 1)
+            shape = image.height, image.width
+            return Header("other", *shape, False, False, deep, known)
     except Exception as error:  # Pillow's readers raise exceptions of many types
+        if isinstance(error, UnidentifiedImageError) and tags:
+            shape = tags["height"], tags["width"]
+            return Header("other", *shape, False, False, True, known=False)
         raise CorruptRecord("not an image of a known format") from error
+
+
+def _tiff_tags(data: bytes) -> dict[str, int]:
+    """Return what is stored of a TIFF's first image; {} for other data."""
+    try:
+        file = io.BytesIO(data)
+        head = file.read(16 if data[2:3] == b"+" else 8)  # +: BigTIFF
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        file.seek(tags.next)
+        tags.load(file)
+        return {
+            "width": int(tags[256]),
+            "height": int(tags[257]),
+            "bits": max(map(int, tags.get(258, (1,)))),
+            "channels": int(tags.get(277, 1)),
+            "planes": int(tags.get(277, 1)) if tags.get(284) == 2 else 1,
+        }
+    except Exception:  # of many types, as above
+        return {}
 
 
 Range = tuple[float, float]
@@ -134,8 +161,9 @@ def decode_as(
     # OpenCV 4 silently fills the missing part of a truncated file with grey, so it gets
     # whole files only. Pillow tells harmless trailing bytes from a missing end.
     image = None
-    if header.deep and range and (header.whole or header.kind == "other"):
-        return _decode_deep(data, range)
+    named = range and (header.whole or header.kind == "other")
+    if header.deep and (named or not header.known):
+        return _decode_deep(data, header, range)
     if header.plain and header.whole:
         encoded = np.frombuffer(data, np.uint8)
         if reduce > 1:
@@ -149,14 +177,28 @@ def decode_as(
     return image
 
 
-def _decode_deep(data: bytes, range: Range) -> np.ndarray:
+def _decode_deep(data: bytes, header: Header, range: Range | None) -> np.ndarray:
     """Scale the values as the file holds them: Pillow would reduce colours to 8 bits.
 
     An alpha channel is left out.
     """
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None:
+    tags = _tiff_tags(data)
+    channels, planes = tags.get("channels", 1), tags.get("planes", 1)
+    values = None
+    if planes == 1 and channels in (1, 3, 4):  # OpenCV mixes up others
+        with contextlib.suppress(cv2.error):
+            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None and header.known and channels == 1:
         return _decode_with_pillow(data, range)
+    stored = channels * header.height * header.width  # of some TIFFs it reads a part
+    if values is None or (
+        tags and (values.size != stored or 8 * values.itemsize < tags["bits"])
+    ):
+        raise CorruptRecord(
+            f"a TIFF of {channels} x {tags['bits']} bits a pixel"
+            f"{' in planes' * (planes > 1)} cannot be decoded; if it is whole, convert "
+            "it to 1, 3 or 4 interleaved values of uint8, uint16 or float32"
+        )
     pixels = to_bytes(values if values.ndim == 3 else values[..., None], range)
     if pixels.shape[2] < 3:
         return np.repeat(pixels[..., :1], 3, axis=2)
@@ -204,11 +246,11 @@ def to_bytes(values: np.ndarray, range: Range | None = None) -> np.ndarray:
             f"{low} .. {high}; give the range that becomes black to white (`range` of "
             "the views, --range of prepare folder)"
         )
-    if range is None and values.dtype.kind in "iu" and values.dtype != np.uint16:
-        if most <= 255:
-            raise CorruptRecord(
-                f"an image of {values.dtype} has values {least} .. {most}: give it as "
-                "uint8, or the range that becomes black to white"
-            )
+    wide = values.dtype.kind in "iu" and values.dtype.newbyteorder("=") != np.uint16
+    if range is None and wide and most <= 255:
+        raise CorruptRecord(
+            f"an image of {values.dtype} has values {least} .. {most}: give it as "
+            "uint8, or the range that becomes black to white"
+        )
     bins = (values.astype(np.float64) - low) * (256 / (high - low))
     return np.clip(bins, 0, 255).astype(np.uint8)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from polyview.data.sources.manifest import PARTLY
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 from polyview.evaluation.features import Extracted
@@ -29,6 +30,11 @@ def check_target(source: Source, split: str, label: str) -> None:
             f"{', '.join(source.targets)}; correct its label"
         )
     kind = source.targets[label]["kind"]
+    if kind == PARTLY:
+        raise InputError(
+            f"evaluation: some rows of the {split} source have no '{label}'; set its "
+            "labelled=True, which takes the others"
+        )
     if kind != "class":
         raise InputError(
             f"evaluation: target '{label}' is of kind '{kind}', not 'class'; "

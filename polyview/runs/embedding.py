@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def embed(
         "views": repr(views),
         "modality": asked[0] if len(asked) == 1 else asked,
         "classes": names.get("label"),
+        "names": names,
         "features": features,
         "batch_size": batch_size,
     }
@@ -153,7 +155,7 @@ def _class_names(targets: Mapping[str, Any]) -> dict[str, list[str]]:
     return {
         target: list(task["names"])
         for target, task in targets.items()
-        if task.get("kind") == "class" and task.get("names")
+        if task.get("kind") not in ("mask", "regression") and task.get("names")
     }
 
 
@@ -164,15 +166,16 @@ def _other_classes(
     trust: tuple[str, ...],
 ) -> str:
     """Return what to say if classes here differ from those of the run's data."""
+    told = ""
     for target, here in names.items():
         theirs = _of_the_run(target, config, trust)
         if theirs is not None and theirs != here:
-            return (
+            told += (
                 f"; {target} counts the {len(here)} classes of {source!r} "
                 f"({_some(here)}), not the {len(theirs)} of the run's data "
                 f"({_some(theirs)}): compare {target}_name"
             )
-    return ""
+    return told
 
 
 def _of_the_run(
@@ -291,7 +294,7 @@ def _join(
         rows = arrays.pop("row")
         ids = rows if files is None else np.array([files[row] for row in rows], str)
         named = {
-            f"{target}_name": np.array(classes, str)[arrays[target]]
+            f"{target}_name": _named(arrays[target], classes)
             for target, classes in names.items()
         }
         return {"id": ids, **arrays, **named}
@@ -302,6 +305,16 @@ def _join(
     parts = [columns(path) for path in paths]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     write_whole(output, _npz(joined | {"about": np.array(json.dumps(about))}))
+
+
+def _named(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Return the class of each row in words: str[n], "" where it is unknown (-1).
+
+    labels: int[n]; or [n, classes] of 0 or 1, whose names are joined by `|`.
+    """
+    if labels.ndim == 1:
+        return np.array([*classes, ""], str)[labels]
+    return np.array(["|".join(compress(classes, row)) for row in labels], str)
 
 
 def _write_parquet(parts: Iterable[dict], about: dict, output: Path) -> None:

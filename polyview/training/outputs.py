@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from polyview.data.sources.manifest import PARTLY
 from polyview.errors import InputError
 from polyview.model import Parts, merge_module
 
@@ -12,16 +13,23 @@ from polyview.model import Parts, merge_module
 def check_outputs(
     objective: Any, parts: Parts, batch: Any, targets: Mapping[str, Mapping]
 ) -> None:
-    """Raise InputError if a task has more classes than the model has outputs for it.
+    """Raise InputError if a task has more classes than outputs, or rows without one.
 
     A loss would read the last output for every class beyond. Only objectives that
     predict are checked: those with `outputs`, {target: name of the features}.
 
     parts, batch: arrays or shapes. targets: those of the source.
     """
+    predicted = getattr(objective, "outputs", {})
+    for target in predicted:
+        if targets.get(target, {}).get("kind") == PARTLY:
+            raise InputError(
+                f"some rows have no {target!r}, which the objective predicts; set "
+                "source.labelled=True, which takes the others"
+            )
     tasks = {
         target: (name, targets[target]["classes"])
-        for target, name in getattr(objective, "outputs", {}).items()
+        for target, name in predicted.items()
         if targets.get(target, {}).get("kind") in ("class", "multi-label")
         and targets[target].get("classes")
     }

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 
@@ -139,26 +140,31 @@ def _splits(
 def from_table(path: Path, files: Iterable[str]) -> Labelled:
     """Take targets and, from a column `split`, splits from a CSV file with a header.
 
-    The first column has the paths below the folder, whose endings may be left out. Each
-    other column is a target: `NAME` or `NAME:KIND`, of a class (the default), of
-    several classes joined by `|` ("multi-label"; `|` alone for none), or a number
-    ("regression"). A split may be without values. Files that are not in the table are
-    left out.
+    Commas, semicolons or tabs separate its cells. The first column has the paths below
+    the folder, whose endings may be left out. Each other column is a target: `NAME` or
+    `NAME:KIND`, of a class (the default), of several classes joined by `|`
+    ("multi-label"; `|` alone for none), or a number ("regression"). A split may be
+    without values. Files that are not in the table are left out.
 
     Raises InputError with the line for anything else.
     """
     columns, rows = _read(path)
-    known = set(files)
+    names: dict[str, list[str]] = {}
     stems: dict[str, list[str]] = {}
-    for file in known:
-        stems.setdefault(file.rpartition(".")[0], []).append(file)
+    for file in sorted(files):
+        name = normalize("NFC", file)  # macOS decomposes accents
+        names.setdefault(name, []).append(file)
+        stems.setdefault(name.rpartition(".")[0], []).append(file)
     splits: dict[str, list[str]] = {}
     raw: dict[str, dict[str, str]] = {}
     for line, row in rows:
         name = row[0].strip().replace("\\", "/").removeprefix("./")
-        found = [name] if name in known else stems.get(name, [])
+        found = names.get(name) or stems.get(name, [])
         if len(found) != 1:
-            why = "several images have this name" if found else "there is no such image"
+            several = (
+                f"{' and '.join(map(ascii, found[:2]))} have this name; rename one"
+            )
+            why = several if found else "there is no such image"
             raise InputError(f"{path}, line {line}: {name!r}: {why}")
         if found[0] in raw:
             raise InputError(f"{path}, line {line}: {name!r} is listed twice")
@@ -192,18 +198,25 @@ def from_table(path: Path, files: Iterable[str]) -> Labelled:
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, list[str]]]]:
-    """Return {column: kind} after the first column, and the rows with their lines."""
+    """Return {column: kind} after the first column, and the rows with their lines.
+
+    Accents are composed (NFC) in all cells.
+    """
+    # Imported late: pyarrow, which it loads, takes half a second.
+    from polyview.data.sources.table import separator
+
     try:
+        mark = separator(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [cell.strip() for cell in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reader = csv.reader(file, delimiter=mark)
+            header = [cell.strip() for cell in _composed(next(reader, []))]
+            rows = [(reader.line_num, _composed(row)) for row in reader if row]
+    except (OSError, csv.Error) as error:
         raise InputError(f"--labels {path} cannot be read: {error}") from None
     if not header or header[0].lower() not in _PATHS or len(header) < 2:
         raise InputError(
-            f"{path} must begin with a header such as path,label; its first line is "
-            f"{','.join(header)!r:.60}"
+            f"{path} must begin with a header such as path,label (or with ; or tabs); "
+            f"its first line is {mark.join(header)!r:.60}"
         )
     columns = {}
     for cell in header[1:]:
@@ -222,6 +235,10 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[int, list[str]]]]:
                 f"{path}, line {line}: {len(row)} cells, the header has {len(header)}"
             )
     return columns, rows
+
+
+def _composed(row: Sequence[str]) -> list[str]:
+    return [normalize("NFC", cell) for cell in row]
 
 
 def _labelled(
@@ -269,7 +286,7 @@ def _to_numbers(path: Path, values: Mapping[str, dict[str, Any]], target: str) -
                 raise ValueError
         except ValueError:
             raise InputError(
-                f"{path}: {target} of {file} is not a finite number"
+                f"{path}: {target} of {file} is not a finite number such as 1.5"
             ) from None
 
 

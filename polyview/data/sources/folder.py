@@ -1,5 +1,7 @@
 """Image files: a folder of them, or some by their paths."""
 
+import contextlib
+import functools
 import hashlib
 import os
 import stat
@@ -7,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from PIL import Image
 
@@ -30,7 +33,9 @@ MAX_FILE = 2**30  # bytes of an image
 _OTHER_IMAGES = {
     **dict.fromkeys((".svg", ".svgz", ".eps", ".ai"), "vector graphics: draw as PNG"),
     **dict.fromkeys((".heic", ".heif", ".avif", ".jxl", ".jp2"), "convert to JPEG"),
-    **dict.fromkeys((".dcm", ".nii", ".psd", ".exr", ".npy"), "convert to PNG or TIFF"),
+    **dict.fromkeys(
+        (".dcm", ".nii", ".psd", ".exr", ".npy", ".pfm"), "convert to PNG or TIFF"
+    ),
 }
 
 
@@ -125,11 +130,12 @@ def wrapper(files: Sequence[str]) -> str:
 def class_of(file: str, rule: str) -> str | None:
     """Return the class of a path below its split: "top" folder, "leaf" folder or None.
 
-    None stands for no label: a loose file, or the rule "none".
+    None stands for no label: a loose file, or the rule "none". Accents are composed
+    (NFC), so that a name is one class whatever system wrote it.
     """
     if rule == "none" or "/" not in file:
         return None
-    return file.split("/")[0 if rule == "top" else -2]
+    return normalize("NFC", file.split("/")[0 if rule == "top" else -2])
 
 
 class Folder:
@@ -230,6 +236,39 @@ def listing_digest(root: Path, files: Sequence[str]) -> str:
     """Return a digest of the names and `fingerprint`s of files."""
     lines = [f"{file}\0{fingerprint(root / file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def stored(root: Path, name: str) -> Path:
+    """Return the path of a file that a table names, below a folder.
+
+    Where it is not there as it is spelt, accents may be composed (NFC) in one place and
+    decomposed (NFD, as macOS does) in the other. Raises InputError for a name that
+    stands for two files.
+    """
+    if name.isascii() or os.path.exists(root / name):
+        return root / name
+    path = root
+    for part in Path(name).parts:
+        if not os.path.exists(path / part):
+            alike = _composed(path).get(normalize("NFC", part), [part])
+            if len(alike) > 1:
+                raise InputError(
+                    f"{path}: {' and '.join(map(ascii, alike))} are both {part}; "
+                    "rename one of them"
+                )
+            part = alike[0]
+        path /= part
+    return path
+
+
+@functools.lru_cache(maxsize=64)
+def _composed(folder: Path) -> dict[str, list[str]]:
+    """Return {name with composed accents: names} of a folder."""
+    names: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError):  # reading the file will tell
+        for name in sorted(os.listdir(folder)):
+            names.setdefault(normalize("NFC", name), []).append(name)
+    return names
 
 
 def read_image(path: Path) -> bytes:

@@ -1,13 +1,29 @@
 """The manifest of a prepared data set, which may be untrusted."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from polyview.data.sources.protocol import class_task
 from polyview.errors import InputError
 from polyview.files import read_json
 
 MAX_CLASSES = 2**20
+PARTLY = "class of some rows"  # the kind of a target that is -1 in the others
+
+
+def class_targets(labels: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """Return the targets of rows with these labels, of which -1 stands for no class.
+
+    If some have none, the task is `PARTLY` and gives no number of classes: the pipeline
+    then lets -1 pass, which `supcon` with labels takes for unknown, and what needs a
+    class of every row refuses the kind. If none has a class, there is no target.
+    """
+    task, lacking = class_task(names), sum(label < 0 for label in labels)
+    if lacking:
+        task = {"kind": PARTLY, "names": task["names"]}
+    return {"label": task} if lacking < len(labels) else {}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -9,20 +9,18 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from csv import reader
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from unicodedata import normalize
 
 import pyarrow
 from pyarrow import csv, ipc, parquet
 
-from polyview.data.sources.folder import read_image
-from polyview.data.sources.manifest import MAX_CLASSES
-from polyview.data.sources.protocol import (
-    CorruptRecord,
-    class_task,
-    parse_split,
-)
+from polyview.data.sources.folder import read_image, stored
+from polyview.data.sources.manifest import MAX_CLASSES, class_targets
+from polyview.data.sources.protocol import CorruptRecord, parse_split
 from polyview.errors import InputError, nearest
 from polyview.files import fingerprint
 
@@ -34,7 +32,8 @@ class Table:
     """The rows of a table, whose images are encoded bytes or paths.
 
     Each column is a field of the examples. A column of images holds bytes, paths below
-    the table's folder, or both, as Hugging Face writes them.
+    the table's folder, or both, as Hugging Face writes them. A row whose class is null,
+    empty or -1 has the label -1, for unknown; see `class_targets`.
 
     Args:
       path: a CSV or parquet file, a pattern of several such as `data/train-*.parquet`,
@@ -45,6 +44,7 @@ class Table:
       label: the column of classes that becomes the field `label`; None for none.
       names: the names of the classes, in order. By default those that the file names
         or, of a column of texts, all that occur, sorted; numbers need none.
+      labelled: take only the rows that have a class.
 
     Raises:
       InputError: there is no such file, column or split, or the labels are no classes.
@@ -58,6 +58,7 @@ class Table:
         image: str | None = "image",
         label: str | None = "label",
         names: Sequence[str] | None = None,
+        labelled: bool = False,
     ):
         self._description = f"Table('{path}', '{split}')"
         self._rows, self._root, kept = _open(Path(path), split)
@@ -71,15 +72,23 @@ class Table:
         self._image, self._label = image, label
         self._index = kept
         self.targets: dict[str, dict[str, Any]] = {}
-        self._numbers: dict[str, int] | None = None
+        self._numbers: dict[str | int, int] | None = None
         if label is not None:
             names = names or _named_classes(self._rows.schema, label)
-            self._take_classes(self._rows.column(label), names, str(path))
+            cells = list(map(_class, self._rows.column(label)))
+            names = self._classes(cells, names, str(path))
+            if labelled:
+                self._index = [row for row in kept if cells[row] != -1]
+                if not self._index:
+                    raise InputError(f"no row of {self!r} has a class in {label}")
+            taken = [-1 if cells[row] == -1 else 0 for row in self._index]
+            self.targets = class_targets(taken, names)
 
-    def _take_classes(
+    def _classes(
         self, column: list, names: Sequence[str] | None, path: str
-    ) -> None:
-        """Set `targets`, and the number of each name of a column of texts."""
+    ) -> Sequence[str]:
+        """Return the names of the classes; set the number of each in texts."""
+        column = [value for value in column if value != -1]
         if all(type(value) is int for value in column):
             least, most = min(column, default=0), max(column, default=0)
             if most >= MAX_CLASSES:
@@ -88,22 +97,20 @@ class Table:
                 known = f"of the {len(names)} names" if names else "0 or more"
                 raise InputError(
                     f"{path}: {self._label} has the numbers {least} .. {most}, which "
-                    f"must be {known}"
+                    f"must be {known}, or -1 for no class"
                 )
-            task = class_task(names or [str(number) for number in range(most + 1)])
-        elif all(type(value) is str for value in column):
-            names = names or sorted(set(column))
-            self._numbers = {name: number for number, name in enumerate(names)}
-            if unknown := sorted(set(column) - set(names)):
-                near = nearest(unknown[0], names)
-                raise InputError(f"{path}: {self._label} has {unknown[0]!r}{near}")
-            task = class_task(names)
-        else:
+            return names or [str(number) for number in range(most + 1)]
+        if not all(type(value) is str for value in column):
             raise InputError(
                 f"{path}: column {self._label} holds no classes (whole numbers or "
-                "names in every row); give label=None"
+                "names, empty for unknown); give label=None"
             )
-        self.targets = {"label": task}
+        names = [normalize("NFC", name) for name in names or sorted(set(column))]
+        self._numbers = {name: number for number, name in enumerate(names)} | {-1: -1}
+        if unknown := sorted(set(column) - set(names)):
+            near = nearest(unknown[0], names)
+            raise InputError(f"{path}: {self._label} has {unknown[0]!r}{near}")
+        return names
 
     @property
     def digest(self) -> str:
@@ -129,7 +136,7 @@ class Table:
         if self._image is not None:
             row["image"] = self._bytes(row[self._image])
         if self._label is not None:
-            label = row[self._label]
+            label = _class(row[self._label])
             row["label"] = label if self._numbers is None else self._numbers[label]
         return row
 
@@ -138,7 +145,7 @@ class Table:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return read_image(self._root / value)
+            return read_image(stored(self._root, value))
         if value is not None and not isinstance(value, bytes):
             raise CorruptRecord(f"column {self._image} holds a {type(value).__name__}")
         return value
@@ -306,8 +313,46 @@ def _open(path: Path, split: str) -> tuple[_Rows, Path, Sequence[int]]:
 def _csv(path: Path) -> pyarrow.Table:
     if path.suffix not in ENDINGS:
         raise ValueError(f"its name ends in none of {', '.join(ENDINGS)}")
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter))
+    options = csv.ParseOptions(delimiter=separator(path))
+    return csv.read_csv(path, parse_options=options)
+
+
+def separator(path: Path) -> str:
+    """Return what separates the cells of a CSV file: comma, semicolon or tab.
+
+    It gives the header most cells, and the first row as many. Raises InputError for a
+    file that is not UTF-8; a byte order mark is allowed.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [file.readline(2**16), file.readline(2**16)]
+            while file.read(2**20):
+                pass
+    except UnicodeDecodeError:
+        lines = ["\0"]
+    if "\0" in lines[0]:  # also of UTF-16 without a mark
+        raise InputError(
+            f"{path} is not UTF-8; save as UTF-8 (in a spreadsheet: 'CSV UTF-8')"
+        )
+    marks = "\t,;" if path.suffix == ".tsv" else ",;\t"  # the first of equals counts
+
+    def merit(mark: str) -> tuple[bool, int]:
+        header, row = (len(next(reader([x], delimiter=mark), [])) for x in lines)
+        return header == row > 1, header
+
+    return max(marks, key=merit)
+
+
+def _class(value: Any) -> Any:
+    """Return a cell of a column of classes; -1 if it is null, NaN, empty or -1.
+
+    Where numbers are missing, pandas writes all as floats. Accents are composed.
+    """
+    if value is None or value == "" or value != value:
+        return -1
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return normalize("NFC", value) if isinstance(value, str) else value
 
 
 def _of_split(folder: Path, split: str) -> Path:

@@ -2,19 +2,15 @@
 
 import glob
 import hashlib
+import itertools
 import json
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyview.data.sources.folder import IMAGE_SUFFIXES
-from polyview.data.sources.manifest import MAX_CLASSES
-from polyview.data.sources.protocol import (
-    CorruptRecord,
-    check_resources,
-    class_task,
-    parse_split,
-)
+from polyview.data.sources.manifest import MAX_CLASSES, class_targets
+from polyview.data.sources.protocol import CorruptRecord, check_resources, parse_split
 from polyview.errors import InputError
 from polyview.files import fingerprint
 
@@ -33,12 +29,14 @@ class Tar:
     Files of one name up to its first dot are a sample. An image becomes the field
     `image`, `.cls` the class `label`, `.txt` the text `text`, and `.json` a field for
     each of its entries. The tars are scanned once, when this is made; a row is then
-    read at its place.
+    read at its place. If some samples have a class, one without, or with -1, has the
+    label -1, for unknown; see `class_targets`.
 
     Args:
       path: a tar, or a pattern of several such as `shards/train-*.tar`.
       split: see `polyview.data.sources.protocol.parse_split`; all rows are "train".
       names: the names of the classes; by default their numbers.
+      labelled: take only the samples that have a class.
 
     Raises:
       InputError: there is no such tar, it is compressed or damaged, or a class is no
@@ -46,7 +44,11 @@ class Tar:
     """
 
     def __init__(
-        self, path: str | Path, split: str = "train", names: list[str] | None = None
+        self,
+        path: str | Path,
+        split: str = "train",
+        names: list[str] | None = None,
+        labelled: bool = False,
     ):
         self._description = f"Tar('{path}', '{split}')"
         paths = [str(path)] if Path(path).is_file() else sorted(glob.glob(str(path)))
@@ -62,12 +64,22 @@ class Tar:
         _, start, stop = parse_split(split, {"train": len(rows)})
         self._rows, self._paths = rows[start:stop], paths
         self.targets: dict[str, dict[str, Any]] = {}
-        if all("cls" in row for row in rows):
-            most = max(self._class(row["cls"]) for row in rows)
-            if names is not None and most >= len(names):
-                raise InputError(f"{path} has class {most}, but {len(names)} names")
-            classes = names or [str(number) for number in range(most + 1)]
-            self.targets["label"] = class_task(classes)
+        self._classes = any("cls" in row for row in rows)
+        if self._classes:
+            labels = [self._class(row["cls"]) if "cls" in row else -1 for row in rows]
+            if names is not None and max(labels) >= len(names):
+                raise InputError(
+                    f"{path} has class {max(labels)}, but {len(names)} names"
+                )
+            classes = names or [str(number) for number in range(max(labels) + 1)]
+            labels = labels[start:stop]
+            if labelled:
+                known = [label >= 0 for label in labels]
+                self._rows = list(itertools.compress(self._rows, known))
+                labels = list(itertools.compress(labels, known))
+            self.targets = class_targets(labels, classes)
+        if labelled and not self.targets:
+            raise InputError(f"no sample of {self!r} has a class")
 
     @property
     def digest(self) -> str:
@@ -82,7 +94,7 @@ class Tar:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        example: dict[str, Any] = {}
+        example: dict[str, Any] = {"label": -1} if self._classes else {}
         for kind, member in self._rows[index].items():
             content = _read(member)
             if f".{kind}" in IMAGE_SUFFIXES:
@@ -99,7 +111,7 @@ class Tar:
         content = _read(member)
         try:
             number = int(content)
-            if not 0 <= number < MAX_CLASSES:
+            if not -1 <= number < MAX_CLASSES:
                 raise ValueError
         except ValueError:
             raise InputError(
