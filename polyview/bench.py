@@ -31,15 +31,14 @@ def main() -> None:
     )
     cli.add_distributed(parser)
     flags, rest = parser.parse_known_args()
-    config = load_config(flags.config, parse_flags(rest, known=vars(flags)))
-    check_config(config)
-    if flags.steps < 1:
-        raise InputError(f"--steps {flags.steps}: it must be 1 or more")
-    cli.check_output(flags.output)
-
     # Compile anew: the seconds of that are part of the record.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
-    cli.start(flags)
+    with cli.starting(flags):
+        config = load_config(flags.config, parse_flags(rest, known=vars(flags)))
+        check_config(config)
+        if flags.steps < 1:
+            raise InputError(f"--steps {flags.steps}: it must be 1 or more")
+        cli.check_output(flags.output)
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview import hosts
     from polyview.training import cost

@@ -2,16 +2,18 @@
 
 import argparse
 import ast
+import contextlib
 import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-from polyview import errors
+from polyview import errors, hosts
 from polyview.errors import InputError, nearest
 
 
@@ -115,7 +117,8 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
         "--heartbeat",
         metavar="SECONDS",
         type=int,
-        help="silence after which a process counts as dead and all stop (100)",
+        help="silence after which a process counts as dead and all stop (100); at the "
+        "start, three times as long",
     )
 
 
@@ -155,12 +158,28 @@ def _own_cache() -> str:
     return str(folder) if os.access(folder, os.W_OK) else ""
 
 
+@contextlib.contextmanager
+def starting(flags: argparse.Namespace) -> Iterator[None]:
+    """Check the input in the block, which needs no JAX, then start as `start` does.
+
+    With --distributed start first, and fail on every process if one fails: the others
+    would wait in vain for a process whose input is bad.
+    """
+    if flags.distributed:
+        start(flags)
+        with hosts.together():
+            yield
+    else:  # usage errors do not wait for JAX
+        yield
+        start(flags)
+
+
 def start(flags: argparse.Namespace) -> None:
     """Cache compiled programs and, with --distributed, join the other processes.
 
     Call before JAX is imported. Under Slurm, Open MPI, Kubernetes and on TPU pods JAX
     needs no further flags. Raises InputError for a bad flag, or if JAX finds no cluster
-    or cannot join it.
+    or cannot join it; ends the program if the other processes do not join.
     """
     cache_compiled()
     if not flags.distributed:
@@ -179,11 +198,17 @@ def start(flags: argparse.Namespace) -> None:
     if heartbeat < 1:
         raise InputError(f"--heartbeat is {heartbeat}; give 1 second or more")
     jax = _import_jax()
+    patience = JOIN * heartbeat
+    waiting = threading.Timer(patience, _give_up, [patience])
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             flags.coordinator,
             flags.processes,
             flags.process,
+            # After this JAX aborts, with a page of stack frames.
+            initialization_timeout=int(patience) + 60,
             heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as error:
@@ -196,7 +221,24 @@ def start(flags: argparse.Namespace) -> None:
             f"--distributed could not join the others ({str(error).splitlines()[0]}); "
             "start all processes with the same --coordinator and --processes"
         ) from error
+    finally:
+        waiting.cancel()
     check_jax()
+
+
+JOIN = 3  # heartbeats that a process waits for the others: by default 300 s, as in JAX
+
+
+def _give_up(patience: float) -> None:
+    """End the program, whose main thread is inside JAX."""
+    print(
+        f"error: --distributed: not all processes joined in {patience:g} s; see the "
+        "output of the others, and start all with the same --coordinator and "
+        f"--processes, or wait longer: {JOIN} times --heartbeat",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(InputError.status)
 
 
 def _import_jax() -> Any:
@@ -210,6 +252,13 @@ def _import_jax() -> Any:
             "JAX_DISABLE_JIT is set, but steps must be compiled; unset it (to look "
             "inside a step, use jax.debug.print)"
         )
+    for name in ("", "_host_to_device", "_device_to_host", "_device_to_device"):
+        name = f"jax_transfer_guard{name}"
+        if str(getattr(jax.config, name)).startswith("disallow"):
+            raise InputError(
+                f"{name.upper()}={getattr(jax.config, name)} would forbid copying the "
+                "first state and the data; unset it (steps are guarded in any case)"
+            )
     return jax
 
 
@@ -221,6 +270,11 @@ def check_jax() -> None:
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
         why = str(error).partition(" (set JAX_PLATFORMS")[0] or "it finds no device"
+        if "Could not determine process_index" in why:  # no device, and so no process
+            raise InputError(
+                "JAX has no device: JAX_NUM_CPU_DEVICES (or XLA_FLAGS) asks for none; "
+                "give 1 or more, or unset it"
+            ) from error
         raise InputError(
             f"JAX cannot use JAX_PLATFORMS={asked!r}: {why.splitlines()[0]}; unset it, "
             "or install JAX for that device (docs/quickstart.md)"

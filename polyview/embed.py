@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256, help="global batch size")
     cli.add_distributed(parser)
     flags = parser.parse_args()
-    check_new(flags.output, (".npz", ".parquet"))
-    if flags.batch_size < 1:
-        raise InputError(f"--batch_size is {flags.batch_size}; give 1 or more")
-    check_run(flags.run)
-    cli.start(flags)
+    with cli.starting(flags):
+        check_new(flags.output, (".npz", ".parquet"))
+        if flags.batch_size < 1:
+            raise InputError(f"--batch_size is {flags.batch_size}; give 1 or more")
+        check_run(flags.run)
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.embedding import embed
 

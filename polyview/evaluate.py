@@ -44,15 +44,17 @@ def main() -> None:
     flags, rest = parser.parse_known_args()
     overrides = parse_flags(rest, known=vars(flags))
     several = len(flags.run) > 1 or flags.step is not None or flags.references
-    if flags.watch and several:
-        raise InputError("--watch takes one run, without --step and --references")
-    if not 0 < flags.pause < 1e6:
-        raise InputError(f"--pause is {flags.pause}; give a number of seconds above 0")
-    for run in flags.run:
-        if not flags.watch:
-            check_run(run, {} if flags.evaluation else overrides)
-        files.check_folder(run / "eval")
-    cli.start(flags)
+    with cli.starting(flags):
+        if flags.watch and several:
+            raise InputError("--watch takes one run, without --step and --references")
+        if not 0 < flags.pause < 1e6:
+            raise InputError(
+                f"--pause is {flags.pause}; give a number of seconds above 0"
+            )
+        for run in flags.run:
+            if not flags.watch:
+                check_run(run, {} if flags.evaluation else overrides)
+            files.check_folder(run / "eval")
     # JAX is imported late, so that usage errors do not wait for it.
     from polyview.runs.evaluating import Asked, evaluate, watch
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,37 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Raise an error in the block on every process, as InputError on the others.
+
+    What follows is collective: a process that continued alone would wait for minutes.
+    Every process must enter the block, and nothing in it may be collective.
+    """
+    import jax
+    import numpy as np
+
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        own = np.zeros(2000, np.uint8)
+        text = "" if failed is None else str(failed) or type(failed).__name__
+        letters = text.encode(errors="replace")[: own.size]
+        own[: len(letters)] = np.frombuffer(letters, np.uint8)
+        everywhere = multihost_utils.process_allgather(own)
+        if failed is None and (stopped := np.flatnonzero(everywhere.any(1))).size:
+            first = stopped[0]
+            why = everywhere[first].tobytes().rstrip(b"\0").decode(errors="replace")
+            raise InputError(f"process {first} stops, and so do all: {why}")
+    if failed is not None:
+        raise failed
 
 
 def check_equal(what: str, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from polyview import cli, errors
+from polyview import cli, errors, hosts
 from polyview.config.file import list_configs, load_config
 from polyview.config.overrides import parse_flags
 from polyview.config.schema import check_config
@@ -21,21 +21,17 @@ def main() -> None:
     )
     parser.add_argument("--config", metavar="FILE.py[:key=value,...]")
     parser.add_argument("--workdir", metavar="DIR", type=Path)
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--replay", action="store_true", help="repeat the dumped step of DIR"
-    )
-    instead.add_argument(
+    instead = parser.add_mutually_exclusive_group().add_argument
+    instead("--replay", action="store_true", help="repeat the dumped step of DIR")
+    instead(
         "--list",
         nargs="?",
         const="configs",
         metavar="FOLDER",
         help="list the configs of a folder (configs), with their first lines",
     )
-    instead.add_argument(
-        "--print-config", action="store_true", help="print the config as JSON"
-    )
-    instead.add_argument(
+    instead("--print-config", action="store_true", help="print the config as JSON")
+    instead(
         "--dry-run",
         action="store_true",
         help="build all, compile a step, print sizes and memory; write nothing",
@@ -50,37 +46,34 @@ def main() -> None:
     if flags.replay and (flags.config is not None or overrides):
         raise InputError("--replay reads the config of --workdir: leave out --config")
     if flags.trust and not flags.replay:
-        raise InputError(
-            "--trust only applies with --replay: your own --config is trusted"
-        )
-    if not flags.replay:
-        if flags.config is None:
-            raise InputError("give --config FILE.py (or --replay); --list shows some")
-        config = load_config(flags.config, overrides)
-        check_config(config)
-        if flags.print_config:
-            print(to_json(config))
-            return
-    if flags.workdir is None and not flags.dry_run:
-        raise InputError("give --workdir DIR")
-
-    if not (flags.replay or flags.dry_run):
-        check_workdir(flags.workdir, config)
-    cli.start(flags)
-    # JAX is imported late, so that usage errors do not wait for it.
-    if flags.dry_run:
-        from polyview.training.dry_run import dry_run
-
-        dry_run(config)
+        raise InputError("--trust requires --replay: your own --config is trusted")
+    if not (flags.replay or flags.config):
+        raise InputError("give --config FILE.py (or --replay); --list shows some")
+    if flags.print_config:
+        check_config(config := load_config(flags.config, overrides))
+        print(to_json(config))
         return
+    with cli.starting(flags):
+        if not flags.replay:
+            check_config(config := load_config(flags.config, overrides))
+        if not (flags.workdir or flags.dry_run):
+            raise InputError("give --workdir DIR")
+        if not (flags.replay or flags.dry_run):
+            check_workdir(flags.workdir, config)
+    # JAX is imported late, so that usage errors do not wait for it.
+    from polyview.training.dry_run import dry_run
     from polyview.training.nonfinite import replay_run
     from polyview.training.train import train
     from polyview.training.trainer import Trainer
 
     if flags.replay:
         replay_run(Trainer, flags.workdir, tuple(flags.trust))
+    elif flags.dry_run:
+        dry_run(config)
     else:
-        train(Trainer(config), flags.workdir)
+        with hosts.together():
+            trainer = Trainer(config)
+        train(trainer, flags.workdir)
 
 
 if __name__ == "__main__":

@@ -219,6 +219,21 @@ def test_a_state_of_another_model_is_an_error_and_not_damage(saved, state):
     assert (saved / "3").is_dir()
 
 
+def test_a_run_is_not_resumed_with_other_settings_of_jax(saved, state):
+    """By the setting, and where an array's type shows it, by the array."""
+    with jax.enable_x64(True):
+        with pytest.raises(InputError, match="JAX_ENABLE_X64=False, now it is True"):
+            restore(saved, state)
+        wide = jax.ShapeDtypeStruct((8, 8), np.float64)
+        why = r"'float32'\], not .*'float64'\]; set JAX_ENABLE_X64=0"
+        with pytest.raises(InputError, match=why):
+            restore(saved, state | {"params": {"a": {0: wide}}})
+    with jax.default_prng_impl("rbg"):
+        with pytest.raises(InputError, match="set JAX_DEFAULT_PRNG_IMPL=threefry2x32"):
+            restore(saved, state)
+    assert restore(saved, state)[0] == 3
+
+
 def test_keep_must_be_at_least_two(tmp_path):
     with pytest.raises(InputError, match="at least 2"):
         checkpoint.Checkpoints(tmp_path, keep=1)

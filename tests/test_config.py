@@ -1,5 +1,6 @@
 """A config is checked before anything runs; an error says how to correct it."""
 
+import ast
 import os
 import sys
 import textwrap
@@ -345,6 +346,19 @@ OLD_NAMES = [
         ("evaluation.protocol:Protocol", "evaluation.frozen:FrozenFeatures"),
     ]
 ]
+
+
+def test_a_mistyped_target_lists_what_a_config_can_name():
+    """The public functions and classes of the module: no helper, no import."""
+    text = (ROOT / "polyview" / "objectives" / "contrastive.py").read_text()
+    kinds = ast.FunctionDef | ast.ClassDef
+    names = {node.name for node in ast.parse(text).body if isinstance(node, kinds)}
+    with pytest.raises(InputError, match="has no 'zzzz'; available: ") as caught:
+        build({"partial": "polyview.objectives.contrastive:zzzz"})
+    listed = str(caught.value).partition("available: ")[2].split(", ")
+    assert listed == sorted(name for name in names if name[0] != "_")
+    with pytest.raises(InputError, match="did you mean 'WeightedKnn'"):
+        build({"partial": "polyview.evaluation.knn:Weighted_Knn"})
 
 
 @pytest.mark.parametrize(("old", "new"), OLD_NAMES)

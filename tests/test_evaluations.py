@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from polyview import evaluate as evaluate_command
+from polyview.config.file import evaluations_of
 from polyview.config.text import from_json, to_json
 from polyview.errors import InputError
 from polyview.evaluation.base import Result, viewing_spec
@@ -150,6 +151,21 @@ def test_the_frozen_evaluation_file_reads_any_image_run(trained, tmp_path, monke
     for bad in (file.replace("frozen.py", "frzen.py"), f"{ROOT}/configs/probe.py"):
         with pytest.raises(InputError, match="frozen.py|get_evaluations"):
             run_command(monkeypatch, evaluate_command, *words[:5], bad)
+
+
+def test_the_frozen_evaluation_file_sees_data_as_the_run_does():
+    augment = {"target": "polyview.data.augment:ResizeCenterCrop", "size": 96}
+    views = {"field": "photo", "augment": augment | {"fraction": 0.875}}
+    seen = {"test": {"split": "test"}, "views": views, "modality": "photo"}
+    run = {"source": {"split": "train"}, "evaluations": {"own": seen}}
+    file = f"{ROOT}/configs/evaluations/frozen.py"
+    for argument, fraction in (("", 0.875), (":fraction=0.5", 0.5)):
+        spec = evaluations_of(f"{file}{argument}", run)["frozen"]
+        assert spec["modality"] == spec["views"]["field"] == "photo"
+        assert spec["views"]["augment"] == augment | {"fraction": fraction}
+    run["evaluations"]["own"] = {"test": {"split": "test"}, "views": {}}
+    spec = evaluations_of(file, run)["frozen"]
+    assert spec["modality"] == "image" and spec["views"]["augment"]["fraction"] == 1.0
 
 
 class Fails:

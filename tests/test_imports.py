@@ -24,7 +24,7 @@ ALLOWED = {
     "hosts": {"errors"},
     "devices": {"errors"},
     "drawing": set(),
-    "cli": {"errors"},
+    "cli": {"errors", "hosts"},
     "nn": {"devices", "errors"},
     "objectives": {"errors"},
     "data": {"errors", "files"},
@@ -143,7 +143,8 @@ def test_rl_mathematics_does_not_import_training(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_module_is_at_most_87_lines(name):
     text = (ROOT / "polyview" / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 87  # the aim is 80
+    # The aim is 80 for all.
+    assert len(text.splitlines()) <= (80 if name == "main" else 87)
 
 
 @pytest.mark.parametrize("path", files("polyview/data"), ids=lambda p: p.name)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_weights import adopted, made, state_of, vit, written
+from test_weights import adopted, made, same, state_of, vit, written
 
 from polyview.config.text import from_json, to_json
 from polyview.errors import InputError
@@ -12,7 +12,7 @@ from polyview.runs import init
 from polyview.runs.evaluating import Asked, evaluate
 from polyview.runs.exporting import in_float32
 from polyview.runs.init import Entry, entries_of, lay_over
-from polyview.runs.load import load, with_arrays
+from polyview.runs.load import encoder_of, load, with_arrays
 from polyview.runs.positions import resized
 from polyview.runs.weights import keep_fixed, read_fixed
 from polyview.training.train import train
@@ -165,6 +165,29 @@ def test_positions_of_a_run_are_resized_and_kept_with_the_new_run(digits, tmp_pa
     record = keep_fixed(tmp_path / "run", laid.parts[2], laid.referenced, "a file")
     again = read_fixed(tmp_path / "run", record, model.parts.fixed, [file])
     jax.tree.map(np.testing.assert_array_equal, again, laid.parts[2])
+
+
+@pytest.mark.parametrize("layout", ["run", "safetensors", "timm", "torchvision"])
+def test_a_class_token_on_one_side_only_is_named(digits, tmp_path, layout):
+    """If it is left out on request, so is its position."""
+    at, arrays = "towers.image.encoder", {}
+    with_token, without = (vit(digits("views=2"), pool=p) for p in ("cls", "mean"))
+    for ours, theirs, why in (
+        (with_token, without, "no class token.*pool='mean'.*`fresh`"),
+        (without, with_token, "a class token.*has none.*pool='cls'.*--leave"),
+    ):
+        source = tmp_path / theirs.model.towers.image.encoder.pool
+        if layout == "run":
+            arrays = dict(encoder_of(load(written(theirs, source)), "image"))
+        else:
+            arrays, state = state_of(theirs, layout)
+            save_file({f"net.{name}": array for name, array in state.items()}, source)
+        with pytest.raises(InputError, match=f"does not fit the config: it has {why}"):
+            adopted(ours, source, at)
+    laid, found = adopted(without, source, at, leave=("*cls*", "*class_token"))
+    assert "left out: the position of the class token" in str(laid)
+    del arrays["cls"]
+    same(arrays | {"position": arrays["position"][:, 1:]}, found)
 
 
 def test_a_run_that_is_not_finite_is_refused_as_donor(donor, digits, monkeypatch):

@@ -194,16 +194,49 @@ def test_a_resumed_queue_is_the_one_that_was_saved(x64, tmp_path):
 def test_a_queue_refuses_keys_that_do_not_fit():
     queue = Queue(size=3, features=2, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(jnp.linalg.norm(queue.keys[...], axis=1), 1, rtol=1e-6)
-    for keys in (jnp.ones((4, 2)), jnp.ones((1, 3))):
-        with pytest.raises(ValueError, match=r"in a queue of size=3, features=2"):
+    for keys, why in (
+        (jnp.ones((4, 2)), "size=3 cannot .*set model.queue.size to 4 or more"),
+        (jnp.ones((1, 3)), "features=2 cannot .*set model.queue.features=3"),
+    ):
+        with pytest.raises(InputError, match=why):
             queue.push(keys)
 
 
-def test_the_config_traces_and_its_mistakes_are_named(digits):
+def two_towers(config) -> None:
+    with config.unlocked():
+        config.model.towers.twin = config.model.towers.image
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda c: None, ""),
+        (
+            lambda c: c.model.queue.update(size=7),
+            "^a queue of size=7 cannot take the 8",
+        ),
+        (lambda c: c.model.queue.update(features=5), "set model.queue.features=32"),
+        (
+            lambda c: c.objective.update(modality="text"),
+            "objective.modality='text', but",
+        ),
+        (two_towers, "^MoCo trains one tower.* model.towers has image, twin; keep one"),
+        (
+            lambda c: c.views.update(m=4),
+            "^MoCo takes m = 2 views, not 4; set views.m=2",
+        ),
+        (
+            lambda c: c.update(target_decay=None),
+            "MoCo needs a target_decay, such as 0.",
+        ),
+    ],
+)
+def test_the_config_traces_and_its_mistakes_are_named(digits, change, why):
     config = digits("objective=moco,views=2")
-    Trainer(config).trace()
-    config.target_decay = None
-    with pytest.raises(InputError, match="MoCo needs a target_decay, such as 0.999"):
-        Trainer(config).trace()
-    with pytest.raises(InputError, match="MoCo takes m = 2 views, not 4"):
-        Trainer(digits("objective=moco,views=4")).trace()
+    change(config)
+    trainer = Trainer(config)
+    if not why:
+        trainer.trace()
+        return
+    with pytest.raises(InputError, match=why):
+        trainer.trace()

@@ -14,6 +14,7 @@ import pytest
 
 from polyview import cli, hosts
 from polyview.config.file import load_config
+from polyview.config.spec import build
 from polyview.data import workers
 from polyview.data.prepare import records
 from polyview.data.sources.array_record import ArrayRecord
@@ -21,7 +22,7 @@ from polyview.data.sources.folder import Folder
 from polyview.data.sources.protocol import CorruptRecord, identity
 from polyview.errors import InputError, Preempted
 from polyview.runs.checkpoint import Checkpoints
-from polyview.runs.workdir import check_workdir, claim_workdir
+from polyview.runs.workdir import check_workdir, claim_workdir, claimed_workdir
 
 CONFIG = load_config("configs/polyview_gaussian.py:steps=2,batch_size=16")
 DATA = {"source": {"rows": 24, "digest": "abc"}}
@@ -42,6 +43,14 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path, other):
     claim_workdir(tmp_path, CONFIG, DATA)
 
 
+def test_numbers_that_a_config_takes_from_its_data_are_not_what_is_blamed(tmp_path):
+    checkpointed(tmp_path)  # with other data than the config's source has
+    other = CONFIG.copy_and_resolve_references()
+    other.views.deviation = 0.7
+    with pytest.raises(InputError, match=r"other data: .* 24 rows \(abc\), now"):
+        check_workdir(tmp_path, other)
+
+
 def test_a_run_of_an_earlier_version_takes_the_data_it_finds(tmp_path):
     checkpointed(tmp_path)
     (tmp_path / "data.json").unlink()
@@ -53,7 +62,8 @@ def test_a_run_of_an_earlier_version_takes_the_data_it_finds(tmp_path):
 def test_a_workdir_without_a_checkpoint_takes_a_new_config(tmp_path):
     claim_workdir(tmp_path, CONFIG, DATA)
     other = load_config("configs/polyview_gaussian.py:steps=3,batch_size=16")
-    claim_workdir(tmp_path, other, {"source": {"rows": 1, "digest": ""}})
+    data = {"source": identity(build(other.source))}
+    claim_workdir(tmp_path, other, data)
     (tmp_path / "damaged" / "5").mkdir(parents=True)  # even a damaged one counts
     with pytest.raises(InputError, match="another config"):
         check_workdir(tmp_path, CONFIG)
@@ -108,6 +118,22 @@ def test_processes_with_other_data_all_stop(monkeypatch):
         hosts.check_equal("data", "7 rows")
 
 
+def test_what_stops_the_first_process_alone_stops_the_others(tmp_path, monkeypatch):
+    """Only the first waits for the lock of a workdir."""
+    told = np.frombuffer(b"another process trains in it", np.uint8)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.process_allgather",
+        lambda own: np.stack([np.pad(told, (0, own.size - told.size)), own]),
+    )
+    why = "process 0 stops, and so do all: another process trains in it"
+    with pytest.raises(InputError, match=why), claimed_workdir(tmp_path, CONFIG):
+        raise AssertionError("it must not begin")
+    with pytest.raises(KeyError, match="own"), hosts.together():
+        raise KeyError("own")
+
+
 @pytest.mark.parametrize("name", ["[seed-0]", "lr=[0.1,0.2]", "what?", "a*"])
 def test_a_path_where_checkpoints_would_not_be_found_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="in its path"):
@@ -115,6 +141,25 @@ def test_a_path_where_checkpoints_would_not_be_found_is_refused(tmp_path, name):
     (tmp_path / "link").symlink_to(tmp_path / name)
     with pytest.raises(InputError, match="in its path"):
         check_workdir(tmp_path / "link", CONFIG)
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints"])
+def test_a_workdir_that_is_a_link_to_nothing_or_a_file_is_refused(tmp_path, name):
+    """As when the disk is not mounted; a new run must not take its place."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(tmp_path / "absent")
+    with pytest.raises(InputError, match=f"{name} is a link to .*absent, .*mount or"):
+        claim_workdir(tmp_path / "run", CONFIG)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(InputError, match=f"{name} is a link to"):
+        claim_workdir(tmp_path / "run", CONFIG)
+    path.unlink()
+    path.write_text("")
+    with pytest.raises(InputError, match=f"{name} is a file; name a folder"):
+        claim_workdir(tmp_path / "run", CONFIG)
+    assert [p.name for p in tmp_path.rglob("*")] == name.split("/")
 
 
 def test_a_save_that_cannot_be_read_back_stops_the_run(tmp_path, monkeypatch):
@@ -174,15 +219,42 @@ def test_a_source_that_cannot_be_sent_to_workers_is_named():
 
 
 @pytest.mark.parametrize(
-    "error",
-    [RuntimeError("Unable to initialize backend 'cuda': none"), AssertionError()],
+    ("error", "why"),
+    [
+        (
+            RuntimeError("Unable to initialize backend 'cuda': none"),
+            "use JAX_PLATFORMS",
+        ),
+        (AssertionError(), "JAX cannot use JAX_PLATFORMS"),
+        (
+            RuntimeError("Could not determine process_index for this process"),
+            r"JAX_NUM_CPU_DEVICES \(or XLA_FLAGS\) asks for none; give 1 or more",
+        ),
+    ],
 )
-def test_an_absent_device_is_a_line(monkeypatch, error):
+def test_an_absent_device_is_a_line(monkeypatch, error, why):
     def absent():
         raise error
 
     monkeypatch.setattr(jax, "devices", absent)
-    with pytest.raises(InputError, match="JAX cannot use JAX_PLATFORMS"):
+    with pytest.raises(InputError, match=why):
+        cli.check_jax()
+
+
+@pytest.mark.slow
+def test_no_device_at_all_is_not_blamed_on_the_platform(command):
+    config = "configs/polyview_digits.py"
+    done = command("main", "--config", config, "--dry-run", devices=0)
+    assert done.returncode == 2 and done.output.count("\n") == 1
+    assert "JAX_NUM_CPU_DEVICES (or XLA_FLAGS) asks for none" in done.output
+
+
+@pytest.mark.parametrize("value", ["disallow", "disallow_explicit"])
+def test_a_guard_that_no_run_passes_is_refused(value):
+    with jax.transfer_guard(value):
+        with pytest.raises(InputError, match=f"JAX_TRANSFER_GUARD={value} .* unset it"):
+            cli.check_jax()
+    with jax.transfer_guard("log_explicit"):
         cli.check_jax()
 
 

@@ -233,7 +233,10 @@ def test_of_two_encoders_in_a_file_one_must_be_named(digits, tmp_path):
     keys = {f"module.encoder_k.{name}": 2 * a for name, a in theirs.items() if a.ndim}
     queries = {f"module.encoder_q.{name}": array for name, array in theirs.items()}
     save_file(queries | keys | {"module.queue": np.ones(4)}, file)
-    why = "'module.encoder_k.', 'module.encoder_q.'; name one: --prefix module.enc"
+    # The encoder itself before its moving average.
+    why = (
+        "'module.encoder_q.', 'module.encoder_k.'; name one: --prefix module.encoder_q"
+    )
     with pytest.raises(InputError, match=why):
         adopted(config, file)
     for path in ("module.encoder_q", "module.encoder_q."):

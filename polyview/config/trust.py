@@ -9,6 +9,7 @@ nothing is imported before it is trusted.
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,12 @@ def import_target(
         raise InputError(f"{where}: {name!r}: {error}") from error
     except AttributeError as error:
         content = vars(importlib.import_module(module))
-        names = [n for n in content if getattr(content[n], "__module__", "") == module]
+        names = [
+            name
+            for name, value in content.items()
+            if inspect.isclass(value) or inspect.isfunction(value)
+            if value.__module__ == module and name[0] != "_"
+        ]
         raise InputError(
             f"{where}: {module} has no {attribute!r}{nearest(attribute, names)}"
         ) from error

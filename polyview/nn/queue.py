@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from polyview.errors import check_range
+from polyview.errors import InputError, check_range
 from polyview.nn.towers import Towers
 
 
@@ -43,13 +43,18 @@ class Queue(nnx.Module):
     def push(self, keys: jax.Array) -> None:
         """Add float[n, features] in place of the n oldest.
 
-        Raises ValueError if the queue is shorter, or its keys have other features.
+        Raises InputError if the queue is shorter, or its keys have other features.
         """
         size, features = self.keys.shape
-        if len(keys) > size or keys.shape[1] != features:
-            raise ValueError(
-                f"{len(keys)} keys of {keys.shape[1]} features do not fit in a queue "
-                f"of size={size}, features={features}"
+        if len(keys) > size:
+            raise InputError(
+                f"a queue of size={size} cannot take the {len(keys)} keys of a step; "
+                f"set model.queue.size to {len(keys)} or more"
+            )
+        if keys.shape[1] != features:
+            raise InputError(
+                f"a queue of features={features} cannot take keys of {keys.shape[1]}; "
+                f"set model.queue.features={keys.shape[1]}, the projector's width"
             )
         keys = jax.lax.stop_gradient(keys).astype(self.keys.dtype)
         self.keys[...] = jnp.concatenate([keys, self.keys[: size - len(keys)]])

@@ -47,9 +47,9 @@ class MoCo:
     """Objective: the mean of `momentum_contrast` over samples of m = 2 views.
 
     The first view is the query, the second the key, which then joins the queue. Needs a
-    model `polyview.nn.queue:QueueTowers` and a `target_decay`. A batch with a missing
-    view has the loss NaN. Raises InputError without a queue or an average, ValueError
-    for another m.
+    model `polyview.nn.queue:QueueTowers` of one tower, and a `target_decay`. A batch
+    with a missing view has the loss NaN. Raises InputError without a queue or an
+    average, for another tower and for another m.
     """
 
     temperature: float
@@ -66,16 +66,20 @@ class MoCo:
                 "objective: MoCo needs a target_decay, such as 0.999, a model with a "
                 "queue (polyview.nn.queue:QueueTowers), and microbatch=None"
             )
+        if (towers := sorted(module.towers)) != [self.modality]:
+            raise InputError(
+                f"MoCo trains one tower, that of objective.modality={self.modality!r}, "
+                f"but model.towers has {', '.join(towers)}; keep one, and name it there"
+            )
         if (m := batch["views"][self.modality].shape[1]) != 2:
-            raise ValueError(f"MoCo takes m = 2 views, not {m}")
+            raise InputError(f"MoCo takes m = 2 views, not {m}; set views.m=2")
         of_query, of_key = jax.random.split(key)
         features = module(self._view(batch, 0), key=of_query, train=True)
         noisy = target_module.augmented(self._view(batch, 1), key=of_key)
         keys = target_module(noisy, key=None, train=False)[self.modality].z[:, 0]
-        queries, queue = features[self.modality].z[:, 0], module.queue
-        options = {"temperature": self.temperature}
-        losses = momentum_contrast(queries, keys, queue.keys[...], **options)
-        queue.push(l2_normalize(keys))
+        queries, old = features[self.modality].z[:, 0], module.queue.keys[...]
+        module.queue.push(l2_normalize(keys))
+        losses = momentum_contrast(queries, keys, old, temperature=self.temperature)
         whole = jnp.all(batch["present"][self.modality])
         loss = jnp.where(whole, losses.mean(), jnp.nan)
         return loss, {"loss": loss, "features": features}

@@ -2,8 +2,9 @@
 
 `state` is a flat dict of arrays, written by Orbax, named by their path in the state
 ("params.towers.image.encoder..."). `config` is the run's config. `digest` holds a
-checksum of every array, because Orbax restores a flipped bit without an error, and
-names the files of the fixed weights. Nothing is ever unpickled.
+checksum of every array, because Orbax restores a flipped bit without an error, names
+the files of the fixed weights, and has the settings of JAX that change a run's numbers.
+Nothing is ever unpickled.
 """
 
 import contextlib
@@ -34,6 +35,14 @@ from polyview.files import LONGEST_JSON
 from polyview.runs.checksum import checksums, flatten
 
 log = logging.getLogger(__name__)
+
+# Settings of JAX with which the same config draws other numbers.
+SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+)
 
 
 class Damaged(Exception):
@@ -80,6 +89,7 @@ class Checkpoints:
             "config": text_digest(config_text),
             "state": checksums(arrays),
             "fixed": list(fixed),
+            "settings": _settings(),
         }
         with self._writing():
             self._manager.save(
@@ -103,12 +113,15 @@ class Checkpoints:
 
         template: a state of arrays or shapes with shardings. A damaged checkpoint is
         moved to `<folder>/../damaged/<step>`, with one warning, and the one before it
-        is used. Raises InputError if one cannot be read now, and if all are damaged:
-        weeks of work must not silently start again from step 0.
+        is used. Raises InputError if one cannot be read now, if it was saved with other
+        `SETTINGS`, and if all are damaged: weeks of work must not silently start again
+        from step 0.
         """
         while (step := self.newest()) is not None:
             try:
-                return step, read_state(self.folder / str(step), template)
+                state = read_state(self.folder / str(step), template)
+                _check_settings(self.folder / str(step))
+                return step, state
             except Damaged as damage:
                 log.warning(
                     "checkpoint %s skipped: %s", self.folder / str(step), damage
@@ -226,6 +239,23 @@ def fixed_record(folder: str | Path) -> list[dict] | None:
     return record
 
 
+def _settings() -> dict[str, Any]:
+    names = (name for name in SETTINGS if hasattr(jax.config, name))
+    return {name: getattr(jax.config, name) for name in names}
+
+
+def _check_settings(folder: Path) -> None:
+    """Raise InputError if JAX has other settings than when a checkpoint was saved."""
+    saved = _read_item(folder, "digest").get("settings")
+    saved = saved if isinstance(saved, dict) else {}  # absent in version 0.2
+    for name, now in _settings().items():
+        if (was := saved.get(name, now)) != now:
+            raise InputError(
+                f"checkpoint {folder} was saved with {name.upper()}={was}, now it is "
+                f"{now}: other numbers would be drawn; set {name.upper()}={was}"
+            )
+
+
 def read_state(folder: str | Path, template: Any) -> Any:
     """Return the arrays that `template` names, in its shapes, types and shardings.
 
@@ -284,9 +314,12 @@ def _expected(folder: Path, wanted: dict[str, Any]) -> dict[str, list]:
         kind = [list(leaf.shape), str(leaf.dtype)]
         if not isinstance(expected[name], list):
             raise Damaged(f"its digest has no shape and type for {name}")
-        if expected[name][:2] != kind:
+        if (saved := expected[name][:2]) != kind:
+            wide, advice = "64'" in f"{saved}", ""
+            if saved[:1] == kind[:1] and wide != ("64'" in f"{kind}"):
+                advice = f"; set JAX_ENABLE_X64={int(wide)}, as when it was saved"
             raise InputError(
-                f"checkpoint {folder}: {name} is {expected[name][:2]}, not {kind}"
+                f"checkpoint {folder}: {name} is {saved}, not {kind}{advice}"
             )
     return expected
 

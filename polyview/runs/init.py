@@ -34,7 +34,7 @@ from polyview.nn.vit import ViT
 from polyview.runs import positions, torch_names
 from polyview.runs.checksum import flatten
 from polyview.runs.load import load
-from polyview.runs.prefixes import Part, both_names, groups, part_of
+from polyview.runs.prefixes import Part, both_names, class_token, groups, part_of
 from polyview.runs.weights import file_digest, moved, read_file, under
 
 
@@ -311,6 +311,10 @@ def _fitted(
 ) -> _Given:
     """Return what an entry lays over `mine`. Raises InputError as `lay_over` does."""
     given, unused = _Given({}, []), dict(donor.arrays)
+    places = [moved(name, entry.at, donor.path) for name in mine]
+    kept = [n for n in donor.arrays if not _allowed(n, entry, donor.path)]
+    if why := class_token(places, kept):
+        raise InputError(f"init: {entry.donor} does not fit the config: {why}")
     for name, leaf in mine.items():
         theirs = moved(name, entry.at, donor.path)
         if theirs not in donor.arrays:
@@ -335,18 +339,23 @@ def _fitted(
 def _resized(array: Any, leaf: Any, vit: ViT) -> tuple[Any, list[str]]:
     """Return a donor's learned positions for this ViT's images, and what was done.
 
-    Those of another width, or of no square grid, stay as they are.
+    A class token's is left out if this ViT has none. Those of another width, or of no
+    square grid, stay as they are.
     """
-    leading = int(vit.cls is not None)
-    same_kind = array.ndim == 3 and array.shape[::2] == leaf.shape[::2]
-    if not same_kind or array.shape == leaf.shape:
+    leading, notes = int(vit.cls is not None), []
+    if array.ndim != 3 or array.shape[::2] != leaf.shape[::2]:
         return array, []
+    if not leading and math.isqrt(array.shape[1] - 1) ** 2 == array.shape[1] - 1 > 0:
+        array, notes = array[:, 1:], ["left out: the position of the class token"]
+    if array.shape == leaf.shape:
+        return array, notes
     try:
         taken = positions.resized(np.asarray(array), leaf.shape[1], leading)
     except ValueError:
         return array, []
     old = math.isqrt(array.shape[1] - leading)
-    return taken, [f"positions {old} x {old} -> {vit.side} x {vit.side}, bicubic"]
+    resized = f"positions {old} x {old} -> {vit.side} x {vit.side}, bicubic"
+    return taken, [*notes, resized]
 
 
 def _placed(array: Any, leaf: Any, name: str, theirs: str, entry: Entry) -> jax.Array:

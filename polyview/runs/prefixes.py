@@ -4,6 +4,7 @@ A file may hold more than one encoder: a wrapper adds a prefix ("module.", "back
 a method adds a second encoder, heads and queues.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -19,6 +20,9 @@ _BESIDE = frozenset(
     "queue_ptr".split()
 )
 _DECODER = "decoder"  # of masked autoencoders: decoder_blocks, decoder_embed, ...
+# Words in the path of an encoder that is the average of another one.
+_AVERAGE = re.compile(r"(^|[._])(average|ema|k|key|momentum|target|teacher)([._]|$)")
+_CLASS_TOKENS = ("cls", "cls_token", "class_token")  # ours, timm's, torchvision's
 COUNTER = "num_batches_tracked"  # of batches, in PyTorch's BatchNorm
 
 
@@ -48,7 +52,8 @@ def part_of(
     wanted: the module's names in the layout of the file. asked: the path in the file,
     if the user names one. usual: the prefix that is taken if it fits, and the only one
     below which names may be absent. leave: patterns of names to leave out. Raises
-    InputError if no prefix fits, or if several do.
+    InputError if no prefix fits, if several do, or if only one of file and module has a
+    class token.
     """
     prefix = _prefix(theirs, wanted, asked, usual)
     below = {n[len(prefix) :]: a for n, a in theirs.items() if n.startswith(prefix)}
@@ -63,7 +68,35 @@ def part_of(
     beside = [name for name in below if is_left(name)]
     arrays = {name: a for name, a in below.items() if name not in set(beside)}
     outside = [name for name in theirs if not name.startswith(prefix)]
+    if why := class_token(wanted, arrays):
+        raise InputError(why)
     return Part(prefix, arrays, [prefix + name for name in beside], outside)
+
+
+def class_token(wanted: Collection[str], theirs: Collection[str]) -> str:
+    """Return why arrays are not those of a ViT of which only one has a class token.
+
+    "" if both have one, or neither.
+    """
+    for name in sorted({*wanted} ^ {*theirs}):
+        path, dot, last = name.rpartition(".")
+        if last not in _CLASS_TOKENS:
+            continue
+        others = theirs if name in wanted else wanted
+        if not any(other.startswith(path + dot) for other in others):
+            continue  # of a module that the other does not have at all
+        if name in wanted:
+            return (
+                f"it has no class token, but this encoder has one ({name}): set the "
+                "encoder's pool='mean', or list '*cls' and '*position' in `fresh` of "
+                "`init`"
+            )
+        return (
+            f"it has a class token ({name}), but this encoder has none: set the "
+            f"encoder's pool='cls', or leave the token out: --leave '*{last}' (in a "
+            "config, `leave` in `init`)"
+        )
+    return ""
 
 
 def is_beside(name: str) -> bool:
@@ -107,6 +140,7 @@ def _prefix(
     theirs: Mapping[str, Any], wanted: Collection[str], asked: str | None, usual: str
 ) -> str:
     counts = _counts(theirs, wanted)
+    ordered = sorted(counts, key=lambda prefix: (bool(_AVERAGE.search(prefix)), prefix))
     if asked is not None:
         asked = f"{asked.rstrip('.')}." if asked.strip(".") else ""
         if not counts[asked]:
@@ -114,7 +148,7 @@ def _prefix(
                 f"it has nothing at {asked.rstrip('.')!r}; {both_names(wanted, theirs)}"
             )
         return asked
-    whole = sorted(p for p, count in counts.items() if count == len(wanted))
+    whole = [prefix for prefix in ordered if counts[prefix] == len(wanted)]
     if usual in whole:
         return usual
     if len(whole) > 1:
@@ -126,9 +160,12 @@ def _prefix(
         return whole[0]
     if counts[usual]:
         return usual
-    best = max(sorted(counts), key=counts.__getitem__, default="")
+    best = max(ordered, key=counts.__getitem__, default="")
     closest = ""
     if counts[best]:
+        below = {n.removeprefix(best) for n in theirs if n.startswith(best)}
+        if counts[best] == len(wanted) - 1 and (why := class_token(wanted, below)):
+            raise InputError(why)
         absent = next(name for name in wanted if best + name not in theirs)
         closest = (
             f" (closest: {counts[best]} of {len(wanted)} below {best!r}, without "

@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 from polyview import files
 from polyview.config.overrides import apply_overrides
 from polyview.config.schema import changed_keys
+from polyview.config.spec import build
 from polyview.config.text import from_json, to_json
 from polyview.config.trust import current_name, targets
+from polyview.data.sources.protocol import identity
 from polyview.errors import InputError
 
 PATIENCE = 120  # seconds; a lock on NFS outlives a dead host by about 90
@@ -40,8 +42,9 @@ def claimed_workdir(
     from polyview.terminal import say
 
     with contextlib.ExitStack() as stack:
-        if hosts.is_first_process():
-            with contextlib.suppress(OSError):  # the next write reports it
+        # An OSError is reported by the next write.
+        with hosts.together(), contextlib.suppress(OSError):
+            if hosts.is_first_process():
                 workdir.mkdir(parents=True, exist_ok=True)
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
                 lock = os.open(workdir / ".lock", flags, 0o666)
@@ -80,16 +83,16 @@ def claim_workdir(
     """
     from polyview import hosts
 
-    check_workdir(workdir, config)
     texts = {"config.json": to_json(config), "data.json": json.dumps(data or {})}
-    if hosts.is_first_process():
+    with hosts.together():
+        check_workdir(workdir, config)
         new = not has_run(workdir)
         for name, text in texts.items():
-            if new or not (workdir / name).exists():
+            if hosts.is_first_process() and (new or not (workdir / name).exists()):
                 files.write_whole(workdir / name, text.encode())
-    hosts.wait_for_all("claim")
-    check_workdir(workdir, config)
-    _check_data(workdir, data or {})
+    with hosts.together():
+        check_workdir(workdir, config)
+        _check_data(workdir, data or {})
 
 
 def _check_data(workdir: Path, data: Mapping[str, Any]) -> None:
@@ -111,15 +114,24 @@ def _check_data(workdir: Path, data: Mapping[str, Any]) -> None:
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Raise InputError if a workdir is a file or belongs to another config."""
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir {workdir} is a file; name a folder, or a new one")
-    paths = f"{workdir.absolute()} {workdir.resolve()}"
+    """Raise InputError if a workdir or its folder of checkpoints is a file or a link to
+    nothing, or if the workdir belongs to another config."""
+    paths = f"{workdir.absolute()} {os.path.realpath(workdir)}"
     if wrong := [c for c in "[]*?" if c in paths]:
         raise InputError(
             f"--workdir {workdir.absolute()} has {wrong[0]!r} in its path, where "
             "checkpoints would not be found again; choose a path without [ ] * ?"
         )
+    for path in (workdir, workdir / "checkpoints"):
+        if path.is_symlink() and not path.exists():
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist; mount "
+                "or create that folder, remove the link, or choose another --workdir"
+            )
+        if path.exists() and not path.is_dir():
+            raise InputError(
+                f"{path} is a file; name a folder, or a new one: --workdir"
+            )
     if not (workdir / "config.json").exists() or not has_run(workdir):
         return
     old = read_config(workdir)
@@ -129,6 +141,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             "exported and used as donor (init), but not resumed; name another --workdir"
         )
     if changes := changed_keys(old, config):
+        source = config.get("source")
+        if source and source == old.get("source") and (workdir / "data.json").exists():
+            # A config may take numbers from its data: these, not it, have changed.
+            _check_data(workdir, {"source": identity(build(source, where="source"))})
         raise InputError(
             f"{workdir} is a run of another config ({'; '.join(changes[:3])}); "
             "choose another --workdir, or go back to that config"
