@@ -9,6 +9,7 @@ from polyview.data.prepare import (
     emoji,
     fashion_mnist,
     folder,
+    han,
     imagenet2012,
     mri_phantom,
     openi,
@@ -24,6 +25,8 @@ DATA_SETS = """
   cifar10         32x32, 50,000 + 10,000; from --manual_dir, else downloaded
   imagenet2012    from the two tars in --manual_dir, without TensorFlow
   emoji           1,607 concepts drawn by four vendors, and their names; by npm
+  han             1,712 Han characters by 8 fonts, and their parts; by apt-get and pip
+  han_fonts       6,380 Han characters by 12 fonts; by apt-get
   openi           3,857 chest radiograph reports; radiographs if in --manual_dir
   mri_phantom     900 simulated slices of four MRI sequences with lesions: a phantom
   brats           BraTS 2018 to 2023, from your copy in --manual_dir
@@ -31,13 +34,15 @@ DATA_SETS = """
   mnist, ...      any other name in the TFDS catalogue
 """
 # Grouped by the arguments of their `prepare`: whether it takes --manual_dir.
-WITHOUT_FILES = {"digits": digits, "fashion_mnist": fashion_mnist}
+WITHOUT_FILES = {"digits": digits.prepare, "fashion_mnist": fashion_mnist.prepare}
 FROM_FILES = {
-    "brats": brats,
-    "cifar10": cifar10,
-    "emoji": emoji,
-    "mri_phantom": mri_phantom,
-    "openi": openi,
+    "brats": brats.prepare,
+    "cifar10": cifar10.prepare,
+    "emoji": emoji.prepare,
+    "han": han.prepare,
+    "han_fonts": han.prepare_fonts,
+    "mri_phantom": mri_phantom.prepare,
+    "openi": openi.prepare,
 }
 
 
@@ -49,10 +54,14 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
     """
     directory = data_dir / name
     if name in WITHOUT_FILES:
-        return records.once(directory, WITHOUT_FILES[name].prepare)
+        return records.once(directory, WITHOUT_FILES[name])
     if name in FROM_FILES:
-        make = FROM_FILES[name].prepare
-        return records.once(directory, lambda empty: make(empty, manual_dir))
+        make = FROM_FILES[name]
+        summary = records.once(directory, lambda empty: make(empty, manual_dir))
+        manifest = read_manifest(directory)
+        if "fonts" in manifest.get("provenance", {}):
+            summary += f"\n{han.table(manifest)}"
+        return summary
     if name == "imagenet2012":
         return imagenet2012.prepare(data_dir, manual_dir)
     ours = (*WITHOUT_FILES, *FROM_FILES, "folder", "imagenet2012")
