@@ -5,7 +5,9 @@ sample's target. It returns float[b, m], in float32 or better, to average by `.m
 (over the views that count, if some are missing).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,24 @@ def dice_and_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(known, entropy + 1 - dice[..., 1:].mean(-1), jnp.nan)
 
 
+def mean_of_present(losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The mean of losses float[b, m] over `present: bool[b, m]`, 0 if there is none."""
+    return jnp.where(present, losses, 0).sum() / jnp.maximum(present.sum(), 1)
+
+
+def target_of(batch: Batch, name: str, where: str) -> jax.Array:
+    """The target of that name. Raises InputError for a batch without it.
+
+    where: the config key that names it.
+    """
+    if name not in (targets := batch["targets"]):
+        raise InputError(
+            f"{where} is {name!r}, but the batch has the targets {sorted(targets)}; "
+            "name one, or add it to views.targets"
+        )
+    return targets[name]
+
+
 def _of_outputs(values: jax.Array, outputs: jax.Array) -> jax.Array:
     """values [b, v] as [b, 1, v]. Raises InputError instead of broadcasting over v."""
     if values.shape[-1] != outputs.shape[-1]:
@@ -102,3 +122,43 @@ class Classification:
         loss = cross_entropy(logits, labels).mean()
         top1 = (logits.argmax(-1) == labels[:, None]).mean(dtype=loss.dtype)
         return loss, {"top1": top1}
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Objective: attributes that a head predicts from h, such as those of a class.
+
+    The mean over present views of `loss(outputs[b, m, a], target[b, a]) -> [b, m]`. The
+    model returns the outputs under the target's name. Raises InputError for a batch
+    without the target and a model without the head.
+
+    Attributes:
+      loss: `binary_cross_entropy` for attributes of 0 or 1 (kind "multi-label"), or
+        `squared_error` for others (kind "regression").
+      target: the name of the attributes.
+      modality: the views they are predicted from.
+    """
+
+    loss: Callable[..., jax.Array] = binary_cross_entropy
+    target: str = "attributes"
+    modality: str = "image"
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """{target: where its predictions are among the features}."""
+        return {self.target: self.target}
+
+    def __call__(
+        self, module: Module, target_module: Module | None, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        attributes = target_of(batch, self.target, "objective.target")
+        features = module(batch, key=key, train=True)
+        if self.target not in features:
+            raise InputError(
+                f"the model predicts no {self.target!r}; set model.heads.{self.target}"
+            )
+        present = batch["present"][self.modality]
+        outputs = jnp.where(present[..., None], features[self.target].z, 0)
+        loss = mean_of_present(self.loss(outputs, attributes), present)
+        own = {name: features[name] for name in (self.modality, self.target)}
+        return loss, {"loss": loss, "features": own}
