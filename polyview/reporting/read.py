@@ -19,7 +19,13 @@ from polyview.evaluation.base import result_name, specs_of
 from polyview.reporting.html import encoded
 from polyview.runs import metrics
 
-REFERENCES = {"random": "untrained encoder", "pixels": "raw pixels"}
+REFERENCES = {
+    "random": "untrained encoder",
+    "pixels": "raw pixels",
+    "pooled": "pixels, pooled",
+    "hog": "HOG",
+    "patch_words": "words of patches",
+}
 _MOST_PICTURES, _LARGEST_PICTURE = 20, 2**23  # per evaluation; bytes of each
 _LARGEST_ARRAYS = 2**28  # bytes of an evaluation's arrays; ours take a few MB
 

@@ -19,7 +19,7 @@ _COLLAPSED, _ONE_LINE = 0.1, 1.5
 TEXT_COLUMNS = 2  # the first columns; the others are numbers, right-aligned
 ERRORS = (
     "± is the standard error: sqrt(p (1 - p) / n) of an accuracy p on n test rows, in "
-    "few-shot columns with that of the draws"
+    "few-shot columns with that of the draws; of an average over classes, over these"
 )
 BEST = (
     "bold exceeds the next best of its column by more than the standard error of their "

@@ -101,6 +101,8 @@ def _measured(
     models: dict[int | str, Callable] = {step: trained}
     if untrained is not None and hasattr(evaluation, "raw"):
         models |= {"random": untrained, "pixels": raw_model(evaluation)}
+        if hasattr(evaluation, "references"):
+            models |= evaluation.references()
     if hasattr(evaluation, "several"):
         yield from evaluation.several(models, mesh)
     else:
