@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sgi demo-crossmodal test test-slow test-docs golden lint docs setup \
+.PHONY: demo demo-sgi demo-crossmodal demo-zero-shot test test-slow test-docs golden lint docs setup \
     clean
 
 demo: setup
@@ -14,6 +14,9 @@ demo-sgi: setup
 
 demo-crossmodal: setup
 	bash launch/demo_crossmodal.sh $(BIN)/python
+
+demo-zero-shot: setup
+	bash launch/demo_zero_shot.sh $(BIN)/python
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal

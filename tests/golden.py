@@ -61,6 +61,13 @@ VARIANTS = {
     "crossmodal_emoji": [f"method={m}" for m in ("supervised", "clip", "polyview")]
     + ["method=siglip", "method=clip,temperature=learnt"],
     "crossmodal_mri": ["method=cmim", "model=early,method=supervised"],
+    "polyview_han": ["views=2,batch=growing", "views=12,split=validation"],
+    "zero_shot_han": [
+        *(f"method={m}" for m in ("ae", "vae", "aae", "dim", "amdim", "cmdim")),
+        *(f"method={m}" for m in ("supcon", "supervised", "attributes")),
+        "method=local,local=labels",
+        "method=dim,local=attributes,weight=0.1",
+    ],
 }
 # sgi_finetune asks the emulator for the game's actions. probe and finetune read the
 # config of a run; `stand_ins` has one, called digits.

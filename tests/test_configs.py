@@ -6,14 +6,16 @@ import jax
 import numpy as np
 import pytest
 from golden import VARIANTS
+from ml_collections import ConfigDict
 
 from polyview.config import parts
 from polyview.config.file import load_config
 from polyview.config.spec import build
 from polyview.config.text import dotted
 from polyview.config.trust import allow_list
-from polyview.data.prepare import brats, emoji, openi
+from polyview.data.prepare import brats, emoji, han, openi
 from polyview.data.sources.memory import InMemory
+from polyview.data.sources.protocol import class_task
 from polyview.errors import InputError
 from polyview.evaluation.base import specs_of
 from polyview.training.trainer import Trainer
@@ -98,19 +100,45 @@ def scans(name: str = "", split: str = "") -> InMemory:
     return InMemory(columns, targets=brats.TARGETS)
 
 
-STAND_INS = {"openi": "reports", "emoji": "drawings", "mri_phantom": "scans"}
+def glyphs(name: str = "", split: str = "") -> InMemory:
+    """Sixteen characters, each drawn by every font."""
+    random = np.random.default_rng(0)
+    columns = {
+        font: random.integers(0, 256, (16, 64, 64, 1), np.uint8)
+        for font in {*han.ALL_FONTS, *han.TRAIN_FONTS}
+    }
+    columns |= {"label": np.arange(16), "attributes": np.ones((16, 206), np.uint8)}
+    columns |= {"boxes": np.zeros((16, 2, 4)), "parts": np.zeros((16, 2), int)}
+    targets = {
+        "boxes": {"kind": "boxes"},
+        "parts": {"kind": "parts"},
+        "label": class_task([str(i) for i in range(1712)]),
+        "attributes": {"kind": "multi-label", "names": [str(i) for i in range(206)]},
+    }
+    return InMemory(columns, targets=targets)
 
 
-def with_stand_in(source):
-    """The spec of a stand-in source, unless the source makes its own examples."""
-    if source.target in (
+STAND_INS = {
+    "openi": "reports",
+    "emoji": "drawings",
+    "mri_phantom": "scans",
+    "han": "glyphs",
+    "han_fonts": "glyphs",
+}
+
+
+def with_stand_in(spec):
+    """A spec in which sources of prepared data are stand-ins, also inside others."""
+    if not isinstance(spec, (dict, ConfigDict)):
+        return spec
+    made = {key: with_stand_in(part) for key, part in spec.items()}
+    if made.get("target") in (
         "polyview.data.sources.tfds:Tfds",
         "polyview.data.sources.array_record:ArrayRecord",
     ):
-        stand_in = STAND_INS.get(source.name, "photographs")
-        source = dict(source) | {"target": f"test_configs:{stand_in}"}
-        source.pop("data_dir", None)
-    return source
+        made["target"] = f"test_configs:{STAND_INS.get(spec['name'], 'photographs')}"
+        made.pop("data_dir", None)
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -249,11 +277,9 @@ def test_a_config_builds_and_traces_a_step(name, argument):
     if name in ("polyview_digits", "polyview_fashion_mnist"):
         tower = config.model.towers.image
         tower.encoder.in_channels = 3
-    for part in specs_of(config).values():
-        for split in ("train", "test"):
-            if hasattr(part.get(split), "target"):
-                part[split] = with_stand_in(part[split])
-        build(part, where="evaluations")
+    for name, part in specs_of(config).items():
+        config.evaluations[name] = ConfigDict(with_stand_in(part))
+        build(config.evaluations[name], where="evaluations")
     run = Trainer(config)
     with jax.set_mesh(run.mesh):
         shapes = run.trace()

@@ -1,0 +1,298 @@
+"""Which encoders let unseen classes be told by their parts? (Sylvain et al. 2020)
+
+    python -m benchmarks.zero_shot parts --workdir runs/zero_shot
+    python -m benchmarks.zero_shot han --workdir runs/zero_shot
+
+Each run trains one encoder on seen classes, freezes it and scores unseen ones; `parts`
+on generated images, `han` on characters. The weight of a local loss is chosen on
+validation classes with seed 0. A finished run is a row of the JSON and is not repeated:
+run the command again to resume. Rows of the references come with seed 0.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+from scipy.stats import spearmanr
+
+from polyview import errors, files, hosts
+from polyview.config.file import load_config
+from polyview.config.text import text_digest, to_json
+from polyview.runs.evaluating import Asked, evaluate
+from polyview.training.train import train
+from polyview.training.trainer import Trainer
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402 (select the backend first)
+
+RESULTS = Path(__file__).parent / "results"
+WEIGHTS = (0.1, 1.0)  # of a local loss beside another; chosen on validation classes
+ENCODERS = ("ae", "vae", "aae", "dim", "cmdim", "amdim", "supervised")
+OF_HAN = ("ae", "dim", "cmdim", "supcon", "supervised", "attributes")
+REFERENCES = ("random", "pixels", "pooled", "hog", "patch_words")
+
+
+class Arm(NamedTuple):
+    """An encoder: its method, its local loss and the weight of that."""
+
+    method: str
+    local: str
+    weight: float
+
+    @property
+    def name(self) -> str:
+        """Method and local loss."""
+        return self.method + (f" + local {self.local}" if self.local != "none" else "")
+
+
+def main() -> None:
+    """Train the runs that are missing; write the JSON after each, and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=("parts", "han"))
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--methods", nargs="+", help="default: all of the study")
+    parser.add_argument("--steps", type=int, help="of each run")
+    parser.add_argument("--output", type=Path, help="JSON (default: in results/)")
+    flags = parser.parse_args()
+    output = flags.output or RESULTS / f"zero_shot_{flags.study}.json"
+    seeds = flags.seeds or range(5 if flags.study == "parts" else 3)
+    # The seeds of an arm share a program.
+    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    rows = json.loads(output.read_text())["rows"] if output.exists() else []
+    for seed in seeds:
+        for method, local in arms(flags.study):
+            if flags.methods and method not in flags.methods:
+                continue
+            for arm in weighted(rows, method, local, seed):
+                config = configured(flags.study, arm, seed, flags.steps)
+                digest = text_digest(to_json(config))[:16]
+                if any(row.get("config") == digest for row in rows):
+                    continue
+                workdir = flags.workdir / f"{flags.study}-{digest}"
+                first = not any(row["name"] in REFERENCES for row in rows)
+                found = run(config, workdir, references=first)
+                about = {"name": arm.name, **arm._asdict(), "seed": seed}
+                rows += [about | {"config": digest} | found.pop("trained")]
+                rows += [
+                    {"name": name, "seed": seed, **of} for name, of in found.items()
+                ]
+                write(output, flags.study, rows)
+                print(told(rows[-1 if not found else -1 - len(found)]), flush=True)
+    write(output, flags.study, rows)
+    plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
+
+
+def arms(study: str) -> Iterator[tuple[str, str]]:
+    """Yield the methods of a study with each local loss."""
+    if study == "parts":
+        yield from itertools.product(ENCODERS, ("none", "labels", "attributes"))
+        yield from (("local", "labels"), ("local", "attributes"))
+        return
+    yield from ((method, "none") for method in OF_HAN)
+    yield from ((m, "attributes") for m in ("dim", "cmdim", "supcon", "supervised"))
+
+
+def weighted(rows: list[dict], method: str, local: str, seed: int) -> Iterator[Arm]:
+    """Yield the arms to train: with seed 0 each weight, then the one chosen."""
+    if local == "none" or method == "local":
+        yield Arm(method, local, 1.0)
+    elif seed == 0:
+        yield from (Arm(method, local, weight) for weight in WEIGHTS)
+    else:
+        yield Arm(method, local, chosen(rows, method, local))
+
+
+def chosen(rows: list[dict], method: str, local: str) -> float:
+    """Return the weight of the best seed-0 run on validation classes."""
+    tried = [
+        row
+        for row in rows
+        if (row.get("method"), row.get("local"), row["seed"]) == (method, local, 0)
+    ]
+    return max(tried, key=lambda row: row["validation"])["weight"]
+
+
+def configured(study: str, arm: Arm, seed: int, steps: int | None):
+    """Return the config of a run."""
+    argument = f"method={arm.method},local={arm.local},weight={arm.weight}"
+    if steps is not None:
+        argument += f",steps={steps}"
+    config = load_config(f"configs/zero_shot_{study}.py:{argument}")
+    config.seed = seed
+    config.checkpoint_every = config.steps
+    for spec in config.evaluations.values():
+        spec.seed = 0  # the same test images for all
+    return config
+
+
+def run(config, workdir: Path, references: bool) -> dict[str, dict]:
+    """Train and evaluate; return what was measured, {"trained" or reference: ...}."""
+    train(Trainer(config), workdir)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    seconds = [json.loads(line)["time"]["seconds"] for line in lines if "time" in line]
+    own = workdir / "eval" / f"{config.steps}-zero_shot_attributes.json"
+    if references or not own.exists():
+        evaluate(workdir, None, Asked(references=references))
+    found = {"trained": measured(workdir, str(config.steps))}
+    found["trained"] |= {"seconds": seconds[-1], "machine": hosts.machine()}
+    for name in REFERENCES if references else ():
+        found[name] = measured(workdir, name)
+    shutil.rmtree(workdir / "checkpoints")
+    return found
+
+
+def measured(workdir: Path, subject: str) -> dict:
+    """Return the accuracies and the TRE ratios of a model."""
+    folder = workdir / "eval"
+    scores = json.loads((folder / f"{subject}-zero_shot_attributes.json").read_text())
+    kept = {
+        "validation": max(scores["ridge"]["validation"]["class_averaged_top1"]),
+        "columns": scores["columns"],
+        "slots": {
+            split: {slot: one["class_averaged_top1"] for slot, one in slots.items()}
+            for split, slots in scores.get("slots", {}).items()
+        },
+    }
+    for name in ("ridge", "softmax"):
+        own = scores[name]
+        kept[name] = {
+            split: one["class_averaged_top1"] for split, one in own["unseen"].items()
+        }
+        kept[f"{name}_generalised"] = {
+            split: {key: one[key] for key in ("u", "s", "H")}
+            for split, one in own.get("generalised", {}).items()
+        }
+    ratios = json.loads((folder / f"{subject}-compositionality.json").read_text())
+    kept["tre_ratio"] = {
+        split: [one[key] for key in ("ratio", "low", "high")]
+        for split, one in ratios["splits"].items()
+    }
+    path = folder / f"{subject}-evidence.json"
+    if path.exists():
+        kept["evidence"] = json.loads(path.read_text())["columns"]
+    return kept
+
+
+def told(row: dict) -> str:
+    """Return a row as a line."""
+    accuracy = ", ".join(f"{k} {v:.3f}" for k, v in row["ridge"].items())
+    split = next(iter(row["ridge"]))
+    ratio = row["tre_ratio"].get(split, [float("nan")])[0]
+    weight = f" x {row['weight']:g}" if row.get("local", "none") != "none" else ""
+    return (
+        f"{row['name']}{weight} seed {row['seed']}: {accuracy}; TRE ratio {ratio:.3f}"
+    )
+
+
+def kept_rows(rows: list[dict]) -> dict[str, list[dict]]:
+    """Return the rows of each encoder at its chosen weight, by name."""
+    by_name: dict[str, list[dict]] = {}
+    for row in rows:
+        local = row.get("local", "none")
+        if local != "none" and row["method"] != "local":
+            if row["weight"] != chosen(rows, row["method"], local):
+                continue
+        by_name.setdefault(row["name"], []).append(row)
+    return by_name
+
+
+def interval(values: list[float]) -> list[float | None]:
+    """Return the mean and its standard error over seeds."""
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if values[1:] else None
+    return [float(np.mean(values)), error]
+
+
+def write(output: Path, study: str, rows: list[dict]) -> None:
+    """Write all rows so far, their means, and the paper's claims in numbers."""
+    means = {}
+    for name, own in kept_rows(rows).items():
+        splits = own[0]["ridge"]
+        means[name] = {
+            "seeds": len(own),
+            "accuracy": {s: interval([r["ridge"][s] for r in own]) for s in splits},
+            "tre_ratio": {
+                s: interval([r["tre_ratio"][s][0] for r in own]) for s in splits
+            },
+        }
+    content = {
+        "command": f"python -m benchmarks.zero_shot {study} --workdir DIR",
+        "weights_tried": WEIGHTS,
+        "classifier": "ridge to attributes, class-averaged accuracy of unseen classes",
+        "means": means,
+        "spearman": rank_correlation(means),
+        "rows": rows,
+    }
+    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def rank_correlation(means: dict) -> dict[str, float]:
+    """Return Spearman's correlation of TRE ratio and accuracy over learnt encoders.
+
+    Of equal dimensions only: random among them, the hand-made references not.
+    """
+    names = [n for n in means if n == "random" or n not in REFERENCES]
+    if len(names) < 3:
+        return {}
+    splits = means[names[0]]["accuracy"]
+    pairs = {
+        split: [
+            (means[n]["tre_ratio"][split][0], means[n]["accuracy"][split][0])
+            for n in names
+        ]
+        for split in splits
+    }
+    return {s: float(spearmanr(*zip(*p, strict=True))[0]) for s, p in pairs.items()}
+
+
+def plot(rows: list[dict], study: str):
+    """Plot accuracy of unseen classes against the TRE ratio, a panel a test split."""
+    by_name = kept_rows(rows)
+    splits = list(next(iter(by_name.values()))[0]["ridge"])
+    figure, panels = pyplot.subplots(
+        1,
+        len(splits),
+        figsize=(2.2 + 4.2 * len(splits), 4.2),
+        squeeze=False,
+        layout="constrained",
+    )
+    colors = pyplot.get_cmap("tab10").colors
+    methods = list(dict.fromkeys(name.partition(" +")[0] for name in by_name))
+    marks = {"none": "o", "labels": "s", "attributes": "^"}
+    for axes, split in zip(panels[0], splits, strict=True):
+        for name, own in by_name.items():
+            local = own[0].get("local", "none")
+            method = name.partition(" +")[0]
+            x = [row["tre_ratio"][split][0] for row in own]
+            y = [row["ridge"][split] for row in own]
+            label = method if local == "none" or method == "local" else None
+            axes.errorbar(
+                np.mean(x),
+                np.mean(y),
+                np.std(y),
+                np.std(x),
+                marks[local],
+                color=colors[methods.index(method) % len(colors)],
+                label=label,
+            )
+        axes.set_title(split)
+        axes.set_xlabel("TRE ratio of unseen classes (1: no composition)")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("accuracy, class-averaged")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    for local, mark in marks.items():
+        handles.append(pyplot.Line2D([], [], marker=mark, ls="", color="#616e7c"))
+        labels.append({"none": "alone"}.get(local, f"local {local}"))
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    errors.run(main)
