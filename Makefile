@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sgi demo-crossmodal demo-zero-shot test test-slow test-docs golden lint docs setup \
-    clean
+.PHONY: demo demo-sgi demo-crossmodal demo-zero-shot test test-slow test-docs golden \
+    lint docs setup clean
 
 demo: setup
 	bash launch/demo.sh $(BIN)/python
