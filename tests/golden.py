@@ -68,6 +68,7 @@ VARIANTS = {
         "method=local,local=labels",
         "method=dim,local=attributes,weight=0.1",
     ],
+    "zero_shot_parts": ["method=amdim", "method=supervised,local=labels"],
 }
 # sgi_finetune asks the emulator for the game's actions. probe and finetune read the
 # config of a run; `stand_ins` has one, called digits.

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from polyview.data.prepare import (
+    awa2,
     brats,
     cifar10,
+    cub,
     digits,
     emoji,
     fashion_mnist,
@@ -14,6 +16,7 @@ from polyview.data.prepare import (
     mri_phantom,
     openi,
     records,
+    sun,
     tfds,
 )
 from polyview.data.sources.manifest import read_manifest
@@ -29,6 +32,8 @@ DATA_SETS = """
   han_fonts       6,380 Han characters by 12 fonts; by apt-get
   openi           3,857 chest radiograph reports; radiographs if in --manual_dir
   mri_phantom     900 simulated slices of four MRI sequences with lesions: a phantom
+  cub, awa2, sun  birds, animals and scenes with attributes, from your copy and that of
+                  xlsa17 in --manual_dir
   brats           BraTS 2018 to 2023, from your copy in --manual_dir
   folder          your images: --input DIR --name NAME
   mnist, ...      any other name in the TFDS catalogue
@@ -36,13 +41,16 @@ DATA_SETS = """
 # Grouped by the arguments of their `prepare`: whether it takes --manual_dir.
 WITHOUT_FILES = {"digits": digits.prepare, "fashion_mnist": fashion_mnist.prepare}
 FROM_FILES = {
+    "awa2": awa2.prepare,
     "brats": brats.prepare,
     "cifar10": cifar10.prepare,
+    "cub": cub.prepare,
     "emoji": emoji.prepare,
     "han": han.prepare,
     "han_fonts": han.prepare_fonts,
     "mri_phantom": mri_phantom.prepare,
     "openi": openi.prepare,
+    "sun": sun.prepare,
 }
 
 

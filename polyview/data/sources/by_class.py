@@ -1,0 +1,144 @@
+"""Rows that bring the other images of their class, as objectives on classes need."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from polyview.data.sources.manifest import PARTLY
+from polyview.data.sources.protocol import CorruptRecord, Source
+from polyview.errors import InputError, nearest
+
+_BLOCK = 1024  # rows read at a time for their labels
+
+_log = logging.getLogger(__name__)
+
+
+class ByClass:
+    """A source whose row i also has `images`: that of row i, then others of its class.
+
+    Other fields and targets are those of row i, so that a batch of b rows with m views
+    drawn by `polyview.data.drawn:Drawn` is b classes (not always different ones) with m
+    images each. The images are read when they are asked for.
+
+    The label of every row is read at the first access to one, which takes as long as
+    reading the data once. A row that cannot be read, or whose label is negative (no
+    class), is not among the images of others; the latter brings its own image alone.
+    Classes of one image are counted in a warning then: their views are of that image.
+
+    Args:
+      source: has one image a row.
+      label: a target of kind "class", by which rows go together.
+      field: the image of a row.
+
+    Raises InputError if the source has no such target or field.
+    """
+
+    def __init__(self, source: Source, label: str = "label", field: str = "image"):
+        if label not in source.targets:
+            near = nearest(label, source.targets) or "; it has no targets"
+            raise InputError(f"{source!r} has no target {label!r}{near}")
+        kind = source.targets[label]["kind"]
+        if kind not in ("class", PARTLY):
+            raise InputError(
+                f"{source!r}: target {label!r} is of kind {kind!r}; rows go together "
+                "by a target of kind 'class'"
+            )
+        self._source, self._label, self._field = source, label, field
+        self.targets: dict[str, dict[str, Any]] = dict(source.targets)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the rows, made of the source's."""
+        of = getattr(self._source, "digest", "")
+        text = json.dumps(["by class", of, self._label, self._field])
+        return hashlib.sha256(text.encode()).hexdigest() if of else ""
+
+    @cached_property
+    def _rows(self) -> dict[int, np.ndarray]:
+        """The rows of each class, ascending."""
+        labels = np.concatenate(
+            [
+                self._labels(range(start, min(start + _BLOCK, len(self._source))))
+                for start in range(0, len(self._source), _BLOCK)
+            ]
+        )
+        order = np.argsort(labels, kind="stable")
+        classes, first = np.unique(labels[order], return_index=True)
+        groups = np.split(order, first[1:])
+        rows = dict(zip(classes.tolist(), groups, strict=True))
+        rows = {number: own for number, own in rows.items() if number >= 0}
+        if single := [number for number, own in rows.items() if len(own) == 1]:
+            _log.warning(
+                "%r: %d of %d classes have one image (the first: %s %d), so that all "
+                "their views are of it",
+                self._source,
+                len(single),
+                len(rows),
+                self._label,
+                single[0],
+            )
+        return rows
+
+    def _labels(self, rows: Sequence[int]) -> list[int]:
+        """Return the labels of rows; -1 for one that cannot be read."""
+        try:
+            return [int(example[self._label]) for example in self._read(rows)]
+        except CorruptRecord:
+            if len(rows) == 1:
+                return [-1]
+            return [label for row in rows for label in self._labels([row])]
+
+    def _read(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        read_many = getattr(self._source, "__getitems__", None)
+        if read_many is not None:
+            return read_many(rows)
+        return [self._source[row] for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._with_images(int(index), self._source[int(index)])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        examples = zip(indices, self._read(indices), strict=True)
+        return [self._with_images(int(index), example) for index, example in examples]
+
+    def _with_images(self, index: int, example: dict[str, Any]) -> dict[str, Any]:
+        if self._field not in example:
+            raise InputError(
+                f"{self._source!r}: an example has no field {self._field!r}, only "
+                f"{', '.join(example)}; correct `field`"
+            )
+        rows = self._rows.get(int(example[self._label]), np.array([], np.int64))
+        others = rows[rows != index]
+        images = Images(example[self._field], self._source, self._field, others)
+        return example | {"images": images}
+
+    def __repr__(self) -> str:
+        return f"ByClass({self._source!r}, '{self._label}')"
+
+
+class Images:
+    """A sequence of an image and those of other rows, read when they are asked for."""
+
+    def __init__(self, first: Any, source: Source, field: str, others: np.ndarray):
+        self._first, self._source, self._field = first, source, field
+        self._others = others
+
+    def __len__(self) -> int:
+        return 1 + len(self._others)
+
+    def __getitem__(self, number: int) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if number == 0:
+            return self._first
+        return self._source[int(self._others[number - 1])][self._field]
