@@ -11,7 +11,7 @@ be prepared. It is small enough to compare all methods of Sylvain et al. 2020.
 Arguments: method (cmdim | dim | amdim | ae | vae | aae | supcon | supervised |
 attributes | local), local (none | labels | attributes), weight of the local loss,
 steps.
-Hardware: one laptop core, a minute. Accuracies are in docs/zero_shot.md.
+Hardware: one laptop core, minutes. Accuracies are in docs/zero_shot.md.
 """
 
 from polyview.config import parts, zero_shot
@@ -23,7 +23,7 @@ CLASSES, ATTRIBUTES, SIZE = 60, 20, 32
 def get_config(argument: str = "") -> dict:
     """All numbers are ours."""
     args = parse_arguments(
-        argument, method="cmdim", local="none", weight=1.0, steps=1500
+        argument, method="cmdim", local="none", weight=1.0, steps=4000
     )
     method, local = args["method"], args["local"]
     zero_shot.check_method(method, local)
@@ -52,7 +52,7 @@ def get_config(argument: str = "") -> dict:
         "epochs": None,
         "batch_size": 32,
         "log_every": 100,
-        "checkpoint_every": 1500,
+        "checkpoint_every": 2000,
         "evaluate_every": 0,
         "keep": 2,
         "workers": 0,
@@ -72,7 +72,7 @@ def get_config(argument: str = "") -> dict:
         "objective": zero_shot.objective(method, local, args["weight"]),
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
-            "learning_rate": parts.constant_rate(1e-3),
+            "learning_rate": parts.constant_rate(3e-3),
             "weight_decay": 0.0,
             "warm_up": 0.05,
         },

@@ -234,8 +234,7 @@ def _check_split(
     numbers = np.concatenate([places[name] for name in LOCATIONS])
     if len(set(numbers.tolist())) < len(numbers):
         raise _mixed(folder, f"an image is in two of {', '.join(LOCATIONS)}")
-    leaked = ""
-    if False:
+    if leaked := of["trainval_loc"] & of["test_unseen_loc"]:
         raise InputError(
             f"{folder}: {_some(leaked)} is seen and unseen; take the files of xlsa17"
         )
