@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from polyview.data.decode import Header, Range, decode_as, read_header, to_bytes
+from polyview.data.decode import decode as decode  # its name in version 0.2
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import TINY, check_range
 
@@ -38,8 +39,7 @@ class RandomResizedCrop:
       ratio: smallest and largest width / height.
       flip: probability of a horizontal flip.
       vertical_flip: probability of a vertical flip, for images without an up.
-      quarter_turns: probability of a turn by 90, 180 or 270 degrees, all as likely. At
-        3/4 no direction is preferred.
+      quarter_turns: chance of a turn by 90, 180 or 270 degrees; 3/4 prefers none.
       range: the values that become black and white, for images of more than 8 bits;
         see `to_bytes`.
     """
