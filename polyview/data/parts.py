@@ -89,7 +89,7 @@ class Parts:
     """Images of two parts each, drawn when the source is built (60 us a row).
 
     An example has image uint8[32, 32, 3], label int and attributes uint8[20]. Labels
-    number all 60 classes; row i of a split is of its class i % k, of k.
+    number all 60 classes; in a split of k classes, row i shows its class i % k.
 
     Args:
       split: "train", "validation" or "test", whose classes differ, or "seen_test":

@@ -16,7 +16,7 @@ import scipy.optimize
 
 from polyview.errors import TINY, InputError, check_range
 from polyview.evaluation import ridge
-from polyview.evaluation.class_attributes import unit
+from polyview.evaluation.features import unit
 
 
 class RidgeFit(NamedTuple):

@@ -64,7 +64,6 @@ from polyview.evaluation.class_attributes import (
     check_same_attributes,
     check_tables,
     described_splits,
-    extracted_splits,
     named,
     scaled,
     standardised_over,
@@ -75,7 +74,12 @@ from polyview.evaluation.classification import (
     class_labels,
     class_names,
 )
-from polyview.evaluation.features import Extracted, raw_features
+from polyview.evaluation.features import (
+    Extracted,
+    extracted_splits,
+    one_device,
+    raw_features,
+)
 from polyview.evaluation.probe import held_out
 
 CLASSIFIERS = ("ridge", "softmax")
@@ -289,7 +293,7 @@ class AttributeZeroShot:
         elif not task.get("slots"):
             reasons["accuracy of slots"] = f"'{self.attributes}' names no slots"
         # The rest is small: every process computes it all on one of its devices.
-        with jax.set_mesh(Mesh(np.asarray(jax.local_devices()[:1]), ("data",))):
+        with jax.set_mesh(one_device()):
             for name in CLASSIFIERS:
                 fit, numbers[name] = self._chosen(name, rows, tables)
                 numbers[name] |= self._classified(fit, rows, tables, binary)

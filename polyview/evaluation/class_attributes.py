@@ -4,17 +4,16 @@ Every example carries the vector of its class; a table has each class once. Chec
 which classes cannot be told apart, have no attributes, or are not unseen at all.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 from polyview.evaluation.base import in_words
 from polyview.evaluation.classification import check_target, class_labels
-from polyview.evaluation.features import Decoded, Extracted, extract, with_modality
+from polyview.evaluation.features import Extracted, unit
 
 
 class ClassTable(NamedTuple):
@@ -180,51 +179,11 @@ def scaled(tables: Mapping[str, ClassTable]) -> tuple[dict[str, ClassTable], str
     )
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    """Return rows of length one, float64; a row of zeros stays."""
-    x = np.asarray(x, np.float64)
-    length = np.linalg.norm(x, axis=-1, keepdims=True)
-    return x / np.where(length > 0, length, 1)
-
-
 def named(classes: Sequence[int] | np.ndarray, names: Sequence[str]) -> str:
     """Return "class 'a'" or "classes 'a', 'b' ...", the first five by name."""
     shown = ", ".join(f"'{names[c]}'" for c in classes[:5])
     more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
     return f"class{'es' if len(classes) > 1 else ''} {shown}{more}"
-
-
-def extracted_splits(
-    sources: Mapping[str, Source],
-    views: Callable,
-    models: Mapping[Any, Callable],
-    mesh: Mesh,
-    *,
-    modality: str,
-    batch_size: int,
-    seed: int,
-) -> Iterator[tuple[Any, dict[str, Extracted]]]:
-    """Yield (key, {split: features}) of each model in turn; data are decoded once."""
-    options: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh, "seed": seed}
-    most = 0 if len(models) == 1 else None
-    batches = {
-        split: Decoded(source, views, most=most, **options)
-        for split, source in sources.items()
-    }
-    for key, represent in models.items():
-        read = {}
-        for split, source in sources.items():
-            extracted = extract(
-                represent,
-                source,
-                views,
-                modality=modality,
-                name=split,
-                batches=batches[split],
-                **options,
-            )
-            read[split] = with_modality(extracted, split, modality)
-        yield key, read
 
 
 def described_splits(

@@ -34,18 +34,21 @@ from polyview.evaluation.class_attributes import (
     check_same_attributes,
     check_tables,
     described_splits,
-    extracted_splits,
     scaled,
     standardised_over,
     table_of,
-    unit,
 )
 from polyview.evaluation.classification import (
     check_same_classes,
     class_labels,
     class_names,
 )
-from polyview.evaluation.features import Extracted, raw_features
+from polyview.evaluation.features import (
+    Extracted,
+    extracted_splits,
+    raw_features,
+    unit,
+)
 
 DEFINITION = (
     "TRE = mean over classes of |x - sum of its attributes' eta|^2, x the unit-length "

@@ -3,7 +3,7 @@
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -185,6 +185,39 @@ def with_modality(extracted: Extracted, split: str, modality: str) -> Extracted:
     return jax.tree.map(lambda x: x[extracted.present], extracted)
 
 
+def extracted_splits(
+    sources: Mapping[str, Source],
+    views: Callable,
+    models: Mapping[Any, Callable],
+    mesh: Mesh,
+    *,
+    modality: str,
+    batch_size: int,
+    seed: int = 0,
+) -> Iterator[tuple[Any, dict[str, Extracted]]]:
+    """Yield (key, {split: features}) of each model in turn; data are decoded once."""
+    options: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh, "seed": seed}
+    most = 0 if len(models) == 1 else None
+    batches = {
+        split: Decoded(source, views, most=most, **options)
+        for split, source in sources.items()
+    }
+    for key, represent in models.items():
+        read = {}
+        for split, source in sources.items():
+            extracted = extract(
+                represent,
+                source,
+                views,
+                modality=modality,
+                name=split,
+                batches=batches[split],
+                **options,
+            )
+            read[split] = with_modality(extracted, split, modality)
+        yield key, read
+
+
 class Flat(NamedTuple):
     """The input itself as features."""
 
@@ -198,6 +231,18 @@ def raw_features(batch: dict[str, Any], modality: str) -> dict[str, Flat]:
     unit = 255 if view.dtype == jnp.uint8 else 1
     flat = view.reshape(*view.shape[:2], -1).astype(jnp.float32) / unit
     return {modality: Flat(h=flat, z=flat)}
+
+
+def one_device() -> Mesh:
+    """Return a mesh of one device of this process, for what is too small to divide."""
+    return Mesh(np.asarray(jax.local_devices()[:1]), ("data",))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Return rows of length one, float64; a row of zeros stays."""
+    x = np.asarray(x, np.float64)
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
 
 
 def _check_finite(extracted: Extracted, name: str) -> None:

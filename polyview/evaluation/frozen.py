@@ -41,6 +41,7 @@ from polyview.evaluation.features import (
     Decoded,
     Extracted,
     extract,
+    one_device,
     raw_features,
     with_modality,
 )
@@ -140,7 +141,7 @@ class FrozenFeatures:
             test = self._extract(represent, self.test, batches, mesh, "test")
         numbers: dict[str, Any] = {"protocol": self._describe(train, test)}
         # The rest is small: every process computes it all on one of its devices.
-        with jax.set_mesh(_one_device()):
+        with jax.set_mesh(one_device()):
             if self.label is not None and self.train.targets and self.test.targets:
                 numbers |= self._classified(train, test, seconds)
             else:
@@ -459,10 +460,6 @@ def _health(test: Extracted) -> dict[str, Any]:
 def _spread(length: int, most: int) -> np.ndarray:
     """At most `most` of 0 .. length - 1. Evenly spaced: a split may be sorted."""
     return np.linspace(0, length - 1, min(length, most)).round().astype(int)
-
-
-def _one_device() -> Mesh:
-    return Mesh(np.asarray(jax.local_devices()[:1]), ("data",))
 
 
 @contextlib.contextmanager

@@ -19,13 +19,7 @@ from polyview.data.sources.protocol import Source
 from polyview.errors import InputError, check_range
 from polyview.evaluation.base import Result, in_words
 from polyview.evaluation.classification import class_labels, class_names, standard_error
-from polyview.evaluation.features import (
-    Decoded,
-    Extracted,
-    extract,
-    raw_features,
-    with_modality,
-)
+from polyview.evaluation.features import Extracted, extracted_splits, raw_features
 from polyview.evaluation.knn import neighbours
 
 RECALL = (1, 5)
@@ -78,25 +72,15 @@ class Retrieval:
         self, models: Mapping[Any, Callable], mesh: Mesh
     ) -> Iterator[tuple[Any, Result]]:
         """Yield (key, result) of each model in turn; the data are decoded once."""
-        read = Decoded(
-            self.test,
+        for key, read in extracted_splits(
+            {"test": self.test},
             self.views,
+            models,
+            mesh,
+            modality=self.modality,
             batch_size=self.batch_size,
-            mesh=mesh,
-            most=0 if len(models) == 1 else None,
-        )
-        for key, represent in models.items():
-            extracted = extract(
-                represent,
-                self.test,
-                self.views,
-                batch_size=self.batch_size,
-                mesh=mesh,
-                modality=self.modality,
-                name="test",
-                batches=read,
-            )
-            yield key, self._measured(with_modality(extracted, "test", self.modality))
+        ):
+            yield key, self._measured(read["test"])
 
     def raw(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the views as features of the reference, flattened."""

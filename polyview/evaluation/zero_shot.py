@@ -37,10 +37,11 @@ from polyview.evaluation.classification import (
     top_accuracy,
 )
 from polyview.evaluation.features import (
-    Decoded,
     Extracted,
     extract,
+    extracted_splits,
     raw_features,
+    unit,
     with_modality,
 )
 
@@ -152,7 +153,7 @@ class ZeroShot:
         prototypes = class_prototypes(encoded, named)
         numbers: dict[str, Any] = {
             "protocol": self._describe(test, features.shape[1]),
-            "zero_shot": top_accuracy(_unit(features) @ prototypes.T, labels),
+            "zero_shot": top_accuracy(unit(features) @ prototypes.T, labels),
             "classes": len(names),
         }
         distinct = len(np.unique(prototypes, axis=0))
@@ -294,30 +295,15 @@ class ClassMeans:
         self, models: Mapping[Any, Callable], mesh: Mesh
     ) -> Iterator[tuple[Any, Result]]:
         """Yield (key, result) of each model in turn; the data are decoded once."""
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "mesh": mesh,
-            "seed": self.seed,
-        }
-        splits = {"train": self.train, "test": self.test}
-        most = 0 if len(models) == 1 else None
-        batches = {
-            split: Decoded(source, self.views, most=most, **options)
-            for split, source in splits.items()
-        }
-        for key, represent in models.items():
-            read = {
-                split: extract(
-                    represent,
-                    source,
-                    self.views,
-                    modality=self.modality,
-                    name=split,
-                    batches=batches[split],
-                    **options,
-                )
-                for split, source in splits.items()
-            }
+        for key, read in extracted_splits(
+            {"train": self.train, "test": self.test},
+            self.views,
+            models,
+            mesh,
+            modality=self.modality,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        ):
             yield key, self._measured(**read)
 
     def raw(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -347,12 +333,10 @@ class ClassMeans:
         return accuracy_table({name: _means_of(one) for name, one in results.items()})
 
     def _measured(self, train: Extracted, test: Extracted) -> Result:
-        train = with_modality(train, "train", self.modality)
-        test = with_modality(test, "test", self.modality)
         labels = class_labels(train, self.label)
         truth = class_labels(test, self.label)
         features = getattr(train, self.features)
-        queries = _unit(getattr(test, self.features))
+        queries = unit(getattr(test, self.features))
         classes = self.train.targets[self.label]["classes"]
 
         def accuracy(rows: np.ndarray) -> dict[str, float]:
@@ -410,18 +394,11 @@ def class_prototypes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     features: float[n, d]; labels: int[n] -> float64[classes, d], in order of the label.
     """
-    unit = _unit(features)
+    rows = unit(features)
     classes, place = np.unique(labels, return_inverse=True)
     sums = np.zeros((len(classes), features.shape[1]))
-    np.add.at(sums, place, unit)
-    return _unit(sums)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """Scale rows to length one, in float64; a zero row stays zero."""
-    x = np.asarray(x, np.float64)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length > 0, length, 1)
+    np.add.at(sums, place, rows)
+    return unit(sums)
 
 
 class _PromptViews:

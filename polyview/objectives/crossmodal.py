@@ -30,6 +30,7 @@ from polyview.objectives import bounds
 from polyview.objectives.base import Batch, Module
 from polyview.objectives.positives import anchors as can_be_anchors
 from polyview.objectives.positives import check_positive, l2_normalize
+from polyview.objectives.supervised import mean_of_present
 
 TERMS = ("CR", "XX", "RR", "CC")
 
@@ -392,7 +393,7 @@ class CrossModal:
         self, losses: jax.Array, present: Mapping, kept_now: Mapping
     ) -> jax.Array:
         """The mean over rows with a view, of all views together and of each alone."""
-        loss = _mean(losses[:, 0], _joined(kept_now).any(1))
+        loss = mean_of_present(losses[:, 0], _joined(kept_now).any(1))
         if self.alone_weight:
             alone = _joined(present)
             if losses.shape[1] != 1 + alone.shape[1]:
@@ -400,7 +401,7 @@ class CrossModal:
                     "alone_weight is set, but the model predicts only from all views "
                     "together; set its alone=True"
                 )
-            loss += self.alone_weight * _mean(losses[:, 1:], alone)
+            loss += self.alone_weight * mean_of_present(losses[:, 1:], alone)
         return loss
 
     def negatives(self, b: int, m: int) -> int:
@@ -413,16 +414,12 @@ class CrossModal:
 def mean_over_anchors(losses: jax.Array, present: jax.Array) -> jax.Array:
     """Mean of losses float[b, m] over anchors, or of float[b] over samples with one."""
     valid = can_be_anchors(present)
-    return _mean(losses, valid if losses.ndim == 2 else valid.any(1))
+    return mean_of_present(losses, valid if losses.ndim == 2 else valid.any(1))
 
 
 def _joined(masks: Mapping[str, jax.Array]) -> jax.Array:
     """The masks of all modalities, sorted and concatenated: bool[b, views]."""
     return jnp.concatenate([masks[name] for name in sorted(masks)], 1)
-
-
-def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def _learnt(module: Any, anchors: jax.Array, candidates: jax.Array) -> Scored:

@@ -71,7 +71,7 @@ def dice_and_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def mean_of_present(losses: jax.Array, present: jax.Array) -> jax.Array:
-    """The mean of losses float[b, m] over `present: bool[b, m]`, 0 if there is none."""
+    """The mean of losses over `present`, a mask of their shape; 0 if there is none."""
     return jnp.where(present, losses, 0).sum() / jnp.maximum(present.sum(), 1)
 
 

@@ -6,7 +6,7 @@ From the user's copy, as the archives unpack into --manual_dir:
     attributes.txt                                          of CUB_200_2011.tgz
     xlsa17/data/CUB/{res101,att_splits}.mat, *classes*.txt  of xlsa17.zip
 
-The attributes are of classes, as shares of annotators in per cent: 0 .. 100.
+Each class has its attributes as the percentage of annotators who saw them: 0 .. 100.
 """
 
 from pathlib import Path

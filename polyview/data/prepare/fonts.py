@@ -258,7 +258,7 @@ def _paths(
     if absent := [name for name in names if name not in found]:
         packages = [FONTS[name].package for name in absent]
         try:
-            _download(packages, scratch)
+            fetch.debian(packages, scratch)
             found |= {name: next(places(name, scratch)) for name in absent}
         except (fetch.Failed, StopIteration) as failure:
             why = str(failure) or "apt-get did not download every package"
@@ -268,18 +268,6 @@ def _paths(
                 "the folder as --manual_dir"
             ) from None
     return {name: found[name] for name in names}
-
-
-def _download(packages: Sequence[str], scratch: Path) -> None:
-    """Download packages into `scratch`, where apt's lists and cache go too."""
-    (scratch / "lists" / "partial").mkdir(parents=True)
-    (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
-    apt = ["apt-get", "-qq", "-o", f"Dir::State::Lists={scratch / 'lists'}"]
-    apt += ["-o", f"Dir::Cache={scratch / 'cache'}"]
-    # As root, apt would download as a user without write access here.
-    apt += ["-o", "APT::Sandbox::User=root"]
-    for command in ([*apt, "update"], [*apt, "download", *packages]):
-        fetch.run(command, scratch)
 
 
 def _read(path: Path, file: str, scratch: Path) -> bytes:

@@ -300,8 +300,8 @@ def _digest(places: Mapping[str, np.ndarray]) -> str:
 def _paths(folder: Path, files: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return paths below the folder of images, and the class that each names.
 
-    The paths are of the authors' machine: .../images/a/abbey/x.jpg is of class abbey,
-    .../JPEGImages/ox/ox_10001.jpg of class ox.
+    The paths are those on the authors' machine: .../images/a/abbey/x.jpg is an abbey,
+    .../JPEGImages/ox/ox_10001.jpg an ox.
     """
     below, classes = [], []
     for file in files:
@@ -326,7 +326,7 @@ def _from_zero(
         raise InputError(f"{path}: {name} holds no numbers; take that of xlsa17")
     low, high = values.min(), values.max()
     if (values != np.floor(values)).any() or not 1 <= low <= high <= count:
-        hint = "it counts from 0" if low == 0 else "it is of another version"
+        hint = "it counts from 0" if low == 0 else "it belongs to another version"
         raise InputError(
             f"{path}: {name} has {low:g} .. {high:g}, not whole numbers 1 .. {count}: "
             f"{hint}; take all files of one xlsa17.zip"

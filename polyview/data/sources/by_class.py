@@ -28,7 +28,7 @@ class ByClass:
     The label of every row is read at the first access to one, which takes as long as
     reading the data once. A row that cannot be read, or whose label is negative (no
     class), is not among the images of others; the latter brings its own image alone.
-    Classes of one image are counted in a warning then: their views are of that image.
+    A warning then counts the classes with one image, all of whose views show it.
 
     Args:
       source: has one image a row.
@@ -45,7 +45,7 @@ class ByClass:
         kind = source.targets[label]["kind"]
         if kind not in ("class", PARTLY):
             raise InputError(
-                f"{source!r}: target {label!r} is of kind {kind!r}; rows go together "
+                f"{source!r}: target {label!r} is of kind {kind!r}; rows are grouped "
                 "by a target of kind 'class'"
             )
         self._source, self._label, self._field = source, label, field
@@ -74,8 +74,8 @@ class ByClass:
         rows = {number: own for number, own in rows.items() if number >= 0}
         if single := [number for number, own in rows.items() if len(own) == 1]:
             _log.warning(
-                "%r: %d of %d classes have one image (the first: %s %d), so that all "
-                "their views are of it",
+                "%r: %d of %d classes have one image (the first: %s %d), so all "
+                "their views show it",
                 self._source,
                 len(single),
                 len(rows),
