@@ -126,6 +126,7 @@ def main() -> None:
     flags.workdir.mkdir(parents=True, exist_ok=True)
     # The seeds of a cell share one program.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    hosts.keep_freed_memory()
 
     cells = list(itertools.product(flags.budgets, study.cells))
     chosen = {}

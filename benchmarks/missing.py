@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="(default: all, and the table)")
     flags = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    hosts.keep_freed_memory()
     data, found = DATA[flags.data], {}
     for name in flags.methods or data.methods:
         if name not in data.methods:

@@ -63,6 +63,7 @@ def main() -> None:
     flags = parser.parse_args()
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    hosts.keep_freed_memory()
     rows = json.loads(flags.output.read_text())["rows"] if flags.output.exists() else []
     for seed, game, start in itertools.product(flags.seeds, flags.games, flags.starts):
         row = {"game": game, "start": start, "seed": seed, "steps": flags.steps}

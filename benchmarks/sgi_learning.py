@@ -83,6 +83,7 @@ def main() -> None:
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
     # The seeds of an arm share a program.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    hosts.keep_freed_memory()
     games = flags.games or GAMES[flags.study]
     for game in games:
         record(game)

@@ -66,6 +66,7 @@ def main() -> None:
     seeds = flags.seeds or range(5 if flags.study == "parts" else 3)
     # The seeds of an arm share a program.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    hosts.keep_freed_memory()
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     for seed in seeds:
         for method, local in arms(flags.study):

@@ -175,13 +175,14 @@ def starting(flags: argparse.Namespace) -> Iterator[None]:
 
 
 def start(flags: argparse.Namespace) -> None:
-    """Cache compiled programs and, with --distributed, join the other processes.
+    """Keep compiled programs and freed memory; with --distributed, join the others.
 
     Call before JAX is imported. Under Slurm, Open MPI, Kubernetes and on TPU pods JAX
     needs no further flags. Raises InputError for a bad flag, or if JAX finds no cluster
     or cannot join it; ends the program if the other processes do not join.
     """
     cache_compiled()
+    hosts.keep_freed_memory()
     if not flags.distributed:
         for name in ("coordinator", "processes", "process", "heartbeat"):
             if getattr(flags, name) is not None:

@@ -47,7 +47,7 @@ def model(
     local_projector, heads = None, {}
     if method in POSITIVES:
         head = f"{NN}.heads:MutualInformationHead"
-        projector = local_projector = {"partial": head, "hidden": 256, "out": 128}
+        projector = local_projector = {"partial": head, "hidden": 128, "out": 64}
     if method == "supcon":
         # Khosla et al. 2020, section 3.1: one hidden layer as wide as h, and 128.
         projector = {

@@ -15,6 +15,7 @@ is their mean.
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -86,7 +87,7 @@ CLASSES = choose_classes(60)  # the parts of each class
 
 
 class Parts:
-    """Images of two parts each, drawn when the source is built (60 us a row).
+    """Images of two parts each, drawn when the source is first built (60 us a row).
 
     An example has image uint8[32, 32, 3], label int and attributes uint8[20]. Labels
     number all 60 classes; in a split of k classes, row i shows its class i % k.
@@ -111,12 +112,8 @@ class Parts:
         classes, rows = SPLITS[split]
         self._split, stream = split, list(SPLITS).index(split)
         numbers = np.arange(rows if size is None else size)
-        self.labels = classes[0] + numbers % len(classes)
-        self._images = np.empty((len(self.labels), SIDE, SIDE, 3), np.uint8)
-        for start in range(0, len(self.labels), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            parts = CLASSES[self.labels[block]]
-            self._images[block] = draw(parts, seed, stream, start)
+        self.labels = _labels(classes, numbers)
+        self._images = _images(classes, len(numbers), seed, stream)
         self._attributes = np.zeros((len(CLASSES), len(PARTS)), np.uint8)
         np.put_along_axis(self._attributes, CLASSES, 1, axis=1)
         self.targets: dict[str, dict[str, Any]] = {
@@ -144,6 +141,22 @@ class Parts:
 
     def __repr__(self) -> str:
         return f"Parts('{self._split}': {len(self)})"
+
+
+def _labels(classes: range, numbers: np.ndarray) -> np.ndarray:
+    return classes[0] + numbers % len(classes)
+
+
+@lru_cache(maxsize=len(SPLITS))
+def _images(classes: range, rows: int, seed: int, stream: int) -> np.ndarray:
+    """Return the images of a split, read-only: a run and its evaluations share them."""
+    images = np.empty((rows, SIDE, SIDE, 3), np.uint8)
+    labels = _labels(classes, np.arange(rows))
+    for start in range(0, rows, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        images[block] = draw(CLASSES[labels[block]], seed, stream, start)
+    images.setflags(write=False)
+    return images
 
 
 def draw(parts: np.ndarray, seed: int, stream: int, start: int = 0) -> np.ndarray:
