@@ -6,10 +6,14 @@
 Each run trains one encoder on seen classes, freezes it and scores unseen ones; `parts`
 on generated images, `han` on characters. The weight of a local loss is chosen on
 validation classes with seed 0. A finished run is a row of the JSON and is not repeated:
-run the command again to resume. Rows of the references come with seed 0.
+run the command again to resume. Rows of the references come with seed 0. Several
+processes may share the work: one on each core (`taskset -c 0`, `-c 1`) trains up to 1.5
+times as much as one on both.
 """
 
 import argparse
+import contextlib
+import fcntl
 import itertools
 import json
 import shutil
@@ -64,31 +68,56 @@ def main() -> None:
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"zero_shot_{flags.study}.json"
     seeds = flags.seeds or range(5 if flags.study == "parts" else 3)
+    flags.workdir.mkdir(parents=True, exist_ok=True)
     # The seeds of an arm share a program.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
     hosts.keep_freed_memory()
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
-    for seed in seeds:
-        for method, local in arms(flags.study):
+    trained = True
+    while trained:  # again, for what waited for another process to choose a weight
+        trained = False
+        for seed, (method, local) in itertools.product(seeds, arms(flags.study)):
             if flags.methods and method not in flags.methods:
                 continue
-            for arm in weighted(rows, method, local, seed):
-                config = configured(flags.study, arm, seed, flags.steps)
-                digest = text_digest(to_json(config))[:16]
-                if any(row.get("config") == digest for row in rows):
-                    continue
-                workdir = flags.workdir / f"{flags.study}-{digest}"
-                first = not any(row["name"] in REFERENCES for row in rows)
-                found = run(config, workdir, references=first)
-                about = {"name": arm.name, **arm._asdict(), "seed": seed}
-                rows += [about | {"config": digest} | found.pop("trained")]
-                rows += [
-                    {"name": name, "seed": seed, **of} for name, of in found.items()
-                ]
-                write(output, flags.study, rows)
-                print(told(rows[-1 if not found else -1 - len(found)]), flush=True)
-    write(output, flags.study, rows)
+            for arm in weighted(read(output), method, local, seed):
+                trained |= one(flags, output, arm, seed)
+    rows = read(output)
     plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
+
+
+def one(flags, output: Path, arm: Arm, seed: int) -> bool:
+    """Train an arm and add its row, unless it is there or another process trains it."""
+    config = configured(flags.study, arm, seed, flags.steps)
+    digest = text_digest(to_json(config))[:16]
+    workdir = flags.workdir / f"{flags.study}-{digest}"
+    with locked(workdir.with_suffix(".lock"), wait=False) as free:
+        if not free or any(row.get("config") == digest for row in read(output)):
+            return False
+        first = next(arms(flags.study)) == (arm.method, arm.local) and seed == 0
+        found = run(config, workdir, references=first)
+    about = {"name": arm.name, **arm._asdict(), "seed": seed, "config": digest}
+    new = [about | found.pop("trained")]
+    new += [{"name": name, "seed": seed, **of} for name, of in found.items()]
+    with locked(flags.workdir / "rows.lock", wait=True):
+        write(output, flags.study, read(output) + new)
+    print(told(new[0]), flush=True)
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool) -> Iterator[bool]:
+    """Yield whether this process alone holds a lock; wait for it if asked to."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def read(output: Path) -> list[dict]:
+    """Return the rows so far."""
+    return json.loads(output.read_text())["rows"] if output.exists() else []
 
 
 def arms(study: str) -> Iterator[tuple[str, str]]:
@@ -102,22 +131,27 @@ def arms(study: str) -> Iterator[tuple[str, str]]:
 
 
 def weighted(rows: list[dict], method: str, local: str, seed: int) -> Iterator[Arm]:
-    """Yield the arms to train: with seed 0 each weight, then the one chosen."""
+    """Yield the arms to train: with seed 0 each weight, then the one chosen, if any."""
     if local == "none" or method == "local":
         yield Arm(method, local, 1.0)
     elif seed == 0:
         yield from (Arm(method, local, weight) for weight in WEIGHTS)
-    else:
-        yield Arm(method, local, chosen(rows, method, local))
+    elif (weight := chosen(rows, method, local)) is not None:
+        yield Arm(method, local, weight)
 
 
-def chosen(rows: list[dict], method: str, local: str) -> float:
-    """Return the weight of the best seed-0 run on validation classes."""
+def chosen(rows: list[dict], method: str, local: str) -> float | None:
+    """Return the weight of the best seed-0 run on validation classes.
+
+    None before all weights have been tried.
+    """
     tried = [
         row
         for row in rows
         if (row.get("method"), row.get("local"), row["seed"]) == (method, local, 0)
     ]
+    if {row["weight"] for row in tried} != set(WEIGHTS):
+        return None
     return max(tried, key=lambda row: row["validation"])["weight"]
 
 
@@ -200,7 +234,7 @@ def kept_rows(rows: list[dict]) -> dict[str, list[dict]]:
         local = row.get("local", "none")
         if local != "none" and row["method"] != "local":
             if row["weight"] != chosen(rows, row["method"], local):
-                continue
+                continue  # or none is chosen yet
         by_name.setdefault(row["name"], []).append(row)
     return by_name
 

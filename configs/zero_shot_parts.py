@@ -23,7 +23,7 @@ CLASSES, ATTRIBUTES, SIZE = 60, 20, 32
 def get_config(argument: str = "") -> dict:
     """All numbers are ours."""
     args = parse_arguments(
-        argument, method="cmdim", local="none", weight=1.0, steps=4000
+        argument, method="cmdim", local="none", weight=1.0, steps=2000
     )
     method, local = args["method"], args["local"]
     zero_shot.check_method(method, local)
@@ -72,7 +72,7 @@ def get_config(argument: str = "") -> dict:
         "objective": zero_shot.objective(method, local, args["weight"]),
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
-            "learning_rate": parts.constant_rate(3e-3),
+            "learning_rate": parts.constant_rate(8e-3),
             "weight_decay": 0.0,
             "warm_up": 0.05,
         },
