@@ -88,7 +88,6 @@ def get_config(argument: str = "") -> dict:
                 "augment": glyph,
                 "targets": ("label", "attributes"),
             },
-            pretraining=source,
             upright={"target": "polyview.data.glyphs:Upright", "size": size},
         ),
     }

@@ -83,7 +83,6 @@ def get_config(argument: str = "") -> dict:
             {"new images": images("seen_test")},
             {**views, "target": "polyview.data.views:Generated", "m": 1}
             | {"augment": whole},
-            pretraining=train,
         ),
     }
 

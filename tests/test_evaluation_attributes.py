@@ -28,7 +28,7 @@ from polyview.evaluation import (
 )
 from polyview.evaluation.attribute_fits import SoftmaxHead
 from polyview.evaluation.attributes import CLASSIFIERS, AttributeZeroShot
-from polyview.evaluation.base import in_words, write_result
+from polyview.evaluation.base import write_result
 from polyview.nn.towers import Features
 from polyview.runs import evaluating
 
@@ -457,8 +457,12 @@ SAME = {"label": TASKS["label"], "attributes": {"kind": "class", "classes": 2}}
         ),
         ({"seen": {"new": source(UNSEEN)}}, "of seen new is not in train"),
         (
-            {"pretraining": source(CLASSES)},
+            {"learnt_from": [source(SEEN), source(CLASSES)]},
             r"the encoder was trained on classes '0\+0'.* of unseen old: no zero-shot",
+        ),
+        (
+            {"learnt_from": [source([*SEEN, HELD[0]])]},
+            "the encoder was trained on class .* of validation: no zero-shot",
         ),
         (
             {"unseen": {"new": several(np.random.default_rng(0).random((99, 12)))}},
@@ -488,9 +492,15 @@ def test_bad_input_is_refused_with_what_and_where(change, why):
         run(made(**change))
 
 
-def test_an_encoder_that_saw_only_seen_classes_is_said_to_be_checked():
-    result = run(made(pretraining=source([*SEEN, *HELD]), seen={}))
-    assert result["protocol"]["encoder"].startswith("trained on none of the unseen")
+def test_what_an_encoder_saw_is_said_as_far_as_it_is_known():
+    def said(sources):
+        return run(made(learnt_from=sources, seen={}))["protocol"]["encoder"]
+
+    assert said([source(SEEN), source(SEEN)]).startswith("trained on none of")
+    without = source(SEEN, tasks={"attributes": TASKS["attributes"]})
+    unlabelled = source([*SEEN[:-1], -1])  # a row of no class is of no known one
+    for unknown in (None, [source(SEEN), without], [unlabelled]):
+        assert "not known" in said(unknown)
 
 
 def images(rng, size=20, channels=1):
@@ -654,9 +664,6 @@ def test_the_file_of_evaluations_reads_the_splits_of_the_runs_data(
     )
     assert upright["views"]["image"].shape == (1, 8, 8, 1)
     assert {*upright["targets"]} == {"label", "attributes", "boxes", "parts"}
-    assert zero._pretraining_classes() == {TASKS["label"]["names"][c] for c in SEEN}
-    protocol = in_words(zero.spec, "pretraining", None)
-    assert protocol["fields"] == ["a"]
     assert {*evaluations_of(f"{FILE}:data=bare,fonts=a,new_fonts=b", run)} == {
         "zero_shot_attributes",
         "compositionality",

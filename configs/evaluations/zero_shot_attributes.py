@@ -23,6 +23,8 @@ from polyview.config.spec import build
 from polyview.errors import InputError
 from polyview.evaluation.base import viewing_spec
 
+PARTS = "polyview.data.parts:Parts"
+
 
 def get_evaluations(argument: str, run: dict) -> dict:
     """Return the three evaluations, or two of data without boxes."""
@@ -40,10 +42,12 @@ def get_evaluations(argument: str, run: dict) -> dict:
         _split(run, args["data"], split) for split in ("train", "validation", "test")
     )
     fonts, new = _fonts(args, train.get("name"))
-    unseen = {"test": _rows(test, fonts)}
+    unseen = {"new images": _rows(test, fonts)}
     seen = {}
-    if args["seen"]:
-        seen["test"] = _rows(_split(run, args["data"], args["seen"]), fonts)
+    # Generated parts have such a split, prepared data say theirs.
+    held = args["seen"] or {PARTS: "seen_test"}.get(train.get("target"), "")
+    if held:
+        seen["new images"] = _rows(_split(run, args["data"], held), fonts)
     if new:
         unseen = {"seen fonts": _rows(test, fonts), "new fonts": _rows(test, new)}
         seen = {"new fonts": _rows(train, new)}
@@ -57,7 +61,6 @@ def get_evaluations(argument: str, run: dict) -> dict:
         unseen,
         seen,
         _views(run),
-        pretraining=run["source"],
         upright=_upright(run) if has_boxes else None,
         dimensions=args["dimensions"] or None,
         path=args["path"],

@@ -155,7 +155,6 @@ def evaluations(
     seen: Mapping[str, Mapping],
     views: Mapping,
     *,
-    pretraining: Mapping,
     upright: Mapping | None = None,
     dimensions: int | None = None,
     path: str = "towers.image.encoder",
@@ -177,7 +176,6 @@ def evaluations(
             "validation": validation,
             "unseen": unseen,
             "seen": seen,
-            "pretraining": pretraining,
             **shared,
         },
         "compositionality": {

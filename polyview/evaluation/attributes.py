@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 from polyview import hosts
-from polyview.data.sources.protocol import CorruptRecord, Source
+from polyview.data.sources.protocol import Source
 from polyview.errors import TINY, InputError, check_range
 from polyview.evaluation import handcrafted
 from polyview.evaluation.attribute_figures import draw_by_seen_classes, draw_confusions
@@ -59,6 +59,7 @@ from polyview.evaluation.attribute_scores import (
 from polyview.evaluation.base import Result, in_words
 from polyview.evaluation.class_attributes import (
     ClassTable,
+    Learnt,
     check_attributes,
     check_named_sources,
     check_same_attributes,
@@ -98,8 +99,9 @@ class AttributeZeroShot:
         averaged over the views of a sample.
       seen: {name in `unseen`: other images of the seen classes}, for the generalised
         task.
-      pretraining: the source that the encoder was trained on; its classes are read, to
-        refuse one that trained on an unseen class.
+      learnt_from: the sources that the encoder was trained on, whose classes are read,
+        to refuse one that trained on an unseen class; None if they are not known. Set
+        by `trained_on`.
       label: a target of kind "class", numbered over all classes.
       attributes: a target with the vector of each row's class.
       modality: the modality to encode.
@@ -117,7 +119,7 @@ class AttributeZeroShot:
     unseen: Mapping[str, Source]
     views: Callable
     seen: Mapping[str, Source] = dataclasses.field(default_factory=dict)
-    pretraining: Source | None = None
+    learnt_from: Sequence[Source] | None = None
     label: str = "label"
     attributes: str = "attributes"
     modality: str = "image"
@@ -150,6 +152,10 @@ class AttributeZeroShot:
         """Return a copy whose protocol names its parts by their spec."""
         return dataclasses.replace(self, spec=spec)
 
+    def trained_on(self, sources: Sequence[Source] | None) -> "AttributeZeroShot":
+        """Return a copy that knows what the encoder was trained on."""
+        return dataclasses.replace(self, learnt_from=sources)
+
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality: features}`.
 
@@ -163,7 +169,7 @@ class AttributeZeroShot:
         self, models: Mapping[Any, Callable], mesh: Mesh
     ) -> Iterator[tuple[Any, Result]]:
         """Yield (key, result) of each model in turn; the data are decoded once."""
-        learnt = self._pretraining_classes()
+        learnt = Learnt.of(self.learnt_from, self.label)
         for key, read in extracted_splits(
             self._sources(),
             self.views,
@@ -248,23 +254,7 @@ class AttributeZeroShot:
             **{f"seen {name}": source for name, source in self.seen.items()},
         }
 
-    def _pretraining_classes(self) -> set[str] | None:
-        """Return the names of the encoder's classes, or None if they are not known."""
-        source = self.pretraining
-        if source is None or self.label not in source.targets:
-            return None
-        names = class_names(source.targets[self.label])
-        found = set()
-        for row in range(len(source)):
-            try:
-                found.add(int(source[row][self.label]))
-            except CorruptRecord:
-                continue
-        return {names[number] for number in found}
-
-    def _measured(
-        self, read: Mapping[str, Extracted], learnt: set[str] | None
-    ) -> Result:
+    def _measured(self, read: Mapping[str, Extracted], learnt: Learnt) -> Result:
         began = time.perf_counter()
         names = class_names(self.train.targets[self.label])
         task = self.train.targets[self.attributes]
@@ -284,7 +274,7 @@ class AttributeZeroShot:
         tables, scaling = scaled(tables)
         rows = _Rows.of(read, self.features, self.label)
         numbers: dict[str, Any] = {
-            "protocol": self._describe(read, tables, scaling, learnt is not None),
+            "protocol": self._describe(read, tables, scaling, learnt),
         }
         reasons = {}
         if not binary:
@@ -323,7 +313,7 @@ class AttributeZeroShot:
     def _check_disjoint(
         self,
         tables: Mapping[str, ClassTable],
-        learnt: set[str] | None,
+        learnt: Learnt,
         names: Sequence[str],
     ) -> None:
         """Raise InputError if the unseen classes chose settings, or were learnt."""
@@ -335,12 +325,8 @@ class AttributeZeroShot:
                     f"evaluation: {named(both, names)} of unseen {name} is also in "
                     "validation, which chooses settings; correct the splits"
                 )
-            known = [c for c in table.classes if names[c] in (learnt or ())]
-            if known:
-                raise InputError(
-                    f"evaluation: the encoder was trained on {named(known, names)} of "
-                    f"unseen {name}: no zero-shot result; train it on the seen classes"
-                )
+            learnt.check(table, f"unseen {name}", names)
+        learnt.check(tables["validation"], "validation", names)
 
     def _fits(
         self,
@@ -501,7 +487,7 @@ class AttributeZeroShot:
         read: Mapping[str, Extracted],
         tables: Mapping[str, ClassTable],
         scaling: str,
-        checked: bool,
+        learnt: Learnt,
     ) -> dict[str, Any]:
         return {
             **described_splits(self.spec, self._sources(), read, tables),
@@ -534,11 +520,9 @@ class AttributeZeroShot:
             "fitted_on": "train",
             "chosen": "settings: class-averaged top-1 on the validation classes among "
             "themselves; offset: largest H of validation classes and of "
-            f"{self.held_out:g} of train left out of that fit; the unseen classes are "
-            "read once, after",
-            "encoder": "trained on none of the unseen classes (its data were read)"
-            if checked
-            else "what it was trained on is not known here",
+            f"{self.held_out:g} of train left out of that fit, though the encoder was "
+            "trained on them; the unseen classes are read once, after",
+            "encoder": str(learnt),
             "batch_size": self.batch_size,
             "seed": self.seed,
         }

@@ -61,6 +61,8 @@ class Evaluation(Protocol):
         another, on data that are decoded once.
     described(spec) -> Evaluation: a copy whose protocol names its sources by the spec
         that the evaluation is built from.
+    trained_on(sources) -> Evaluation: a copy that knows the data that the model was
+        trained on, a list of sources, or None if they are not known.
     train, test: the sources it reads, as fields. Enables reading others (`--on`).
     """
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polyview.data.sources.labels import labels_of
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 from polyview.evaluation.base import in_words
-from polyview.evaluation.classification import check_target, class_labels
+from polyview.evaluation.classification import check_target, class_labels, class_names
 from polyview.evaluation.features import Extracted, unit
 
 
@@ -184,6 +185,48 @@ def named(classes: Sequence[int] | np.ndarray, names: Sequence[str]) -> str:
     shown = ", ".join(f"'{names[c]}'" for c in classes[:5])
     more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
     return f"class{'es' if len(classes) > 1 else ''} {shown}{more}"
+
+
+class Learnt(NamedTuple):
+    """The classes that an encoder was trained on, by name.
+
+    names: None if they are not all known.
+    """
+
+    names: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, sources: Sequence[Source] | None, label: str) -> "Learnt":
+        """Read the labels of sources; they are not known without labels, or for None.
+
+        A row without a class, or one that cannot be read, may show any.
+        """
+        if sources is None:
+            return cls()
+        found: set[str] = set()
+        for source in sources:
+            if label not in source.targets:
+                return cls()
+            labels = np.unique(labels_of(source, label))
+            if (labels < 0).any():
+                return cls()
+            names = class_names(source.targets[label])
+            found |= {names[number] for number in labels}
+        return cls(frozenset(found))
+
+    def check(self, table: ClassTable, split: str, names: Sequence[str]) -> None:
+        """Raise InputError if the encoder was trained on a class of a table."""
+        known = [c for c in table.classes if names[c] in (self.names or ())]
+        if known:
+            raise InputError(
+                f"evaluation: the encoder was trained on {named(known, names)} of "
+                f"{split}: no zero-shot result; train it on the seen classes"
+            )
+
+    def __str__(self) -> str:
+        if self.names is None:
+            return "what it was trained on is not known here"
+        return "trained on none of the classes of other splits (its data were read)"
 
 
 def described_splits(

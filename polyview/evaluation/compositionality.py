@@ -16,7 +16,7 @@ features, 0 that they do exactly. Ratios compare features of equal dimensions on
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from polyview.evaluation import handcrafted
 from polyview.evaluation.base import Result, in_words
 from polyview.evaluation.class_attributes import (
     ClassTable,
+    Learnt,
     check_attributes,
     check_named_sources,
     check_same_attributes,
@@ -172,6 +173,7 @@ class Compositionality:
       resamples: of the classes, for intervals.
       batch_size: global.
       seed: of permutations and resamples.
+      learnt_from: as in `polyview.evaluation.attributes:AttributeZeroShot`.
       spec: what a config calls its parts; set by `described`.
     """
 
@@ -187,6 +189,7 @@ class Compositionality:
     resamples: int = 1000
     batch_size: int = 500
     seed: int = 0
+    learnt_from: Sequence[Source] | None = None
     spec: Mapping | None = None
 
     def __post_init__(self) -> None:
@@ -204,11 +207,16 @@ class Compositionality:
         """Return a copy whose protocol names its parts by their spec."""
         return dataclasses.replace(self, spec=spec)
 
+    def trained_on(self, sources: Sequence[Source] | None) -> "Compositionality":
+        """Return a copy that knows what the encoder was trained on."""
+        return dataclasses.replace(self, learnt_from=sources)
+
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate `represent(batch) -> {modality: features}`.
 
         Raises InputError as `polyview.evaluation.class_attributes:check_tables` does,
-        and for features that have fewer `dimensions`.
+        for features that have fewer `dimensions`, and for an encoder that was trained
+        on an unseen class.
         """
         ((_, result),) = self.several({"": represent}, mesh)
         return result
@@ -217,6 +225,7 @@ class Compositionality:
         self, models: Mapping[Any, Callable], mesh: Mesh
     ) -> Iterator[tuple[Any, Result]]:
         """Yield (key, result) of each model in turn; the data are decoded once."""
+        learnt = Learnt.of(self.learnt_from, self.label)
         for key, read in extracted_splits(
             self._sources(),
             self.views,
@@ -226,7 +235,7 @@ class Compositionality:
             batch_size=self.batch_size,
             seed=self.seed,
         ):
-            yield key, self._measured(read)
+            yield key, self._measured(read, learnt)
 
     def raw(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the views as features of the reference, flattened."""
@@ -281,7 +290,7 @@ class Compositionality:
         unseen = {f"unseen {name}": source for name, source in self.unseen.items()}
         return {"train": self.train, **unseen}
 
-    def _measured(self, read: Mapping[str, Extracted]) -> Result:
+    def _measured(self, read: Mapping[str, Extracted], learnt: Learnt) -> Result:
         began = time.perf_counter()
         names = class_names(self.train.targets[self.label])
         task = self.train.targets[self.attributes]
@@ -291,6 +300,8 @@ class Compositionality:
         }
         held = {split: table for split, table in tables.items() if split != "train"}
         check_tables(tables["train"], held, {}, names, task.get("names"))
+        for split, table in held.items():
+            learnt.check(table, split, names)
         tables, scaling = scaled(tables)
         means = self._class_means(read)
         (seen, *others) = [(means[s], tables[s].vectors) for s in tables]

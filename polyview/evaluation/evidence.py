@@ -43,6 +43,7 @@ from polyview.drawing import (
 from polyview.errors import TINY, InputError, check_range
 from polyview.evaluation.base import Result, in_words
 from polyview.evaluation.class_attributes import (
+    Learnt,
     check_attributes,
     check_same_attributes,
     check_tables,
@@ -200,6 +201,7 @@ class Evidence:
       resamples: of the classes of test, for intervals.
       batch_size: global.
       seed: of views and resamples.
+      learnt_from: as in `polyview.evaluation.attributes:AttributeZeroShot`.
       spec: what a config calls its parts; set by `described`.
     """
 
@@ -217,6 +219,7 @@ class Evidence:
     resamples: int = 1000
     batch_size: int = 500
     seed: int = 0
+    learnt_from: Sequence[Source] | None = None
     spec: Mapping | None = None
 
     def __post_init__(self) -> None:
@@ -237,11 +240,15 @@ class Evidence:
         """Return a copy whose protocol names its parts by their spec."""
         return dataclasses.replace(self, spec=spec)
 
+    def trained_on(self, sources: Sequence[Source] | None) -> "Evidence":
+        """Return a copy that knows what the encoder was trained on."""
+        return dataclasses.replace(self, learnt_from=sources)
+
     def __call__(self, represent: Callable, mesh: Mesh) -> Result:
         """Evaluate a model, or `represent(batch) -> {modality: features with local}`.
 
         Raises InputError for a model without a map, a map that is not `grid`, a class
-        of test in train, and boxes of which none is known.
+        of test in train, also of the encoder, and boxes of which none is known.
         """
         began = time.perf_counter()
         train = self._fitted(represent, mesh)
@@ -253,6 +260,7 @@ class Evidence:
         ]
         attribute_names = self.train.targets[self.attributes].get("names")
         check_tables(tables[0], {"test": tables[1]}, {}, names, attribute_names)
+        Learnt.of(self.learnt_from, self.label).check(tables[1], "test", names)
         probe = fit_probe(train.sums, self.strength)
         rows, columns = self._sides(test.maps.shape[1])
         targets = test.rows.targets

@@ -14,6 +14,7 @@ of other samples, in CMDIM those of other classes. An early map may instead, or 
 predict labels or attributes of the image from each position alone (Sylvain et al.).
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,8 @@ from polyview.objectives.supervised import (
     squared_error,
     target_of,
 )
+
+_log = logging.getLogger(__name__)
 
 POSITIVES = ("own", "other_views", "class")
 
@@ -168,6 +171,12 @@ class Locality:
             )
         if self.positives == "class":
             labels = target_of(batch, self.label, "objective.label")
+            if m < 2:  # said once, when the step is traced
+                _log.warning(
+                    "objective: with one view a sample, CMDIM's positives are samples "
+                    "that share a class by chance; where none do, it is DIM. Set "
+                    "views.m to 2 or more"
+                )
         positives, negatives = compared(self.positives, present, batch["index"], labels)
         real = features.real
         estimate = local_global(

@@ -24,7 +24,7 @@ from polyview.config.schema import total_steps
 from polyview.config.spec import build
 from polyview.config.text import from_json, to_json
 from polyview.config.trust import allow_list, check_trusted, renewed
-from polyview.data.sources.protocol import CorruptRecord
+from polyview.data.sources.protocol import CorruptRecord, Source
 from polyview.errors import InputError, fits_together
 from polyview.evaluation.base import (
     Result,
@@ -36,6 +36,7 @@ from polyview.evaluation.base import (
 )
 from polyview.model import Model
 from polyview.runs.checkpoint import Damaged, saved_steps
+from polyview.runs.lineage import training_sources
 from polyview.runs.load import evaluated_model, load, untrained_model
 from polyview.runs.workdir import read_config
 from polyview.terminal import say
@@ -134,6 +135,7 @@ def built(run: Path, config: ConfigDict, asked: Asked) -> dict[str, Callable]:
     """
     trusted: frozenset[str] | None = allow_list(asked.trust)
     config = from_json(to_json(renewed(config.to_dict())))
+    learnt_by = functools.partial(training_sources, config.to_dict(), trusted)
     if asked.file is not None:
         # The user's file is trusted, but it may copy parts of the run's config.
         check_trusted(config, trusted, where=f"{run}")
@@ -148,7 +150,7 @@ def built(run: Path, config: ConfigDict, asked: Asked) -> dict[str, Callable]:
         )
     if asked.on is not None:
         specs = _on_other_data(specs, asked.on)
-    evaluations = build_evaluations(specs, trusted)
+    evaluations = build_evaluations(specs, trusted, learnt_by=learnt_by)
     if asked.references and not any(hasattr(e, "raw") for e in evaluations.values()):
         raise InputError(
             f"{run}: its evaluations score predictions and have no references; leave "
@@ -158,9 +160,13 @@ def built(run: Path, config: ConfigDict, asked: Asked) -> dict[str, Callable]:
 
 
 def build_evaluations(
-    specs: Mapping[str, Any], trusted: frozenset[str] | None = None
+    specs: Mapping[str, Any],
+    trusted: frozenset[str] | None = None,
+    learnt_by: Callable[[], list[Source] | None] = lambda: None,
 ) -> dict[str, Callable]:
     """Build evaluations from their specs, by name.
+
+    learnt_by: returns what the model was trained on, for evaluations that ask.
 
     Raises InputError as `polyview.config.spec.build` does, and for an object that is no
     evaluation.
@@ -175,6 +181,8 @@ def build_evaluations(
             )
         if hasattr(evaluation, "described"):
             evaluation = evaluation.described(spec)
+        if hasattr(evaluation, "trained_on"):
+            evaluation = evaluation.trained_on(learnt_by())
         evaluations[name] = evaluation
     return evaluations
 

@@ -22,6 +22,7 @@ from polyview.model import Model, Parts, abstract_module, merge_module
 from polyview.runs.checkpoint import fixed_record, saved_steps
 from polyview.runs.evaluating import build_evaluations
 from polyview.runs.init import LaidOver, entries_of, lay_over
+from polyview.runs.lineage import training_sources
 from polyview.runs.weights import keep_fixed, read_fixed
 from polyview.training import banner, microbatch
 from polyview.training.learner import Learner
@@ -58,7 +59,8 @@ class Trainer(Learner):
                 steps=self.steps, batch_size=config.batch_size
             )
         self.objective = build(config.objective, trusted, where="objective")
-        self.evaluations = build_evaluations(specs_of(config), trusted)
+        learnt_by = functools.partial(training_sources, config.to_dict(), trusted)
+        self.evaluations = build_evaluations(specs_of(config), trusted, learnt_by)
         make_module = build(config.model, trusted, where="model")
         with fits_together("model"):
             self.abstract = abstract_module(make_module)

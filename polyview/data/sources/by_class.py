@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from polyview.data.sources.manifest import PARTLY
-from polyview.data.sources.protocol import CorruptRecord, Source
-from polyview.errors import InputError, nearest
-
-_BLOCK = 1024  # rows read at a time for their labels
+from polyview.data.sources.labels import check_label, labels_of, read_rows
+from polyview.data.sources.protocol import Source
+from polyview.errors import InputError
 
 _log = logging.getLogger(__name__)
 
@@ -39,15 +37,7 @@ class ByClass:
     """
 
     def __init__(self, source: Source, label: str = "label", field: str = "image"):
-        if label not in source.targets:
-            near = nearest(label, source.targets) or "; it has no targets"
-            raise InputError(f"{source!r} has no target {label!r}{near}")
-        kind = source.targets[label]["kind"]
-        if kind not in ("class", PARTLY):
-            raise InputError(
-                f"{source!r}: target {label!r} is of kind {kind!r}; rows are grouped "
-                "by a target of kind 'class'"
-            )
+        check_label(source, label, "rows are grouped by")
         self._source, self._label, self._field = source, label, field
         self.targets: dict[str, dict[str, Any]] = dict(source.targets)
 
@@ -61,12 +51,7 @@ class ByClass:
     @cached_property
     def _rows(self) -> dict[int, np.ndarray]:
         """The rows of each class, ascending."""
-        labels = np.concatenate(
-            [
-                self._labels(range(start, min(start + _BLOCK, len(self._source))))
-                for start in range(0, len(self._source), _BLOCK)
-            ]
-        )
+        labels = labels_of(self._source, self._label)
         order = np.argsort(labels, kind="stable")
         classes, first = np.unique(labels[order], return_index=True)
         groups = np.split(order, first[1:])
@@ -84,21 +69,6 @@ class ByClass:
             )
         return rows
 
-    def _labels(self, rows: Sequence[int]) -> list[int]:
-        """Return the labels of rows; -1 for one that cannot be read."""
-        try:
-            return [int(example[self._label]) for example in self._read(rows)]
-        except CorruptRecord:
-            if len(rows) == 1:
-                return [-1]
-            return [label for row in rows for label in self._labels([row])]
-
-    def _read(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        read_many = getattr(self._source, "__getitems__", None)
-        if read_many is not None:
-            return read_many(rows)
-        return [self._source[row] for row in rows]
-
     def __len__(self) -> int:
         return len(self._source)
 
@@ -108,7 +78,7 @@ class ByClass:
         return self._with_images(int(index), self._source[int(index)])
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        examples = zip(indices, self._read(indices), strict=True)
+        examples = zip(indices, read_rows(self._source, indices), strict=True)
         return [self._with_images(int(index), example) for index, example in examples]
 
     def _with_images(self, index: int, example: dict[str, Any]) -> dict[str, Any]:
