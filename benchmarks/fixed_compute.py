@@ -8,7 +8,8 @@ of steps fixed, so that all cells with one M * K cost the encoder the same. View
 crops of Fashion-MNIST, or Han characters in several fonts. Each cell's learning rate is
 chosen from one grid with seed 0: by the probe's accuracy on rows held out from the
 training split, or by the recall of validation characters. Test results are those at the
-chosen rate. Finished runs are kept in the workdir: run the command again to resume.
+chosen rate; a row says whether that lies at an end of the grid. Finished runs are kept
+in the workdir, with the digest of their config: run the command again to resume.
 """
 
 import argparse
@@ -25,10 +26,13 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from polyview import devices, errors, hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build
+from polyview.config.text import text_digest, to_json
 from polyview.runs.load import evaluated_model, load
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -38,6 +42,10 @@ from matplotlib import pyplot  # noqa: E402 (select the backend first)
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("geometric", "arithmetic", "sufficient_statistics")
+STYLES = dict(
+    zip(LOSSES, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")), strict=True)
+)
+TO_TWO = "_minus_two_views"  # ends the name of a measure's difference to two views
 
 
 class Study(NamedTuple):
@@ -129,7 +137,7 @@ def main() -> None:
     hosts.keep_freed_memory()
 
     cells = list(itertools.product(flags.budgets, study.cells))
-    chosen = {}
+    chosen: dict[tuple[int, str, int], float] = {}
     for seed in range(flags.seeds):
         for budget, (loss, m) in cells:
             rates = flags.rates if seed == 0 else [chosen[budget, loss, m]]
@@ -138,23 +146,31 @@ def main() -> None:
                 for rate in rates
             }
             if seed == 0:
-                chosen[budget, loss, m] = max(scores, key=scores.get)
+                chosen[budget, loss, m] = max(scores, key=scores.__getitem__)
         write(flags, chosen, seed + 1)
 
 
-def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
-    """Train and evaluate one cell, or read its result from the workdir."""
+def cell(
+    flags: argparse.Namespace, budget: int, loss: str, m: int, rate: float, seed: int
+) -> dict:
+    """Train and evaluate one cell, or read its result from the workdir.
+
+    A result that another config left there does not count; one without a digest does.
+    """
     study = STUDIES[flags.study]
     name = f"{flags.study}-{budget}-{loss}-{m}-{rate:g}-{seed}-{flags.steps}"
     path = flags.workdir / f"{name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
     config = load_config(f"{study.config}:objective={loss},views={m}")
     config.seed = seed
     config.steps = flags.steps
     config.batch_size = budget // m
     config.log_every = config.checkpoint_every = flags.steps
     config.optimizer.learning_rate.base = rate
+    digest = text_digest(to_json(config))[:8]
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept.get("config", digest) == digest:
+            return kept
     began = time.monotonic()
     workdir = flags.workdir / name
     with contextlib.redirect_stdout(io.StringIO()):
@@ -166,13 +182,13 @@ def cell(flags, budget: int, loss: str, m: int, rate: float, seed: int) -> dict:
         model = evaluated_model(load(workdir, None, whole), whole)
         values = study.score(config, model, mesh)
     values["seconds"] = round(seconds, 1)
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values | {"config": digest}))
     shutil.rmtree(workdir)
     print(name, {k: round(v, 4) for k, v in values.items()}, flush=True)
     return values
 
 
-def write(flags, chosen: dict, seeds: int) -> None:
+def write(flags: argparse.Namespace, chosen: dict, seeds: int) -> None:
     """Print the table of some seeds; write its JSON and plot into results/."""
     study, rows = STUDIES[flags.study], []
     for (budget, loss, m), rate in chosen.items():
@@ -183,6 +199,7 @@ def write(flags, chosen: dict, seeds: int) -> None:
             "m": m,
             "unique_samples": budget // m,
             "rate": rate,
+            "rate_at_end_of_grid": rate in (min(flags.rates), max(flags.rates)),
         }
         for measure in (*study.measures, "validation"):
             row[measure] = spread([100 * run[measure] for run in runs])
@@ -195,10 +212,10 @@ def write(flags, chosen: dict, seeds: int) -> None:
         )
         for measure in study.measures:
             pairs = zip(row[measure]["values"], two[measure]["values"], strict=True)
-            row[f"{measure}_minus_two_views"] = spread([a - b for a, b in pairs])
+            row[measure + TO_TWO] = spread([a - b for a, b in pairs])
         shown = ", ".join(
             f"{measure} {row[measure]['mean']:.2f} "
-            f"({row[f'{measure}_minus_two_views']['mean']:+.2f})"
+            f"({row[measure + TO_TWO]['mean']:+.2f})"
             for measure in study.measures
         )
         print(
@@ -225,48 +242,37 @@ def spread(values: list[float]) -> dict:
     return {"mean": float(np.mean(values)), "std": deviation, "values": values}
 
 
-def plot(rows: list[dict], flags, seeds: int):
-    """Plot each measure against the number of views, one panel per budget."""
+def plot(rows: list[dict], flags: argparse.Namespace, seeds: int) -> Figure:
+    """Plot each measure, and below it its paired difference to two views, against M.
+
+    One panel per budget; bars are standard deviations over seeds, of the difference
+    those of the seeds' differences.
+    """
     study = STUDIES[flags.study]
+    lines = {}
+    for measure, label in study.measures.items():
+        lines[measure] = label
+        lines[measure + TO_TWO] = "difference to M = 2,\npoints"
     figure, panels = pyplot.subplots(
-        len(study.measures),
+        len(lines),
         len(flags.budgets),
-        figsize=(3.4 * len(flags.budgets), 3 * len(study.measures)),
+        figsize=(3.4 * len(flags.budgets), 0.6 + 2.5 * len(lines)),
+        height_ratios=[3, 2] * len(study.measures),
         sharex=True,
         sharey="row",
         squeeze=False,
         layout="constrained",
     )
-    styles = dict(
-        zip(LOSSES, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")), strict=True)
-    )
-    views = sorted({m for _, m in study.cells})
     for column, budget in enumerate(flags.budgets):
-        here = [r for r in rows if r["views_per_step"] == budget]
-        for line, (measure, label) in enumerate(study.measures.items()):
-            panel = panels[line, column]
-            for shift, (loss, (colour, marker)) in enumerate(styles.items()):
-                if loss not in {loss for loss, _ in study.cells}:
-                    continue
-                own = [r for r in here if r["loss"] == loss or r["m"] == 2]
-                panel.errorbar(
-                    [r["m"] + 0.12 * (shift - 1) for r in own],
-                    [r[measure]["mean"] for r in own],
-                    [r[measure]["std"] or 0 for r in own],
-                    color=colour,
-                    marker=marker,
-                    capsize=3,
-                    label=loss.replace("_", " "),
-                )
-            panel.set_xticks(views)
-            panel.grid(alpha=0.3)
-            panel.spines[["top", "right"]].set_visible(False)
-            if line == 0:
-                panel.set_title(f"{budget} views a step", fontsize=11)
-            if line == len(study.measures) - 1:
-                panel.set_xlabel("views of a sample, M")
-            if column == 0:
-                panel.set_ylabel(label)
+        here = [row for row in rows if row["views_per_step"] == budget]
+        for panel, measure in zip(panels[:, column], lines, strict=True):
+            draw(panel, here, measure, study)
+            if measure not in study.measures:
+                panel.axhline(0, color="#616e7c", linewidth=1, zorder=1)
+        panels[0, column].set_title(f"{budget} views a step", fontsize=11)
+        panels[-1, column].set_xlabel("views of a sample, M")
+    for panel, label in zip(panels[:, 0], lines.values(), strict=True):
+        panel.set_ylabel(label)
     if len({loss for loss, _ in study.cells}) > 1:
         panels[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(
@@ -275,6 +281,27 @@ def plot(rows: list[dict], flags, seeds: int):
         fontsize=11,
     )
     return figure
+
+
+def draw(panel: Axes, rows: list[dict], measure: str, study: Study) -> None:
+    """Draw a measure of one budget's rows against M, a line per loss."""
+    losses = [name for name in LOSSES if any(name == loss for loss, _ in study.cells)]
+    for place, loss in enumerate(losses):
+        colour, marker = STYLES[loss]
+        shift = 0.12 * (place - (len(losses) - 1) / 2)  # lest bars hide one another
+        own = [row for row in rows if row["loss"] == loss or row["m"] == 2]
+        panel.errorbar(
+            [row["m"] + shift for row in own],
+            [row[measure]["mean"] for row in own],
+            [row[measure]["std"] or 0 for row in own],
+            color=colour,
+            marker=marker,
+            capsize=3,
+            label=loss.replace("_", " "),
+        )
+    panel.set_xticks(sorted({m for _, m in study.cells}))
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":

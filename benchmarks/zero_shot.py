@@ -5,30 +5,35 @@
 
 Each run trains one encoder on seen classes, freezes it and scores unseen ones; `parts`
 on generated images, `han` on characters. The weight of a local loss is chosen on
-validation classes with seed 0. A finished run is a row of the JSON and is not repeated:
-run the command again to resume. Rows of the references come with seed 0. Several
-processes may share the work: one on each core (`taskset -c 0`, `-c 1`) trains up to 1.5
-times as much as one on both.
+validation classes with seed 0; that seed's chosen run is among the seeds reported, by
+numbers that do not use these classes. The references (random, pixels, ...) are measured
+once, beside the first run of seed 0. A finished run is a row of the JSON and is not
+repeated: run the command again to resume. Several processes may share the work: one on
+each core (`taskset -c 0`, `-c 1`) trains up to 1.5 times as much as one on both.
 """
 
 import argparse
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import matplotlib
 import numpy as np
-from scipy.stats import spearmanr
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from scipy import stats
 
 from polyview import errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
+from polyview.errors import InputError
 from polyview.runs.evaluating import Asked, evaluate
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -40,7 +45,15 @@ RESULTS = Path(__file__).parent / "results"
 WEIGHTS = (0.1, 1.0)  # of a local loss beside another; chosen on validation classes
 ENCODERS = ("ae", "vae", "aae", "dim", "cmdim", "amdim", "supervised")
 OF_HAN = ("ae", "dim", "cmdim", "supcon", "supervised", "attributes")
+LOCAL_OF_HAN = ("dim", "cmdim", "supcon", "supervised")  # with local attributes too
 REFERENCES = ("random", "pixels", "pooled", "hog", "patch_words")
+DIFFERENCES = {  # what the paper claims to be better, and than what
+    "parts": (("cmdim", "dim"), ("dim", "ae"), ("dim + local attributes", "dim")),
+    "han": (
+        *(("supervised", "hog"), ("cmdim", "hog"), ("cmdim", "dim"), ("dim", "ae")),
+        *((f"{method} + local attributes", method) for method in LOCAL_OF_HAN),
+    ),
+}
 
 
 class Arm(NamedTuple):
@@ -62,10 +75,21 @@ def main() -> None:
     parser.add_argument("study", choices=("parts", "han"))
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--methods", nargs="+", help="default: all of the study")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=dict.fromkeys((*ENCODERS, "local", *OF_HAN)),
+        metavar="METHOD",
+        help="default: all of the study",
+    )
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--output", type=Path, help="JSON (default: in results/)")
     flags = parser.parse_args()
+    pairs = list(arms(flags.study))
+    if flags.methods:
+        if absent := set(flags.methods).difference(method for method, _ in pairs):
+            parser.error(f"{flags.study} does not train {', '.join(sorted(absent))}")
+        pairs = [(method, local) for method, local in pairs if method in flags.methods]
     output = flags.output or RESULTS / f"zero_shot_{flags.study}.json"
     seeds = flags.seeds or range(5 if flags.study == "parts" else 3)
     flags.workdir.mkdir(parents=True, exist_ok=True)
@@ -75,24 +99,27 @@ def main() -> None:
     trained = True
     while trained:  # again, for what waited for another process to choose a weight
         trained = False
-        for seed, (method, local) in itertools.product(seeds, arms(flags.study)):
-            if flags.methods and method not in flags.methods:
-                continue
-            for arm in weighted(read(output), method, local, seed):
+        for seed, (method, local) in itertools.product(seeds, pairs):
+            rows = read(output)
+            check_rows(rows, output, flags.study, seeds, flags.steps)
+            for arm in weighted(rows, method, local, seed):
                 trained |= one(flags, output, arm, seed)
     rows = read(output)
-    plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
+    if kept_rows(rows):
+        plot(rows).savefig(output.with_suffix(".png"), dpi=150)
+    if 0 not in seeds:
+        check_chosen(rows, pairs)
 
 
-def one(flags, output: Path, arm: Arm, seed: int) -> bool:
+def one(flags: argparse.Namespace, output: Path, arm: Arm, seed: int) -> bool:
     """Train an arm and add its row, unless it is there or another process trains it."""
-    config = configured(flags.study, arm, seed, flags.steps)
-    digest = text_digest(to_json(config))[:16]
+    digest = digest_of(flags.study, arm, seed, flags.steps)
     workdir = flags.workdir / f"{flags.study}-{digest}"
     with locked(workdir.with_suffix(".lock"), wait=False) as free:
         if not free or any(row.get("config") == digest for row in read(output)):
             return False
         first = next(arms(flags.study)) == (arm.method, arm.local) and seed == 0
+        config = configured(flags.study, arm, seed, flags.steps)
         found = run(config, workdir, references=first)
     about = {"name": arm.name, **arm._asdict(), "seed": seed, "config": digest}
     new = [about | found.pop("trained")]
@@ -120,6 +147,44 @@ def read(output: Path) -> list[dict]:
     return json.loads(output.read_text())["rows"] if output.exists() else []
 
 
+def check_rows(
+    rows: list[dict],
+    output: Path,
+    study: str,
+    seeds: Collection[int],
+    steps: int | None,
+) -> None:
+    """Raise InputError if a row was trained by a config that is not of this study."""
+    seeds = {*seeds, *(row["seed"] for row in rows)}
+    own = {
+        digest_of(study, arm, seed, steps)
+        for method, local in arms(study)
+        for arm in weights(method, local)
+        for seed in seeds
+    }
+    foreign = [row for row in rows if "config" in row and row["config"] not in own]
+    if foreign:
+        raise InputError(
+            f"{output}: {len(foreign)} of its rows (first: {foreign[0]['name']}, seed "
+            f"{foreign[0]['seed']}) were trained with other --steps or another config\n"
+            "than are asked for now: move the file away or give another --output"
+        )
+
+
+def check_chosen(rows: list[dict], pairs: list[tuple[str, str]]) -> None:
+    """Raise InputError if the weight of a local loss is not chosen yet."""
+    waiting = [
+        Arm(method, local, 1.0).name
+        for method, local in pairs
+        if len(weights(method, local)) > 1 and chosen(rows, method, local) is None
+    ]
+    if waiting:
+        raise InputError(
+            f"what trains with a local loss ({waiting[0]}, {len(waiting)} in all) "
+            "needs seed 0 first,\nwhich chooses its weight: add 0 to --seeds"
+        )
+
+
 def arms(study: str) -> Iterator[tuple[str, str]]:
     """Yield the methods of a study with each local loss."""
     if study == "parts":
@@ -127,15 +192,20 @@ def arms(study: str) -> Iterator[tuple[str, str]]:
         yield from (("local", "labels"), ("local", "attributes"))
         return
     yield from ((method, "none") for method in OF_HAN)
-    yield from ((m, "attributes") for m in ("dim", "cmdim", "supcon", "supervised"))
+    yield from ((method, "attributes") for method in LOCAL_OF_HAN)
+
+
+def weights(method: str, local: str) -> list[Arm]:
+    """Return the arms of a method and its local loss: one for each weight to try."""
+    alone = local == "none" or method == "local"
+    return [Arm(method, local, weight) for weight in ((1.0,) if alone else WEIGHTS)]
 
 
 def weighted(rows: list[dict], method: str, local: str, seed: int) -> Iterator[Arm]:
     """Yield the arms to train: with seed 0 each weight, then the one chosen, if any."""
-    if local == "none" or method == "local":
-        yield Arm(method, local, 1.0)
-    elif seed == 0:
-        yield from (Arm(method, local, weight) for weight in WEIGHTS)
+    tried = weights(method, local)
+    if seed == 0 or len(tried) == 1:
+        yield from tried
     elif (weight := chosen(rows, method, local)) is not None:
         yield Arm(method, local, weight)
 
@@ -155,12 +225,15 @@ def chosen(rows: list[dict], method: str, local: str) -> float | None:
     return max(tried, key=lambda row: row["validation"])["weight"]
 
 
-def configured(study: str, arm: Arm, seed: int, steps: int | None):
+@functools.cache
+def digest_of(study: str, arm: Arm, seed: int, steps: int | None) -> str:
+    """Return the digest of a run's config."""
+    return text_digest(to_json(configured(study, arm, seed, steps)))[:16]
+
+
+def configured(study: str, arm: Arm, seed: int, steps: int | None) -> ConfigDict:
     """Return the config of a run."""
-    argument = f"method={arm.method},local={arm.local},weight={arm.weight}"
-    if steps is not None:
-        argument += f",steps={steps}"
-    config = load_config(f"configs/zero_shot_{study}.py:{argument}")
+    config = ConfigDict(loaded(study, arm, steps))
     config.seed = seed
     config.checkpoint_every = config.steps
     for spec in config.evaluations.values():
@@ -168,7 +241,16 @@ def configured(study: str, arm: Arm, seed: int, steps: int | None):
     return config
 
 
-def run(config, workdir: Path, references: bool) -> dict[str, dict]:
+@functools.cache
+def loaded(study: str, arm: Arm, steps: int | None) -> ConfigDict:
+    """Return the config that the seeds of an arm share; not to be changed."""
+    argument = f"method={arm.method},local={arm.local},weight={arm.weight}"
+    if steps is not None:
+        argument += f",steps={steps}"
+    return load_config(f"configs/zero_shot_{study}.py:{argument}")
+
+
+def run(config: ConfigDict, workdir: Path, references: bool) -> dict[str, dict]:
     """Train and evaluate; return what was measured, {"trained" or reference: ...}."""
     train(Trainer(config), workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -245,10 +327,45 @@ def interval(values: list[float]) -> list[float | None]:
     return [float(np.mean(values)), error]
 
 
+def differences(by_name: dict[str, list[dict]], study: str) -> dict[str, dict]:
+    """Return {"better - base": {"seeds": n, split: ...}} of accuracy, where measured.
+
+    Each split: the mean over the seeds that both have, and the ends of its 95 % Student
+    interval, None of one seed. A reference is one value, the same for all seeds.
+    """
+    table: dict[str, dict] = {}
+    for better, base in DIFFERENCES[study]:
+        one, other = (
+            {row["seed"]: row["ridge"] for row in by_name.get(name, [])}
+            for name in (better, base)
+        )
+        if base in REFERENCES and other:
+            other = dict.fromkeys(one, next(iter(other.values())))
+        shared = sorted(one.keys() & other.keys())
+        if shared:
+            table[f"{better} - {base}"] = {"seeds": len(shared)} | {
+                split: student(
+                    [one[seed][split] - other[seed][split] for seed in shared]
+                )
+                for split in one[shared[0]]
+            }
+    return table
+
+
+def student(values: list[float]) -> list[float | None]:
+    """Return the mean and the ends of its 95 % interval, None of fewer than two."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return [mean, None, None]
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return [mean, mean - half, mean + half]
+
+
 def write(output: Path, study: str, rows: list[dict]) -> None:
     """Write all rows so far, their means, and the paper's claims in numbers."""
     means = {}
-    for name, own in kept_rows(rows).items():
+    by_name = kept_rows(rows)
+    for name, own in by_name.items():
         splits = own[0]["ridge"]
         means[name] = {
             "seeds": len(own),
@@ -262,6 +379,8 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
         "weights_tried": WEIGHTS,
         "classifier": "ridge to attributes, class-averaged accuracy of unseen classes",
         "means": means,
+        "differences_are": "paired over seeds: mean, low and high of 95 % (Student)",
+        "differences": differences(by_name, study),
         "spearman": rank_correlation(means),
         "rows": rows,
     }
@@ -284,10 +403,12 @@ def rank_correlation(means: dict) -> dict[str, float]:
         ]
         for split in splits
     }
-    return {s: float(spearmanr(*zip(*p, strict=True))[0]) for s, p in pairs.items()}
+    return {
+        s: float(stats.spearmanr(*zip(*p, strict=True))[0]) for s, p in pairs.items()
+    }
 
 
-def plot(rows: list[dict], study: str):
+def plot(rows: list[dict]) -> Figure:
     """Plot accuracy of unseen classes against the TRE ratio, a panel a test split."""
     by_name = kept_rows(rows)
     splits = list(next(iter(by_name.values()))[0]["ridge"])
@@ -298,7 +419,7 @@ def plot(rows: list[dict], study: str):
         squeeze=False,
         layout="constrained",
     )
-    colors = pyplot.get_cmap("tab10").colors
+    colors = matplotlib.color_sequences["tab10"]
     methods = list(dict.fromkeys(name.partition(" +")[0] for name in by_name))
     marks = {"none": "o", "labels": "s", "attributes": "^"}
     for axes, split in zip(panels[0], splits, strict=True):

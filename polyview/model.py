@@ -16,8 +16,8 @@ import jax
 from flax import nnx
 
 from polyview.devices import gather, splits_weights
-from polyview.errors import nearest
 from polyview.nn.fixed import Fixed
+from polyview.nn.taps import Activation, activations, outputs
 
 
 class Parts(NamedTuple):
@@ -86,13 +86,25 @@ class Model:
         """Return the features of a batch by modality."""
         return self._compiled(_features)(*self._parts[1:], batch)
 
-    def taps(self, batch: Mapping, paths: Sequence[str]) -> dict[str, Any]:
-        """Return the outputs of modules by path, such as "towers.image.encoder".
+    def drawn(self, batch: Mapping, key: jax.Array) -> dict[str, Any]:
+        """Return the features of one pass with the noise of the model's dropout.
 
-        A module that is called several times gives its last output. Raises ValueError
-        if there is no module at a path, or if it is not called.
+        Running statistics are used, and there is no photometry. Without dropout every
+        key gives the features of `model(batch)`.
+        """
+        return self._compiled(_drawn)(*self._parts[1:], batch, key)
+
+    def taps(self, batch: Mapping, paths: Sequence[str]) -> dict[str, Any]:
+        """Return outputs of modules and activations by path: see `polyview.nn.taps`.
+
+        Raises ValueError if there is nothing at a path, or if it is not called.
         """
         return self._compiled(_taps, tuple(paths))(*self._parts[1:], batch)
+
+    def activations(self, batch: Mapping) -> list[Activation]:
+        """Return the activations that a batch passes, in order; `taps` reads them."""
+        module = merge_module(*self._parts)
+        return activations(module, lambda: _features(module, batch))
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return `module.METHOD(*arguments)`, for example of a sampler or a policy.
@@ -122,30 +134,13 @@ def _features(module: nnx.Module, batch: Mapping) -> dict[str, Any]:
     return module(batch, key=None, train=False)
 
 
+def _drawn(module: nnx.Module, batch: Mapping, key: jax.Array) -> dict[str, Any]:
+    return module(batch, key=key, train=False)
+
+
 def _method(module: nnx.Module, name: str, *arguments: Any) -> Any:
     return getattr(module, name)(*arguments)
 
 
 def _taps(module: nnx.Module, paths: tuple[str, ...], batch: Mapping) -> dict[str, Any]:
-    parts = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
-    outputs: dict[str, Any] = {}
-    for path in paths:
-        if path not in parts:
-            raise ValueError(f"there is no module at {path!r}{nearest(path, parts)}")
-        _tap(parts[path], path, outputs)
-    module(batch, key=None, train=False)
-    if silent := [path for path in paths if path not in outputs]:
-        raise ValueError(f"the module at {silent[0]!r} is not called")
-    return outputs
-
-
-def _tap(module: nnx.Module, path: str, outputs: dict[str, Any]) -> None:
-    """Make a module, which must be a copy, store what it returns in `outputs`."""
-    kind: Any = type(module)
-
-    class Tapped(kind):
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
-            outputs[path] = kind.__call__(self, *arguments, **options)
-            return outputs[path]
-
-    object.__setattr__(module, "__class__", Tapped)
+    return outputs(module, lambda: _features(module, batch), paths)

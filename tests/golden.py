@@ -69,6 +69,7 @@ VARIANTS = {
         "method=dim,local=attributes,weight=0.1",
     ],
     "zero_shot_parts": ["method=amdim", "method=supervised,local=labels"],
+    "classifier_fashion_mnist": ["", "classes=0-7,label_noise=.2"],
 }
 # sgi_finetune asks the emulator for the game's actions. probe and finetune read the
 # config of a run; `stand_ins` has one, called digits.

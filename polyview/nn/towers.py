@@ -42,8 +42,8 @@ class Tower(nnx.Module):
     training only. `mean` and `std` normalise the last axis (one number, or one a
     channel), except of integers that are not images, such as tokens. With `local`, the
     features include the encoder's feature map; `local=projector`, called with the map's
-    width (`encoder.local_features`, else `features`), projects each position. A
-    `frozen` encoder never changes, nor do the statistics of its BatchNorm: for probes.
+    width (`encoder.local_features`, else `features`), projects each position. A frozen
+    encoder never changes, nor its BatchNorm's statistics, and has no noise: for probes.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Tower(nnx.Module):
             )
         if jnp.issubdtype(x.dtype, jnp.floating):
             x = (x - _last(self.mean, x)) / _last(self.std, x)
+        key = None if train and self.frozen else key
         noise = None if key is None else _keys_of_views(key, index, m)
         h, *maps = self.encoder(x, train=train and not self.frozen, key=noise)
         z = self.projector(h, train=train)

@@ -311,3 +311,9 @@ def shapes_of(config: ConfigDict, trust: tuple[str, ...] | None = ()) -> Loaded:
 def evaluated_model(model: Loaded, sharding: Any) -> Model:
     """Return what evaluations are given; what it returns lies on `sharding`."""
     return Model(model.parts, sharding)
+
+
+def frozen_model(run: str) -> Model:
+    """Return the newest model of a run, for evaluations that combine runs."""
+    whole = devices.replicated(devices.make_mesh())
+    return evaluated_model(load(run, None, whole), whole)
