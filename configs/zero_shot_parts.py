@@ -77,7 +77,7 @@ def get_config(argument: str = "") -> dict:
             "warm_up": 0.05,
         },
         "evaluations": zero_shot.evaluations(
-            train,
+            {**train, "size": 6400},  # 200 a class fit the classifiers
             images("validation"),
             {"new images": images("test")},
             {"new images": images("seen_test")},
