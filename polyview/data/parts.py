@@ -147,7 +147,7 @@ def _labels(classes: range, numbers: np.ndarray) -> np.ndarray:
     return classes[0] + numbers % len(classes)
 
 
-@lru_cache(maxsize=len(SPLITS))
+@lru_cache(maxsize=2 * len(SPLITS))
 def _images(classes: range, rows: int, seed: int, stream: int) -> np.ndarray:
     """Return the images of a split, read-only: a run and its evaluations share them."""
     images = np.empty((rows, SIDE, SIDE, 3), np.uint8)
