@@ -25,7 +25,7 @@ CLASSES, ATTRIBUTES = 1712, 206  # as prepared
 def get_config(argument: str = "") -> dict:
     """All numbers are ours."""
     args = parse_arguments(
-        argument, method="cmdim", local="none", weight=1.0, steps=2500, size=40
+        argument, method="cmdim", local="none", weight=1.0, steps=3000, size=40
     )
     method, local, size = args["method"], args["local"], args["size"]
     zero_shot.check_method(method, local)
@@ -48,7 +48,7 @@ def get_config(argument: str = "") -> dict:
         "seed": 0,
         "steps": args["steps"],
         "epochs": None,
-        "batch_size": 32,
+        "batch_size": 64,
         "log_every": 100,
         "checkpoint_every": 1000,
         "evaluate_every": 0,
@@ -70,7 +70,7 @@ def get_config(argument: str = "") -> dict:
         "objective": zero_shot.objective(method, local, args["weight"]),
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
-            "learning_rate": parts.constant_rate(1e-3),
+            "learning_rate": parts.constant_rate(3e-3),
             "weight_decay": 0.0,
             "warm_up": 0.05,
         },
