@@ -9,12 +9,11 @@ echo "== Han: characters of two parts, each drawn by eight fonts"
 "$python" -m polyview.prepare han
 for method in cmdim supervised; do
     echo; echo "== $method"
-    "$python" -m polyview.main --config "configs/zero_shot_han.py:method=$method" \
-        --workdir "$runs/$method"
-    "$python" -m polyview.evaluate --run "$runs/$method" \
-        --evaluation configs/evaluations/zero_shot_attributes.py
+    "$python" -m polyview.main --workdir "$runs/$method" \
+        --config "configs/zero_shot_han.py:method=$method,steps=1000"
 done
-echo; echo "== References: an untrained encoder, pixels, HOG and patch words"
+echo; echo "== Unseen characters, beside an untrained encoder, pixels, HOG, patch words"
+"$python" -m polyview.evaluate --run "$runs/cmdim"
 "$python" -m polyview.evaluate --run "$runs/supervised" --references
 echo
 "$python" -m polyview.report --run "$runs/cmdim" "$runs/supervised" \
