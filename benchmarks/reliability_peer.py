@@ -23,10 +23,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from polyview import devices, errors, files, hosts
-from polyview.config.file import evaluations_of
-from polyview.config.spec import build
 from polyview.evaluation import confidence
-from polyview.runs.load import frozen_model, load
+from polyview.runs.evaluating import Asked, built
+from polyview.runs.load import frozen_model
+from polyview.runs.workdir import read_config
 
 RESULTS = Path(__file__).parent / "results"
 NEIGHBOURS = 50
@@ -85,9 +85,8 @@ def main() -> None:
 
 def features(run: Path) -> dict[str, np.ndarray]:
     """Return h of training rows with labels, and h and logits of test rows."""
-    config = load(run, None, devices.replicated(devices.make_mesh())).config
-    name = "configs/evaluations/reliability.py:ood="
-    evaluation: Any = build(evaluations_of(name, config.to_dict())["reliability"])
+    asked = Asked(file="configs/evaluations/reliability.py:ood=")
+    evaluation: Any = built(run, read_config(run), asked)["reliability"]
     mesh = devices.make_mesh()
     with jax.set_mesh(mesh):
         model = frozen_model(str(run))

@@ -252,7 +252,12 @@ def measured(score, right):
             "auroc": auroc(test, score(name)),
             "fpr95": fpr_at(test, score(name)),
         }
-    own["mean_foreign"] = np.mean([f["auroc"] for f in own["foreign"].values()])
+    others = [score("noise"), score("bright")]
+    mean = bootstrap(
+        lambda *x: (auroc(x[0], x[1]) + auroc(x[0], x[2])) / 2, [test, *others], 20, 0
+    )
+    each = [f["auroc"] for f in own["foreign"].values()]
+    own["mean_foreign"] = {"auroc": np.mean(each), **interval(mean, "auroc", "")}
     return own
 
 
@@ -410,6 +415,15 @@ def relabelled(source, module=None):
     return InMemory(source._columns | {"label": z.argmax(1)}, TASK)
 
 
+def test_rows_that_fit_or_choose_are_not_tested_on():
+    for change, why in (
+        ({"test": source(90, 0)}, "of the test images are training images too"),
+        ({"test": source(60, 1)}, "of the test images are calibration images too"),
+    ):
+        with pytest.raises(InputError, match=why):
+            run(made(**change))
+
+
 def test_without_errors_a_score_is_left_out_and_says_why():
     easy = run(made(calibration=relabelled(source(60, 1))))
     assert "error rate" not in easy["scores"] and "density" in easy["scores"]
@@ -422,10 +436,12 @@ def test_without_errors_a_score_is_left_out_and_says_why():
     for own in right["scores"].values():
         assert "wrong" not in own and own["foreign"].keys() == {"noise", "bright"}
     assert {*right.columns} == {
-        f"foreign, {n} %" for n in ("maximum softmax", "density", "error rate")
+        "accuracy %",
+        *(f"foreign, {n} %" for n in ("maximum softmax", "density", "error rate")),
     }
     alone = run(made(test=relabelled(source(50, 2)), foreign={}))
-    assert alone.columns == {} and alone.summary.startswith("no wrong answers: all 50")
+    assert alone.columns == {"accuracy %": 100.0}
+    assert "; no wrong answers: all 50" in alone.summary
     many = run(made(neighbours=91))
     assert "nearest neighbours" not in many["scores"]
     assert "91" in many["not_computed"]["nearest neighbours"]
@@ -545,7 +561,7 @@ def test_draws_are_those_of_dropout_and_their_seed():
     _, z, labels = read(model, sources_of(made()))["test"]
     assert_near(found["scores"]["dropout"], measured(score, z.argmax(1) == labels))
     other = run(made(draws=3, seed=1), OFTEN_OFF())
-    values = [one["scores"]["dropout"]["mean_foreign"] for one in (found, other)]
+    values = [r["scores"]["dropout"]["mean_foreign"]["auroc"] for r in (found, other)]
     assert values[0] != values[1]
     for name in ("entropy", "density"):  # seeds of resamples only
         one, two = (dict(r["scores"][name]["wrong"]) for r in (found, other))
@@ -625,14 +641,14 @@ def test_a_result_has_columns_a_table_figures_and_is_written(result, tmp_path):
     shown = ("maximum softmax", "density", "error rate")
     scores = result["scores"]
     assert result.columns == pytest.approx(
-        {f"wrong, {n} %": 100 * scores[n]["wrong"]["auroc"] for n in shown}
-        | {f"foreign, {n} %": 100 * scores[n]["mean_foreign"] for n in shown}
+        {"accuracy %": 100 * result["classifier"]["top1"]}
+        | {f"wrong, {n} %": 100 * scores[n]["wrong"]["auroc"] for n in shown}
+        | {f"foreign, {n} %": 100 * scores[n]["mean_foreign"]["auroc"] for n in shown}
     )
     assert result.standard_errors.keys() == result.columns.keys()
-    each = scores["density"]["foreign"].values()
-    error = np.sqrt(sum(one["standard_error"] ** 2 for one in each)) / 2
+    error = scores["density"]["mean_foreign"]["standard_error"]
     assert result.standard_errors["foreign, density %"] == pytest.approx(100 * error)
-    assert result.summary.startswith("wrong, maximum softmax ")
+    assert result.summary.startswith("accuracy ")
     assert f"foreign, density {result.columns['foreign, density %']:.1f} %" in (
         result.summary
     )

@@ -33,7 +33,7 @@ class Net(nnx.Module):
         x = batch
         for block in self.blocks:
             x = block(x)
-        return {"z": jax.nn.silu(self.last(jax.nn.relu6(x)))}
+        return {"z": jax.nn.silu(self.last(jax.nn.relu(x)))}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def by_hand(net, x):
         found.append(x := np.maximum(x, 0))
         x = x @ np.asarray(block.down.kernel[...]) + np.asarray(block.down.bias[...])
         found.append(x := np.maximum(x, 0))
-    return [*found, np.clip(x, 0, 6)]
+    return [*found, x]
 
 
 PATHS = [
@@ -75,6 +75,9 @@ def test_activations_are_found_in_order_and_read_by_path(net, x):
         np.testing.assert_allclose(read[path], true, atol=1e-5)
     np.testing.assert_array_equal(read["blocks.1"], read["blocks.1:relu.1"])
     plain = model.taps(x, ["last"])["last"]
+    np.testing.assert_allclose(
+        model.taps(x, [":sigmoid"])[":sigmoid"], plain, rtol=1e-6
+    )
     np.testing.assert_allclose(read["last"], plain, rtol=1e-6)
     np.testing.assert_allclose(jax.nn.silu(plain), model(x)["z"], rtol=1e-6)
 
@@ -99,5 +102,10 @@ def test_gelu_is_told_apart(x):
             return nnx.gelu(x) + jnp.maximum(x, 0)  # by hand: not found
 
     module = Smooth()
-    kinds = [one.kind for one in activations(module, lambda: module(x))]
-    assert kinds == ["gelu", "tanh"]
+    found = activations(module, lambda: module(x))
+    assert [one.kind for one in found] == ["gelu", "tanh"]
+    paths = [":gelu", ":tanh", "linear"]
+    read = outputs(module, lambda: module(x), paths)
+    assert (np.sign(read[":gelu"]) == np.sign(read["linear"])).all()
+    hidden = np.asarray(nnx.gelu(read["linear"], approximate=False))
+    assert (np.sign(read[":tanh"]) == np.sign(hidden)).all()

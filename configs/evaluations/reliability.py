@@ -13,9 +13,10 @@ that are foreign to it, joined by +: noise, inverted (the test images), classes 
 of the test split that the run leaves out), a prepared data set or a folder of images;
 train, the split that fits a probe (by default the run's own; a third of it calibrates);
 calibration, a split with other rows for a classifier (by default, after train[:N], the
-next N/2 rows); layer, whose activations are the pattern (by default the encoder's last
-ReLU); draws, passes with dropout; runs, further runs joined by +, which make an
-ensemble of classifiers; k of nearest neighbours; resamples; seed.
+next N/2 rows); test, another split to test on; layer, whose activations are the pattern
+(by default the encoder's last ReLU); draws, passes with dropout; runs, further runs
+joined by +, which make an ensemble of classifiers; k of nearest neighbours; resamples;
+seed.
 """
 
 import re
@@ -41,6 +42,7 @@ def get_evaluations(argument: str, run: dict) -> dict:
         ood="noise+inverted",
         train="",
         calibration="",
+        test="",
         layer="",
         draws=10,
         runs="",
@@ -61,6 +63,8 @@ def get_evaluations(argument: str, run: dict) -> dict:
             "train=SPLIT is for probes: other rows have trained this classifier; leave "
             "it out"
         )
+    if args["test"]:
+        test = at_split(test, args["test"])
     if args["train"]:
         train = at_split(train, args["train"])
     spec = {
@@ -145,7 +149,8 @@ def other_classes(test: Mapping) -> dict:
     if test.get("target") != target:
         raise InputError("ood=classes: the run leaves out no class of its data")
     inner = test["source"]
-    total = build(inner, where="test").targets["label"]["classes"]
+    label = test.get("label", "label")
+    total = build(inner, where="test").targets[label]["classes"]
     rest = [number for number in range(total) if number not in test["keep"]]
     return {**test, "keep": rest}
 

@@ -14,8 +14,9 @@ The last two exist where a model has dropout or the evaluation names further run
 density and error rate are those of `polyview.evaluation.activation_patterns` (Ji et al.
 2022), of which the second is ours. A score is measured by how it ranks wrong answers on
 test rows last, and how it ranks foreign images below test rows. Bandwidths of patterns
-are chosen on the calibration rows, which trained nothing; neither test rows nor foreign
-images choose anything.
+are chosen on the calibration rows, which fitted neither the classifier nor the probe (a
+frozen encoder may have seen them); neither test rows nor foreign images choose
+anything.
 """
 
 import dataclasses
@@ -57,12 +58,13 @@ from polyview.evaluation.selective import (
     auroc,
     bootstrap,
     fpr_at,
-    risk_coverage,
 )
 
+BANDWIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 DISCARDED = (0.1, 0.2, 0.3, 0.5)
 SHOWN = ("maximum softmax", "density", "error rate")  # in the columns that compare runs
 _RELU = "relu"  # the kind of an activation whose units are on or off
+_MANY = 8192  # units, above which a layer must be named, and no bound is computed
 _FOLDS = 5  # of the calibration rows, to choose the bandwidth of the error rate
 _BOUND_ROWS = 500  # queries of the bound, which is a diagnostic
 _BOUND_PATTERNS = 10_000  # above which it is left out: its cost is their square
@@ -124,7 +126,7 @@ class Reliability:
     foreign_views: Callable | None = None
     logits: str | None = None
     layer: str | None = None
-    bandwidths: Sequence[float] = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+    bandwidths: Sequence[float] = BANDWIDTHS
     draws: int = 0
     members: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     neighbours: int = 50
@@ -186,7 +188,7 @@ class Reliability:
         self, read: dict[str, Read], layer: str | None, warning: str, began: float
     ) -> Result:
         read, probe = self._answered(read)
-        _check_apart(read["train"], read["calibration"])
+        _check_apart(read)
         if layer is None:
             medians = np.median(read["train"].h, axis=0)
             read = {n: r._replace(active=r.h > medians) for n, r in read.items()}
@@ -219,17 +221,18 @@ class Reliability:
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
-        """AUROC of three scores, in %, and what could not be computed."""
+        """Accuracy and AUROC of three scores, in %, and what could not be computed."""
         parts = [
             f"{name.removesuffix(' %')} {value:.1f} %"
             for name, value in Reliability.columns(numbers).items()
         ]
         reasons = [f"no {n}: {w}" for n, w in numbers.get("not_computed", {}).items()]
+        reasons.append(numbers.get("warning", ""))
         return "; ".join(filter(None, [", ".join(parts), *reasons]))
 
     @staticmethod
     def columns(numbers: Mapping) -> dict[str, float]:
-        """AUROC of wrong answers, and its mean over foreign images, in %."""
+        """Accuracy, AUROC of wrong answers, and its mean over foreign images, in %."""
         return {name: 100 * value for name, (value, _) in _columns(numbers).items()}
 
     @staticmethod
@@ -309,7 +312,13 @@ class Reliability:
             inside = [one for one in found if one.path.startswith(encoder)]
             kinds = {one.kind for one in inside}
             if inside and inside[-1].kind == _RELU:
-                return inside[-1].path, ""
+                units = int(np.prod(inside[-1].shape[1:]))
+                if units <= _MANY:
+                    return inside[-1].path, ""
+                return None, (
+                    f"the pattern is h above its median over train: {inside[-1].path} "
+                    f"has {units} units; name a smaller layer"
+                )
             why = f"its last activation is {inside[-1].kind}" if inside else "no ReLU"
             if _RELU in kinds:
                 why += f"; name a ReLU by layer={_listed(inside, _RELU)}"
@@ -526,7 +535,8 @@ class Reliability:
             split: log_densities(fitted, _known(one.active), [density])[0]
             for split, one in asked.items()
         }
-        if len(fitted.count) <= _BOUND_PATTERNS and fitted.errors:
+        small = len(fitted.count) <= _BOUND_PATTERNS and units <= _MANY
+        if small and fitted.errors:
             some = _known(asked["test"].active)[:_BOUND_ROWS]
             bound = dataclasses.replace(fitted, bandwidth=density).log10_bound(some)
             about["bound"] = {
@@ -582,8 +592,8 @@ class Reliability:
                     "fpr95": fpr_at(test, score),
                 }
             if own["foreign"]:
-                values = [one["auroc"] for one in own["foreign"].values()]
-                own["mean_foreign"] = float(np.mean(values))
+                others = [s for split, s in by_split.items() if split != "test"]
+                own["mean_foreign"] = self._interval(_mean_auroc, [test, *others])
             measured[name] = own
         return measured
 
@@ -626,8 +636,10 @@ class Reliability:
         coverage = np.linspace(0, 1, _POINTS)[1:]
         data: dict[str, np.ndarray] = {"coverage": coverage}
         for number, by_split in enumerate(scores.values()):
-            curve = risk_coverage(by_split["test"], right)
-            data[f"risk_{number}"] = np.interp(coverage, curve.coverage, curve.risk)
+            kept = accuracy_after_discarding(
+                by_split["test"], right, [float(share) for share in 1 - coverage]
+            )
+            data[f"risk_{number}"] = 1 - kept
         rows, names = [], []
         for name in SHOWN:
             if name not in scores:
@@ -718,13 +730,20 @@ def _choice(
     }
 
 
-def _check_apart(train: Read, calibration: Read) -> None:
-    same = np.isin(calibration.digest, train.digest).mean()
-    if same > _SAME:
-        raise InputError(
-            f"evaluation: {100 * same:.1f} % of the calibration images are training "
-            "images too; give others, on which the classifier errs as on new ones"
-        )
+def _check_apart(read: Mapping[str, Read]) -> None:
+    """Raise InputError if calibration or test images fitted what they measure."""
+    for split, earlier, why in (
+        ("calibration", "train", "on which the classifier errs as on new ones"),
+        ("test", "train", "which have fitted nothing"),
+        ("test", "calibration", "which have chosen nothing"),
+    ):
+        same = np.isin(read[split].digest, read[earlier].digest).mean()
+        if same > _SAME:
+            kind = {"train": "training"}.get(earlier, earlier)
+            raise InputError(
+                f"evaluation: {100 * same:.1f} % of the {split} images are {kind} "
+                f"images too; give others, {why}"
+            )
 
 
 def _labels(read: Read, label: str) -> np.ndarray:
@@ -776,17 +795,23 @@ def _listed(found: Sequence[Any], kind: str | None = None) -> str:
 
 def _columns(numbers: Mapping) -> dict[str, tuple[float, float | None]]:
     """Return {column: (value, standard error)}, as shares of one."""
-    columns: dict[str, tuple[float, float | None]] = {}
+    accuracy = numbers["classifier"]
+    columns: dict[str, tuple[float, float | None]] = {
+        "accuracy %": (accuracy["top1"], accuracy["standard_error"])
+    }
     for name in SHOWN:
         own = numbers["scores"].get(name, {})
         if "wrong" in own:
             wrong = own["wrong"]
             columns[f"wrong, {name} %"] = wrong["auroc"], wrong["standard_error"]
         if "mean_foreign" in own:
-            each = [one["standard_error"] for one in own["foreign"].values()]
-            error = float(np.sqrt(np.square(each).sum()) / len(each))
-            columns[f"foreign, {name} %"] = own["mean_foreign"], error
+            mean = own["mean_foreign"]
+            columns[f"foreign, {name} %"] = mean["auroc"], mean["standard_error"]
     return columns
+
+
+def _mean_auroc(test: np.ndarray, *foreign: np.ndarray) -> float:
+    return float(np.mean([auroc(test, one) for one in foreign]))
 
 
 def _percent(value: float | None) -> str:

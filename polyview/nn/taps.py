@@ -3,9 +3,10 @@
 A path such as "towers.image.encoder" names a module, whose output is read. With an
 ending, "towers.image.encoder:relu" or ":relu.1", it names an activation that the module
 computes itself: its only ReLU, or the second of several in the order of computation.
-Activations are found in the traced program, so a module need not declare them. Those in
-loops (`lax.scan`, `lax.map`, `lax.cond`) are not found, nor is a ReLU that is not
-written as `jax.nn.relu` or `relu6`.
+A ReLU gives its output; a smooth activation its input up to a positive factor, whose
+sign is that of a unit. Activations are found in the traced program, so a module need
+not declare them. Those in loops (`lax.scan`, `lax.map`, `lax.cond`) are not found, nor
+is a ReLU that is not written as `jax.nn.relu`.
 """
 
 from collections import Counter
@@ -20,8 +21,9 @@ from polyview.errors import nearest
 
 RELU = "relu"
 # Primitives of smooth activations; SiLU is made of the logistic function, GELU of the
-# error function or, as an approximation, of tanh.
+# error function or, as an approximation, of tanh. `erfc` falls with its input.
 SMOOTH = {"erf": "gelu", "erfc": "gelu", "tanh": "tanh", "logistic": "sigmoid"}
+_FALLS = "erfc"
 _SCOPE = "module:"  # before the path of a module, among the scopes of an operation
 
 
@@ -183,7 +185,8 @@ def _evaluate(program: ClosedJaxpr) -> tuple[list[Any], list[Any]]:
             else:
                 results = evaluate(inner.jaxpr, inner.consts, operands)
             if kind:
-                sites.append(results[0])
+                sign = -1 if equation.primitive.name == _FALLS else 1
+                sites.append(results[0] if kind == RELU else sign * operands[0])
             values |= dict(zip(equation.outvars, results, strict=True))
         return [value(atom) for atom in jaxpr.outvars]
 
@@ -197,7 +200,7 @@ def _kind_of(equation: JaxprEqn) -> str | None:
         return SMOOTH[name]
     if name == "custom_jvp_call":
         inner = equation.params["call_jaxpr"].jaxpr.eqns
-        if len(inner) == 1 and inner[0].params.get("name") in ("relu", "relu6"):
+        if len(inner) == 1 and inner[0].params.get("name") == RELU:
             return RELU
     return None
 

@@ -32,6 +32,6 @@ def training_sources(
             if earlier is None:
                 return None
             found += earlier
-    except (InputError, KeyError):
-        return None
-    return found
+    except (InputError, LookupError, AttributeError, TypeError):
+        return None  # as of a donor whose config is no config
+    return found if all(hasattr(one, "targets") for one in found) else None

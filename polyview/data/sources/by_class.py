@@ -1,7 +1,5 @@
 """Rows that bring the other images of their class, as objectives on classes need."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from polyview.data.sources.digest import derived
 from polyview.data.sources.labels import check_label, labels_of, read_rows
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
@@ -44,9 +43,7 @@ class ByClass:
     @property
     def digest(self) -> str:
         """The digest of the rows, made of the source's."""
-        of = getattr(self._source, "digest", "")
-        text = json.dumps(["by class", of, self._label, self._field])
-        return hashlib.sha256(text.encode()).hexdigest() if of else ""
+        return derived(self._source, ["by class", self._label, self._field])
 
     @cached_property
     def _rows(self) -> dict[int, np.ndarray]:

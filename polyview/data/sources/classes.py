@@ -1,13 +1,12 @@
 """Some classes of a source, and labels of which a share is wrong."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from polyview.data.sources.digest import derived
 from polyview.data.sources.labels import check_label, labels_of, read_rows
 from polyview.data.sources.protocol import Source, class_task
 from polyview.errors import InputError, check_range
@@ -128,10 +127,3 @@ class NoisyLabels:
 
     def __repr__(self) -> str:
         return f"NoisyLabels({self._source!r}, {self._share})"
-
-
-def derived(source: Source, how: Sequence[Any]) -> str:
-    """Return a digest made of a source's and of what is done to it; "" without one."""
-    of = getattr(source, "digest", "")
-    text = json.dumps([of, *how])
-    return hashlib.sha256(text.encode()).hexdigest() if of else ""

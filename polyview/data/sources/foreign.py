@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from polyview.data.decode import decode, to_bytes
-from polyview.data.sources.classes import derived
+from polyview.data.sources.digest import derived
 from polyview.data.sources.protocol import CorruptRecord, Source
 from polyview.errors import InputError, check_range
 
@@ -117,5 +117,5 @@ class WithChannels:
 
 
 def _pixels(image: np.ndarray | bytes) -> np.ndarray:
-    """Return uint8[h, w] or [h, w, c]; encoded grey images have one channel."""
+    """Return uint8[h, w] or [h, w, c]; an encoded image has three channels."""
     return decode(image) if isinstance(image, bytes) else to_bytes(np.asarray(image))

@@ -1,10 +1,9 @@
 """One row for each observed view of an example."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from polyview.data.sources.digest import derived
 from polyview.data.sources.protocol import CorruptRecord, Source, class_task
 from polyview.errors import InputError
 
@@ -35,9 +34,7 @@ class Unstacked:
             **source.targets,
             "view": class_task(self._fields),
         }
-        of = getattr(source, "digest", "")
-        text = json.dumps([of, self._fields, name])
-        self.digest = hashlib.sha256(text.encode()).hexdigest() if of else ""
+        self.digest = derived(source, ["unstacked", self._fields, name])
 
     def __len__(self) -> int:
         return len(self._source) * len(self._fields)
