@@ -7,8 +7,8 @@
 Arguments: objective, views (fonts drawn anew for each character and step), batch (fixed
 | growing), views_a_step (of batch=fixed), rate, steps, split of the evaluation (test |
 validation, whose characters the training split lacks as well).
-Hardware: two laptop cores, minutes. Recall at 1 between fonts of unseen characters: not
-yet measured.
+Hardware: two laptop cores, minutes. Recall at 1 between fonts of 1,276 unseen
+characters: 69.8 % with 6 views, 59.7 % with 2 (docs/results.md).
 """
 
 from polyview.config import parts
