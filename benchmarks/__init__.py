@@ -1,9 +1,32 @@
 """Benchmarks: each prints a table and writes it, with the machine, to results/."""
 
+from pathlib import Path
+
 import numpy as np
+from scipy import stats
+
+
+def begin(workdir: Path) -> None:
+    """Make a folder for runs, and keep their programs in it: seeds share them."""
+    import jax  # here, since some benchmarks start without it
+
+    from polyview import hosts
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    hosts.keep_freed_memory()
 
 
 def spread(values: list[float]) -> dict:
     """Return the mean, the standard deviation over seeds, and the values."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": deviation, "values": values}
+
+
+def student(values: list[float]) -> list[float | None]:
+    """Return the mean and the ends of its 95 % interval, None of fewer than two."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return [mean, None, None]
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return [mean, mean - half, mean + half]

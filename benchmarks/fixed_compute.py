@@ -25,15 +25,15 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import begin, spread
 from polyview import devices, errors, hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build
 from polyview.config.text import text_digest, to_json
-from polyview.runs.load import evaluated_model, load
+from polyview.runs.load import frozen_model
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
@@ -131,10 +131,7 @@ def main() -> None:
     for name in ("budgets", "steps", "rates"):
         if getattr(flags, name) is None:
             setattr(flags, name, getattr(study, name))
-    flags.workdir.mkdir(parents=True, exist_ok=True)
-    # The seeds of a cell share one program.
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    hosts.keep_freed_memory()
+    begin(flags.workdir)
 
     cells = list(itertools.product(flags.budgets, study.cells))
     chosen: dict[tuple[int, str, int], float] = {}
@@ -177,9 +174,8 @@ def cell(
         train(Trainer(config), workdir)
     seconds = time.monotonic() - began
     mesh = devices.make_mesh()
-    whole = devices.replicated(mesh)
     with jax.set_mesh(mesh):
-        model = evaluated_model(load(workdir, None, whole), whole)
+        model = frozen_model(str(workdir))
         values = study.score(config, model, mesh)
     values["seconds"] = round(seconds, 1)
     path.write_text(json.dumps(values | {"config": digest}))
@@ -234,12 +230,6 @@ def write(flags: argparse.Namespace, chosen: dict, seeds: int) -> None:
     output = RESULTS / study.output
     output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     plot(rows, flags, seeds).savefig(output.with_suffix(".png"), dpi=150)
-
-
-def spread(values: list[float]) -> dict:
-    """Return the mean and the standard deviation of values, and these."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
 
 
 def plot(rows: list[dict], flags: argparse.Namespace, seeds: int) -> Figure:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import spread
+from benchmarks import begin, spread
 from polyview import devices, drawing, errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.overrides import apply_overrides
@@ -104,8 +104,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", help="(default: all, and the table)")
     flags = parser.parse_args()
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    hosts.keep_freed_memory()
+    begin(flags.workdir)
     data, found = DATA[flags.data], {}
     for name in flags.methods or data.methods:
         if name not in data.methods:

@@ -27,6 +27,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
+from benchmarks import begin, student
 from polyview import devices, errors, files, hosts
 from polyview.config.file import evaluations_of, load_config
 from polyview.config.spec import build
@@ -64,10 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON (default: in results/)")
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"reliability_{flags.study}.json"
-    flags.workdir.mkdir(parents=True, exist_ok=True)
-    # The seeds of a study share a program.
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    hosts.keep_freed_memory()
+    begin(flags.workdir)
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     for key, config in wanted(flags.study, flags.seeds):
         if any(row["run"] == key for row in rows):
@@ -203,11 +201,8 @@ def difference(
 
 def interval(values: list[float]) -> dict[str, Any]:
     """Return the mean and Student's interval of 95 % over seeds."""
-    if len(values) < 2:
-        return {"mean": float(np.mean(values)), "values": values}
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    mean = float(np.mean(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half, "values": values}
+    mean, low, high = student(values)
+    return {"mean": mean, "low": low, "high": high, "values": values}
 
 
 def correlation(rows: list[dict], what: str) -> dict[str, Any]:

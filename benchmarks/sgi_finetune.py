@@ -19,10 +19,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks import begin
 from polyview import drawing, errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
@@ -62,8 +62,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     flags = parser.parse_args()
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    hosts.keep_freed_memory()
+    begin(flags.workdir)
     rows = json.loads(flags.output.read_text())["rows"] if flags.output.exists() else []
     for seed, game, start in itertools.product(flags.seeds, flags.games, flags.starts):
         row = {"game": game, "start": start, "seed": seed, "steps": flags.steps}

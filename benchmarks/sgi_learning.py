@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import matplotlib
 import numpy as np
 
+from benchmarks import begin
 from polyview import errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
@@ -81,9 +81,7 @@ def main() -> None:
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"sgi_{flags.study}.json"
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
-    # The seeds of an arm share a program.
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    hosts.keep_freed_memory()
+    begin(flags.workdir)
     games = flags.games or GAMES[flags.study]
     for game in games:
         record(game)

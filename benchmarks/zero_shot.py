@@ -23,13 +23,13 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy import stats
 
+from benchmarks import begin, student
 from polyview import errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
@@ -92,10 +92,7 @@ def main() -> None:
         pairs = [(method, local) for method, local in pairs if method in flags.methods]
     output = flags.output or RESULTS / f"zero_shot_{flags.study}.json"
     seeds = flags.seeds or range(5 if flags.study == "parts" else 3)
-    flags.workdir.mkdir(parents=True, exist_ok=True)
-    # The seeds of an arm share a program.
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    hosts.keep_freed_memory()
+    begin(flags.workdir)
     trained = True
     while trained:  # again, for what waited for another process to choose a weight
         trained = False
@@ -350,15 +347,6 @@ def differences(by_name: dict[str, list[dict]], study: str) -> dict[str, dict]:
                 for split in one[shared[0]]
             }
     return table
-
-
-def student(values: list[float]) -> list[float | None]:
-    """Return the mean and the ends of its 95 % interval, None of fewer than two."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return [mean, None, None]
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return [mean, mean - half, mean + half]
 
 
 def write(output: Path, study: str, rows: list[dict]) -> None:

@@ -498,7 +498,7 @@ def test_what_an_encoder_saw_is_said_as_far_as_it_is_known():
 
     assert said([source(SEEN), source(SEEN)]).startswith("trained on none of")
     without = source(SEEN, tasks={"attributes": TASKS["attributes"]})
-    unlabelled = source([*SEEN[:-1], -1])  # a row of no class is of no known one
+    unlabelled = source([*SEEN[:-1], -1])  # a row without a class may show any
     for unknown in (None, [source(SEEN), without], [unlabelled]):
         assert "not known" in said(unknown)
 

@@ -110,7 +110,7 @@ def calibration(train: Mapping, split: str, logits: str | None) -> dict | None:
         return at_split(train, split)
     if logits is None:
         return None
-    found = re.fullmatch(r"(\w+)\[:(\d+)\]", str(innermost(train).get("split")))
+    found = re.fullmatch(r"(\w+)\[:(\d+)\]", str(parts.innermost(train).get("split")))
     if not found:
         raise InputError(
             "the run trained on a whole split; name rows that it has not seen: "
@@ -153,11 +153,6 @@ def other_classes(test: Mapping) -> dict:
     total = build(inner, where="test").targets[label]["classes"]
     rest = [number for number in range(total) if number not in test["keep"]]
     return {**test, "keep": rest}
-
-
-def innermost(source: Mapping) -> Mapping:
-    """Return the source inside others that hold it."""
-    return innermost(source["source"]) if "source" in source else source
 
 
 def at_split(source: Mapping, split: str) -> dict:

@@ -72,9 +72,7 @@ def _split(run: dict, data: str, split: str) -> dict:
     """Return the source of a split: of a data set, or of the one inside the run's."""
     if data:
         return parts.prepared(data, split)
-    source = run["source"]
-    while "source" in source:  # the fonts of a character, the images of a class
-        source = source["source"]
+    source = parts.innermost(run["source"])
     if "split" not in source:
         raise InputError(
             "the run's source has no splits of seen and unseen classes; give data=NAME"

@@ -92,6 +92,11 @@ def evaluated(run: Mapping, seen: Mapping, data: str) -> tuple[Any, Any]:
     return run["source"], seen["test"]
 
 
+def innermost(source: Mapping) -> Mapping:
+    """Return the spec of the source inside others, such as the fonts of a character."""
+    return innermost(source["source"]) if "source" in source else source
+
+
 def constant_rate(base: float) -> dict:
     """Return the learning rate `base`, for any batch size."""
     return {"partial": "polyview.training.optimizer:constant", "base": base}

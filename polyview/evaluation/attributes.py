@@ -74,6 +74,7 @@ from polyview.evaluation.classification import (
     check_same_classes,
     class_labels,
     class_names,
+    percent,
 )
 from polyview.evaluation.features import (
     Extracted,
@@ -574,11 +575,6 @@ def _columns(numbers: Mapping) -> dict[str, tuple[float, float | None]]:
 
 def _line(name: str, own: Mapping, source: str) -> list[str]:
     """Return a row of the comparison table."""
-
-    def percent(value: float | None, error: float | None = None) -> str:
-        if value is None:
-            return "–"
-        return f"{100 * value:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
 
     one = own["unseen"][source]
     both = own.get("generalised", {}).get(source, {})

@@ -6,14 +6,13 @@ sqrt(p (1 - p) / n). It leaves out how the training varies from seed to seed.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from polyview.data.sources.manifest import PARTLY
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
-from polyview.evaluation.features import Extracted
 
 
 def check_target(source: Source, split: str, label: str) -> None:
@@ -53,7 +52,14 @@ def check_same_classes(train: Source, test: Source, label: str) -> None:
         )
 
 
-def class_labels(extracted: Extracted, label: str) -> np.ndarray:
+class Targeted(Protocol):
+    """Rows with targets, such as `polyview.evaluation.features:Extracted`."""
+
+    @property
+    def targets(self) -> dict[str, np.ndarray]: ...
+
+
+def class_labels(extracted: Targeted, label: str) -> np.ndarray:
     """Return the target `label` of each row, int64[n].
 
     Raises InputError if the views do not pass it on.
@@ -164,16 +170,18 @@ def accuracy_table(
     return head, list(_lines(measured))
 
 
-def _lines(measured: Mapping[str, Mapping[str, Mapping]]) -> Iterator[list[str]]:
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.2f}"
+def percent(value: float | None, error: float | None = None) -> str:
+    """Return a share in %, with its standard error if known; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
 
+
+def _lines(measured: Mapping[str, Mapping[str, Mapping]]) -> Iterator[list[str]]:
     for model, columns in measured.items():
         for column, scores in columns.items():
             if "balanced_accuracy" in scores:
-                top = percent(scores["top1"])
-                if scores.get("standard_error") is not None:
-                    top += f" ± {percent(scores['standard_error'])}"
+                top = percent(scores["top1"], scores.get("standard_error"))
                 rest = ("top5", "balanced_accuracy", "majority_class")
                 name = f"{model}: {column.removesuffix(' %')}"
                 yield [name, top, *(percent(scores.get(one)) for one in rest)]

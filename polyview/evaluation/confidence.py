@@ -180,8 +180,8 @@ def _checked_logits(logits: np.ndarray, rank: int) -> np.ndarray:
     if logits.ndim != rank or logits.shape[-1] < 2 or (rank == 3 and not len(logits)):
         axes = "[n, classes]" if rank == 2 else "[draws, n, classes]"
         raise InputError(
-            f"logits are of shape {logits.shape}; expected {axes} with two classes or "
-            "more" + (" and one draw or more" if rank == 3 else "")
+            f"logits have the shape {logits.shape}; expected {axes} with two or more "
+            "classes" + (" and one draw or more" if rank == 3 else "")
         )
     finite = np.isfinite(logits).all(axis=-1)
     if not finite.all():
@@ -199,7 +199,7 @@ def _checked_features(
     if features.ndim != 2 or width not in (None, features.shape[1]):
         expected = "[rows, d]" if width is None else f"[rows, {width}], as in train"
         raise InputError(
-            f"the features of {name} are of shape {features.shape}; expected {expected}"
+            f"{name} features have the shape {features.shape}; expected {expected}"
         )
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():

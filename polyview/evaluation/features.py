@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from polyview.data import pipeline
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 
+_PIXELS = 64  # longest side of an image kept for a figure
 _QUIET = 3.0  # seconds; shorter work shows no progress
 
 
@@ -231,6 +233,22 @@ def raw_features(batch: dict[str, Any], modality: str) -> dict[str, Flat]:
     unit = 255 if view.dtype == jnp.uint8 else 1
     flat = view.reshape(*view.shape[:2], -1).astype(jnp.float32) / unit
     return {modality: Flat(h=flat, z=flat)}
+
+
+def small_image(
+    source: Source, row: int, views: Callable, *, modality: str, seed: int
+) -> np.ndarray | None:
+    """Return the first view of a row as a small uint8[h, w, c], or None if no image."""
+    generated = views(source[int(row)], np.random.default_rng(seed))
+    image = generated["views"][modality][0]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+        return None
+    height, width, channels = image.shape
+    shrink = _PIXELS / max(height, width, _PIXELS)
+    if shrink < 1:
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return image.reshape(*image.shape[:2], channels)
 
 
 def one_device() -> Mesh:

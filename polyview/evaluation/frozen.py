@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +42,7 @@ from polyview.evaluation.features import (
     extract,
     one_device,
     raw_features,
+    small_image,
     with_modality,
 )
 from polyview.evaluation.knn import WeightedKnn, neighbours
@@ -51,7 +51,6 @@ from polyview.evaluation.probe import LinearProbe, logits
 _HEALTH_ROWS = 10_000  # uniformity compares all pairs
 _SAMPLE_ROWS = 1_000  # test rows in the map of the features
 _QUERIES, _NEAREST = 6, 8  # rows and columns of the grid of nearest neighbours
-_PIXELS = 64  # longest side of an image kept for a figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,8 +350,11 @@ class FrozenFeatures:
             sample["label"] = test.targets[self.label][rows]
             sample["query_label"] = test.targets[self.label][queries]
             sample["neighbour_label"] = train.targets[self.label][near]
-        queried = [self._image(self.test, row) for row in test.index[queries]]
-        found = [self._image(self.train, row) for row in train.index[near].ravel()]
+        image = functools.partial(
+            small_image, views=self.views, modality=self.modality, seed=self.seed
+        )
+        queried = [image(self.test, row) for row in test.index[queries]]
+        found = [image(self.train, row) for row in train.index[near].ravel()]
         images = [image for image in queried + found if image is not None]
         if len(images) == len(queried) + len(found):
             sample["query"] = np.stack(images[: len(queried)])
@@ -366,19 +368,6 @@ class FrozenFeatures:
             return _spread(len(test.h), _QUERIES)
         _, first = np.unique(test.targets[self.label], return_index=True)
         return first[_spread(len(first), _QUERIES)]
-
-    def _image(self, source: Source, row: int) -> np.ndarray | None:
-        """The first view of a row as a small uint8[h, w, c], or None if no image."""
-        generated = self.views(source[int(row)], np.random.default_rng(self.seed))
-        image = generated["views"][self.modality][0]
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-            return None
-        height, width, channels = image.shape
-        shrink = _PIXELS / max(height, width, _PIXELS)
-        if shrink < 1:
-            size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return image.reshape(*image.shape[:2], channels)
 
     def _describe(self, train: Extracted, test: Extracted) -> dict[str, Any]:
         def rows(split: str, source: Source, extracted: Extracted) -> dict[str, Any]:

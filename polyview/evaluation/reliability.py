@@ -46,9 +46,10 @@ from polyview.evaluation.classification import (
     check_same_classes,
     check_target,
     class_labels,
+    percent,
     top_accuracy,
 )
-from polyview.evaluation.features import Decoded, Extracted, one_device
+from polyview.evaluation.features import Decoded, one_device, small_image
 from polyview.evaluation.probe import LinearProbe, held_out, logits
 from polyview.evaluation.reliability_figures import draw_curves, draw_extremes
 from polyview.evaluation.selective import (
@@ -63,7 +64,6 @@ from polyview.evaluation.selective import (
 BANDWIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 DISCARDED = (0.1, 0.2, 0.3, 0.5)
 SHOWN = ("maximum softmax", "density", "error rate")  # in the columns that compare runs
-_RELU = "relu"  # the kind of an activation whose units are on or off
 _MANY = 8192  # units, above which a layer must be named, and no bound is computed
 _FOLDS = 5  # of the calibration rows, to choose the bandwidth of the error rate
 _BOUND_ROWS = 500  # queries of the bound, which is a diagnostic
@@ -193,7 +193,7 @@ class Reliability:
             medians = np.median(read["train"].h, axis=0)
             read = {n: r._replace(active=r.h > medians) for n, r in read.items()}
         labels = {
-            split: _labels(read[split], self.label)
+            split: class_labels(read[split], self.label)
             for split in ("train", "calibration", "test")
         }
         scores, patterns, reasons = self._scores(read, labels)
@@ -261,9 +261,9 @@ class Reliability:
         return head, [
             [
                 f"{model}: {score}",
-                _percent(own.get("wrong", {}).get("auroc")),
-                _percent(own.get("wrong", {}).get("aucea")),
-                *(_percent(own["foreign"].get(f, {}).get("auroc")) for f in foreign),
+                percent(own.get("wrong", {}).get("auroc")),
+                percent(own.get("wrong", {}).get("aucea")),
+                *(percent(own["foreign"].get(f, {}).get("auroc")) for f in foreign),
             ]
             for model, numbers in results.items()
             for score, own in numbers["scores"].items()
@@ -310,8 +310,8 @@ class Reliability:
         if self.layer is None:
             encoder = f"towers.{self.modality}.encoder"
             inside = [one for one in found if one.path.startswith(encoder)]
-            kinds = {one.kind for one in inside}
-            if inside and inside[-1].kind == _RELU:
+            relus = [one for one in inside if not one.smooth]
+            if inside and not inside[-1].smooth:
                 units = int(np.prod(inside[-1].shape[1:]))
                 if units <= _MANY:
                     return inside[-1].path, ""
@@ -320,19 +320,19 @@ class Reliability:
                     f"has {units} units; name a smaller layer"
                 )
             why = f"its last activation is {inside[-1].kind}" if inside else "no ReLU"
-            if _RELU in kinds:
-                why += f"; name a ReLU by layer={_listed(inside, _RELU)}"
+            if relus:
+                why += f"; name a ReLU by layer={_listed(relus)}"
             return None, f"the pattern is h above its median over train: {why}"
-        kind = next((one.kind for one in found if one.path == self.layer), None)
-        if kind is None:
+        named = next((one for one in found if one.path == self.layer), None)
+        if named is None:
             raise InputError(
                 f"evaluation: the model has no activation {self.layer!r}; set `layer` "
                 f"to one of {_listed(found)}"
             )
-        if kind != _RELU:
+        if named.smooth:
             return self.layer, (
-                f"{self.layer} is smooth ({kind}): its units are not on or off, and a "
-                "pattern is no region in which the network is linear"
+                f"{self.layer} is smooth ({named.kind}): its units are not on or "
+                "off, and a pattern is no region in which the network is linear"
             )
         return self.layer, ""
 
@@ -433,7 +433,7 @@ class Reliability:
         """Return what was read with logits of all splits, and the probe's settings."""
         if self.logits is not None:
             return read, None
-        labels = _labels(read["train"], self.label)
+        labels = class_labels(read["train"], self.label)
         if self.calibration is None:
             held = held_out(labels, self.held_out, self.seed)
             whole = read["train"]
@@ -649,7 +649,17 @@ class Reliability:
                 rows.append(chosen[:_EXAMPLES])
                 names.append(f"{name}: {end} reliable")
         images = [
-            [self._image(int(read["test"].row[row])) for row in some] for some in rows
+            [
+                small_image(
+                    self.test,
+                    int(read["test"].row[row]),
+                    self.views,
+                    modality=self.modality,
+                    seed=self.seed,
+                )
+                for row in some
+            ]
+            for some in rows
         ]
         if rows and all(one is not None for line in images for one in line):
             data |= {
@@ -658,12 +668,6 @@ class Reliability:
                 "line": np.array(names),
             }
         return data
-
-    def _image(self, row: int) -> np.ndarray | None:
-        generated = self.views(self.test[row], np.random.default_rng(self.seed))
-        image = generated["views"][self.modality][0]
-        shown = image.dtype == np.uint8 and image.ndim == 3
-        return image if shown and image.shape[-1] in (1, 3) else None
 
     def _describe(
         self, read: dict[str, Read], layer: str | None, probe: dict | None
@@ -734,8 +738,8 @@ def _check_apart(read: Mapping[str, Read]) -> None:
     """Raise InputError if calibration or test images fitted what they measure."""
     for split, earlier, why in (
         ("calibration", "train", "on which the classifier errs as on new ones"),
-        ("test", "train", "which have fitted nothing"),
-        ("test", "calibration", "which have chosen nothing"),
+        ("test", "train", "on which nothing was fitted"),
+        ("test", "calibration", "by which nothing was chosen"),
     ):
         same = np.isin(read[split].digest, read[earlier].digest).mean()
         if same > _SAME:
@@ -744,11 +748,6 @@ def _check_apart(read: Mapping[str, Read]) -> None:
                 f"evaluation: {100 * same:.1f} % of the {split} images are {kind} "
                 f"images too; give others, {why}"
             )
-
-
-def _labels(read: Read, label: str) -> np.ndarray:
-    stand_in = Extracted(read.h, read.h, read.targets, read.row, read.row >= 0)
-    return class_labels(stand_in, label)
 
 
 def _known(array: np.ndarray | None) -> np.ndarray:
@@ -788,8 +787,8 @@ def _joined(parts: Sequence[Read]) -> Read:
     return Read(**fields)
 
 
-def _listed(found: Sequence[Any], kind: str | None = None) -> str:
-    paths = [one.path for one in found if kind in (None, one.kind)]
+def _listed(found: Sequence[Any]) -> str:
+    paths = [one.path for one in found]
     return ", ".join(paths[-8:]) or "none: it has no activation that can be read"
 
 
@@ -812,7 +811,3 @@ def _columns(numbers: Mapping) -> dict[str, tuple[float, float | None]]:
 
 def _mean_auroc(test: np.ndarray, *foreign: np.ndarray) -> float:
     return float(np.mean([auroc(test, one) for one in foreign]))
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"

@@ -198,8 +198,8 @@ def _checked(scores: np.ndarray, of: str) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or scores.size == 0:
         raise InputError(
-            f"the scores of {of} are of shape {scores.shape}; give one number for each "
-            "row, and one row or more"
+            f"the scores of {of} have the shape {scores.shape}; give one number a row, "
+            "and one row or more"
         )
     undefined = np.isnan(scores)
     if undefined.any():

@@ -38,6 +38,11 @@ class Activation(NamedTuple):
     kind: str
     shape: tuple[int, ...]
 
+    @property
+    def smooth(self) -> bool:
+        """Whether its units are not on or off."""
+        return self.kind != RELU
+
 
 def activations(module: nnx.Module, run: Callable[[], Any]) -> list[Activation]:
     """Return the activations of `run()`, which calls a module, in order.

@@ -15,7 +15,7 @@ _BLOCK = 1024  # rows read at a time
 def check_label(source: Source, label: str, use: str) -> None:
     """Raise InputError unless `label` is a target of kind "class", also a partial one.
 
-    use: what a source does with it, such as "rows are grouped by".
+    use: what needs it, such as "rows are grouped by".
     """
     if label not in source.targets:
         near = nearest(label, source.targets) or "; it has no targets"

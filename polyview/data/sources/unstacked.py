@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polyview.data.sources.digest import derived
+from polyview.data.sources.labels import read_rows
 from polyview.data.sources.protocol import CorruptRecord, Source, class_task
 from polyview.errors import InputError
 
@@ -49,11 +50,7 @@ class Unstacked:
         # Rows of one example are often read together: it is read once.
         places = [divmod(int(index), len(self._fields)) for index in indices]
         needed = list(dict.fromkeys(example for example, _ in places))
-        read_many = getattr(self._source, "__getitems__", None)
-        if read_many is not None:
-            examples = dict(zip(needed, read_many(needed), strict=True))
-        else:
-            examples = {example: self._source[example] for example in needed}
+        examples = dict(zip(needed, read_rows(self._source, needed), strict=True))
         return [self._row(examples[example], view) for example, view in places]
 
     def _row(self, example: dict[str, Any], view: int) -> dict[str, Any]:
