@@ -8,7 +8,7 @@ Arguments: objective, views (fonts drawn anew for each character and step), batc
 | growing), views_a_step (of batch=fixed), rate, steps, split of the evaluation (test |
 validation, whose characters the training split lacks as well).
 Hardware: two laptop cores, minutes. Recall at 1 between fonts of 1,276 unseen
-characters: 69.8 % with 6 views, 59.7 % with 2 (docs/results.md).
+characters: 69.6 % with 6 views, 59.5 % with 2 (docs/results.md).
 """
 
 from polyview.config import parts
