@@ -4,21 +4,28 @@
     python -m benchmarks.reliability noisy --workdir runs/reliability
     python -m benchmarks.reliability frozen --workdir runs/reliability
     python -m benchmarks.reliability patterns --workdir runs/reliability
+    python -m benchmarks.reliability speed --workdir runs/reliability
 
 On Fashion-MNIST, 5 seeds each: a classifier of eight classes on 4,000 images, with
 2,000 others to calibrate it (`clean`), the same with 20 % wrong labels among both
 (`noisy`), and a linear probe on a frozen poly-view encoder (`frozen`). `patterns`
 trains 12 classifiers of few units in the last layer, of other decays and label noise,
 with 3 seeds each, and compares their numbers of distinct patterns, and how often
-classes share one, with their test error (Ji et al. 2022). A finished run is a row of
-the JSON and is not repeated: run again to resume.
+classes share one, with their test error (Ji et al. 2022). `speed` trains nothing: it
+scores random patterns of 4,096 units, three times in a process of its own, by the
+density at one bandwidth, and by density and error rate at all that an evaluation tries.
+A finished run is a row of the JSON and is not repeated: run again to resume.
 """
 
 import argparse
 import itertools
 import json
+import multiprocessing
+import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +38,13 @@ from benchmarks import begin, student
 from polyview import devices, errors, files, hosts
 from polyview.config.file import evaluations_of, load_config
 from polyview.config.spec import build
-from polyview.evaluation.activation_patterns import packed
+from polyview.evaluation.activation_patterns import (
+    Patterns,
+    estimates,
+    log_densities,
+    packed,
+)
+from polyview.evaluation.reliability import BANDWIDTHS
 from polyview.runs.load import frozen_model
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
@@ -55,11 +68,15 @@ VARIED = [
     for width, decay, noise in itertools.product((8, 16, 32), (0.0, 0.1), (0.0, 0.2))
 ]
 
+SIZES = {"units": 4096, "rows": 50_000, "queries": 10_000}
+TIMED = ("density", "density and error rate, 16 bandwidths")
+_BLOCK = 1000  # rows of patterns drawn at once, so that drawing takes little memory
+
 
 def main() -> None:
     """Train and measure the runs that are missing; write the JSON after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=[*STUDIES, "patterns"])
+    parser.add_argument("study", choices=[*STUDIES, "patterns", "speed"])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--output", type=Path, help="JSON (default: in results/)")
@@ -70,18 +87,25 @@ def main() -> None:
     for key, config in wanted(flags.study, flags.seeds):
         if any(row["run"] == key for row in rows):
             continue
-        workdir = flags.workdir / f"{flags.study}-{len(rows)}"
-        train(Trainer(config), workdir)
-        measure = counted if flags.study == "patterns" else measured
-        row = {"run": key} | measure(flags.study, config, workdir)
+        if flags.study == "speed":
+            row = {"run": key} | timed(**key, **SIZES)
+        else:
+            workdir = flags.workdir / f"{flags.study}-{len(rows)}"
+            train(Trainer(config), workdir)
+            measure = counted if flags.study == "patterns" else measured
+            row = {"run": key} | measure(flags.study, config, workdir)
+            shutil.rmtree(workdir)
         rows.append(row | {"machine": hosts.machine()})
-        shutil.rmtree(workdir)
         write(output, flags.study, rows)
     print(json.dumps(summary(flags.study, rows), indent=1))
 
 
 def wanted(study: str, seeds: list[int] | None) -> Iterator[tuple[dict, Any]]:
-    """Yield (what makes a run different, its config)."""
+    """Yield (what makes a run different, its config, None where nothing is trained)."""
+    if study == "speed":
+        for seed, what in itertools.product(seeds or range(3), TIMED):
+            yield {"what": what, "seed": seed}, None
+        return
     if study == "patterns":
         for seed, how in itertools.product(seeds or range(3), VARIED):
             argument = ",".join(f"{key}={value}" for key, value in how.items())
@@ -146,8 +170,76 @@ def counted(study: str, config: Any, workdir: Path) -> dict[str, Any]:
     }
 
 
+def timed(what: str, seed: int, units: int, rows: int, queries: int) -> dict[str, Any]:
+    """Return what patterns cost, measured in a new process."""
+    # A thread of JAX would not survive a fork, and memory here would count.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        return pool.submit(_timed, what, seed, units, rows, queries).result()
+
+
+def _timed(what: str, seed: int, units: int, rows: int, queries: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    # Ten classes, in each of which a fifth of the bits is noise: distances vary.
+    means = rng.integers(0, 2, (10, units)).astype(bool)
+
+    def drawn(count: int) -> np.ndarray:
+        active = np.empty((count, units), bool)
+        for start in range(0, count, _BLOCK):
+            block = active[start : start + _BLOCK]
+            block[:] = means[rng.integers(0, 10, len(block))]
+            block ^= rng.random(block.shape, np.float32) < 0.2
+        return active
+
+    fitted_to, asked, right = drawn(rows), drawn(queries), rng.random(rows) < 0.9
+    before = _cost()
+    patterns = Patterns.fit(fitted_to, right, BANDWIDTHS[0])
+    fitted = _cost()
+    if what == "density":
+        found = log_densities(patterns, asked, [units**0.5])
+    else:
+        usable = [one for one in BANDWIDTHS if one <= units]
+        found = np.stack(estimates(patterns, asked, usable))
+    after = _cost()
+    assert np.isfinite(found).all()
+    return {
+        "sizes": {"units": units, "rows": rows, "queries": queries},
+        "fit": {key: fitted[key] - before[key] for key in ("wall_s", "cpu_s")},
+        "query": {key: after[key] - fitted[key] for key in ("wall_s", "cpu_s")},
+        "peak_mib": after["peak_mib"],
+        "peak_mib_before": before["peak_mib"],
+    }
+
+
+def _cost() -> dict[str, float]:
+    """Return the seconds so far, and the largest memory of this process, in MiB."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "wall_s": time.perf_counter(),
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "peak_mib": used.ru_maxrss / 1024,  # Linux counts KiB
+    }
+
+
+def cost_summary(rows: list[dict]) -> dict[str, Any]:
+    """Return medians over repeats, and the largest memory of any."""
+    table = {}
+    for what in TIMED:
+        own = [row for row in rows if row["run"]["what"] == what]
+        if not own:
+            continue
+        table[what] = {
+            f"{part}_{unit}": float(np.median([row[part][unit] for row in own]))
+            for part in ("fit", "query")
+            for unit in ("wall_s", "cpu_s")
+        } | {"peak_mib": max(row["peak_mib"] for row in own), "repeats": len(own)}
+    return table
+
+
 def summary(study: str, rows: list[dict]) -> dict[str, Any]:
-    """Return means over seeds, with their intervals of 95 %."""
+    """Return means over seeds, with their intervals of 95 %; medians of costs."""
+    if study == "speed":
+        return cost_summary(rows)
     if study == "patterns":
         return {
             f"spearman of test error and {what}": correlation(rows, what)
@@ -225,7 +317,7 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
     """Write all rows so far and their summary."""
     content = {
         "command": f"python -m benchmarks.reliability {study} --workdir DIR",
-        "configs": STUDIES.get(study, CLASSIFIER),
+        "configs": SIZES if study == "speed" else STUDIES.get(study, CLASSIFIER),
         "summary": summary(study, rows),
         "rows": rows,
     }

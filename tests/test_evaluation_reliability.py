@@ -18,6 +18,8 @@ from polyview.config import parts
 from polyview.config.file import evaluations_of, load_config
 from polyview.config.spec import build
 from polyview.data.prepare import records
+from polyview.data.sources import classes
+from polyview.data.sources.labels import labels_of
 from polyview.data.sources.memory import InMemory
 from polyview.drawing import png
 from polyview.errors import InputError, OutOfRange
@@ -26,7 +28,8 @@ from polyview.evaluation.activation_patterns import Patterns
 from polyview.evaluation.base import write_result
 from polyview.evaluation.features import one_device
 from polyview.evaluation.probe import LinearProbe, held_out, logits
-from polyview.evaluation.reliability import DISCARDED, Reliability
+from polyview.evaluation.reliability import Reliability
+from polyview.evaluation.reliability_measures import DISCARDED
 from polyview.evaluation.selective import (
     accuracy_after_discarding,
     aucea,
@@ -490,8 +493,31 @@ def changed(value, layer=-1):
 def test_weights_that_say_nothing_are_refused():
     with pytest.raises(InputError, match="always inactive; the layer is dead: name an"):
         run(made(), changed(-1e3))
-    with pytest.raises(InputError, match="90 of 90 rows of train have features that"):
+    with pytest.raises(
+        InputError, match=r"90 of 90 rows \(first: row 0\) have features h"
+    ):
         run(made(), changed(np.nan))
+
+
+def test_answers_and_features_that_are_not_finite_are_named_by_their_row():
+    model = model_of()
+
+    def broken(field, rows):
+        def represent(batch):
+            one = model(batch)["image"]
+            lost = jnp.isin(batch["index"], jnp.asarray(rows))[:, None, None]
+            found = jnp.where(lost, jnp.nan, getattr(one, field))
+            return {"image": one._replace(**{field: found})}
+
+        return jax.jit(represent)
+
+    # The answers of training rows are not scored: they would only count as wrong.
+    for field, rows, message in (
+        ("h", [88], r"evaluation: train: 1 of 90 rows \(first: row 88\) .*features h"),
+        ("z", [70, 75], r"train: 2 of 90 rows \(first: row 70\) .*features z that are"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(made(), broken(field, rows))
 
 
 EMPTY = InMemory({"image": np.zeros((0, *MEANS[0].shape), np.uint8), "label": []}, TASK)
@@ -594,6 +620,27 @@ def test_members_make_an_ensemble():
         run(made(members={"c": lambda batch: {"text": four(batch)["image"]}}))
 
 
+def test_members_answer_the_same_classes_in_the_same_order():
+    members = {"x": model_of()}
+    same = made(members=members, member_classes={"x": ["a", "b", "c"]})
+    assert same.members == members
+    for theirs, message in (
+        (["b", "a", "c"], "member x has class 0 'b', this run 'a';.* leave it out of"),
+        (("a", "b", "d"), "member x has class 2 'd', this run 'c'"),
+        (["a", "b"], "member x answers 2 classes, this run 3; an ensemble averages"),
+    ):
+        with pytest.raises(InputError, match=message):
+            made(members=members, member_classes={"x": theirs})
+    unnamed = {"label": {"kind": "class", "classes": CLASSES}}
+    splits = {
+        name: InMemory(getattr(same, name)._columns, unnamed)
+        for name in ("train", "calibration", "test")
+    }
+    made(**splits, member_classes={"x": ["0", "1", "2"]})
+    with pytest.raises(InputError, match="class 1 '2', this run '1'"):
+        made(**splits, member_classes={"x": ["0", "2", "1"]})
+
+
 def test_devices_batches_and_further_targets_change_nothing():
     boxed = {
         name: InMemory(
@@ -654,31 +701,63 @@ def test_a_result_has_columns_a_table_figures_and_is_written(result, tmp_path):
     )
     bare = {"scores": {"entropy": {"foreign": {"other": {"auroc": 0.25}}}}}
     head, body = Reliability.comparison_table({"run": result, "bare": bare})
-    assert head[1:] == [
-        *("wrong: AUROC %", "AUCEA %"),
-        *("noise: AUROC %", "bright: AUROC %", "other: AUROC %"),
+    assert head == [
+        *("score [95 % interval]", "wrong: AUROC %", "AUCEA %", "FPR95 %"),
+        *("noise: AUROC %", "FPR95 %", "bright: AUROC %", "FPR95 %"),
+        *("other: AUROC %", "FPR95 %"),
     ]
+    bandwidths = {
+        score: f", bandwidth {result['patterns'][key]['bandwidth']}"
+        for score, key in (("density", "density"), ("error rate", "error_rate"))
+    }
     assert [line[0] for line in body] == [
-        *(f"run: {n}" for n in scores),
+        *(f"run: {n}{bandwidths.get(n, '')}" for n in scores),
         "bare: entropy",
     ]
+
+    def within(own, name, ending=""):
+        ends = (f"{100 * own[f'{end}{ending}']:.1f}" for end in ("low", "high"))
+        return f"{100 * own[name]:.1f} [{', '.join(ends)}]"
+
     entropy = scores["entropy"]
+    own, noise, bright = entropy["wrong"], *entropy["foreign"].values()
+    assert own["low"] != own["low_aucea"] and own["fpr95"] not in (0, 1)
     assert body[1][1:] == [
-        f"{100 * entropy['wrong']['auroc']:.2f}",
-        f"{100 * entropy['wrong']['aucea']:.2f}",
-        *(f"{100 * entropy['foreign'][n]['auroc']:.2f}" for n in ("noise", "bright")),
-        "–",
+        *(within(own, "auroc"), within(own, "aucea", "_aucea")),
+        f"{100 * own['fpr95']:.1f}",
+        *(within(noise, "auroc"), f"{100 * noise['fpr95']:.1f}"),
+        *(within(bright, "auroc"), f"{100 * bright['fpr95']:.1f}"),
+        *("–", "–"),
     ]
-    assert body[-1][1:] == ["–", "–", "–", "–", "25.00"]
+    assert body[-1][1:] == [*("–",) * 7, "25.0", "–"]
+    head, alone = Reliability.comparison_table({"run": result})
+    assert [line[0] for line in alone] == [n + bandwidths.get(n, "") for n in scores]
+    assert head[-2:] == ["bright: AUROC %", "FPR95 %"]
     path = write_result(tmp_path, "1-reliability", result, made())
     written = json.loads(path.read_text())
     assert written["scores"] == scores and written["columns"] == result.columns
     with np.load(path.with_suffix(".npz")) as data:
         figures = Reliability.figures(written, data)
-        assert figures.keys() == {"risk", "images"}
+        assert figures.keys() == {"risk", "bandwidths", "images"}
         assert all(png(one)[:4] == b"\x89PNG" for one in figures.values())
         plain = {k: data[k] for k in data if k not in ("image", "right", "line")}
-    assert Reliability.figures(written, plain).keys() == {"risk"}
+    assert Reliability.figures(written, plain).keys() == {"risk", "bandwidths"}
+    assert_chosen_are_marked(figures["bandwidths"], result["patterns"])
+
+
+def assert_chosen_are_marked(figure, patterns):
+    """The lines of both scores have what calibration rows gave, and one large point."""
+    (axes,) = figure.axes
+    lines = iter(axes.get_lines())
+    for name, key in (("density", "density"), ("error rate", "error_rate")):
+        own = patterns[key]
+        found = 100 * np.array(own["calibration_aucea"])
+        np.testing.assert_allclose(next(lines).get_xydata().T[1], found)
+        point = next(lines)
+        np.testing.assert_allclose(
+            point.get_xydata(), [[own["bandwidth"], found.max()]], rtol=1e-12
+        )
+        assert point.get_label() == f"{name}: {own['bandwidth']} is chosen"
 
 
 def test_figure_data_are_the_images_at_both_ends(result):
@@ -708,7 +787,8 @@ def test_figure_data_are_the_images_at_both_ends(result):
 
     found = run(probing(views=floats), jax.jit(represent))
     assert "image" not in found.figure_data
-    assert Reliability.figures(found, found.figure_data).keys() == {"risk"}
+    drawn = Reliability.figures(found, found.figure_data)
+    assert drawn.keys() == {"risk", "bandwidths"}
 
 
 ROOT = Path(__file__).parent.parent
@@ -793,10 +873,59 @@ def test_the_file_of_evaluations_probes_a_run_without_answers(prepared):
     other = spec_of("data=digits,calibration=train[40:]", config)
     assert other["train"]["name"] == other["test"]["name"] == "digits"
     assert other["calibration"]["split"] == "train[40:]"
-    joined = spec_of("runs=runs/a+runs/b", config_of("rows=40"))
-    assert joined["members"]["runs/b"]["run"] == "runs/b"
     named = spec_of("calibration=test[:7],ood=", config_of("rows=40"))
     assert named["calibration"]["split"] == "test[:7]" and named["foreign"] == {}
+
+
+def test_the_file_of_evaluations_refuses_members_of_other_classes(prepared):
+    config = config_of("rows=40,classes=0-7")
+
+    def joined(*changes):
+        paths = []
+        for number, change in enumerate(changes):
+            folder = prepared / f"run{number}"
+            folder.mkdir(exist_ok=True)
+            written = config | {"source": {**config["source"], **change}}
+            (folder / "config.json").write_text(json.dumps(written))
+            paths.append(str(folder))
+        return spec_of(f"ood=,runs={'+'.join(paths)}", config), paths
+
+    spec, paths = joined({}, {})
+    assert {path: one["run"] for path, one in spec["members"].items()} == {
+        path: path for path in paths
+    }
+    assert spec["member_classes"] == dict.fromkeys(paths, list("01234567"))
+    build({**spec, "members": {}})  # whose models are not there
+    for keep, message in (
+        ([1, 0, *range(2, 8)], "run1 has class 0 '1', this run '0'"),
+        (range(2, 10), "run1 has class 0 '2', this run '0'"),
+        (range(7), "run1 answers 7 classes, this run 8"),
+    ):
+        spec, _ = joined({}, {"keep": list(keep)})
+        with pytest.raises(InputError, match=message):
+            build({**spec, "members": {}})
+    with pytest.raises(InputError, match="source calls 'os:system'.*not trusted"):
+        joined({"source": {"target": "os:system", "command": "true"}})
+
+
+def test_the_file_of_evaluations_reads_the_labels_of_test_once(prepared, monkeypatch):
+    config = config_of("rows=40,classes=0-7")
+    (prepared / "other").mkdir()
+    (prepared / "photos" / "0.png").rename(prepared / "other" / "0.png")
+    read = []
+    monkeypatch.setattr(
+        classes,
+        "labels_of",
+        lambda *arguments: read.append(arguments) or labels_of(*arguments),
+    )
+    ood = f"noise+digits+{prepared}/photos+{prepared}/other"
+    spec = spec_of(f"ood={ood}", config)
+    assert len(read) == 1
+    for name in ("digits", "photos", "other"):
+        assert spec["foreign"][name]["channels"] == 1
+    assert spec["foreign"]["noise"]["like"] == spec["test"]
+    spec_of("ood=noise+inverted", config)
+    assert len(read) == 1
 
 
 def test_the_file_of_evaluations_refuses_what_it_cannot_measure(prepared):

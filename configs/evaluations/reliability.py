@@ -15,21 +15,26 @@ train, the split that fits a probe (by default the run's own; a third of it cali
 calibration, a split with other rows for a classifier (by default, after train[:N], the
 next N/2 rows); test, another split to test on; layer, whose activations are the pattern
 (by default the encoder's last ReLU); draws, passes with dropout; runs, further runs
-joined by +, which make an ensemble of classifiers; k of nearest neighbours; resamples;
-seed.
+joined by +, which make an ensemble of classifiers of the same classes; k of nearest
+neighbours; resamples; seed.
 """
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
 from polyview.config.spec import build
+from polyview.config.trust import allow_list, renewed
+from polyview.data.sources.labels import check_label
 from polyview.errors import InputError
 from polyview.evaluation.base import viewing_spec
+from polyview.evaluation.classification import class_names
+from polyview.runs.workdir import read_config
 
 SOURCES = "polyview.data.sources"
 
@@ -84,15 +89,18 @@ def get_evaluations(argument: str, run: dict) -> dict:
         "seed": args["seed"],
     }
     if args["runs"]:
+        paths = args["runs"].split("+")
         spec["members"] = {
             path: {"target": "polyview.runs.load:frozen_model", "run": path}
-            for path in args["runs"].split("+")
+            for path in paths
         }
+        spec["member_classes"] = {path: classes_of(path, label) for path in paths}
     names = list(filter(None, args["ood"].split("+")))
     often = Counter(Path(name).name for name in names).most_common(1)
     if often and often[0][1] > 1:
         raise InputError(f"ood: two are called {often[0][0]}; rename one, or leave it")
-    spec["foreign"] = {Path(name).name: foreign(name, test) for name in names}
+    channels = cache(partial(channels_of, test))
+    spec["foreign"] = {Path(name).name: foreign(name, test, channels) for name in names}
     spec["foreign_views"] = {**seen["views"], "targets": []}
     return {"reliability": spec}
 
@@ -120,7 +128,25 @@ def calibration(train: Mapping, split: str, logits: str | None) -> dict | None:
     return at_split(train, f"{name}[{rows}:{rows + rows // 2}]")
 
 
-def foreign(name: str, test: Mapping) -> dict:
+def classes_of(path: str, label: str) -> list[str]:
+    """Return the names of the classes that a run learnt, in the order of its logits."""
+    spec = renewed(read_config(Path(path)).to_dict())["source"]
+    source = build(spec, allow_list(), where=f"{path}: source")
+    check_label(source, label, "an ensemble answers")
+    return class_names(source.targets[label])
+
+
+def channels_of(test: Mapping) -> int:
+    """Return the channels of the run's images, which may take as long as reading all.
+
+    Some sources read every label before the first row.
+    """
+    # The command has checked what the run's config may call.
+    image = build(test, where="test")[0]["image"]
+    return 3 if isinstance(image, bytes) else (*image.shape, 1)[2]
+
+
+def foreign(name: str, test: Mapping, channels: Callable[[], int]) -> dict:
     """Return the source of images of a name, with as many channels as the run's."""
     if name == "noise":
         return {"target": f"{SOURCES}.foreign:Noise", "like": test}
@@ -133,13 +159,10 @@ def foreign(name: str, test: Mapping) -> dict:
         source: Any = {"target": f"{SOURCES}.folder:Folder", "path": name}
     else:
         source = parts.prepared(name, "test")
-    # The command has checked what the run's config may call.
-    image = build(test, where="test")[0]["image"]
-    shape = (0, 0, 3) if isinstance(image, bytes) else (*image.shape, 1)
     return {
         "target": f"{SOURCES}.foreign:WithChannels",
         "source": source,
-        "channels": shape[2],
+        "channels": channels(),
     }
 
 

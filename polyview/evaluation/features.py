@@ -150,7 +150,7 @@ def extract(
     extracted = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     real = extracted.index >= 0  # rows that pad the last batch have index -1
     extracted = jax.tree.map(lambda array: array[real], extracted)
-    _check_finite(extracted, name)
+    check_finite(extracted, name)
     seconds = time.perf_counter() - began
     if bar.disable and first and seconds > _QUIET:
         print(
@@ -263,7 +263,8 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.where(length > 0, length, 1)
 
 
-def _check_finite(extracted: Extracted, name: str) -> None:
+def check_finite(extracted: Extracted, name: str) -> None:
+    """Raise InputError for features that are not finite; name: of the split."""
     for field in ("h", "z"):
         finite = np.isfinite(getattr(extracted, field)).all(axis=1)
         if not finite.all():

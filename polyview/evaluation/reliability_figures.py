@@ -1,4 +1,4 @@
-"""Figures of reliability: risk against coverage, and the most and least reliable."""
+"""Figures of reliability: risk against coverage, choices, and images at both ends."""
 
 from collections.abc import Mapping, Sequence
 
@@ -45,6 +45,36 @@ def draw_curves(names: Sequence[str], figure_data: Mapping) -> Figure:
     axes.set_title("Errors that remain when unreliable answers are discarded")
     axes.legend(frameon=False, fontsize=7, ncols=2)
     set_note(figure, note)
+    return figure
+
+
+@styled
+def draw_choices(choices: Mapping[str, Mapping]) -> Figure:
+    """Draw what each bandwidth of patterns reached on the calibration rows.
+
+    choices: {score: {"bandwidths", "calibration_aucea" of each, "bandwidth" chosen}}.
+    """
+    check_parts(sum(len(one["bandwidths"]) for one in choices.values()))
+    figure, axes = one_axes(2.8)
+    for number, (name, one) in enumerate(choices.items()):
+        found = 100 * np.asarray(one["calibration_aucea"], float)
+        color, marker = RUNS[number % len(RUNS)], "os"[number % 2]
+        axes.plot(one["bandwidths"], found, f"{marker}-", color=color, markersize=3)
+        chosen = one["bandwidth"]
+        axes.plot(
+            chosen,
+            found[list(one["bandwidths"]).index(chosen)],
+            marker,
+            color=color,
+            markersize=8,
+            label=f"{name}: {chosen:g} is chosen",
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("bandwidth, in units of the pattern that differ")
+    axes.set_ylabel("AUCEA, %")
+    axes.set_title("Bandwidths, by the calibration rows alone")
+    axes.legend(frameon=False, fontsize=7)
     return figure
 
 

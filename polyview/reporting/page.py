@@ -44,7 +44,7 @@ def html_page(runs: Sequence[Run]) -> str:
     sections = [
         ("Comparison", _comparison(runs)),
         ("Training", training(runs)),
-        *((f"Features of {run.name}", _features(run)) for run in runs),
+        *((f"Evaluations of {run.name}", _features(run)) for run in runs),
         ("Protocol", protocol(runs)),
         ("Configs", configurations(runs)),
         ("Environment", environment(runs)),

@@ -322,7 +322,7 @@ def _remarks(run: Run) -> list[str]:
     remarks: dict[str, None] = {}
     for name in run.results:
         numbers = run.last(name)
-        parts = [numbers.get("note")]
+        parts = [numbers.get("note"), numbers.get("warning")]
         parts += [p.get("warning") for p in numbers.values() if isinstance(p, dict)]
         reasons = numbers.get("not_computed", {}).items()
         parts += [f"no {part.replace('_', ' ')}: {why}" for part, why in reasons]
