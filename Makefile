@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sgi demo-crossmodal demo-zero-shot test test-slow test-docs golden \
-    lint docs setup clean
+.PHONY: demo demo-sgi demo-crossmodal demo-zero-shot demo-dvf test test-slow \
+    test-docs golden lint docs setup clean
 
 demo: setup
 	bash launch/demo.sh $(BIN)/python
@@ -17,6 +17,9 @@ demo-crossmodal: setup
 
 demo-zero-shot: setup
 	bash launch/demo_zero_shot.sh $(BIN)/python
+
+demo-dvf: setup
+	bash launch/demo_dvf.sh $(BIN)/python
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal

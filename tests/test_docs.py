@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+import dvf.recording
 from polyview.config.file import load_config
 from polyview.config.overrides import apply_overrides
 from polyview.config.schema import OPTIONAL
@@ -151,7 +152,8 @@ def test_commands_and_flags_exist(page):
 
 def programs() -> list[str]:
     """Every program of the project."""
-    modules = [*(ROOT / "polyview").glob("*.py"), *(ROOT / "sgi").glob("*.py")]
+    packages = ("polyview", "sgi", "dvf")
+    modules = [path for name in packages for path in (ROOT / name).glob("*.py")]
     return [
         *(f"{p.parent.name}.{p.stem}" for p in modules if "__main__" in p.read_text()),
         *(f"launch/{p.name}" for p in (ROOT / "launch").glob("*.sh") if usage(p)),
@@ -171,6 +173,16 @@ def load(monkeypatch):
     """`load("configs/x.py:a=b")`, with recorded play faked."""
     described = {"policy": "DQN", "actions": ["NOOP"] * 6}
     monkeypatch.setattr(recording, "describe", lambda name: described)
+    statistics = {"states": {"mean": [0.0], "std": [1.0]}, "advantages": {"std": 1.0}}
+    in_a_maze = {
+        "maze": {"rows": ["####", "#..#", "####"], "cell": 1.0, "centre": [0.0, 0.0]},
+        "players": [{}] * 8,
+        "world": "point",
+        "action": ["x", "y"],
+        "weighed": {"goal": [0.5, 0.0]},
+        "statistics": statistics,
+    }
+    monkeypatch.setattr(dvf.recording, "describe", lambda name: in_a_maze)
 
     def read(config: str):
         if config.startswith("configs/sgi_finetune.py"):
@@ -232,7 +244,7 @@ def test_config_keys_in_the_prose_exist(page, load):
 def literals() -> dict[str, str]:
     """The strings in each file; a zero byte replaces each field of an f-string."""
     found = {}
-    for folder in ("polyview", "sgi"):
+    for folder in ("polyview", "sgi", "dvf"):
         for path in (ROOT / folder).rglob("*.py"):
             strings = []
             for node in ast.walk(ast.parse(path.read_text())):

@@ -72,7 +72,9 @@ def test_a_package_imports_only_packages_below_it(path):
     here = top_level(path)
     found = imports(path)
     assert not {
-        name for name in found if name.split(".")[0] in ("sgi", "configs", "tests")
+        name
+        for name in found
+        if name.split(".")[0] in ("sgi", "dvf", "configs", "tests")
     }
     if here in COMMANDS or here in ("__init__", "__main__"):
         return
@@ -111,14 +113,18 @@ def test_a_package_trusts_only_its_own_names():
 
 
 @pytest.mark.parametrize(
-    "path", files("polyview") + files("sgi"), ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    files("polyview") + files("sgi") + files("dvf"),
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_project_modules_are_imported_under_their_own_names(path):
     """A reader looks for a module under the name of its import."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             ours = [
-                a for a in node.names if a.name.split(".")[0] in ("polyview", "sgi")
+                a
+                for a in node.names
+                if a.name.split(".")[0] in ("polyview", "sgi", "dvf")
             ]
             assert not [a.asname for a in ours if a.asname]
         if isinstance(node, ast.ImportFrom) and node.module.startswith("polyview"):

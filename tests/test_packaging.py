@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import dvf.__main__
 import polyview.__main__
 import sgi.__main__
 from polyview import cli
@@ -23,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_every_folder_of_code_is_packaged():
     folders = {
         str(path.parent.relative_to(ROOT)).replace("/", ".")
-        for package in ("polyview", "sgi")
+        for package in ("dvf", "polyview", "sgi")
         for path in (ROOT / package).rglob("*.py")
     }
     configs = {
@@ -57,7 +58,11 @@ def test_pinned_requirements_match_the_dependencies():
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
     required = (
-        project["dependencies"] + extras["dev"] + extras["docs"] + extras["atari"]
+        project["dependencies"]
+        + extras["dev"]
+        + extras["docs"]
+        + extras["atari"]
+        + extras["dvf"]
     )
     ranges = {
         canonicalize_name(r.name): r.specifier for r in map(Requirement, required)
@@ -71,8 +76,18 @@ def test_pinned_requirements_match_the_dependencies():
         assert exact.operator == "==" and exact.version in ranges[name], str(pin)
 
 
-@pytest.mark.parametrize("package", [polyview, sgi], ids=lambda p: p.__name__)
-def test_an_installed_command_runs_its_module(package, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "package, flag, wrong",
+    [
+        (dvf, "prepare --env", "prepar"),
+        (polyview, "report --run", "reprt"),
+        (sgi, "report --run", "reprt"),
+    ],
+    ids=["dvf", "polyview", "sgi"],
+)
+def test_an_installed_command_runs_its_module(
+    package, flag, wrong, monkeypatch, capsys
+):
     names = package.__main__.COMMANDS
     for name in names:
         assert (Path(package.__file__).parent / f"{name}.py").is_file()
@@ -80,7 +95,8 @@ def test_an_installed_command_runs_its_module(package, monkeypatch, capsys):
     cli.choose(package.__name__, names)
     printed = capsys.readouterr().out
     assert all(f"\n  {name} " in printed for name in names)
-    for words, why in (["report", "--run"], "expected"), (["reprt"], "'report'?"):
+    meant = f"'{flag.split()[0]}'?"
+    for words, why in (flag.split(), "expected"), ([wrong], meant):
         monkeypatch.setattr(sys, "argv", [package.__name__, *words])
         with pytest.raises(SystemExit) as end:
             cli.choose(package.__name__, names)
@@ -114,7 +130,7 @@ def test_importing_the_package_imports_no_heavy_library():
 @pytest.mark.slow
 def test_a_wheel_contains_only_code_and_configs(tmp_path):
     source = tmp_path / "source"  # since building leaves files in its source
-    for name in ("polyview", "sgi", "configs"):
+    for name in ("dvf", "polyview", "sgi", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -127,9 +143,10 @@ def test_a_wheel_contains_only_code_and_configs(tmp_path):
         size = sum(archive.getinfo(name).file_size for name in names)
         (entry,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
         assert b"polyview = polyview.__main__:main" in archive.read(entry)
-    assert {name.split("/")[0] for name in names} == {"polyview", "sgi"}
+    assert {name.split("/")[0] for name in names} == {"dvf", "polyview", "sgi"}
     others = {name for name in names if not name.endswith(".py")}
-    assert others == {"polyview/trusted.txt", "sgi/trusted.txt"} and size < 2e6
+    packages = ("dvf", "polyview", "sgi")
+    assert others == {f"{name}/trusted.txt" for name in packages} and size < 2e6
     packed = {n for n in names if n.startswith("polyview/configs/")}
     configs = (ROOT / "configs").rglob("*.py")
     assert packed == {f"polyview/{path.relative_to(ROOT)}" for path in configs}

@@ -1,0 +1,103 @@
+"""The diffused value function: where a policy will be, learnt without rewards.
+
+    python -m dvf.prepare --env pointmaze_medium
+    python -m polyview.main --config configs/dvf_pointmaze.py --workdir runs/dvf
+    python -m polyview.evaluate --run runs/dvf
+
+Mazoure et al. 2023: a model of the states that come later, given state, offset and
+policy, from which the value of any reward follows without further training. The
+evaluations compare values for 20 rewards, and the choice of a policy by them, with
+roll-outs that the command above recorded from the same states.
+
+Arguments: data, the name of recorded episodes; method (ddpm | velocity | flow | infonce
+| td); offset, whether the model is told how far ahead; steps; discount; actions, the
+size of the action that a Q value is conditioned on (0: none); rewards.
+Hardware: one laptop core, a minute. Accuracies are in docs/dvf.md.
+"""
+
+import dvf.parts
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
+
+
+def get_config(argument: str = "") -> dict:
+    """The paper's own numbers are not published: all are ours."""
+    args = parse_arguments(
+        argument,
+        data="pointmaze_medium",
+        method="ddpm",
+        offset=True,
+        steps=10_000,
+        discount=0.97,
+        actions=0,
+        rewards=20,
+    )
+    data, method, discount = args["data"], args["method"], args["discount"]
+    dvf.parts.check_method(method)
+    count = dvf.parts.policies(data)
+    reward = dvf.parts.discs(data, args["rewards"], seed=0)
+    by_number = {"partial": "dvf.policies:Numbered", "count": count}
+    model = {
+        **dvf.parts.scale(data),
+        "policies": by_number if count > 1 else None,
+    }
+    told = {
+        "discount": discount,
+        "actions": args["actions"],
+        "offset_features": 16 if args["offset"] else 0,
+    }
+    views = {
+        "target": "polyview.data.later:Later",
+        "m": 16,  # pairs of each episode
+        "discount": discount,
+        "actions": "actions" if args["actions"] else None,
+        "targets": ("policy",),
+    }
+    target_decay = None
+    if method == "td":
+        model |= {"partial": "dvf.value:Values", "rewards": args["rewards"]}
+        objective = {
+            "target": "dvf.objectives:TemporalDifference",
+            "reward": reward,
+            "discount": discount,
+        }
+        views["discount"] = 0.0  # one step
+        target_decay = 0.99
+    elif method == "infonce":
+        model |= {"partial": "dvf.occupancy:ContrastiveOccupancy", **told}
+        objective = {"target": "dvf.objectives:Contrast"}
+    else:
+        model |= {
+            "partial": "dvf.occupancy:DiffusionOccupancy",
+            **told,
+            "process": dvf.parts.process(method),
+            "denoiser": {
+                "partial": "polyview.nn.denoiser:MlpDenoiser",
+                "hidden": (128, 128, 128),
+            },
+        }
+        objective = {"target": "dvf.objectives:Denoising"}
+    config = {
+        "seed": 0,
+        "steps": args["steps"],
+        "epochs": None,
+        "batch_size": 16,  # episodes: 256 pairs
+        "log_every": 250,
+        "checkpoint_every": 10_000,
+        "evaluate_every": 0,
+        "keep": 2,
+        "workers": 0,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": dvf.parts.episodes(data),
+        "views": views,
+        "model": model,
+        "objective": objective,
+        "optimizer": {
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": parts.constant_rate(1e-3),
+            "weight_decay": 0.0,
+            "warm_up": 0.02,
+        },
+        "evaluations": dvf.parts.evaluations(data, method, discount, reward),
+    }
+    return config | ({"target_decay": target_decay} if target_decay else {})

@@ -1,0 +1,130 @@
+"""Shared pieces of configs of the future."""
+
+from typing import Any
+
+import numpy as np
+
+from dvf import recording
+from dvf.rewards import spread
+from polyview.config import parts
+from polyview.errors import InputError, nearest
+
+METHODS = ("ddpm", "velocity", "flow", "infonce", "td")
+CLIP = 4.0  # deviations; ours
+
+
+def scale(data: str) -> dict[str, list[float]]:
+    """Return the mean and deviation of the states of recorded episodes."""
+    found = recording.describe(data)["statistics"]["states"]
+    return {"mean": found["mean"], "std": found["std"]}
+
+
+def policies(data: str) -> int:
+    """Return how many policies acted in recorded episodes."""
+    return len(recording.describe(data)["players"])
+
+
+def episodes(data: str, split: str = "train") -> dict:
+    """Return the source of recorded episodes, held in memory."""
+    return {
+        "target": "polyview.data.sources.held:Held",
+        "source": parts.source(data, split),
+    }
+
+
+def process(method: str, steps: int = 50, sample_steps: int | None = None) -> dict:
+    """Return the process of a method: ddpm, velocity or flow.
+
+    steps: of diffusion. sample_steps: fewer for DDIM; of Euler for flow (20).
+    """
+    diffusion = "polyview.objectives.diffusion"
+    if method == "flow":
+        # Flow is not clipped: its first steps are far from the data.
+        return {"target": f"{diffusion}:Flow", "sample_steps": sample_steps or 20}
+    found: dict[str, Any] = {
+        "target": f"{diffusion}:Diffusion",
+        "schedule": {"target": f"{diffusion}:cosine", "steps": steps},
+        "clip": CLIP,
+    }
+    if method == "velocity":
+        found["prediction"] = {"target": f"{diffusion}:Velocity"}
+    if sample_steps is not None:
+        found |= {"sample_steps": sample_steps, "eta": 0.0}
+    return found
+
+
+def discs(data: str, count: int, seed: int, radius: float = 0.5) -> dict:
+    """Return `count` rewards in free cells of the maze that was played in.
+
+    radius: in cells.
+    """
+    maze = recording.maze_of(recording.describe(data))
+    places = spread(maze.centre_of(np.arange(len(maze))), count, seed)
+    return {
+        "target": "dvf.rewards:Discs",
+        "centres": places.round(4).tolist(),
+        "radius": radius * maze.cell,
+    }
+
+
+def walls(data: str) -> list[list[float]]:
+    """Return the walls of the maze that was played in: left, bottom, width, height."""
+    maze = recording.maze_of(recording.describe(data))
+    rows, columns = maze.walls.shape
+    left, top = (
+        maze.centre[0] - columns / 2 * maze.cell,
+        maze.centre[1] + rows / 2 * maze.cell,
+    )
+    return [
+        [left + column * maze.cell, top - (row + 1) * maze.cell, maze.cell, maze.cell]
+        for row, column in np.argwhere(maze.walls).tolist()
+    ]
+
+
+def evaluations(
+    data: str, method: str, discount: float, reward: dict, split: str = "test"
+) -> dict[str, dict]:
+    """Return the evaluations of a method: of futures, of values, and of a choice.
+
+    split: "validation" to choose by, "test" once.
+    """
+    check_method(method)
+    estimate: dict[str, Any] = {"target": "dvf.value:Direct"}
+    if method != "td":
+        estimate = {"target": "dvf.value:FromFutures", "discount": discount}
+    if method == "infonce":
+        estimate["candidates"] = {
+            "target": "dvf.value:later_states",
+            "source": episodes(data),
+            "discount": discount,
+        }
+    truth = {
+        "truth": parts.source(data, f"values_{split}"),
+        "estimate": estimate,
+        "discount": discount,
+    }
+    found = {
+        "value": {
+            "target": "dvf.evaluation.accuracy:ValueAccuracy",
+            **truth,
+            "reward": reward,
+        },
+        "control": {
+            "target": "dvf.evaluation.choice:PolicyChoice",
+            **truth,
+            "reward": reward,
+        },
+    }
+    if method != "td":
+        found["occupancy"] = {
+            "target": "dvf.evaluation.distance:OccupancyDistance",
+            **truth,
+            "walls": walls(data),
+        }
+    return found
+
+
+def check_method(method: str) -> None:
+    """Raise InputError for an unknown method."""
+    if method not in METHODS:
+        raise InputError(f"method={method!r}{nearest(method, METHODS)}")
