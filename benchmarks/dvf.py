@@ -27,20 +27,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+import dvf.load
 import dvf.parts
 import dvf.prepare
 from benchmarks import begin, student
 from dvf import tabular
 from dvf.evaluation.accuracy import ValueAccuracy
 from dvf.evaluation.queries import read
+from dvf.load import sampled
 from dvf.rewards import learnt
 from dvf.value import FromFutures
-from polyview import devices, errors, files, hosts
+from polyview import errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build
 from polyview.data.sources.array_record import ArrayRecord
-from polyview.model import Model, Parts, abstract_module
-from polyview.runs.load import load
+from polyview.model import Model
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
@@ -154,7 +155,7 @@ def one(flags: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
     train(Trainer(config), workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["time"]["seconds"] for line in lines if "time" in line]
-    model = load(workdir, None, devices.replicated(devices.make_mesh()))
+    model, _ = dvf.load.read(workdir)
     found: dict[str, Any] = {"seconds": seconds[-1], "machine": hosts.machine()}
     if flags.study == "grid":
         found |= on_grid(config, model)
@@ -193,7 +194,7 @@ def in_maze(study: str, arm: Arm, model: Any) -> dict[str, Any]:
             spec["truth"]["split"] = f"actions_{split}"
     elif study != "values":
         specs = {name: specs[name] for name in ("value", "control")}
-    told = Model(model.parts, devices.replicated(devices.make_mesh()))
+    told = sampled(model)
     found: dict[str, Any] = {}
     for name, spec in specs.items():
         numbers = dict(build(spec)(told, None))
@@ -210,13 +211,8 @@ _UNUSED = ("machine", "protocol", "chosen")
 def by_steps(model: Any, spec: dict) -> list[dict[str, Any]]:
     """Return error and cost of values at several numbers of steps of sampling."""
     found = []
-    whole = devices.replicated(devices.make_mesh())
     for steps in DDIM:
-        changed = ConfigDict(model.config.model)
-        with changed.unlocked():
-            changed.process = ConfigDict(dvf.parts.process("ddpm", sample_steps=steps))
-        graph = abstract_module(build(changed)).graph
-        faster = Model(Parts(graph, *model.parts[1:]), whole)
+        faster = sampled(model, steps)
         evaluation: ValueAccuracy = build(spec)
         evaluation(faster, None)  # compiles
         begun = time.perf_counter()
@@ -287,7 +283,7 @@ def on_grid(config: ConfigDict, model: Any, samples: int = 5000) -> dict[str, An
         )
         samples = 1  # all candidates are weighed
     estimate = FromFutures(0.9, samples=samples, rows=9, candidates=candidates)
-    told = Model(model.parts, devices.replicated(devices.make_mesh()))
+    told = sampled(model)
     drawn = np.zeros((81, 81))
     row = 0
     for states, weights in estimate.futures(told, places, None, None):

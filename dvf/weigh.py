@@ -36,6 +36,7 @@ the data which is best from there. An action's advantage is what its episode gai
 over that value --ahead steps later.
 """
 FIELD = "advantages"
+_STEPS = 10  # of DDIM or Euler
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "actions" not in source[0]:
         raise InputError(f"{source!r} has no actions to weigh; record them first")
     reward = Discs([options.goal], options.radius)
-    told = _Values(options.run, reward, options.samples, len(described["players"]))
+    told = _Values(options, reward, len(described["players"]))
     statistics = dict(described.pop("statistics"))
     weighed = _Weighed(source, told, reward, options.ahead, statistics)
     records.write(
@@ -87,28 +88,33 @@ def main(arguments: list[str] | None = None) -> None:
 class _Values:
     """The value of the best policy at each state, by a trained model."""
 
-    def __init__(self, run: Path, reward: Reward, samples: int, policies: int):
+    def __init__(self, options: argparse.Namespace, reward: Discs, policies: int):
         # JAX is imported late, so that usage errors do not wait for it.
+        from dvf import load
         from dvf.value import Direct, FromFutures, later_states
         from polyview.config.spec import build
-        from polyview.runs.load import frozen_model
-        from polyview.runs.workdir import read_config
+        from polyview.config.trust import allow_list
 
-        config = read_config(run)
-        if not str(config.model.get("partial", "")).startswith("dvf."):
-            raise InputError(f"{run} is no run of configs/dvf_pointmaze.py")
-        self._model, self._reward = frozen_model(str(run)), reward
-        self._policies = policies
-        known = config.model if "discount" in config.model else config.objective
-        self.discount = float(known.discount)
-        candidates = None
-        if config.model.partial.endswith(":ContrastiveOccupancy"):
-            candidates = later_states(build(config.source, frozenset()), self.discount)
-        self._estimate: Any = FromFutures(
-            self.discount, samples, candidates, common=True
+        loaded, kind = load.read(options.run)
+        self._reward, self._policies, self._column = reward, policies, 0
+        self._model = load.sampled(loaded, _STEPS if kind == "diffusion" else None)
+        config = loaded.config
+        self.discount = float(
+            (config.objective if kind == "values" else config.model).discount
         )
-        if config.model.partial.endswith(":Values"):
-            self._estimate = Direct()
+        candidates = None
+        if kind == "contrastive":
+            source = build(config.source, allow_list(), where="source")
+            candidates = later_states(source, self.discount)
+        self._estimate: Any = Direct()
+        if kind != "values":
+            self._estimate = FromFutures(
+                self.discount, options.samples, candidates, common=True
+            )
+        else:
+            # One of the rewards that the values are of.
+            self._reward = build(config.objective.reward, allow_list())
+            self._column = _column(self._reward, reward)
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         """Return float64[n] of states float32[n, d]."""
@@ -120,7 +126,19 @@ class _Values:
             None,
             self._reward,
         )
-        return told.mean.reshape(n, policies).max(1)
+        return told.mean[:, self._column].reshape(n, policies).max(1)
+
+
+def _column(trained: Any, reward: Discs) -> int:
+    """Return which of the rewards that values were trained on is this one."""
+    centres = np.asarray(trained.centres)
+    found = np.flatnonzero((abs(centres - reward.centres[0]) < 1e-6).all(1))
+    if trained.radius != reward.radius or not len(found):
+        raise InputError(
+            f"the values of this run are of {list(trained.names)}, radius "
+            f"{trained.radius}, and --goal is none of them; train them for it"
+        )
+    return int(found[0])
 
 
 @dataclass
