@@ -187,12 +187,10 @@ def in_maze(study: str, arm: Arm, model: Any) -> dict[str, Any]:
     split = "validation" if study == "tune" else "test"
     discount = 0.97
     reward = dvf.parts.discs(DATA, 20, seed=0)
-    specs = dvf.parts.evaluations(DATA, arm.method, discount, reward, split)
-    if arm.actions:
-        del specs["occupancy"]
-        for spec in specs.values():
-            spec["truth"]["split"] = f"actions_{split}"
-    elif study != "values":
+    specs = dvf.parts.evaluations(
+        DATA, arm.method, discount, reward, split, actions=arm.actions
+    )
+    if study != "values":
         specs = {name: specs[name] for name in ("value", "control")}
     told = sampled(model)
     found: dict[str, Any] = {}
@@ -262,7 +260,7 @@ def of_grid(arm: Arm, seed: int, steps: int) -> ConfigDict:
             "seed": seed,
         }
         config.views.targets = ()
-        config.views.discount = config.model.discount = 0.9
+        config.views.discount = 0.9
         config.model.policies = None
         config.model.mean = (float(cells.mean()),) * 2
         config.model.std = (float(cells.std()),) * 2
@@ -281,7 +279,7 @@ def on_grid(config: ConfigDict, model: Any, samples: int = 5000) -> dict[str, An
             {"target": "dvf.value:later_states", "source": source, "discount": 0.9}
             | {"count": samples}
         )
-        samples = 1  # all candidates are weighed
+        samples = 64  # offsets: all candidates are weighed at each
     estimate = FromFutures(0.9, samples=samples, rows=9, candidates=candidates)
     told = sampled(model)
     drawn = np.zeros((81, 81))

@@ -11,13 +11,15 @@ roll-outs that the command above recorded from the same states.
 
 Arguments: data, the name of recorded episodes; method (ddpm | velocity | flow | infonce
 | td); offset, whether the model is told how far ahead; steps; discount; actions, the
-size of the action that a Q value is conditioned on (0: none); rewards.
+size of the action that a Q value is conditioned on (0: none); policy (number |
+rollout), by what a policy is told; rewards.
 Hardware: one laptop core, a minute. Accuracies are in docs/dvf.md.
 """
 
 import dvf.parts
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError
 
 
 def get_config(argument: str = "") -> dict:
@@ -30,19 +32,21 @@ def get_config(argument: str = "") -> dict:
         steps=10_000,
         discount=0.97,
         actions=0,
+        policy="number",
         rewards=20,
     )
     data, method, discount = args["data"], args["method"], args["discount"]
     dvf.parts.check_method(method)
     count = dvf.parts.policies(data)
     reward = dvf.parts.discs(data, args["rewards"], seed=0)
-    by_number = {"partial": "dvf.policies:Numbered", "count": count}
-    model = {
-        **dvf.parts.scale(data),
-        "policies": by_number if count > 1 else None,
-    }
+    scale = dvf.parts.scale(data)
+    policies = {"partial": "dvf.policies:Numbered", "count": count}
+    if args["policy"] == "rollout":
+        policies = {"partial": "dvf.policies:Observed", **scale}
+    elif args["policy"] != "number":
+        raise InputError(f"policy={args['policy']!r}: write number or rollout")
+    model = {**scale, "policies": policies if count > 1 else None}
     told = {
-        "discount": discount,
         "actions": args["actions"],
         "offset_features": 16 if args["offset"] else 0,
     }
@@ -53,7 +57,10 @@ def get_config(argument: str = "") -> dict:
         "actions": "actions" if args["actions"] else None,
         "targets": ("policy",),
     }
-    target_decay = None
+    source, target_decay = dvf.parts.episodes(data), None
+    if args["policy"] == "rollout":
+        views = {"target": "dvf.rollouts:WithRollout", "later": views}
+        source = dvf.parts.by_policy(source)
     if method == "td":
         model |= {"partial": "dvf.value:Values", "rewards": args["rewards"]}
         objective = {
@@ -61,7 +68,7 @@ def get_config(argument: str = "") -> dict:
             "reward": reward,
             "discount": discount,
         }
-        views["discount"] = 0.0  # one step
+        views.get("later", views)["discount"] = 0.0  # one step
         target_decay = 0.99
     elif method == "infonce":
         model |= {"partial": "dvf.occupancy:ContrastiveOccupancy", **told}
@@ -73,7 +80,7 @@ def get_config(argument: str = "") -> dict:
             "process": dvf.parts.process(method),
             "denoiser": {
                 "partial": "polyview.nn.denoiser:MlpDenoiser",
-                "hidden": (128, 128, 128),
+                "hidden": (256, 256, 256),
             },
         }
         objective = {"target": "dvf.objectives:Denoising"}
@@ -88,7 +95,7 @@ def get_config(argument: str = "") -> dict:
         "keep": 2,
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": dvf.parts.episodes(data),
+        "source": source,
         "views": views,
         "model": model,
         "objective": objective,
@@ -98,6 +105,13 @@ def get_config(argument: str = "") -> dict:
             "weight_decay": 0.0,
             "warm_up": 0.02,
         },
-        "evaluations": dvf.parts.evaluations(data, method, discount, reward),
+        "evaluations": dvf.parts.evaluations(
+            data,
+            method,
+            discount,
+            reward,
+            rollouts=args["policy"] == "rollout",
+            actions=args["actions"] > 0,
+        ),
     }
     return config | ({"target_decay": target_decay} if target_decay else {})

@@ -74,4 +74,6 @@ class Imitation:
             )
         weights = batch["targets"][WEIGHT].reshape(b * m)
         errors = jnp.square(told - actions).sum(-1)
-        return (weights * errors).sum() / weights.sum(), {"error": errors.mean()}
+        # Weights may all be too small for a float.
+        whole = jnp.maximum(weights.sum(), jnp.finfo(weights.dtype).tiny)
+        return (weights * errors).sum() / whole, {"error": errors.mean()}

@@ -22,8 +22,8 @@ _LOWEST, _HIGHEST = 0.25, 4.0
 class Scale(nnx.Module):
     """States in units of their deviation: (state - mean) / std, and back.
 
-    Raises InputError for means and deviations of different numbers, and for a deviation
-    that is not positive: such a dimension is constant.
+    Raises InputError for means and deviations of different numbers, and OutOfRange for
+    a deviation that is not positive: such a dimension is constant.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
@@ -32,9 +32,9 @@ class Scale(nnx.Module):
                 f"mean has {len(mean)} numbers and std {len(std)}; give one of each "
                 "for each dimension of a state"
             )
-        check_range(-1e30, 1e30, mean=mean)
-        check_range(TINY, 1e30, std=std)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        check_range(-1e30, 1e30, mean=self.mean)
+        check_range(TINY, 1e30, std=self.std)
         self.features = len(self.mean)
 
     def apart(self, states: jax.Array) -> jax.Array:

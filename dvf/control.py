@@ -45,13 +45,12 @@ def advantages(
             f"rewards of shape {rewards.shape} and values of shape {values.shape}; "
             "advantages need one of each for each of two states or more"
         )
-    powers = np.power(float(discount), np.arange(t + 1))
-    # Sums of discounted rewards up to each state, as seen from the first.
-    earned = np.append(0.0, np.cumsum(powers[1:t] * rewards[1:]))
     now = np.arange(t - 1)
     then = np.minimum(now + ahead, t - 1)
-    gained = (earned[then] - earned[now]) / powers[now]
-    return gained + powers[then - now] * values[then] - values[now]
+    gained = np.power(float(discount), then - now) * values[then] - values[now]
+    for steps in range(1, min(ahead, t - 1) + 1):
+        gained[: t - steps] += discount**steps * rewards[steps:]
+    return gained
 
 
 def exploration_bonus(

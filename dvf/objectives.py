@@ -63,7 +63,8 @@ class TemporalDifference:
 
     averaged over pairs and rewards, V' being the moving average of V (`target_decay`).
     Views must have a discount of 0, for pairs one step apart. No state ends an episode
-    for good. Raises InputError without a moving average.
+    for good. Raises InputError without a moving average, and for another number of
+    values than rewards.
     """
 
     reward: Reward
@@ -78,8 +79,13 @@ class TemporalDifference:
         if target_module is None:
             raise InputError("temporal differences need a moving average: target_decay")
         rows = pairs(batch, module.condition)
+        told, rewards = module.of(rows.state, rows.policy), self.reward(rows.later)
+        if told.shape != rewards.shape:
+            raise InputError(
+                f"the model tells {told.shape[1]} values and there are "
+                f"{len(self.reward.names)} rewards; set model.rewards"
+            )
         after = target_module.of(rows.later, rows.policy)
-        target = self.discount * (self.reward(rows.later) + after)
-        errors = jnp.square(module.of(rows.state, rows.policy) - target).mean(-1)
+        errors = jnp.square(told - self.discount * (rewards + after)).mean(-1)
         one_step = rows.present & (rows.offset == 1)
         return mean_of_present(errors, one_step), {"present": one_step.mean()}

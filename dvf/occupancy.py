@@ -4,19 +4,20 @@
 
 Both learn from states alone: neither rewards nor, unless told, actions. They share
 
-    sample(state, policy, action, candidates, key, index) -> Futures
+    sample(state, offset, policy, action, candidates, key, index) -> Futures
     log_ratio(state, offset, policy, action, later)       (the contrastive one alone)
 
-with state: float[n, d], policy: n rows as the model's policies take it, or None;
-action: float[n, a], the first one, or None; candidates: float[c, d], states of the
-data, of which a model that only compares takes its futures; index: int[n, count], the
-number of futures, and their random numbers.
+with state: float[n, d]; offset: int[n, count], how far ahead each future lies; policy:
+n rows as the model's policies take it, or None; action: float[n, a], the first one, or
+None; candidates: float[c, d], states of the data, of which a model that only compares
+takes its futures; index: int[n, count], which decides the random numbers of a future.
 
 A model is told the offset k, and what it says of all k is put together again by the
-true law of the offset (Mazoure et al. 2023). Pairs that end beyond an episode are
-missing in training, most of them of far offsets; that changes how often an offset is
-seen, and not what is learnt of it. Without the offset (`offset_features=0`), futures
-come out too near.
+true law of the offset (Mazoure et al. 2023), which `dvf.value:FromFutures` draws: so
+the discount may be chosen after training, as the reward. Pairs that end beyond an
+episode are missing in training, most of them of far offsets; that changes how often an
+offset is seen, and not what is learnt of it. Without the offset (`offset_features=0`),
+a model knows the discount of its training alone, and futures come out too near.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from jax.typing import DTypeLike
 
 from dvf.condition import Condition, Scale
 from dvf.futures import Futures, Pairs
-from polyview.errors import TINY, check_range
+from polyview.errors import InputError, check_range
 from polyview.objectives.diffusion import Process
 
 
@@ -40,11 +41,9 @@ class DiffusionOccupancy(nnx.Module):
 
     Args:
       mean, std: float[d] each, of the states of the data.
-      discount: g, of the futures that are sampled.
       process: `Diffusion` or `Flow` of `polyview.objectives.diffusion`; a clip is in
         units of the deviation.
       denoiser: makes the network, from `features`, `condition` and `rngs`.
-      most: the largest offset, if the views have one; see `polyview.data.later`.
       policies, actions, offset_features: see `dvf.condition:Condition`.
     """
 
@@ -53,17 +52,13 @@ class DiffusionOccupancy(nnx.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        discount: float,
         process: Process,
         denoiser: Callable[..., nnx.Module],
         policies: Callable[..., nnx.Module] | None = None,
         actions: int = 0,
         offset_features: int = 16,
-        most: int | None = None,
         rngs: nnx.Rngs,
     ):
-        check_range(0.0, 1 - TINY, discount=discount)
-        check_range(1, most=most)
         scale = Scale(mean, std)
         self.condition = Condition(
             scale=scale,
@@ -75,7 +70,6 @@ class DiffusionOccupancy(nnx.Module):
             features=scale.features, condition=self.condition.width, rngs=rngs
         )
         self.scale, self.process = scale, process
-        self.discount, self.most = discount, most
 
     def losses(self, pairs: Pairs, key: jax.Array) -> jax.Array:
         """Return the error of one prediction a pair, float[n]."""
@@ -88,26 +82,29 @@ class DiffusionOccupancy(nnx.Module):
     def sample(
         self,
         state: jax.Array,
+        offset: jax.Array,
         policy: jax.Array | None,
         action: jax.Array | None,
         candidates: jax.Array | None,
         key: jax.Array,
         index: jax.Array,
     ) -> Futures:
-        """Return as many draws a row as index[n, count] has, all of one weight."""
+        """Return a draw for each offset, all of one weight."""
         n, count = index.shape
-        of_offset, of_state = jax.random.split(key)
-        flat = index.reshape(-1)
-        offset = geometric(of_offset, flat, self.discount, self.most)
+        if offset.shape != index.shape:
+            raise InputError(
+                f"offset has shape {offset.shape} and index {index.shape}; give one of "
+                "each for each future"
+            )
         condition = self.condition(
             jnp.repeat(state, count, 0),
-            offset,
+            offset.reshape(-1),
             _repeated(self.condition.of_policy(policy), count),
             _repeated(action, count),
         )
         features = self.scale.features
         drawn = self.process.sample(
-            self.denoiser, condition, of_state, flat, features=features
+            self.denoiser, condition, key, index.reshape(-1), features=features
         )
         states = self.scale.together(drawn).reshape(n, count, features)
         return Futures(states, jnp.full((n, count), 1 / count, states.dtype))
@@ -123,8 +120,6 @@ class ContrastiveOccupancy(nnx.Module):
     Args:
       width: of both encodings.
       hidden: of both networks, with SiLU.
-      offsets: how many offsets a future is averaged over, spread evenly over the law of
-        the offset.
       others: as in `DiffusionOccupancy`.
     """
 
@@ -133,20 +128,16 @@ class ContrastiveOccupancy(nnx.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        discount: float,
         policies: Callable[..., nnx.Module] | None = None,
         actions: int = 0,
         offset_features: int = 16,
-        most: int | None = None,
         width: int = 64,
         hidden: Sequence[int] = (128, 128, 128),
-        offsets: int = 16,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_range(0.0, 1 - TINY, discount=discount)
-        check_range(1, most=most, width=width, hidden=hidden, offsets=offsets)
+        check_range(1, width=width, hidden=hidden)
         self.scale = Scale(mean, std)
         self.condition = Condition(
             scale=self.scale,
@@ -157,7 +148,6 @@ class ContrastiveOccupancy(nnx.Module):
         options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.of_now = Layers([self.condition.width, *hidden, width], **options)
         self.of_later = Layers([self.scale.features, *hidden, width], **options)
-        self.discount, self.most, self.offsets = discount, most, offsets
 
     def encodings(self, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
         """Return float[n, width] of the states now, and of those that come later.
@@ -185,26 +175,35 @@ class ContrastiveOccupancy(nnx.Module):
     def sample(
         self,
         state: jax.Array,
+        offset: jax.Array,
         policy: jax.Array | None,
         action: jax.Array | None,
-        candidates: jax.Array,
+        candidates: jax.Array | None,
         key: jax.Array,
         index: jax.Array,
     ) -> Futures:
-        """Return all candidates for each row, weighted; key and index draw nothing."""
+        """Return all candidates for each row; their weights are averaged over offsets.
+
+        Nothing is drawn by key and index.
+
+        Raises InputError without candidates.
+        """
+        if candidates is None:
+            raise InputError(
+                "a model that compares takes its futures among states of the data; set "
+                "estimate.candidates to dvf.value:later_states"
+            )
         n, (c, d) = len(state), candidates.shape
-        share = (np.arange(self.offsets) + 0.5) / self.offsets
-        steps = _at(jnp.asarray(share, jnp.float32), self.discount, self.most)
 
         encoded = self.condition.of_policy(policy)
         to = self.of_later(self.scale.apart(candidates)).T
 
-        def of_offset(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
-            logs = self._now(state, jnp.full(n, step), encoded, action) @ to
-            return total + jax.nn.softmax(logs, 1) / self.offsets, None
+        def add(total: jax.Array, steps: jax.Array) -> tuple[jax.Array, None]:
+            logs = self._now(state, steps, encoded, action) @ to
+            return total + jax.nn.softmax(logs, 1) / offset.shape[1], None
 
         start = jnp.zeros((n, c), jnp.float32)
-        weights = jax.lax.scan(of_offset, start, steps)[0]
+        weights = jax.lax.scan(add, start, offset.T)[0]
         return Futures(jnp.broadcast_to(candidates[None], (n, c, d)), weights)
 
     def _now(
@@ -230,25 +229,6 @@ class Layers(nnx.Module):
         for layer in self.layers[:-1]:
             x = jax.nn.silu(layer(x))
         return self.layers[-1](x).astype(jnp.float32)
-
-
-def geometric(
-    key: jax.Array, index: jax.Array, discount: float, most: int | None
-) -> jax.Array:
-    """Draw offsets, int[n]: as `polyview.data.later:offsets`, row i by (key, index[i]).
-
-    P(k) = (1 - g) g^(k - 1), with all of the tail at `most`.
-    """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    return _at(jax.vmap(jax.random.uniform)(keys), discount, most)
-
-
-def _at(share: jax.Array, discount: float, most: int | None) -> jax.Array:
-    """Return the offset below which this share of all offsets lies."""
-    steps = jnp.ones(share.shape, jnp.int32)
-    if discount > 0:
-        steps += jnp.floor(jnp.log1p(-share) / np.log(discount)).astype(jnp.int32)
-    return steps if most is None else jnp.minimum(steps, most)
 
 
 def _repeated(rows: jax.Array | None, count: int) -> jax.Array | None:

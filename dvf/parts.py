@@ -1,5 +1,6 @@
 """Shared pieces of configs of the future."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ def scale(data: str) -> dict[str, list[float]]:
 
 
 def policies(data: str) -> int:
-    """Return how many policies acted in recorded episodes."""
-    return len(recording.describe(data)["players"])
+    """Return how many policies acted in recorded episodes: 1 if they do not say."""
+    return len(recording.describe(data).get("players", [None]))
 
 
 def episodes(data: str, split: str = "train") -> dict:
@@ -29,6 +30,16 @@ def episodes(data: str, split: str = "train") -> dict:
     return {
         "target": "polyview.data.sources.held:Held",
         "source": parts.source(data, split),
+    }
+
+
+def by_policy(source: dict) -> dict:
+    """Return a source whose rows also have the other episodes of their policy."""
+    return {
+        "target": "polyview.data.sources.by_class:ByClass",
+        "source": source,
+        "label": "policy",
+        "field": "states",
     }
 
 
@@ -82,24 +93,26 @@ def walls(data: str) -> list[list[float]]:
 
 
 def evaluations(
-    data: str, method: str, discount: float, reward: dict, split: str = "test"
+    data: str,
+    method: str,
+    discount: float,
+    reward: dict,
+    split: str = "test",
+    rollouts: bool = False,
+    actions: bool = False,
 ) -> dict[str, dict]:
     """Return the evaluations of a method: of futures, of values, and of a choice.
 
-    split: "validation" to choose by, "test" once.
+    split: "validation" to choose by, "test" once. rollouts, actions: whether the model
+    is told policies by roll-outs, and the first action.
     """
     check_method(method)
-    estimate: dict[str, Any] = {"target": "dvf.value:Direct"}
-    if method != "td":
-        estimate = {"target": "dvf.value:FromFutures", "discount": discount}
-    if method == "infonce":
-        estimate["candidates"] = {
-            "target": "dvf.value:later_states",
-            "source": episodes(data),
-            "discount": discount,
-        }
+    estimate = _estimate(data, method, discount)
+    if rollouts:
+        shown = {"target": "dvf.rollouts:of_policies", "source": episodes(data)}
+        estimate["rollouts"] = shown
     truth = {
-        "truth": parts.source(data, f"values_{split}"),
+        "truth": parts.source(data, f"{'actions' if actions else 'values'}_{split}"),
         "estimate": estimate,
         "discount": discount,
     }
@@ -120,6 +133,46 @@ def evaluations(
             "target": "dvf.evaluation.distance:OccupancyDistance",
             **truth,
             "walls": walls(data),
+        }
+    return found
+
+
+def recorded(
+    data: str, variables: Sequence[str], method: str, discount: float, split: str
+) -> dict[str, dict]:
+    """Return the evaluation of values of recorded variables, and of the score.
+
+    variables: names of the numbers of the field "variables". split: "validation" to
+    choose by, "test" once.
+    """
+    returns = {
+        "target": "dvf.evaluation.recorded:RecordedReturns",
+        "episodes": parts.source(data, split),
+        "labelled": parts.source(data, "train"),
+        "variables": {name: number for number, name in enumerate(variables)},
+        "estimate": _estimate(data, method, discount),
+        "discount": discount,
+        # What comes later weighs g^horizon, 5 %.
+        "horizon": round(3 / (1 - discount)),
+    }
+    return {"returns": returns}
+
+
+def _estimate(data: str, method: str, discount: float) -> dict[str, Any]:
+    """Return what takes values from a model of a method."""
+    if method == "td":
+        return {"target": "dvf.value:Direct"}
+    found: dict[str, Any] = {
+        "target": "dvf.value:FromFutures",
+        "discount": discount,
+        "samples": 256,
+    }
+    if method == "infonce":
+        found["samples"] = 16  # offsets: all candidates are weighed at each
+        found["candidates"] = {
+            "target": "dvf.value:later_states",
+            "source": episodes(data),
+            "discount": discount,
         }
     return found
 

@@ -1,44 +1,28 @@
 """Recorded episodes on disk, and futures from given states: array_record, a manifest.
 
-    train, validation       states float32[t, d], actions float32[t - 1, a],
-                            policy int, terminal bool
-    values_*                state float32[d], policy int, start int,
-                            futures float32[r, n, d]
+    train, validation       episodes; see `polyview.data.prepare.episodes`
+    values_*                futures of the policy, and start int
     actions_*               the same, and action float32[a]
 
-An episode is one record: action i leads from state i to state i + 1, and `terminal`
-says whether the last state ends it, rather than a limit of time. In `futures`, [j, k]
-is the state k + 1 steps after the start in the j-th of r independent roll-outs: what a
-policy will see from there, and with `action`, what it will see if this is the first
-action. Both have the splits `_validation` and `_test`. `start` is the number of the
-start, the same for all policies.
+Futures are what a policy will see from a state, and with `action`, what it will see if
+this is the first action. Both have the splits `_validation` and `_test`. `start` is the
+number of the start, the same for all policies.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from dvf.maze import Maze
-from polyview.data.later import lost_share
-from polyview.data.prepare import records
-from polyview.data.sources.manifest import read_manifest
-from polyview.data.sources.protocol import class_task, default_data_dir
+from polyview.data.prepare import episodes
+from polyview.data.prepare.episodes import Examples
+from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
 
 EPISODES = ("train", "validation")
 TRUTH = ("values_validation", "values_test", "actions_validation", "actions_test")
-DISCOUNT = 0.97  # of the share of lost pairs that a manifest gives
 VERSION = "1.0.0"  # of the data
 LICENCE = "generated; this project's (Apache-2.0)"
-
-
-class Examples(Sized, Protocol):
-    """Examples of a split, with a length for the progress bar."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 def write(
@@ -51,46 +35,26 @@ def write(
 ) -> None:
     """Write episodes and futures and their manifest, all or nothing.
 
-    Args:
-      directory: folder of the data set; it must not exist.
-      splits: the examples of each split; see the module.
-      policies: the name of each policy, by its number.
-      source: where the data come from, in words.
-      provenance: how they were made: world, maze ("rows", "cell", "centre"), "state"
-        and "action" (names of their numbers), "box" ... Counts and the share of lost
-        pairs of `train` are added.
-
-    Raises InputError for numbers that are not finite, shapes that do not fit, actions
-    outside the box, an unknown policy, and a number of the states that never changes in
-    `train`; then nothing is written.
+    Arguments and errors are those of `polyview.data.prepare.episodes:write`; the
+    provenance has world, maze ("rows", "cell", "centre") and players as well.
     """
-    counts: dict[str, Any] = {}
-    lost: dict[str, Any] = {"discount": DISCOUNT}
-    statistics: dict[str, Any] = {}
-    names = {key: len(provenance[key]) for key in ("state", "action")}
-    check = _Check(names["state"], names["action"], provenance["box"], len(policies))
-    records.write(
+    episodes.write(
         directory,
-        {
-            split: _Split(
-                split, examples, check, provenance["state"], counts, lost, statistics
-            )
-            for split, examples in splits.items()
-        },
-        version=VERSION,
-        targets={"policy": class_task(policies)},
+        splits,
+        policies=policies,
         source=source,
         licence=LICENCE,
-        # Complete by the time the manifest is written, as the statistics.
-        provenance={**provenance, "counts": counts, "lost": lost},
-        statistics=statistics,
+        version=VERSION,
+        provenance=provenance,
+        futures=set(splits) - set(EPISODES),
     )
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     """Return the provenance of recorded episodes: world, maze, players, counts ...
 
-    `statistics` of the states, mean and deviation, are added to it.
+    `statistics` of the states, mean and deviation, are added to it. Episodes that were
+    not played in a maze have neither world, maze nor players.
 
     Raises InputError if they do not exist, or if their manifest is damaged.
     """
@@ -98,161 +62,25 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     if not (directory / "manifest.json").is_file():
         raise InputError(
             f"no recorded episodes '{name}' in {directory.parent.absolute()}; run: "
-            f"python -m dvf.prepare --env {name}, or with --name {name}"
+            f"python -m dvf.prepare --env {name}, or with --name {name}; Atari play "
+            f"comes from python -m sgi.latents --name {name}"
         )
-    manifest = read_manifest(directory)
-    provenance = manifest.get("provenance")
-    known = {"world": str, "maze": dict, "players": list, "counts": dict, "lost": dict}
-    if not isinstance(provenance, dict) or not all(
+    provenance = episodes.describe(directory)
+    known = {"world": str, "maze": dict, "players": list}
+    present = known.keys() & provenance
+    if present and not all(
         type(provenance.get(key)) is kind for key, kind in known.items()
     ):
         raise InputError(f"{directory} holds no recorded episodes, but other data")
-    counts, share = provenance["counts"], provenance["lost"].get("share")
-    if not all(type(count) is int for count in counts.values()) or not {
-        "episodes",
-        "states",
-    } <= set(counts):
-        raise InputError(f"{directory} is damaged: its counts are {counts}")
-    if type(share) is not float:
-        raise InputError(f"{directory} is damaged: its share of lost pairs is {share}")
-    states = manifest.get("statistics", {}).get("states", {})
-    if not {"mean", "std"} <= set(states):
-        raise InputError(f"{directory} is damaged: its states have no mean and std")
-    return {**provenance, "statistics": manifest["statistics"]}
+    return provenance
 
 
 def maze_of(provenance: Mapping[str, Any]) -> Maze:
     """Return the maze that was played in. Raises InputError if it is no maze."""
+    if "maze" not in provenance:
+        raise InputError("these episodes were not played in a maze; record others")
     maze = provenance["maze"]
     try:
         return Maze(maze["rows"], maze["cell"], maze["centre"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the maze of these episodes is damaged: {error}") from None
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Raises InputError for what no episode can hold."""
-
-    state: int
-    action: int
-    box: Sequence[float]
-    policies: int
-
-    def episode(self, example: Mapping[str, Any], where: str) -> None:
-        length = len(example["states"])
-        shapes = {"states": (length, self.state), "actions": (length - 1, self.action)}
-        if length < 2:
-            raise InputError(f"{where} has {length} states; give 2 or more")
-        self._numbers(example, shapes, where)
-
-    def future(self, example: Mapping[str, Any], where: str) -> None:
-        futures = np.shape(example["futures"])
-        shapes: dict[str, tuple[int, ...]] = {
-            "state": (self.state,),
-            "futures": (*futures[:2], self.state),
-        }
-        if len(futures) != 3 or 0 in futures:
-            raise InputError(f"{where} has futures of shape {futures}, not [r, n, d]")
-        if "action" in example:
-            shapes["action"] = (self.action,)
-        self._numbers(example, shapes, where)
-
-    def _numbers(
-        self, example: Mapping[str, Any], shapes: Mapping[str, Any], where: str
-    ) -> None:
-        for name, shape in shapes.items():
-            values = example[name]
-            if values.shape != shape or values.dtype != np.float32:
-                raise InputError(
-                    f"{where}: {name} is {values.dtype}{list(values.shape)}, not "
-                    f"float32{list(shape)}"
-                )
-            if not np.isfinite(values).all():
-                raise InputError(f"{where}: {name} has a number that is not finite")
-            low, high = self.box
-            outside = (values < low) | (values > high)
-            if name in ("action", "actions") and outside.any():
-                raise InputError(
-                    f"{where}: an action of {values[outside][0]} is outside the box "
-                    f"[{low:g}, {high:g}]"
-                )
-        if not 0 <= example["policy"] < self.policies:
-            raise InputError(
-                f"{where}: there is no policy {example['policy']}, only 0 .. "
-                f"{self.policies - 1}"
-            )
-
-
-@dataclass
-class _Split:
-    """Checked examples of a split, and what they add to the manifest."""
-
-    name: str
-    examples: Examples
-    check: _Check
-    state: Sequence[str]
-    counts: dict[str, Any]
-    lost: dict[str, Any]
-    statistics: dict[str, Any]
-    unit: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.unit = " episodes" if self.name in EPISODES else " records"
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        lengths: list[int] = []
-        moments = _Moments(len(self.state))
-        for number, example in enumerate(self.examples):
-            where = f"{self.name} {number}"
-            if self.name not in EPISODES:
-                self.check.future(example, where)
-            else:
-                self.check.episode(example, where)
-                lengths.append(len(example["states"]))
-                moments.add(example["states"])
-            yield example
-        if self.name == "train" and lengths:
-            self.counts |= {"episodes": len(lengths), "states": sum(lengths)}
-            self.lost["share"] = lost_share(lengths, self.lost["discount"])
-            mean, std = moments.mean, moments.std
-            if not std.all():
-                constant = int(std.argmin())
-                raise InputError(
-                    f"number {constant} of the states ({self.state[constant]}) is "
-                    f"{mean[constant]:g} throughout: nothing can be learnt of it; "
-                    "leave it out"
-                )
-            self.statistics["states"] = {"mean": mean.tolist(), "std": std.tolist()}
-
-
-class _Moments:
-    """Mean and deviation of rows, in float64, of numbers shifted by the first row."""
-
-    def __init__(self, features: int):
-        self._count, self._first = 0, np.zeros(features)
-        self._sum, self._squares = np.zeros(features), np.zeros(features)
-
-    def add(self, rows: np.ndarray) -> None:
-        """Take in rows, [n, d], of which there are some."""
-        rows = rows.astype(np.float64)
-        if not self._count:
-            self._first = rows[0]
-        shifted = rows - self._first
-        self._count += len(rows)
-        self._sum += shifted.sum(0)
-        self._squares += (shifted**2).sum(0)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """float64[d]"""
-        return self._first + self._sum / self._count
-
-    @property
-    def std(self) -> np.ndarray:
-        """float64[d], of the population; exactly 0 if all rows are equal."""
-        variance = self._squares / self._count - (self._sum / self._count) ** 2
-        return np.sqrt(np.maximum(variance, 0))

@@ -47,6 +47,11 @@ class Discs:
     def __call__(self, states: Any) -> Any:
         centres = np.asarray(self.centres, np.float32)
         dims = centres.shape[1]
+        if states.shape[-1] < dims:
+            raise InputError(
+                f"states have {states.shape[-1]} numbers, and centres {dims}; give "
+                "places in the space of the states"
+            )
         centres = centres.reshape(*(1,) * (states.ndim - 1), *centres.shape)
         away = ((states[..., None, :dims] - centres) ** 2).sum(-1)
         return (away < self.radius**2).astype(np.float32)
@@ -62,12 +67,21 @@ class Column:
 
     columns: Sequence[int]
 
+    def __post_init__(self) -> None:
+        if not len(self.columns):
+            raise InputError("columns: name one number of a state or more")
+
     @property
     def names(self) -> list[str]:
         """The number of each column."""
         return [f"state {column}" for column in self.columns]
 
     def __call__(self, states: Any) -> Any:
+        if not 0 <= min(self.columns) <= max(self.columns) < states.shape[-1]:
+            raise InputError(
+                f"columns={list(self.columns)}: a state has the numbers 0 .. "
+                f"{states.shape[-1] - 1}"
+            )
         return states[..., np.asarray(self.columns)]
 
 
@@ -119,11 +133,7 @@ def learnt(states: np.ndarray, rewards: np.ndarray, names: Sequence[str]) -> Lea
 
     states: float[n, d]. rewards: float[n, k]. Raises InputError for fewer than five.
     """
-    if len(states) < 5 or len(states) != len(rewards):
-        raise InputError(
-            f"{len(states)} states and {len(rewards)} rewards; give as many of each, "
-            "five or more"
-        )
+    _check_labels(states, rewards)
     from sklearn.kernel_ridge import KernelRidge  # takes a second
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -137,3 +147,52 @@ def learnt(states: np.ndarray, rewards: np.ndarray, names: Sequence[str]) -> Lea
     scoring = "neg_mean_squared_error"
     chosen = GridSearchCV(pipeline, tried, scoring=scoring, cv=min(5, len(states)))
     return Learnt(chosen.fit(states, rewards), tuple(names))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Rewards that are linear in a state: states[..., d] @ weights + bias.
+
+    Attributes:
+      weights: float[d, k].
+      bias: float[k].
+      names: k of them.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    names: Sequence[str]
+
+    def __call__(self, states: Any) -> Any:
+        bias = self.bias.reshape(*(1,) * (states.ndim - 1), -1)
+        return states @ self.weights + bias
+
+
+def linear(states: np.ndarray, rewards: np.ndarray, names: Sequence[str]) -> Linear:
+    """Return rewards learnt from labelled states, by ridge regression.
+
+    For more states than `learnt` can take: time grows with n, not its square. States
+    are standardised, and the penalty of each reward is chosen by leaving one state out.
+
+    states: float[n, d]. rewards: float[n, k]. Raises InputError for fewer than five.
+    """
+    _check_labels(states, rewards)
+    from sklearn.linear_model import RidgeCV  # takes a second
+
+    exact = states.astype(np.float64)
+    mean, std = exact.mean(0), exact.std(0)
+    std = np.where(std > 0, std, 1.0)
+    penalties = np.logspace(-2, 6, 9)
+    fitted = RidgeCV(penalties, alpha_per_target=True)
+    fitted.fit((exact - mean[None]) / std[None], rewards.astype(np.float64))
+    weights = fitted.coef_.reshape(-1, len(mean)).T / std[:, None]
+    return Linear(weights, fitted.intercept_ - mean @ weights, tuple(names))
+
+
+def _check_labels(states: np.ndarray, rewards: np.ndarray) -> None:
+    """Raise InputError for too few states, or another number of rewards."""
+    if len(states) < 5 or len(states) != len(rewards):
+        raise InputError(
+            f"{len(states)} states and {len(rewards)} rewards; give as many of each, "
+            "five or more"
+        )

@@ -78,7 +78,7 @@ class Walks:
                 f"transition has shape {P.shape} and places {looks.shape}; give [n, n] "
                 "and [n, d] for n states"
             )
-        if P.min() < 0 or abs(P.sum(1) - 1).max() > 1e-6:
+        if not (P.min() >= 0 and abs(P.sum(1) - 1).max() <= 1e-6):  # NaN is refused
             raise InputError("a row of transition is not made of probabilities")
         rng = np.random.default_rng(seed)
         starts = rng.integers(len(P), size=episodes)

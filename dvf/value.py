@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from dvf.condition import Condition, Scale
 from dvf.occupancy import Layers
 from dvf.rewards import Reward, rewarded
-from polyview.data.later import Later
+from polyview.data.later import Later, at_share
 from polyview.data.sources.protocol import Source
 from polyview.errors import TINY, InputError, check_range
 
@@ -46,13 +46,14 @@ def value(rewards: np.ndarray, weights: np.ndarray, discount: float) -> Value:
       weights: float[n, count], which sum to 1.
       discount: g.
 
-    Raises InputError without futures, and OutOfRange for g outside 0 <= g < 1.
+    Raises InputError for fewer than two futures, and OutOfRange for g outside [0, 1).
     """
     check_range(0.0, 1 - TINY, discount=discount)
-    if rewards.ndim != 3 or rewards.shape[:2] != weights.shape or not weights.shape[1]:
+    if rewards.ndim != 3 or rewards.shape[:2] != weights.shape or weights.shape[1] < 2:
         raise InputError(
             f"rewards of shape {rewards.shape} and weights of shape {weights.shape}; a "
-            "value needs rewards[n, count, k] and weights[n, count] of some futures"
+            "value needs rewards[n, count, k] and weights[n, count] of two futures or "
+            "more"
         )
     scale, weights = discount / (1 - discount), weights[..., None].astype(np.float64)
     mean = (weights * rewards).sum(1)
@@ -88,9 +89,17 @@ class Estimate(Protocol):
 class FromFutures:
     """Values from futures that a model of occupancy draws.
 
+    The offset of future i of a query is drawn from the i-th of `samples` equal shares
+    of its law: all offsets, near and far, occur as often as they should, and the error
+    is smaller than that of independent draws, by which it is told.
+
     Attributes:
-      discount: g of the model.
-      samples: futures a value; ignored by a model that weighs candidates.
+      discount: g of the values. A model that is told the offset may have been trained
+        for another.
+      samples: futures a value; of a model that weighs candidates, offsets.
+      most: the largest offset, to cap the horizon; see `polyview.data.later:offsets`.
+      rollouts: float[policies, steps, d], of each policy, for a model that is told the
+        policy by a roll-out; None: by its number.
       candidates: states float[c, d] of the data, of which a contrastive model takes its
         futures.
       seed: of the draws. Query i draws by (seed, i), unless `common`.
@@ -102,13 +111,16 @@ class FromFutures:
     discount: float
     samples: int = 256
     candidates: np.ndarray | None = None
+    rollouts: np.ndarray | None = None
     seed: int = 0
     rows: int = 128
     common: bool = False
+    most: int | None = None
 
     def __post_init__(self) -> None:
         check_range(0.0, 1 - TINY, discount=self.discount)
-        check_range(1, samples=self.samples, rows=self.rows)
+        check_range(2, samples=self.samples)
+        check_range(1, rows=self.rows, most=self.most)
 
     def __call__(
         self,
@@ -135,6 +147,8 @@ class FromFutures:
     ) -> Any:
         """Generate (states[rows, count, d], weights[rows, count]) of the queries."""
         key = jax.random.key(self.seed)
+        if self.rollouts is not None and policy is not None:
+            policy = self.rollouts[policy]
         for start in range(0, len(states), self.rows):
             # The last rows are padded, so that one program serves all.
             numbers = np.arange(start, start + self.rows)
@@ -144,6 +158,7 @@ class FromFutures:
             drawn = model.call(
                 "sample",
                 states[rows],
+                self._offsets(numbers),
                 None if policy is None else policy[rows],
                 None if action is None else action[rows],
                 self.candidates,
@@ -153,10 +168,29 @@ class FromFutures:
             real = min(self.rows, len(states) - start)
             yield np.asarray(drawn.states)[:real], np.asarray(drawn.weights)[:real]
 
+    def _offsets(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the offsets of queries, int32[n, samples], by (seed, number)."""
+        shares = np.stack(
+            [
+                np.random.default_rng([self.seed, 0 if self.common else number]).random(
+                    self.samples
+                )
+                for number in numbers.tolist()
+            ]
+        )
+        shares = (np.arange(self.samples) + shares) / self.samples
+        return at_share(shares, self.discount, self.most).astype(np.int32)
+
 
 @dataclass(frozen=True)
 class Direct:
-    """Values of a model that was trained on the rewards themselves (`Values`)."""
+    """Values of a model that was trained on the rewards themselves (`Values`).
+
+    Attributes:
+      rollouts: as in `FromFutures`.
+    """
+
+    rollouts: np.ndarray | None = None
 
     def __call__(
         self,
@@ -167,6 +201,8 @@ class Direct:
         reward: Reward,
     ) -> Value:
         """As `Estimate`. Raises InputError for another number of rewards."""
+        if self.rollouts is not None and policy is not None:
+            policy = self.rollouts[policy]
         told = np.asarray(model.call("told", states, policy), np.float64)
         if told.shape[1] != len(reward.names):
             raise InputError(

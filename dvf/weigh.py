@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         "goal": list(options.goal),
         "radius": options.radius,
         "ahead": options.ahead,
+        "discount": options.discount,
         "samples": options.samples,
     }
     if records.prepared(directory):
@@ -99,9 +100,7 @@ class _Values:
         self._reward, self._policies, self._column = reward, policies, 0
         self._model = load.sampled(loaded, _STEPS if kind == "diffusion" else None)
         config = loaded.config
-        self.discount = float(
-            (config.objective if kind == "values" else config.model).discount
-        )
+        self.discount = options.discount
         candidates = None
         if kind == "contrastive":
             source = build(config.source, allow_list(), where="source")
@@ -112,6 +111,11 @@ class _Values:
                 self.discount, options.samples, candidates, common=True
             )
         else:
+            if (known := float(config.objective.discount)) != self.discount:
+                raise InputError(
+                    f"the values of {options.run} have the discount {known}; add "
+                    f"--discount {known}"
+                )
             # One of the rewards that the values are of.
             self._reward = build(config.objective.reward, allow_list())
             self._column = _column(self._reward, reward)
@@ -169,6 +173,12 @@ class _Weighed:
             every.append(gained)
             yield {**example, FIELD: gained}
         gained = np.concatenate(every)
+        if not gained.std() > 0:
+            raise InputError(
+                "no action gains more than another: neither these episodes nor the "
+                "futures of the run come near the goal; choose another, or a larger "
+                "--radius"
+            )
         self.statistics[FIELD] = {
             "mean": float(gained.mean(dtype=np.float64)),
             "std": float(gained.std(dtype=np.float64)),
@@ -189,6 +199,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--radius", type=float, default=0.5, help="of the reward (0.5)")
     add("--split", default="train", help="the episodes, such as train[:40] (train)")
     add("--ahead", type=int, default=10, help="steps until a gain is counted (10)")
+    add("--discount", type=float, default=0.97, help="of the values (0.97)")
     add("--samples", type=int, default=32, help="futures a value (32)")
     add(
         "--data_dir",
@@ -197,9 +208,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="folder of the data sets (default: $POLYVIEW_DATA, else ./data)",
     )
     options = parser.parse_args(arguments)
-    for name in ("ahead", "samples"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} is {getattr(options, name)}; give 1 or more")
+    for name, least in ("ahead", 1), ("samples", 2):
+        if getattr(options, name) < least:
+            raise InputError(
+                f"--{name} is {getattr(options, name)}; give {least} or more"
+            )
+    if not 0 <= options.discount < 1:
+        raise InputError(f"--discount is {options.discount}; give 0 or more, below 1")
     if not 0 < options.radius < np.inf:
         raise InputError(f"--radius is {options.radius}; give a positive length")
     if Path(options.name).name != options.name:

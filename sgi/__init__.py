@@ -13,6 +13,7 @@ of play. Imports run one way, from here to `polyview`, never back.
     layers, encoders, heads, network    the network, from layers to the whole
     losses       losses as functions of arrays, independent of the network
     pretrain     the objective: self-prediction, goals, inverse model, cloning
+    latents      command line: recorded play as episodes of latents
     ram          RAM addresses of the positions of objects in each game
     probes, probes_figures    linear probes of those positions, and their figures
     agent        Rainbow with self-prediction as an objective; acting; initial weights

@@ -2,7 +2,7 @@
 
 from polyview import cli
 
-COMMANDS = ("prepare", "finetune", "report", "video")
+COMMANDS = ("prepare", "latents", "finetune", "report", "video")
 
 
 def main() -> None:

@@ -163,10 +163,10 @@ def play(tmp_path_factory):
 
 def test_every_config_is_in_this_list():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")}
-    # sgi.finetune reads the first; test_probe_run, test_config_folder and
-    # test_dvf_evaluation test the rest.
+    # sgi.finetune reads the first; test_probe_run, test_config_folder,
+    # test_dvf_evaluation and test_dvf_atari test the rest.
     others = {"sgi_finetune", "probe", "finetune", "polyview_folder"}
-    others |= {"dvf_pointmaze", "dvf_policy"}
+    others |= {"dvf_pointmaze", "dvf_policy", "dvf_atari"}
     assert names == {*VARIANTS, *others}
 
 

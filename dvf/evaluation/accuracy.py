@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dvf.evaluation import figures
-from dvf.evaluation.queries import Queries, read, truth
+from dvf.evaluation.queries import Queries, check_discount, read, truth
 from dvf.rewards import Reward
 from dvf.value import Estimate, Value
 from polyview import hosts
@@ -43,10 +43,11 @@ class ValueAccuracy:
 
     def __post_init__(self) -> None:
         check_range(2, resamples=self.resamples)
+        check_discount(self.estimate, self.discount)
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Measure a model of occupancy, or of values."""
-        del mesh  # the model shards its own work
+        del mesh  # small: every device draws all
         queries = read(self.truth)
         told = self.estimate(
             model, queries.state, queries.policy, queries.action, self.reward
@@ -88,8 +89,8 @@ class ValueAccuracy:
 
         measures = {
             "correlation": lambda rows: correlation(*of(rows)),
-            "rmse": lambda rows: rmse(*of(rows)) / of(rows)[0].std(),
-            "bias": lambda rows: (of(rows)[1] - of(rows)[0]).mean() / of(rows)[0].std(),
+            "rmse": lambda rows: rmse(*of(rows)) / deviation(of(rows)[0]),
+            "bias": lambda rows: bias(*of(rows)) / deviation(of(rows)[0]),
         }
         numbers: dict[str, Any] = {}
         for name, measure in measures.items():
@@ -144,12 +145,25 @@ class ValueAccuracy:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Pearson's correlation; NaN if either is constant."""
+    """Return Pearson's correlation with a truth x; 0 if y is constant, NaN if x is."""
     x, y = x - x.mean(), y - y.mean()
-    size = np.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / size) if size > 0 else float("nan")
+    of_x, of_y = (x**2).sum(), (y**2).sum()
+    if not of_x > 0:
+        return float("nan")
+    return float((x * y).sum() / np.sqrt(of_x * of_y)) if of_y > 0 else 0.0
 
 
 def rmse(x: np.ndarray, y: np.ndarray) -> float:
     """Return the root of the mean squared difference."""
     return float(np.sqrt(np.square(x - y).mean()))
+
+
+def bias(true: np.ndarray, told: np.ndarray) -> float:
+    """Return how much higher values are told than they are, on average."""
+    return float((told - true).mean())
+
+
+def deviation(values: np.ndarray) -> float:
+    """Return the standard deviation; NaN if all values are equal."""
+    found = float(values.std())
+    return found if found > 0 else float("nan")

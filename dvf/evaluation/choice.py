@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dvf.control import best_policy
-from dvf.evaluation.queries import Queries, read, truth
+from dvf.evaluation.queries import Queries, check_discount, read, truth
 from dvf.rewards import Reward
 from dvf.value import Estimate, Value
 from polyview import hosts
@@ -49,10 +49,11 @@ class PolicyChoice:
 
     def __post_init__(self) -> None:
         check_range(2, resamples=self.resamples)
+        check_discount(self.estimate, self.discount)
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Measure the choices by a model's values."""
-        del mesh
+        del mesh  # small: every device draws all
         queries = read(self.truth)
         if queries.by_start(queries.policy).shape[1] < 2:
             raise InputError(f"{self.truth!r} has one row a start: nothing to choose")
@@ -122,5 +123,6 @@ class PolicyChoice:
 
 
 def share(got: np.ndarray, average: np.ndarray, best: np.ndarray) -> float:
-    """Return sum (got - average) / sum (best - average)."""
-    return float((got - average).sum() / (best - average).sum())
+    """Return sum (got - average) / sum (best - average); NaN if all are equal."""
+    gap = float((best - average).sum())
+    return float((got - average).sum()) / gap if gap > 0 else float("nan")

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dvf.evaluation import figures
-from dvf.evaluation.queries import Queries, read
+from dvf.evaluation.queries import Queries, check_discount, read
 from dvf.value import FromFutures
 from polyview import hosts
 from polyview.data.sources.protocol import Source
@@ -49,10 +49,11 @@ class OccupancyDistance:
     def __post_init__(self) -> None:
         check_range(2, resamples=self.resamples)
         check_range(1e-9, cell=self.cell)
+        check_discount(self.estimate, self.discount)
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Measure a model of occupancy."""
-        del mesh
+        del mesh  # small: every device draws all
         queries = read(self.truth)
         rollouts, steps = queries.futures.shape[1:3]
         rng = np.random.default_rng(self.seed)

@@ -43,7 +43,7 @@ class Returns:
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Let a model act."""
-        del mesh
+        del mesh  # small: every device draws all
         earned = self.earned(lambda states: np.asarray(model.call("act", states)))
         numbers: dict[str, Any] = {
             "protocol": {

@@ -1,7 +1,7 @@
 """Starts, and roll-outs from them: what futures and values are compared with."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from polyview.errors import InputError
 class Queries:
     """Each of n = starts x asked rows is a start, a policy, and perhaps an action.
 
-    Rows of one start stand together, and there are as many of each. state: float[n, d].
-    policy: int[n]. action: float[n, a], the first one, or None. futures: float[n,
-    rollouts, t, d], the states from the next on. starts: how many.
+    Rows of one start stand together, by policy, and are of the same policies. state:
+    float[n, d]. policy: int[n]. action: float[n, a], the first one, or None. futures:
+    float[n, rollouts, t, d], the states from the next on. starts: how many.
     """
 
     state: np.ndarray
@@ -34,8 +34,8 @@ class Queries:
 def read(source: Source) -> Queries:
     """Read all rows of a split that `python -m dvf.prepare` wrote for evaluation.
 
-    Raises InputError for rows of another kind, and for starts of which one has more
-    rows than another.
+    Raises InputError for rows of another kind, and for starts of which one has other
+    policies than another.
     """
     rows = [source[i] for i in range(len(source))]
     wanted = {"state", "policy", "start", "futures"}
@@ -45,12 +45,18 @@ def read(source: Source) -> Queries:
             f"{source!r} has {has}, and an evaluation reads {sorted(wanted)}; name a "
             "split of roll-outs, such as values_validation"
         )
-    rows.sort(key=lambda row: row["start"])  # stable: their order within a start stays
+    rows.sort(key=lambda row: (row["start"], row["policy"]))  # stable
     counts = np.unique([row["start"] for row in rows], return_counts=True)[1]
     if len(set(counts.tolist())) != 1:
         raise InputError(
             f"{source!r}: its starts have from {counts.min()} to {counts.max()} rows; "
             "name a split with as many of each"
+        )
+    acting = np.array([row["policy"] for row in rows]).reshape(len(counts), -1)
+    if (acting != acting[0]).any():
+        raise InputError(
+            f"{source!r}: its starts have roll-outs of different policies; name a "
+            "split with the same policies for each"
         )
     action = None
     if "action" in rows[0]:
@@ -62,6 +68,15 @@ def read(source: Source) -> Queries:
         np.stack([row["futures"] for row in rows]).astype(np.float32),
         len(counts),
     )
+
+
+def check_discount(estimate: Any, discount: float) -> None:
+    """Raise InputError for estimates that are discounted otherwise than the truth."""
+    own = getattr(estimate, "discount", discount)
+    if own != discount:
+        raise InputError(
+            f"discount={discount}, and that of estimate is {own}; set both to one"
+        )
 
 
 class Truth(NamedTuple):

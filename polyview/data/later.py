@@ -142,11 +142,18 @@ def offsets(
     check_range(1, most=most)
     # P(k > n) = g^n is inverted by hand: uniform numbers are what NumPy is least likely
     # to draw otherwise in another version, and a run must find its batches again.
-    uniform = rng.random(count)
-    drawn = np.ones(count, np.int64)
+    return at_share(rng.random(count), discount, most)
+
+
+def at_share(share: np.ndarray, discount: float, most: int | None = None) -> np.ndarray:
+    """Return the least offset k with P(offsets <= k) > share, int64 of share's shape.
+
+    share: in [0, 1); uniform, it gives `offsets`.
+    """
+    steps = np.ones(np.shape(share), np.int64)
     if discount > 0:
-        drawn += np.floor(np.log1p(-uniform) / np.log(discount)).astype(np.int64)
-    return drawn if most is None else np.minimum(drawn, most)
+        steps += np.floor(np.log1p(-share) / np.log(discount)).astype(np.int64)
+    return steps if most is None else np.minimum(steps, most)
 
 
 def lost_share(
