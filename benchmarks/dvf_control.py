@@ -79,12 +79,14 @@ def main() -> None:
         if arm in (Arm("ddpm", 640), Arm("td", 640)):
             for temperature in TEMPERATURES:
                 about = {"values": arm.values, "temperature": temperature}
+                about["steps"] = int(flags.steps)
                 if not any(about.items() <= row.items() for row in tried):
                     one = policy(flags, arm, GOALS[0], 0, temperature, starts=1)
                     tried.append({**about, **one})
                     write(output, rows, tried)
     for seed, arm, goal in itertools.product(range(SEEDS), ARMS, GOALS):
         about = {"name": arm.name, **arm._asdict(), "goal": goal, "seed": seed}
+        about["steps"] = int(flags.steps)
         if any(about.items() <= row.items() for row in rows):
             continue
         one = policy(flags, arm, goal, seed, chosen(tried, arm), starts=0)
@@ -144,7 +146,7 @@ def weighed(
     flags: argparse.Namespace, arm: Arm, goal: int, place: list[float], seed: int
 ) -> str:
     """Return the name of the labelled episodes with advantages."""
-    run = flags.workdir / f"{arm.values}-{arm.unlabelled}-{seed}"
+    run = flags.workdir / f"{arm.values}-{arm.unlabelled}-{seed}-{flags.steps}"
     argument = f"data={DATA},method={arm.values}"
     places = [recording.describe(DATA)["players"][one]["xy"] for one in GOALS]
     if arm.values == "td":

@@ -8,9 +8,10 @@
 Advantage-weighted regression (Peng et al. 2019), with values that a model of the future
 gives for a goal that was chosen after its training. The evaluation lets the policy act.
 
-Arguments: data, episodes with actions; world that they are from; temperature, in
-deviations of the advantages, and 0 for behaviour cloning; goal, X+Y of the evaluation
-(by default the goal that the data are weighed by); steps.
+Arguments: data, episodes of a maze, with actions; temperature, in deviations of the
+advantages, and 0 for behaviour cloning; goal, X+Y of the evaluation, radius and
+discount (by default those that the data are weighed by, else none, 0.5 and 0.97);
+steps.
 Hardware: one laptop core, seconds. Returns are in docs/dvf.md.
 """
 
@@ -28,25 +29,29 @@ def get_config(argument: str = "") -> dict:
         data="pointmaze_weighted",
         temperature=1.0,
         goal="",
-        discount=0.97,
+        radius=0.0,
+        discount=0.0,
         steps=3000,
     )
     data, temperature = args["data"], args["temperature"]
     described = recording.describe(data)
-    weighed = described.get("weighed")
+    weighed = described.get("weighed", {})
+    if "world" not in described:
+        raise InputError(f"{data} was not played in a maze, where a policy could act")
     views = {"target": "dvf.transitions:Transitions", "m": 16}
     if temperature:
-        if weighed is None:
+        if not weighed:
             raise InputError(
                 f"the actions of {data} have no advantages: run python -m dvf.weigh "
                 "first, or take temperature=0"
             )
         scale = described["statistics"]["advantages"]["std"] * temperature
         views |= {"advantages": "advantages", "scale": scale}
-    goal = args["goal"] and [float(x) for x in args["goal"].split("+")]
-    goal = goal or (weighed and weighed["goal"])
+    goal = place(args["goal"]) if args["goal"] else weighed.get("goal")
     if not goal:
         raise InputError(f"{data} has no goal; give one: goal=2.5+2.5")
+    radius = args["radius"] or weighed.get("radius", 0.5)
+    discount = args["discount"] or weighed.get("discount", 0.97)
     return {
         "seed": 0,
         "steps": args["steps"],
@@ -76,8 +81,21 @@ def get_config(argument: str = "") -> dict:
             "play": {
                 "target": "dvf.evaluation.play:Returns",
                 "world": {"target": "dvf.worlds:world", "name": described["world"]},
-                "reward": {"target": "dvf.rewards:Discs", "centres": [goal]},
-                "discount": args["discount"],
+                "reward": {
+                    "target": "dvf.rewards:Discs",
+                    "centres": [goal],
+                    "radius": radius,
+                },
+                "discount": discount,
             }
         },
     }
+
+
+def place(text: str) -> list[float]:
+    """Return x and y of "2.5+-1"."""
+    try:
+        x, y = (float(number) for number in text.split("+"))
+    except ValueError:
+        raise InputError(f"goal={text}: write a place, as goal=2.5+-1") from None
+    return [x, y]

@@ -124,6 +124,11 @@ class Condition(nnx.Module):
             parts.append(fourier(place, self.offset_features // 2, _LOWEST, _HIGHEST))
         if policy is not None:
             parts.append(policy)
+        if not self.actions and action is not None:
+            raise InputError(
+                "the model is not told actions (model.actions=0), and there are some; "
+                "evaluate on roll-outs without a first one, such as values_test"
+            )
         if self.actions:
             if action is None or action.shape != (n, self.actions):
                 has = "none" if action is None else f"actions of shape {action.shape}"

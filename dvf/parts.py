@@ -1,5 +1,6 @@
 """Shared pieces of configs of the future."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from dvf import recording
 from dvf.rewards import spread
 from polyview.config import parts
 from polyview.errors import InputError, nearest
+
+_log = logging.getLogger(__name__)
 
 METHODS = ("ddpm", "velocity", "flow", "infonce", "td")
 CLIP = 4.0  # deviations; ours
@@ -21,8 +24,27 @@ def scale(data: str) -> dict[str, list[float]]:
 
 
 def policies(data: str) -> int:
-    """Return how many policies acted in recorded episodes: 1 if they do not say."""
-    return len(recording.describe(data).get("players", [None]))
+    """Return how many policies acted in recorded episodes."""
+    return recording.describe(data)["policies"]
+
+
+def check_horizon(data: str, discount: float) -> None:
+    """Warn if episodes are short for a discount: most far offsets are then missing.
+
+    A model is trained on no offset longer than its episodes, and asked for all.
+    """
+    counts = recording.describe(data)["counts"]
+    length = counts["states"] / counts["episodes"]
+    if discount < 1 and length < 3 / (1 - discount):
+        _log.warning(
+            "%s: episodes of %.0f states are short for discount %g: %.0f %% of "
+            "futures lie beyond their length and are never trained; take a smaller "
+            "discount, or longer episodes",
+            data,
+            length,
+            discount,
+            100 * discount ** (length - 1),
+        )
 
 
 def episodes(data: str, split: str = "train") -> dict:
@@ -108,6 +130,8 @@ def evaluations(
     """
     check_method(method)
     estimate = _estimate(data, method, discount)
+    if (count := policies(data)) > 1 and not rollouts:
+        estimate["policies"] = count
     if rollouts:
         shown = {"target": "dvf.rollouts:of_policies", "source": episodes(data)}
         estimate["rollouts"] = shown
@@ -121,13 +145,14 @@ def evaluations(
             "target": "dvf.evaluation.accuracy:ValueAccuracy",
             **truth,
             "reward": reward,
-        },
-        "control": {
+        }
+    }
+    if count > 1 or actions:  # else there is nothing to choose
+        found["control"] = {
             "target": "dvf.evaluation.choice:PolicyChoice",
             **truth,
             "reward": reward,
-        },
-    }
+        }
     if method != "td":
         found["occupancy"] = {
             "target": "dvf.evaluation.distance:OccupancyDistance",

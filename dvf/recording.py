@@ -53,8 +53,9 @@ def write(
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     """Return the provenance of recorded episodes: world, maze, players, counts ...
 
-    `statistics` of the states, mean and deviation, are added to it. Episodes that were
-    not played in a maze have neither world, maze nor players.
+    `statistics` of the states, mean and deviation, and `policies`, their number, are
+    added to it. Episodes that were not played in a maze have neither world, maze nor
+    players.
 
     Raises InputError if they do not exist, or if their manifest is damaged.
     """

@@ -98,6 +98,7 @@ class FromFutures:
         for another.
       samples: futures a value; of a model that weighs candidates, offsets.
       most: the largest offset, to cap the horizon; see `polyview.data.later:offsets`.
+      policies: how many the model knows by their number; None: any.
       rollouts: float[policies, steps, d], of each policy, for a model that is told the
         policy by a roll-out; None: by its number.
       candidates: states float[c, d] of the data, of which a contrastive model takes its
@@ -111,6 +112,7 @@ class FromFutures:
     discount: float
     samples: int = 256
     candidates: np.ndarray | None = None
+    policies: int | None = None
     rollouts: np.ndarray | None = None
     seed: int = 0
     rows: int = 128
@@ -147,8 +149,7 @@ class FromFutures:
     ) -> Any:
         """Generate (states[rows, count, d], weights[rows, count]) of the queries."""
         key = jax.random.key(self.seed)
-        if self.rollouts is not None and policy is not None:
-            policy = self.rollouts[policy]
+        policy = told(policy, self.policies, self.rollouts)
         for start in range(0, len(states), self.rows):
             # The last rows are padded, so that one program serves all.
             numbers = np.arange(start, start + self.rows)
@@ -187,9 +188,10 @@ class Direct:
     """Values of a model that was trained on the rewards themselves (`Values`).
 
     Attributes:
-      rollouts: as in `FromFutures`.
+      policies, rollouts: as in `FromFutures`.
     """
 
+    policies: int | None = None
     rollouts: np.ndarray | None = None
 
     def __call__(
@@ -200,16 +202,38 @@ class Direct:
         action: np.ndarray | None,
         reward: Reward,
     ) -> Value:
-        """As `Estimate`. Raises InputError for another number of rewards."""
-        if self.rollouts is not None and policy is not None:
-            policy = self.rollouts[policy]
-        told = np.asarray(model.call("told", states, policy), np.float64)
-        if told.shape[1] != len(reward.names):
+        """As `Estimate`. Raises InputError for actions, and for other rewards."""
+        if action is not None:
             raise InputError(
-                f"the model tells values of {told.shape[1]} rewards, not of "
+                "values of states say nothing of a first action; evaluate on roll-outs "
+                "without one, such as values_test"
+            )
+        policy = told(policy, self.policies, self.rollouts)
+        values = np.asarray(model.call("told", states, policy), np.float64)
+        if values.shape[1] != len(reward.names):
+            raise InputError(
+                f"the model tells values of {values.shape[1]} rewards, not of "
                 f"{len(reward.names)}; evaluate the rewards that it was trained on"
             )
-        return Value(told, None)
+        return Value(values, None)
+
+
+def told(
+    policy: np.ndarray | None, known: int | None, rollouts: np.ndarray | None
+) -> np.ndarray | None:
+    """Return policies int[n] as a model takes them: by number, or by roll-outs.
+
+    Raises InputError for a policy that the model does not know.
+    """
+    if policy is None:
+        return None
+    known = len(rollouts) if rollouts is not None else known
+    if known is not None and policy.max(initial=0) >= known:
+        raise InputError(
+            f"the model knows the policies 0 .. {known - 1}, and is asked for "
+            f"{policy.max()}; evaluate it on the data of its training"
+        )
+    return policy if rollouts is None else rollouts[policy]
 
 
 class Values(nnx.Module):
@@ -253,16 +277,21 @@ class Values(nnx.Module):
 
 
 def later_states(
-    source: Source, discount: float, count: int = 2000, seed: int = 0
+    source: Source,
+    discount: float,
+    count: int = 2000,
+    seed: int = 0,
+    most: int | None = None,
 ) -> np.ndarray:
     """Return states that come later in the data, float32[count, d].
 
     They are drawn as `polyview.data.later:Later` draws them for training, of episodes
-    drawn uniformly. Raises InputError for episodes too short for one.
+    drawn uniformly: discount and `most` must be those of the training. Raises
+    InputError for episodes too short for one.
     """
     check_range(1, count=count)
     rng = np.random.default_rng(seed)
-    views = Later(m=8, discount=discount)
+    views = Later(m=8, discount=discount, most=most)
     found: list[np.ndarray] = []
     for _ in range(100 * count):
         if len(found) >= count:

@@ -19,10 +19,13 @@ from dvf.control import advantages
 from dvf.rewards import Discs, Reward, rewarded
 from polyview import errors
 from polyview.cli import Parser
+from polyview.config.text import text_digest, to_json
 from polyview.data.prepare import records
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.data.sources.protocol import Source, default_data_dir
 from polyview.errors import InputError
+from polyview.runs.checkpoint import saved_steps
+from polyview.runs.workdir import read_config
 
 DESCRIPTION = """
 Add advantages to the actions of recorded episodes, for a goal of the maze.
@@ -44,9 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     directory = options.data_dir / options.name
     described = recording.describe(options.data, options.data_dir)
+    maze = recording.maze_of(described)
+    if maze.cell_of(np.array([options.goal]))[0] < 0:
+        x, y = options.goal
+        raise InputError(f"--goal {x:g},{y:g} is in a wall or outside of the maze")
+    steps = saved_steps(options.run / "checkpoints")
     settings = {
         "of": options.data,
         "run": str(options.run),
+        "config": text_digest(to_json(read_config(options.run))),
+        "step": steps[-1] if steps else None,
         "split": options.split,
         "goal": list(options.goal),
         "radius": options.radius,
@@ -67,9 +77,10 @@ def main(arguments: list[str] | None = None) -> None:
     if "actions" not in source[0]:
         raise InputError(f"{source!r} has no actions to weigh; record them first")
     reward = Discs([options.goal], options.radius)
-    told = _Values(options, reward, len(described["players"]))
+    told = _Values(options, reward, described.pop("policies"))
     statistics = dict(described.pop("statistics"))
-    weighed = _Weighed(source, told, reward, options.ahead, statistics)
+    counts: dict[str, int] = {}
+    weighed = _Weighed(source, told, reward, options.ahead, statistics, counts)
     records.write(
         directory,
         {"train": weighed},
@@ -77,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         targets=source.targets,
         source=f"{options.data}, with advantages by {options.run}",
         licence=recording.LICENCE,
-        provenance={**described, "weighed": settings},
+        provenance={**described, "weighed": settings, "counts": counts},
         statistics=statistics,
     )
     print(
@@ -91,7 +102,7 @@ class _Values:
 
     def __init__(self, options: argparse.Namespace, reward: Discs, policies: int):
         # JAX is imported late, so that usage errors do not wait for it.
-        from dvf import load
+        from dvf import load, rollouts
         from dvf.value import Direct, FromFutures, later_states
         from polyview.config.spec import build
         from polyview.config.trust import allow_list
@@ -101,20 +112,29 @@ class _Values:
         self._model = load.sampled(loaded, _STEPS if kind == "diffusion" else None)
         config = loaded.config
         self.discount = options.discount
-        candidates = None
-        if kind == "contrastive":
+        views = config.views.get("later", config.views)
+        spec = config.model.get("policies") or {}
+        known: dict[str, Any] = {"policies": spec.get("count")}
+        if kind == "contrastive" or config.views is not views:
             source = build(config.source, allow_list(), where="source")
-            candidates = later_states(source, self.discount)
-        self._estimate: Any = Direct()
+        if config.views is not views:  # told by roll-outs
+            known = {
+                "rollouts": rollouts.of_policies(source, config.views.get("steps", 32))
+            }
+        self._estimate: Any = Direct(**known)
         if kind != "values":
+            candidates = None
+            if kind == "contrastive":  # of the law of its training
+                law = views.discount, views.get("most")
+                candidates = later_states(source, law[0], most=law[1])
             self._estimate = FromFutures(
-                self.discount, options.samples, candidates, common=True
+                self.discount, options.samples, candidates, common=True, **known
             )
         else:
-            if (known := float(config.objective.discount)) != self.discount:
+            if (own := float(config.objective.discount)) != self.discount:
                 raise InputError(
-                    f"the values of {options.run} have the discount {known}; add "
-                    f"--discount {known}"
+                    f"the values of {options.run} have the discount {own}; add "
+                    f"--discount {own}"
                 )
             # One of the rewards that the values are of.
             self._reward = build(config.objective.reward, allow_list())
@@ -135,6 +155,8 @@ class _Values:
 
 def _column(trained: Any, reward: Discs) -> int:
     """Return which of the rewards that values were trained on is this one."""
+    if not isinstance(trained, Discs):
+        raise InputError("the values of this run are of no place; train them for one")
     centres = np.asarray(trained.centres)
     found = np.flatnonzero((abs(centres - reward.centres[0]) < 1e-6).all(1))
     if trained.radius != reward.radius or not len(found):
@@ -154,19 +176,24 @@ class _Weighed:
     reward: Reward
     ahead: int
     statistics: dict[str, Any]
+    counts: dict[str, int]
     unit = " episodes"
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        every = []
+        every, lengths = [], []
         for number in range(len(self.source)):
             example = self.source[number]
             states = np.asarray(example["states"], np.float32)
+            values = self.values(states)
+            if example["terminal"]:  # nothing comes after
+                values[-1] = 0
+            lengths.append(len(states))
             gained = advantages(
                 rewarded(self.reward, states)[:, 0],
-                self.values(states),
+                values,
                 self.values.discount,
                 self.ahead,
             ).astype(np.float32)
@@ -179,6 +206,7 @@ class _Weighed:
                 "futures of the run come near the goal; choose another, or a larger "
                 "--radius"
             )
+        self.counts |= {"episodes": len(lengths), "states": sum(lengths)}
         self.statistics[FIELD] = {
             "mean": float(gained.mean(dtype=np.float64)),
             "std": float(gained.std(dtype=np.float64)),

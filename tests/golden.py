@@ -77,10 +77,28 @@ GOLDEN = VARIANTS | {
     "sgi_finetune": ["size=S", "start=scratch"],
     "probe": ["run=digits"],
     "finetune": ["run=digits"],
+    "dvf_pointmaze": ["method=flow,offset=False", "method=infonce", "method=td"]
+    + ["actions=2", "policy=rollout"],
+    "dvf_policy": ["temperature=0.0,goal=0.5+0"],
+    "dvf_atari": ["data=breakout,method=infonce"],
     "polyview_folder": ["data=digits", "data=digits,encoder=vit_s,size=96"],
 }
 GAMES = {"pong": 6, "boxing": 18, "seaquest": 18}  # with the number of actions
 NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder")
+RECORDED = {  # what `dvf.recording.describe` says of episodes
+    "maze": {"rows": ["####", "#..#", "####"], "cell": 1.0, "centre": [0.0, 0.0]},
+    "world": "point",
+    "players": [{}] * 8,
+    "policies": 8,
+    "counts": {"episodes": 640, "states": 128000},
+    "action": ["x", "y"],
+    "variables": ["ball_x", "ball_y"],
+    "weighed": {"goal": [0.5, 0.0], "radius": 0.25, "discount": 0.9},
+    "statistics": {
+        "states": {"mean": [0.0, 0.5], "std": [1.0, 2.0]},
+        "advantages": {"std": 1.5},
+    },
+}
 CASES = [
     (name, argument)
     for name, arguments in GOLDEN.items()
@@ -134,6 +152,8 @@ def stand_ins() -> Iterator[None]:
                 licence="",
                 provenance={"game": game, "actions": ["NOOP"] * actions},
             )
+        recorded = mock.patch("dvf.recording.describe", lambda name: RECORDED)
+        stack.enter_context(recorded)
         (folder / "digits").mkdir()
         (folder / "digits" / "config.json").write_text(resolve("polyview_digits", ""))
         yield

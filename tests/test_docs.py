@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from golden import RECORDED
 
 import dvf.recording
 from polyview.config.file import load_config
@@ -173,16 +174,7 @@ def load(monkeypatch):
     """`load("configs/x.py:a=b")`, with recorded play faked."""
     described = {"policy": "DQN", "actions": ["NOOP"] * 6}
     monkeypatch.setattr(recording, "describe", lambda name: described)
-    statistics = {"states": {"mean": [0.0], "std": [1.0]}, "advantages": {"std": 1.0}}
-    in_a_maze = {
-        "maze": {"rows": ["####", "#..#", "####"], "cell": 1.0, "centre": [0.0, 0.0]},
-        "players": [{}] * 8,
-        "world": "point",
-        "action": ["x", "y"],
-        "weighed": {"goal": [0.5, 0.0]},
-        "statistics": statistics,
-    }
-    monkeypatch.setattr(dvf.recording, "describe", lambda name: in_a_maze)
+    monkeypatch.setattr(dvf.recording, "describe", lambda name: RECORDED)
 
     def read(config: str):
         if config.startswith("configs/sgi_finetune.py"):

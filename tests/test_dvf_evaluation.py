@@ -14,9 +14,10 @@ from dvf.evaluation.accuracy import ValueAccuracy
 from dvf.evaluation.choice import PolicyChoice, share
 from dvf.evaluation.distance import OccupancyDistance
 from dvf.evaluation.play import Returns
+from dvf.evaluation.queries import read, shortness
 from dvf.futures import Futures
 from dvf.rewards import Column, Discs, rewarded
-from dvf.value import FromFutures, Value
+from dvf.value import Direct, FromFutures, Value
 from dvf.worlds import PointWorld
 from polyview.config.file import load_config
 from polyview.errors import InputError
@@ -313,24 +314,26 @@ def test_the_distance_is_what_one_computes_by_hand():
         result = shown(drawing([a, b, c], [0.5, 0.5, 0]), None)
         assert set(figures_of(shown, result)) == {"futures"}
         clouds = result.figure_data["drawn"]
-        assert clouds.shape[::2] == (6, 2)
+        assert clouds.shape[::2] == (2, 2)  # one of each policy
         assert set(np.unique(clouds[..., 0]).tolist()) == {0.1, 0.6}
         seen = result.figure_data["rolled"].astype(float).round(3)
         assert np.isin(seen, [0.1, 0.6]).all()
 
 
-def test_beside_it_stands_the_distance_of_as_many_states_of_the_roll_outs():
-    """A 1/3, B 2/3: one state is in A or in B, at 2/3 or 1/3; on average 4/9."""
+def test_beside_it_stands_the_distance_between_halves_of_the_roll_outs():
+    """One half is in A for 2/3 and in B for 1/3, the other in B: a state is 2/3 off."""
     a, b = (0.1, 0.1), (0.6, 0.1)
     truth = rolled([[a, b], [b, b]], starts=400)
     evaluation = OccupancyDistance(truth, FromFutures(0.5, samples=2), 0.5)
     found = evaluation(drawing([a]), None)
     assert found["distance"] == pytest.approx(2 / 3)
-    assert found["as_many"] == pytest.approx(4 / 9, abs=4 * 0.157 / 800**0.5)
-    many = OccupancyDistance(Rows(truth[:6]), FromFutures(0.5), 0.5, resamples=2)
+    assert found["as_many"] == pytest.approx(2 / 3, abs=4 * 0.471 / 800**0.5)
+    equal = rolled([[a, b], [a, b]])
+    many = OccupancyDistance(equal, FromFutures(0.5), 0.5, resamples=2)
     assert many(drawing([a] * 3000), None)["as_many"] < 0.02
     alone = OccupancyDistance(rolled([[a, a]]), FromFutures(0.5), 0.5, resamples=2)
-    assert alone(drawing([b]), None)["as_many"] == pytest.approx(0)
+    with pytest.raises(InputError, match="one roll-out a row"):
+        alone(drawing([b]), None)
 
 
 def test_the_distance_compares_the_numbers_that_it_is_told_to(rng):
@@ -433,6 +436,7 @@ def recorded(tmp_path_factory):
 def small(argument):
     config = load_config(f"{CONFIG}:data=point,steps=4,rewards=5,{argument}")
     with config.unlocked():
+        config.batch_size = min(config.batch_size, 32)  # as many as are recorded
         for name, evaluation in config.evaluations.items():
             evaluation.resamples = 20
             estimate = evaluation.get("estimate", {})
@@ -450,7 +454,8 @@ def test_the_config_builds(recorded, monkeypatch, method, offset):
     monkeypatch.setenv("POLYVIEW_DATA", str(recorded))
     trainer = Trainer(small(f"method={method},offset={offset}"))
     shapes = trainer.trace()
-    assert shapes["views"]["state"].shape == (16, 16, 4)
+    episodes = 32 if method == "infonce" else 16
+    assert shapes["views"]["state"].shape == (episodes, 16, 4)
     text = str(trainer.abstract.params)
     assert text
     module = trainer.config.model
@@ -486,3 +491,38 @@ def test_an_unknown_method_is_refused(recorded, monkeypatch):
     monkeypatch.setenv("POLYVIEW_DATA", str(recorded / "nowhere"))
     with pytest.raises(InputError, match=r"python -m dvf\.prepare --env point"):
         load_config(f"{CONFIG}:data=point")
+
+
+def test_the_choice_by_half_of_the_roll_outs_is_measured_in_the_other():
+    """Policy 0 is best in the first half of the roll-outs, policy 1 in the other."""
+    rows = Rows()
+    for start in range(3):
+        for policy, gains in enumerate(([1.0, 0.0], [0.0, 1.0])):
+            futures = np.array(gains, np.float32).reshape(2, 1, 1)
+            row = {"state": np.zeros(1, np.float32), "policy": policy}
+            rows.append({**row, "start": start, "futures": futures})
+    rows[1]["futures"] = rows[1]["futures"] + 2  # at one start policy 1 is best in both
+    evaluation = PolicyChoice(rows, Column([0]), Direct(), 0.5, resamples=5)
+    queries = read(rows)
+    found = evaluation.measured(queries, Value(np.zeros((6, 1)), None))
+    # In the other half policy 1 has 3, 1, 1 and policy 0 nothing. It is chosen at the
+    # first start alone: (3/2 - 1/2 - 1/2) / (3/2 + 1/2 + 1/2).
+    assert found["by_half"] == pytest.approx(0.2)
+    # Only the first start's choices differ on average, and its best is not chosen.
+    assert found["best_found"] == pytest.approx(0.0)
+
+
+def test_short_roll_outs_are_warned_of():
+    rows = rolled(np.zeros((2, 3, 2)))
+    assert shortness(read(rows), 0.3) is None
+    assert "leave out 12 %" in shortness(read(rows), 0.5)
+
+
+def test_a_policy_that_the_model_does_not_know_is_refused():
+    estimate = FromFutures(0.5, policies=2)
+    rows = rolled(np.ones((2, 1, 2)), policies=3)
+    evaluation = ValueAccuracy(rows, Discs([[0.0, 0.0]]), estimate, 0.5)
+    with pytest.raises(InputError, match=r"policies 0 .. 1, and is asked for 2"):
+        evaluation(drawing([[0.0, 0.0]] * 2), None)
+    with pytest.raises(InputError, match="nothing of a first action"):
+        Direct()(None, np.zeros((1, 2)), None, np.zeros((1, 2)), None)

@@ -87,8 +87,7 @@ def test_the_condition_against_a_loop(rng, features, count, actions):
     number = np.array([0, 3, 1, 2, 0, 3])
     told = condition.of_policy(number)
     assert (told is None) == (count == 0)
-    # An action that the model is not told may be in the batch.
-    found = condition(state, offset, told, action)
+    found = condition(state, offset, told, action if actions else None)
     assert found.shape == (6, condition.width) and found.dtype == jnp.float32
     for row in range(6):
         indicator = np.eye(count)[number[row]] if count else []
@@ -330,9 +329,11 @@ def test_futures_depend_on_what_a_model_is_told_and_on_nothing_else(rng, kind):
     others = abs(futures(told, policy=(policy + 1) % 3) - base)
     assert (others.reshape(8, -1).max(1) > 0).all()
     untold = make(policies=None, actions=0)
-    base = futures(untold)
+    base = futures(untold, action=None)
     np.testing.assert_array_equal(base, futures(untold, policy=None, action=None))
-    np.testing.assert_array_equal(base, futures(untold, policy + 1, -action))
+    np.testing.assert_array_equal(base, futures(untold, policy + 1, None))
+    with pytest.raises(InputError, match="not told actions"):
+        futures(untold)
     with pytest.raises(InputError, match="which policy acted"):
         futures(told, policy=None)
     with pytest.raises(InputError, match="takes actions"):

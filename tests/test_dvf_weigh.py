@@ -121,6 +121,10 @@ def test_weighing_is_refused_in_a_line(data, run, tmp_path):
     with pytest.raises(InputError, match="no action gains more"):
         weigh(data, run, "far", "--radius", "1e-6")
     assert not (data / "far").exists()
+    with pytest.raises(InputError, match="in a wall or outside"):
+        weigh(data, run, "wall", "--goal=-30,3")
+    with pytest.raises(InputError, match="write a place"):
+        load_config("configs/dvf_policy.py:data=tiny,temperature=0.0,goal=2.5")
     with pytest.raises(InputError, match="--ahead is 0"):
         weigh(data, run, "zero", "--ahead", "0")
     with pytest.raises(InputError, match="have no advantages"):

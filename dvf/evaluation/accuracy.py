@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dvf.evaluation import figures
-from dvf.evaluation.queries import Queries, check_discount, read, truth
+from dvf.evaluation.queries import Queries, check_discount, read, shortness, truth
 from dvf.rewards import Reward
 from dvf.value import Estimate, Value
 from polyview import hosts
@@ -61,6 +61,7 @@ class ValueAccuracy:
                 "discount": self.discount,
             },
             **self.measured(queries, told),
+            "warning": shortness(queries, self.discount),
             "machine": hosts.machine(),
         }
         true = truth(queries, self.reward, self.discount)

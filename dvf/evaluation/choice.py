@@ -9,6 +9,7 @@ with the best choice:
 over starts and rewards, V being the means of the roll-outs.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,9 @@ class PolicyChoice:
     """Returns of the choice with the highest value at each start, for each reward.
 
     Compared with the best single choice: that which is best on average over the starts,
-    chosen by their true values. The intervals (95 %) are over starts.
+    chosen by their true values; and with choices by half of the roll-outs, measured in
+    the other half. The best is found where choices differ at all. The intervals (95 %)
+    are over starts.
 
     Attributes:
       truth, reward, estimate, discount, resamples, seed: see
@@ -85,6 +88,7 @@ class PolicyChoice:
         single = true[:, true.mean(0).argmax(0), np.arange(true.shape[2])]
         if not (best - average).sum() > 0:
             raise InputError("all choices are worth the same; choose other rewards")
+        differs = best > average
         numbers: dict[str, Any] = {}
         for name, by in ("share", got), ("single", single):
             found = bootstrap(
@@ -96,7 +100,8 @@ class PolicyChoice:
             numbers[name] = found.value
             numbers[f"{name}_interval"] = [found.low, found.high]
         return numbers | {
-            "best_found": float((got >= best).mean()),
+            "best_found": float((got >= best)[differs].mean()),
+            "by_half": self._by_half(queries),
             "returns": {
                 "chosen": float(got.mean()),
                 "best single": float(single.mean()),
@@ -106,13 +111,36 @@ class PolicyChoice:
             "chosen": chosen.tolist(),
         }
 
+    def _by_half(self, queries: Queries) -> float | None:
+        """Return the share of the choices by half of the roll-outs, in the other half.
+
+        None for one roll-out. True values are estimates too, and their best is partly
+        chance: a model that knows them all does not find it either.
+        """
+        half = queries.futures.shape[1] // 2
+        if not half:
+            return None
+        first, rest = (
+            queries.by_start(truth(part, self.reward, self.discount).mean)
+            for part in (
+                dataclasses.replace(queries, futures=queries.futures[:, :half]),
+                dataclasses.replace(queries, futures=queries.futures[:, half:]),
+            )
+        )
+        rows, rewards = np.arange(len(rest))[:, None], np.arange(rest.shape[2])[None]
+        got = rest[rows, best_policy(first), rewards]
+        found = share(got, rest.mean(1), rest.max(1))
+        return found if np.isfinite(found) else None
+
     @staticmethod
     def summary(numbers: Mapping) -> str:
         """The share of the gap, beside the best single choice."""
         low, high = numbers["share_interval"]
+        known = numbers.get("by_half")
+        other = f", by half of the roll-outs {known:.3f}" if known is not None else ""
         return (
             f"choice: {numbers['share']:.3f} ({low:.3f} to {high:.3f}) of the gap, the "
-            f"best single choice {numbers['single']:.3f}; the best is found in "
+            f"best single choice {numbers['single']:.3f}{other}; the best is found in "
             f"{100 * numbers['best_found']:.0f} %"
         )
 

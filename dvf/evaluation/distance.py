@@ -12,7 +12,7 @@ from dvf.evaluation.queries import Queries, check_discount, read
 from dvf.value import FromFutures
 from polyview import hosts
 from polyview.data.sources.protocol import Source
-from polyview.errors import check_range
+from polyview.errors import InputError, check_range
 from polyview.evaluation.base import Result
 from polyview.evaluation.selective import bootstrap
 
@@ -24,8 +24,10 @@ class OccupancyDistance:
         TV = 1/2 sum over cells |share of futures - share of roll-outs|
 
     A state k steps ahead in a roll-out counts (1 - g) g^(k - 1). Few futures fill few
-    cells, so TV is above 0 for a perfect model as well: beside it stands that of as
-    many states drawn from the roll-outs. Intervals (95 %) are over starts.
+    cells, and roll-outs differ, so TV is above 0 for a perfect model as well. Beside it
+    stands that of as many states drawn from one half of the roll-outs to the other
+    half: a model can be a little nearer than that, since it is compared with all.
+    Intervals (95 %) are over starts. Raises InputError for fewer than two roll-outs.
 
     Attributes:
       truth: roll-outs; see `dvf.evaluation.queries:read`.
@@ -56,10 +58,15 @@ class OccupancyDistance:
         del mesh  # small: every device draws all
         queries = read(self.truth)
         rollouts, steps = queries.futures.shape[1:3]
+        if rollouts < 2:
+            raise InputError(
+                f"{self.truth!r} has one roll-out a row; record two or more"
+            )
         rng = np.random.default_rng(self.seed)
         law = np.power(float(self.discount), np.arange(steps))
-        law = np.broadcast_to(law / law.sum() / rollouts, (rollouts, steps))
-        distances, as_many, clouds, shown = [], [], [], []
+        half = rollouts // 2
+        shown = self._shown(queries)
+        distances, as_many, clouds, rolled = [], [], [], []
         drawn = self.estimate.futures(
             model, queries.state, queries.policy, queries.action
         )
@@ -67,13 +74,14 @@ class OccupancyDistance:
         for states, weights in drawn:
             for own, weight in zip(states, weights, strict=True):
                 true = queries.futures[row]
-                distances.append(self._distance((own, weight), (true, law)))
-                again = _drawn(true.reshape(-1, true.shape[-1]), law, len(own), rng)
-                equal = np.full(len(own), 1 / len(own))
-                as_many.append(self._distance((again, equal), (true, law)))
-                if row < figures.CLOUDS:
+                parts = true, true[:half], true[half:]
+                whole, first, rest = ((part, _weights(law, part)) for part in parts)
+                distances.append(self._distance((own, weight), whole))
+                again = _drawn(*first, len(own), rng), np.full(len(own), 1 / len(own))
+                as_many.append(self._distance(again, rest))
+                if row in shown:
                     clouds.append(_drawn(own, weight, figures.POINTS, rng))
-                    shown.append(again[: figures.POINTS])
+                    rolled.append(_drawn(*whole, figures.POINTS, rng))
                 row += 1
         numbers = {
             "protocol": {
@@ -88,7 +96,7 @@ class OccupancyDistance:
         }
         return Result(
             numbers,
-            self._figure_data(queries, np.stack(clouds), np.stack(shown)),
+            self._figure_data(queries, shown, np.stack(clouds), np.stack(rolled)),
             summary=self.summary(numbers),
             columns=self.columns(numbers),
         )
@@ -120,25 +128,34 @@ class OccupancyDistance:
             numbers[f"{name}_interval"] = [found.low, found.high]
         return numbers
 
+    def _shown(self, queries: Queries) -> list[int]:
+        """Return the rows of the figure: one of each policy, from the first start."""
+        of_start = queries.by_start(queries.policy)[0]
+        _, first = np.unique(of_start, return_index=True)
+        return first[: figures.CLOUDS].tolist()
+
     def _figure_data(
-        self, queries: Queries, drawn: np.ndarray, rolled: np.ndarray
+        self,
+        queries: Queries,
+        shown: list[int],
+        drawn: np.ndarray,
+        rolled: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        count = len(drawn)
         data = {
             "drawn": drawn[..., self.dims],
             "rolled": rolled[..., self.dims],
-            "start": queries.state[:count][:, self.dims],
-            "policy": queries.policy[:count],
+            "start": queries.state[shown][:, self.dims],
+            "policy": queries.policy[shown],
         }
         return data | ({} if self.walls is None else {"walls": np.asarray(self.walls)})
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
-        """The distance, and that of as many states of the roll-outs."""
+        """The distance, and that between halves of the roll-outs."""
         low, high = numbers["distance_interval"]
         return (
             f"futures: total variation {numbers['distance']:.3f} ({low:.3f} to "
-            f"{high:.3f}), of as many states of the roll-outs {numbers['as_many']:.3f}"
+            f"{high:.3f}), between halves of the roll-outs {numbers['as_many']:.3f}"
         )
 
     @staticmethod
@@ -152,9 +169,15 @@ class OccupancyDistance:
         return {"futures": figures.clouds(figure_data)}
 
 
+def _weights(law: np.ndarray, rollouts: np.ndarray) -> np.ndarray:
+    """Return the weights [r, t] of the states of roll-outs[r, t, d], by law[t]."""
+    return np.broadcast_to(law / law.sum() / len(rollouts), rollouts.shape[:2])
+
+
 def _drawn(
     states: np.ndarray, weights: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return `count` of states[n, d], drawn by their weights."""
+    """Return `count` of states[..., d], drawn by their weights[...]."""
+    flat = states.reshape(-1, states.shape[-1])
     shares = weights.reshape(-1).astype(np.float64)
-    return states[rng.choice(len(states), count, p=shares / shares.sum())]
+    return flat[rng.choice(len(flat), count, p=shares / shares.sum())]

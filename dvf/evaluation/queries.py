@@ -10,6 +10,8 @@ from dvf.value import returns
 from polyview.data.sources.protocol import Source
 from polyview.errors import InputError
 
+_LEFT_OUT = 0.05  # of the future, without a warning
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -79,6 +81,21 @@ def check_discount(estimate: Any, discount: float) -> None:
         )
 
 
+def shortness(queries: Queries, discount: float) -> str | None:
+    """Return a warning if roll-outs end long before the future does, else None.
+
+    They hold all but g^t of it, by which true values are too small.
+    """
+    steps = queries.futures.shape[2]
+    if (left_out := float(discount) ** steps) <= _LEFT_OUT:
+        return None
+    return (
+        f"roll-outs of {steps} steps leave out {100 * left_out:.0f} % of what is to "
+        f"come at discount {discount}, so true values are too small; record a longer "
+        "--horizon, or evaluate a smaller discount"
+    )
+
+
 class Truth(NamedTuple):
     """Values of roll-outs. mean: float64[n, k]. standard_error: of that mean."""
 
@@ -89,7 +106,7 @@ class Truth(NamedTuple):
 def truth(queries: Queries, reward: Reward, discount: float) -> Truth:
     """Return the values of k rewards, averaged over the roll-outs.
 
-    What would come after a roll-out is left out: at most g^t of the largest value.
+    What would come after a roll-out is left out: see `shortness`.
     """
     each = np.stack(
         [returns(rewarded(reward, own), discount) for own in queries.futures]

@@ -2,9 +2,9 @@
 
 A checkpoint is untrusted. Its config may call only names in the `trusted.txt` of a
 package beside this one: one module, or `module:Name`, of that package per line. No
-listed code writes a file, starts a process or takes a command. A line `old -> new`
-gives the new place of a name in older checkpoints. The files are read as text, so that
-nothing is imported before it is trusted.
+listed code writes a file (but a temporary one), starts a process or takes a command. A
+line `old -> new` gives the new place of a name in older checkpoints. The files are read
+as text, so that nothing is imported before it is trusted.
 """
 
 import functools

@@ -97,10 +97,10 @@ def write(
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """Return the provenance of the episodes in a folder, and `statistics` of them.
+    """Return the provenance of the episodes in a folder, and two things more.
 
-    The statistics are mean and deviation of the states. Raises InputError if the folder
-    holds no episodes, or if their manifest is damaged.
+    `statistics` are mean and deviation of the states, `policies` is their number.
+    Raises InputError if the folder holds no episodes, or if their manifest is damaged.
     """
     manifest = read_manifest(directory)
     provenance = manifest.get("provenance")
@@ -120,7 +120,11 @@ def describe(directory: Path) -> dict[str, Any]:
     states = manifest.get("statistics", {}).get("states", {})
     if not {"mean", "std"} <= set(states):
         raise InputError(f"{directory} is damaged: its states have no mean and std")
-    return {**provenance, "statistics": manifest["statistics"]}
+    policies = manifest["targets"].get("policy", {}).get("classes")
+    if type(policies) is not int:
+        raise InputError(f"{directory} does not say how many policies acted")
+    added = {"statistics": manifest["statistics"], "policies": policies}
+    return {**provenance, **added}
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,9 @@ class _Check:
 
     def episode(self, example: Mapping[str, Any], where: str) -> None:
         length = len(example["states"])
-        shapes: dict[str, tuple[int, ...]] = {
-            "states": (length, self.state),
-            "actions": (length - 1, self.action),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"states": (length, self.state)}
+        if "actions" in example:
+            shapes["actions"] = (length - 1, self.action)
         for name, numbers in self.fields.items():
             shapes[name] = (length,) if numbers is None else (length, numbers)
         if length < 2:
