@@ -13,7 +13,8 @@ Arguments: data, the name of recorded episodes; method (ddpm | velocity | flow |
 | td); offset, whether the model is told how far ahead; steps; discount; actions, the
 size of the action that a Q value is conditioned on (0: none); policy (number |
 rollout), by what a policy is told; rewards.
-Hardware: one laptop core, a minute. Accuracies are in docs/dvf.md.
+Hardware: one laptop core, a minute. Correlation of values with roll-outs: .975 on test
+starts, mean of five seeds (docs/dvf.md).
 """
 
 import dvf.parts
