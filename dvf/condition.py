@@ -55,8 +55,8 @@ class Condition(nnx.Module):
 
     Args:
       scale: of the states.
-      policies: a module of `dvf.policies`, or None: the data are of one policy, or of
-        policies that nothing tells apart.
+      policies: a module of `dvf.policies`; None if one policy acted, or if the model
+        should not distinguish them.
       actions: the size of the action that follows the state; 0: none is known, and what
         follows is the policy's own.
       offset_features: a quarter of a period to 4 periods of log(offset), sines and

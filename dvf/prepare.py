@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     begun = time.perf_counter()
     steps = 0
     if exists:
-        _check_same(directory, name, settings, options.data_dir)
+        found = recording.describe(name, options.data_dir).get("settings")
+        records.check_same(directory, found, settings)
     else:
         steps = _record(directory, options, settings)
     seconds = time.perf_counter() - begun
@@ -236,20 +237,6 @@ class _Futures:
                 rng,
             )
             yield states[np.arange(count), rng.integers(self.length, size=count)]
-
-
-def _check_same(
-    directory: Path, name: str, settings: dict[str, Any], data_dir: Path
-) -> None:
-    """Raise InputError if the existing episodes have other settings."""
-    existing = recording.describe(name, data_dir).get("settings")
-    for key, value in settings.items():
-        found = existing.get(key) if isinstance(existing, dict) else None
-        if found != value:
-            raise InputError(
-                f"{directory} was prepared with {key} {found}, not {value}; give "
-                "another --name, or remove it"
-            )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

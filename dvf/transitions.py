@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from polyview.data.later import ACTION
-from polyview.data.sources.protocol import CorruptRecord
-from polyview.data.views import Example, take
+from polyview.data.later import ACTION, rows_of
+from polyview.data.views import Example
 from polyview.errors import TINY, InputError, check_range
 
 STATE, WEIGHT = "state", "weight"
@@ -43,11 +42,11 @@ class Transitions:
         check_range(TINY, scale=self.scale, most=self.most)
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        states = np.asarray(take(example, self.states), np.float32)
-        actions = np.asarray(take(example, self.actions), np.float32)
+        states = rows_of(example, self.states).astype(np.float32, copy=False)
+        actions = rows_of(example, self.actions).astype(np.float32, copy=False)
         gained = np.zeros(len(actions), np.float32)
         if self.advantages is not None:
-            gained = np.asarray(take(example, self.advantages), np.float32)
+            gained = rows_of(example, self.advantages).astype(np.float32, copy=False)
         if len(actions) not in (len(states) - 1, len(states)) or not len(actions):
             raise InputError(
                 f"there are {len(actions)} actions and {len(states)} states; give an "
@@ -58,13 +57,6 @@ class Transitions:
                 f"field '{self.advantages}' has shape {gained.shape}, and there are "
                 f"{len(actions)} actions; give one advantage an action"
             )
-        for name, values in (
-            (self.states, states),
-            (self.actions, actions),
-            (self.advantages, gained),
-        ):
-            if not np.isfinite(values).all():
-                raise CorruptRecord(f"field '{name}' is not finite")
         # Not `rng.integers`, which another version of NumPy may draw otherwise.
         time = (rng.random(self.m) * len(actions)).astype(np.int64)
         views = {STATE: states[time], ACTION: actions[time]}

@@ -38,7 +38,7 @@ def value(rewards: np.ndarray, weights: np.ndarray, discount: float) -> Value:
         mean = c sum_i w_i r_i,   error = c sqrt(sum_i w_i^2 (r_i - mean / c)^2),
         c = g / (1 - g)
 
-    The error is of the finite number of futures alone, not of the model that drew them;
+    The error covers only the finite number of futures, not errors of the model itself;
     for equal weights it is the deviation of r over sqrt(count).
 
     Args:

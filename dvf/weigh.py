@@ -156,13 +156,15 @@ class _Values:
 def _column(trained: Any, reward: Discs) -> int:
     """Return which of the rewards that values were trained on is this one."""
     if not isinstance(trained, Discs):
-        raise InputError("the values of this run are of no place; train them for one")
+        raise InputError(
+            "this run was not trained on rewards at places; train one on --goal"
+        )
     centres = np.asarray(trained.centres)
     found = np.flatnonzero((abs(centres - reward.centres[0]) < 1e-6).all(1))
     if trained.radius != reward.radius or not len(found):
         raise InputError(
-            f"the values of this run are of {list(trained.names)}, radius "
-            f"{trained.radius}, and --goal is none of them; train them for it"
+            f"this run was trained on rewards at {list(trained.names)}, radius "
+            f"{trained.radius}, and --goal is none of them; train one on it"
         )
     return int(found[0])
 

@@ -81,7 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
         "dims": options.dims,
     }
     if exists:
-        _check_same(directory, settings)
+        before = episodes.describe(directory).get("settings")
+        records.check_same(directory, before, settings)
     else:
         _write(directory, source, network, game, settings, options.batch)
     found = episodes.describe(directory)
@@ -288,18 +289,6 @@ class _Episodes:
                 "actions": taken[play["action"][:-1]],
                 "terminal": bool(play["terminal"][-1]),
             }
-
-
-def _check_same(directory: Path, settings: Mapping[str, Any]) -> None:
-    """Raise InputError if the existing episodes have other settings."""
-    existing = episodes.describe(directory).get("settings")
-    for key, value in settings.items():
-        found = existing.get(key) if isinstance(existing, dict) else None
-        if found != value:
-            raise InputError(
-                f"{directory} was prepared with {key} {found}, not {value}; give "
-                "another --name, or remove it"
-            )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     directory = options.data_dir / name
     exists = records.prepared(directory)
     if exists:
-        _check_same(directory, name, settings, options.data_dir)
+        found = recording.describe(name, options.data_dir)
+        records.check_same(directory, found, settings)
     else:
         prepare(directory)
     counts = recording.describe(name, options.data_dir)["counts"]
@@ -170,17 +171,6 @@ def _write(
             "preprocessing": PREPROCESSING,
         },
     )
-
-
-def _check_same(directory: Path, name: str, settings: dict, data_dir: Path) -> None:
-    """Raise InputError if the existing recording has other settings."""
-    existing = recording.describe(name, data_dir)
-    for key, value in settings.items():
-        if existing.get(key) != value:
-            raise InputError(
-                f"{directory} was prepared with {key} {existing.get(key)}, not {value};"
-                " give another --name, or remove it"
-            )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

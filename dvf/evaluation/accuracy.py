@@ -8,7 +8,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dvf.evaluation import figures
-from dvf.evaluation.queries import Queries, check_discount, read, shortness, truth
+from dvf.evaluation.queries import (
+    Queries,
+    Truth,
+    check_discount,
+    read,
+    shortness,
+    truth,
+)
 from dvf.rewards import Reward
 from dvf.value import Estimate, Value
 from polyview import hosts
@@ -49,6 +56,7 @@ class ValueAccuracy:
         """Measure a model of occupancy, or of values."""
         del mesh  # small: every device draws all
         queries = read(self.truth)
+        true = truth(queries, self.reward, self.discount)
         told = self.estimate(
             model, queries.state, queries.policy, queries.action, self.reward
         )
@@ -60,11 +68,10 @@ class ValueAccuracy:
                 "rewards": list(self.reward.names),
                 "discount": self.discount,
             },
-            **self.measured(queries, told),
+            **self._measured(queries, true, told),
             "warning": shortness(queries, self.discount),
             "machine": hosts.machine(),
         }
-        true = truth(queries, self.reward, self.discount)
         shown = {"true": true.mean, "told": told.mean}
         return Result(
             numbers,
@@ -75,7 +82,9 @@ class ValueAccuracy:
 
     def measured(self, queries: Queries, told: Value) -> dict[str, Any]:
         """Return the numbers of values, float64[n, k], told of these queries."""
-        true = truth(queries, self.reward, self.discount)
+        return self._measured(queries, truth(queries, self.reward, self.discount), told)
+
+    def _measured(self, queries: Queries, true: Truth, told: Value) -> dict[str, Any]:
         spread = true.mean.std()
         if not spread > 0:
             raise InputError(

@@ -17,7 +17,8 @@ _LEFT_OUT = 0.05  # of the future, without a warning
 class Queries:
     """Each of n = starts x asked rows is a start, a policy, and perhaps an action.
 
-    Rows of one start stand together, by policy, and are of the same policies. state:
+    Rows of one start are adjacent, sorted by policy; every start has the same policies.
+    state:
     float[n, d]. policy: int[n]. action: float[n, a], the first one, or None. futures:
     float[n, rollouts, t, d], the states from the next on. starts: how many.
     """

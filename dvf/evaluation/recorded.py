@@ -67,10 +67,10 @@ class RecordedReturns:
     """Correlation, error and bias of the values of each variable, and of the score.
 
     Errors and bias are in units of the deviation of the true values, and intervals
-    (95 %) are over episodes. An estimate is of an endless sum, and a recording ends:
-    the estimate is multiplied by 1 - g^H, which is what H steps of a variable's mean
-    over the futures add up to. States with fewer than H steps left are not asked, so
-    the values are those of play that goes on for H steps.
+    (95 %) are over episodes. The model estimates an infinite sum, but a recording ends,
+    so its estimate is multiplied by 1 - g^H, the share of the sum that falls within H
+    steps if a variable stays at its mean over the futures. States with fewer than H
+    steps left are skipped, so the values assume that play continues for H steps.
 
     Attributes:
       episodes: tested on, with the fields "states" [t, d], "variables" [t, v] and
@@ -105,7 +105,7 @@ class RecordedReturns:
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Measure a model of occupancy."""
-        del mesh  # the model shards its own work
+        del mesh  # small: every device draws all
         names = [*self.variables, SCORE]
         asked, tested = self.read(self.episodes)
         known, labelled = self.read(self.labelled)

@@ -76,7 +76,7 @@ class Later:
             )
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-        states = self._rows_of(example, self.states).astype(np.float32, copy=False)
+        states = rows_of(example, self.states).astype(np.float32, copy=False)
         if states.ndim != 2:
             raise InputError(
                 f"field '{self.states}' has shape {states.shape}, not [t, d]: a row of "
@@ -85,7 +85,7 @@ class Later:
         last = len(states) - 1
         actions = None
         if self.actions is not None:
-            actions = self._rows_of(example, self.actions)
+            actions = rows_of(example, self.actions)
             if actions.ndim < 1 or len(actions) not in (last, last + 1):
                 raise InputError(
                     f"field '{self.actions}' has shape {actions.shape}, but there are "
@@ -109,23 +109,28 @@ class Later:
             "targets": {OFFSET: offset, **targets},
         }
 
-    def _rows_of(self, example: Example, name: str) -> np.ndarray:
-        """Return a field, floats as float32. Raises as the class says."""
-        values = np.asarray(take(example, name))
-        if values.dtype.kind not in "biuf":
-            raise InputError(
-                f"field '{name}' has type {values.dtype}, not numbers; correct the "
-                "views, or the data"
+
+def rows_of(example: Example, name: str) -> np.ndarray:
+    """Return a field of an episode, floats as float32.
+
+    Raises InputError for a field that is not numeric, and CorruptRecord for a number
+    that is not finite.
+    """
+    values = np.asarray(take(example, name))
+    if values.dtype.kind not in "biuf":
+        raise InputError(
+            f"field '{name}' has type {values.dtype}, not numbers; correct the "
+            "views, or the data"
+        )
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # an overflow is an error below
+            values = values.astype(np.float32, copy=False)
+        wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        if wrong.any():
+            raise CorruptRecord(
+                f"field '{name}' is not finite at step {wrong.argmax()}"
             )
-        if values.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # an overflow is an error below
-                values = values.astype(np.float32, copy=False)
-            wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-            if wrong.any():
-                raise CorruptRecord(
-                    f"field '{name}' is not finite at step {wrong.argmax()}"
-                )
-        return values
+    return values
 
 
 def offsets(

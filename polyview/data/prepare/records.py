@@ -71,6 +71,20 @@ def once(
     return f"{directory} {'is there already' if there else 'written'}: {counts}"
 
 
+def check_same(directory: Path, existing: Any, settings: Mapping[str, Any]) -> None:
+    """Raise InputError if an existing data set was prepared with other settings.
+
+    existing: what its manifest says of them, which may be damaged.
+    """
+    for key, value in settings.items():
+        found = existing.get(key) if isinstance(existing, Mapping) else None
+        if found != value:
+            raise InputError(
+                f"{directory} was prepared with {key} {found}, not {value}; give "
+                "another --name, or remove it"
+            )
+
+
 def _check_replaceable(directory: Path) -> None:
     """Raise InputError if a folder holds more than a data set: it would be lost."""
     known = {"manifest.json"}
