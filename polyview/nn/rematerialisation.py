@@ -58,3 +58,10 @@ def calls(remat: str, **options: Any) -> Callable[..., jax.Array]:
     if remat == "none" and not splits_weights():
         return call
     return nnx.remat(call, policy=_POLICIES[remat])
+
+
+def function(call: Callable, remat: str) -> Callable:
+    """Return a pure function of arrays, as of a scan's block, rematerialised."""
+    if remat == "none" and not splits_weights():
+        return call
+    return jax.checkpoint(call, policy=_POLICIES[remat])

@@ -232,6 +232,7 @@ def fixed_record(folder: str | Path) -> list[dict] | None:
         and all(
             isinstance(entry, dict)
             and all(isinstance(entry.get(field), str) for field in fields)
+            and isinstance(entry.get("first", []), list)
             for entry in record
         )
     ):

@@ -10,6 +10,8 @@ default the only prefix that makes the names fit. An entry may also be a dict of
     path     the path in the donor; by default the same
     fresh    patterns of paths below that keep their initial values
     leave    patterns of the donor's paths that may stay unused
+    first    patterns of paths below whose first rows are taken where the donor has
+             more, as of the stacked blocks of a deeper model
 
 The donor's arrays are laid over those of the new state, in its types and shardings.
 Learned positions of a ViT are resized to its images (`polyview.runs.positions`). Arrays
@@ -35,7 +37,7 @@ from polyview.runs import positions, torch_names
 from polyview.runs.checksum import flatten
 from polyview.runs.load import load
 from polyview.runs.prefixes import Part, both_names, class_token, groups, part_of
-from polyview.runs.weights import file_digest, moved, read_file, under
+from polyview.runs.weights import file_digest, first_rows, moved, read_file, under
 
 
 class Entry(NamedTuple):
@@ -46,6 +48,7 @@ class Entry(NamedTuple):
     path: str
     fresh: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
 
 
 class LaidOver(NamedTuple):
@@ -114,9 +117,9 @@ def _entry(at: str, value: Any) -> Entry:
     if isinstance(value, str):
         return Entry(at, value, at)
     if isinstance(value, Mapping) and isinstance(value.get("from"), str):
-        known = {"from", "path", "fresh", "leave"}
+        known = {"from", "path", "fresh", "leave", "first"}
         path = value.get("path", at)
-        patterns: list[Any] = [value.get(key) for key in ("fresh", "leave")]
+        patterns: list[Any] = [value.get(key) for key in ("fresh", "leave", "first")]
         patterns = [() if p is None else p for p in patterns]
         if not set(value) - known and isinstance(path, str):
             if all(map(_are_words, patterns)):
@@ -125,7 +128,7 @@ def _entry(at: str, value: Any) -> Entry:
         return Entry(at, *value)
     raise InputError(
         f"init at {at!r} is {value!r}; give a run or (run, path in it), or a dict of "
-        "from, path, and the pattern lists fresh and leave"
+        "from, path, and the pattern lists fresh, leave and first"
     )
 
 
@@ -186,7 +189,8 @@ def lay_over(
         # A later entry may have replaced some of these arrays.
         if below and all(last.get(name) is entry for name in below):
             source = f"the file {Path(entry.donor).name}"
-            about = {"sha256": donor.digest, "at": entry.at, "from": donor.path}
+            about: dict = {"sha256": donor.digest, "at": entry.at, "from": donor.path}
+            about |= {"first": [*entry.first]} if entry.first else {}
             referenced.append({**about, "source": source, "kept": False})
     fresh = sorted(wanted.keys() - donated.keys())
     laid = tuple(
@@ -323,6 +327,7 @@ def _fitted(
         if name in vits:
             array, note = _resized(array, leaf, vits[name])
             given.notes.extend(note)
+        array = first_rows(array, leaf, name, entry.first)
         given.arrays[name] = _placed(array, leaf, name, theirs, entry)
         unused.pop(theirs, None)
     extra = [n for n in unused if under(n, donor.path)]

@@ -4,6 +4,9 @@ A checkpoint records, for each file of its fixed weights,
 
     {"sha256", "at": path in the model, "from": path in the file, "source", "kept"}
 
+and, where a model has fewer rows than the file (fewer blocks of a stack), "first":
+patterns of the paths in the model of which the first rows are taken.
+
 Weights from a user's file or a pinned package are recorded and stay where they are. All
 others, such as a run's encoder or random weights, are written once into
 `RUN/fixed/<sha256>.safetensors`, so that a run does not depend on its donor. Files are
@@ -12,6 +15,7 @@ found by their digest; a path in a checkpoint is never opened.
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +102,26 @@ def read_fixed(
             if name not in filled and under(name, entry["at"]):
                 theirs = moved(name, entry["at"], entry["from"])
                 if theirs in arrays:
-                    filled[name] = placed(arrays[theirs], leaf, name)
+                    patterns = entry.get("first", [])
+                    array = first_rows(arrays[theirs], leaf, name, patterns)
+                    filled[name] = placed(array, leaf, name)
     if absent := sorted(wanted.keys() - filled.keys()):
         raise InputError(f"{run}: its fixed weights lack {absent[0]!r}: another model?")
     structure = jax.tree.structure(template)
     return jax.tree.unflatten(structure, [filled[name] for name in wanted])
+
+
+def first_rows(array: Any, leaf: Any, name: str, patterns: Iterable[str]) -> Any:
+    """Return the first rows of a donor's array, as many as the model's leaf has.
+
+    Only where a pattern matches the name; others, and arrays that differ in more than
+    the number of rows, are returned as they are.
+    """
+    wanted = any(fnmatchcase(name, f"{pattern}") for pattern in patterns)
+    deeper = array.ndim > 0 and array.shape[1:] == leaf.shape[1:]
+    if wanted and leaf.shape and deeper and len(array) > leaf.shape[0]:
+        return array[: leaf.shape[0]]
+    return array
 
 
 def placed(array: np.ndarray, leaf: jax.ShapeDtypeStruct, name: str) -> jax.Array:

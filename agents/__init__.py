@@ -1,0 +1,1 @@
+"""Language models as policies: bodies, actions as tokens, worlds and imitation."""

@@ -1,0 +1,1 @@
+"""A language model as the body of a policy: weights, tokens, layers and cache."""
