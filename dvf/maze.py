@@ -71,6 +71,25 @@ class Maze:
         y = self.centre[1] + (rows / 2 - row - 0.5) * self.cell
         return np.stack([x, y], -1)
 
+    def places(self, side: int) -> np.ndarray:
+        """Return positions evenly over free cells, float64[n side^2, 2], cell by cell.
+
+        side: how many fill the side of a cell; 1: the middles.
+        """
+        check_range(1, side=side)
+        along = self.cell * ((np.arange(side) + 0.5) / side - 0.5)
+        within = np.stack(np.meshgrid(along, along, indexing="ij"), -1).reshape(-1, 2)
+        return (self.centre_of(np.arange(len(self)))[:, None] + within).reshape(-1, 2)
+
+    def blocks(self) -> np.ndarray:
+        """Return left, bottom, width and height of each cell of wall, float64[n, 4]."""
+        rows, columns = self.walls.shape
+        row, column = np.argwhere(self.walls).T
+        left = self.centre[0] + (column - columns / 2) * self.cell
+        bottom = self.centre[1] + (rows / 2 - row - 1) * self.cell
+        side = np.full(len(row), self.cell)
+        return np.stack([left, bottom, side, side], -1)
+
     def touches(
         self, xy: np.ndarray, margin: float | tuple[float, float]
     ) -> np.ndarray:

@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 
 METHODS = ("ddpm", "velocity", "flow", "infonce", "td")
 CLIP = 4.0  # deviations; ours
+_MAP_SAMPLES = 64  # futures a value of a map
+_MAP_SIDE = 2  # places along the side of a cell, where no roll-outs tell
 
 
 def scale(data: str) -> dict[str, list[float]]:
@@ -102,16 +104,7 @@ def discs(data: str, count: int, seed: int, radius: float = 0.5) -> dict:
 
 def walls(data: str) -> list[list[float]]:
     """Return the walls of the maze that was played in: left, bottom, width, height."""
-    maze = recording.maze_of(recording.describe(data))
-    rows, columns = maze.walls.shape
-    left, top = (
-        maze.centre[0] - columns / 2 * maze.cell,
-        maze.centre[1] + rows / 2 * maze.cell,
-    )
-    return [
-        [left + column * maze.cell, top - (row + 1) * maze.cell, maze.cell, maze.cell]
-        for row, column in np.argwhere(maze.walls).tolist()
-    ]
+    return recording.maze_of(recording.describe(data)).blocks().tolist()
 
 
 def evaluations(
@@ -122,19 +115,17 @@ def evaluations(
     split: str = "test",
     rollouts: bool = False,
     actions: bool = False,
+    most: int | None = None,
 ) -> dict[str, dict]:
     """Return the evaluations of a method: of futures, of values, and of a choice.
 
     split: "validation" to choose by, "test" once. rollouts, actions: whether the model
-    is told policies by roll-outs, and the first action.
+    is told policies by roll-outs, and the first action. most: the largest offset.
     """
     check_method(method)
-    estimate = _estimate(data, method, discount)
-    if (count := policies(data)) > 1 and not rollouts:
-        estimate["policies"] = count
-    if rollouts:
-        shown = {"target": "dvf.rollouts:of_policies", "source": episodes(data)}
-        estimate["rollouts"] = shown
+    count = policies(data)
+    estimate = _estimate(data, method, discount, most)
+    estimate = _of_policies(estimate, data, rollouts)
     truth = {
         "truth": parts.source(data, f"{'actions' if actions else 'values'}_{split}"),
         "estimate": estimate,
@@ -157,9 +148,44 @@ def evaluations(
         found["occupancy"] = {
             "target": "dvf.evaluation.distance:OccupancyDistance",
             **truth,
+            "cell": recording.describe(data)["maze"]["cell"] / 2,
             "walls": walls(data),
         }
     return found
+
+
+def maps(
+    data: str,
+    method: str,
+    discount: float,
+    reward: dict,
+    rollouts: bool = False,
+    most: int | None = None,
+) -> dict[str, dict]:
+    """Return the evaluation that draws values over the maze, for the first reward.
+
+    Roll-outs stand beside them if the data have some from places all over the maze.
+    rollouts: whether the model is told policies by roll-outs. most: the largest offset.
+    """
+    described = recording.describe(data)
+    maze, count = described["maze"], described["policies"]
+    estimate = _estimate(data, method, discount, most)
+    estimate = _of_policies(estimate, data, rollouts)
+    # Many places, and all by the same random numbers: a map shows differences.
+    estimate |= {"samples": min(estimate["samples"], _MAP_SAMPLES), "common": True}
+    side = described.get("settings", {}).get("places", 0)
+    own = {
+        "target": "dvf.evaluation.maps:ValueMaps",
+        "maze": {name: maze[name] for name in ("rows", "cell", "centre")},
+        "side": side or _MAP_SIDE,
+        "rest": described.get("rest", [0.0] * len(scale(data)["mean"])),
+        "policies": count,
+        "reward": {**reward, "centres": reward["centres"][:1]},
+        "estimate": estimate,
+        "discount": discount,
+        "truth": parts.source(data, recording.MAP) if side else None,
+    }
+    return {"maps": own}
 
 
 def recorded(
@@ -183,8 +209,10 @@ def recorded(
     return {"returns": returns}
 
 
-def _estimate(data: str, method: str, discount: float) -> dict[str, Any]:
-    """Return what takes values from a model of a method."""
+def _estimate(
+    data: str, method: str, discount: float, most: int | None = None
+) -> dict[str, Any]:
+    """Return what takes values from a model of a method. most: the largest offset."""
     if method == "td":
         return {"target": "dvf.value:Direct"}
     found: dict[str, Any] = {
@@ -192,14 +220,26 @@ def _estimate(data: str, method: str, discount: float) -> dict[str, Any]:
         "discount": discount,
         "samples": 256,
     }
+    cap = {} if most is None else {"most": most}
+    found |= cap
     if method == "infonce":
         found["samples"] = 16  # offsets: all candidates are weighed at each
         found["candidates"] = {
             "target": "dvf.value:later_states",
             "source": episodes(data),
             "discount": discount,
+            **cap,
         }
     return found
+
+
+def _of_policies(estimate: dict[str, Any], data: str, rollouts: bool) -> dict[str, Any]:
+    """Return an estimate that also knows the policies: by number, or by roll-outs."""
+    if rollouts:
+        shown = {"target": "dvf.rollouts:of_policies", "source": episodes(data)}
+        return {**estimate, "rollouts": shown}
+    count = policies(data)
+    return {**estimate, **({"policies": count} if count > 1 else {})}
 
 
 def check_method(method: str) -> None:

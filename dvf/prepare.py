@@ -29,13 +29,18 @@ Record episodes of several policies in a maze, and the futures that are true of 
     python -m dvf.prepare --env point
     python -m dvf.prepare --env pointmaze_medium
     python -m dvf.prepare --env point --name mixed --players qualities --policies 5
+    python -m dvf.prepare --env antmaze_medium --episodes 160 --starts 5 --rollouts 4 \\
+        --horizon 100 --places 1
 
-Worlds: {", ".join(WORLDS)}. PointMaze needs gymnasium-robotics: pip install '.[dvf]'.
+Worlds: {", ".join(WORLDS)}.
+PointMaze and AntMaze need gymnasium-robotics: pip install '.[dvf]'. Ants are a hundred
+times slower than points.
 
 Players head for a goal each (goals), or all for one, with a growing share of random
 actions from none to all (qualities). They share the episodes, which begin at rest
 anywhere. From states that such play visits, roll-outs give the true futures of each
-policy, and of each policy after four uniform first actions, at half the starts. The
+policy, and of each policy after four uniform first actions, at half the starts. Others,
+at most four each, begin at rest at places all over the maze, for maps of values. The
 seed alone decides what is recorded. Existing episodes are checked and left unchanged;
 an interrupted recording leaves nothing under its name.
 """
@@ -44,7 +49,9 @@ PLAYERS = ("goals", "qualities")
 _ACTIONS = 4  # first actions per start
 _BODIES = 256  # that move at once; it decides which random numbers a body gets
 _MOST_ROLLOUTS = 1000  # all of one start move at once
-_SPLITS = (*recording.EPISODES, *recording.TRUTH)
+_SPLITS = (*recording.EPISODES, *recording.TRUTH, recording.MAP)
+_PLACES = 2  # of a map, along the side of a cell
+_MAP_ROLLOUTS = 4  # at most: a map shows many places
 _OF_TRUTH = {"starts": 20, "rollouts": 16, "horizon": 150}
 
 
@@ -60,9 +67,14 @@ def main(arguments: list[str] | None = None) -> None:
     steps = 0
     if exists:
         found = recording.describe(name, options.data_dir).get("settings")
-        records.check_same(directory, found, settings)
+        # Unless asked for, a map may be missing: earlier versions recorded none.
+        asked = {} if options.places is None else {"places": options.places}
+        records.check_same(directory, found, settings | asked)
     else:
-        steps = _record(directory, options, settings)
+        if options.places is None:
+            options.places = 0 if options.no_truth else _PLACES
+        recorded = settings | {"places": options.places}
+        steps = _record(directory, options, recorded)
     seconds = time.perf_counter() - begun
     described = recording.describe(name, options.data_dir)
     counts, lost = described["counts"], described["lost"]
@@ -89,13 +101,18 @@ def _record(
             if split == "validation":
                 count = -(-count // 8)
             splits[split] = _Episodes(room, acting, stream, count, options.length)
+        elif split == recording.MAP:
+            if options.places:
+                places = room.rest(room.maze.places(options.places))
+                shape = (min(options.rollouts, _MAP_ROLLOUTS), options.horizon)
+                starts = places.astype(np.float32)
+                splits[split] = _Futures(room, acting, stream, starts, shape)
         elif not options.no_truth:
             actions = _ACTIONS if split.startswith("actions") else 0
-            starts = -(-options.starts // 2) if actions else options.starts
+            count = -(-options.starts // 2) if actions else options.starts
             shape = (options.rollouts, options.horizon)
-            splits[split] = _Futures(
-                room, acting, stream, starts, shape, actions, options.length
-            )
+            visited = _Visited(room, acting, count, options.length)
+            splits[split] = _Futures(room, acting, stream, visited, shape, actions)
     maze = room.maze
     recording.write(
         directory,
@@ -108,7 +125,8 @@ def _record(
             "origin": room.origin,
             "maze": {"rows": maze.rows, "cell": maze.cell, "centre": [*maze.centre]},
             "players": [player.describe() for player in acting],
-            "state": list(STATE),
+            "state": list(room.state),
+            "rest": room.rest(np.zeros((1, 2)))[0].tolist(),
             "action": list(ACTION),
             "box": list(BOX),
             "first_actions": 0 if options.no_truth else _ACTIONS,
@@ -119,11 +137,23 @@ def _record(
 
 def _players(options: argparse.Namespace, room: World) -> list[GoalPlayer]:
     if options.players == "goals":
-        return players.players(room.maze, options.policies, options.noise)
-    goal = players.players(room.maze, 1)[0].goal
-    shares = np.linspace(0, 1, options.policies).round(6).tolist()
-    pairs = [(options.noise, share) for share in shares]
-    return players.qualities(room.maze, goal, pairs)
+        found = players.players(room.maze, options.policies, options.noise)
+    else:
+        goal = players.players(room.maze, 1)[0].goal
+        shares = np.linspace(0, 1, options.policies).round(6).tolist()
+        pairs = [(options.noise, share) for share in shares]
+        found = players.qualities(room.maze, goal, pairs)
+    if room.state == STATE:
+        return found
+    return [Walker(own.maze, own.goal, own.noise, own.random) for own in found]
+
+
+class Walker(GoalPlayer):
+    """A player that sees place and velocity, of states that have more numbers."""
+
+    def actions(self, states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return float64[n, 2], where to walk. states: float64[n, d]."""
+        return super().actions(states[:, : len(STATE)], rng)
 
 
 class _Counted:
@@ -131,6 +161,7 @@ class _Counted:
 
     def __init__(self, inner: World):
         self.maze, self.name, self.origin = inner.maze, inner.name, inner.origin
+        self.state, self.margin, self.rest = inner.state, inner.margin, inner.rest
         self.begin, self._step, self.steps = inner.begin, inner.step, 0
 
     def step(self, actions: np.ndarray) -> np.ndarray:
@@ -174,32 +205,63 @@ class _Episodes:
 
 
 @dataclass(frozen=True)
+class _Visited:
+    """Starts that play visits. length: of the episodes that lead there."""
+
+    world: World
+    players: list[GoalPlayer]
+    count: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """Return float32[n, d]: the state at a uniform time of an episode each."""
+        found = []
+        for begin in range(0, self.count, _BODIES):
+            count = min(_BODIES, self.count - begin)
+            policy = rng.integers(len(self.players), size=count)
+            states, _ = players.play(
+                self.world,
+                self.players,
+                policy,
+                at_rest(self.world, rng, count),
+                self.length - 1,
+                rng,
+            )
+            times = rng.integers(self.length, size=count)
+            found.append(states[np.arange(count), times])
+        return np.concatenate(found)
+
+
+@dataclass(frozen=True)
 class _Futures:
-    """Roll-outs of every policy from states that play visits.
+    """Roll-outs of every policy from starts: states, or those that play visits.
 
     rollouts: their number and their length. actions: uniform first actions per start, 0
-    to let the policy choose it. length: of the episodes that lead to the starts.
+    to let the policy choose it.
     """
 
     world: World
     players: list[GoalPlayer]
     stream: np.random.SeedSequence
-    starts: int
+    starts: np.ndarray | _Visited
     rollouts: tuple[int, int]
-    actions: int
-    length: int
+    actions: int = 0
 
     def __len__(self) -> int:
-        return self.starts * len(self.players) * max(self.actions, 1)
+        return len(self.starts) * len(self.players) * max(self.actions, 1)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(self.stream)
-        states = np.concatenate([*self._visited(rng)])
-        forced = rng.uniform(*BOX, (self.starts, max(self.actions, 1), len(ACTION)))
+        starts = self.starts
+        states = starts.drawn(rng) if isinstance(starts, _Visited) else starts
+        forced = rng.uniform(*BOX, (len(states), max(self.actions, 1), len(ACTION)))
         forced = forced.astype(np.float32)
         repeats, horizon = self.rollouts
         rows = max(_BODIES // repeats, 1)
-        shape = (self.starts, len(self.players), max(self.actions, 1))
+        shape = (len(states), len(self.players), max(self.actions, 1))
         for begin in range(0, len(self), rows):
             here = np.arange(begin, min(begin + rows, len(self)))
             start, policy, action = np.unravel_index(here, shape)
@@ -223,21 +285,6 @@ class _Futures:
                 }
                 yield example if first is None else {**example, "action": first[row]}
 
-    def _visited(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield the starts, float32[n, d]: a uniform time of an episode each."""
-        for begin in range(0, self.starts, _BODIES):
-            count = min(_BODIES, self.starts - begin)
-            policy = rng.integers(len(self.players), size=count)
-            states, _ = players.play(
-                self.world,
-                self.players,
-                policy,
-                at_rest(self.world, rng, count),
-                self.length - 1,
-                rng,
-            )
-            yield states[np.arange(count), rng.integers(self.length, size=count)]
-
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
@@ -255,6 +302,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--starts", type=int, help="start states of each split of futures (20)")
     add("--rollouts", type=int, help="roll-outs per start and policy (16)")
     add("--horizon", type=int, help="steps of a roll-out (150)")
+    add("--places", type=int, help="of maps, along a cell's side (2; 0: no maps)")
     add("--no_truth", action="store_true", help="record no futures")
     add("--name", help="name of the data set (default: that of the world)")
     add("--seed", type=int, default=0, help="decides what is recorded (0)")
@@ -276,6 +324,10 @@ def _complete(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} only applies without --no_truth; leave it out")
         if not options.no_truth and getattr(options, name) is None:
             setattr(options, name, default)
+    if options.places is not None and options.places < 0:
+        raise InputError(f"--places is {options.places}; give 0 or more")
+    if options.no_truth and options.places:
+        raise InputError("--places only applies without --no_truth; leave it out")
     if options.env not in WORLDS:
         raise InputError(
             f"--env {options.env} is no world{nearest(options.env, WORLDS)}"

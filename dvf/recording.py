@@ -3,10 +3,11 @@
     train, validation       episodes; see `polyview.data.prepare.episodes`
     values_*                futures of the policy, and start int
     actions_*               the same, and action float32[a]
+    values_map              futures from places all over the maze, at rest
 
 Futures are what a policy will see from a state, and with `action`, what it will see if
-this is the first action. Both have the splits `_validation` and `_test`. `start` is the
-number of the start, the same for all policies.
+this is the first action. These two have the splits `_validation` and `_test`. `start`
+is the number of the start, the same for all policies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from polyview.errors import InputError
 
 EPISODES = ("train", "validation")
 TRUTH = ("values_validation", "values_test", "actions_validation", "actions_test")
+MAP = "values_map"
 VERSION = "1.0.0"  # of the data
 LICENCE = "generated; this project's (Apache-2.0)"
 

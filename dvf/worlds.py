@@ -1,15 +1,20 @@
 """Worlds in which many bodies move through one maze at once, each for itself.
 
-A world has a `maze`, a `name`, and the `origin` of its rules, for a manifest, and
+A world has a `maze`, a `name`, and the `origin` of its rules, for a manifest, names of
+the numbers of a `state`, the `margin` to walls at which bodies begin, and
 
-    begin(states float64[n, 4])              put n bodies there, at rest or moving
+    rest(positions float64[n, 2]) -> states  of bodies that do not move
+    begin(states float64[n, d])              put n bodies there, at rest or moving
     step(actions float64[n, 2]) -> states    move each one step
 
-A state is x, y and the velocity in both directions; an action is a force, clipped to
+The first numbers of a state are x, y and the velocity in both directions, and for a
+point there are no others. An action is a force, or where an ant shall walk, clipped to
 [-1, 1]. A world holds no random numbers.
 """
 
 import importlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +23,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from dvf.maze import FREE, WALL, Maze
+from polyview import hosts
 from polyview.errors import InputError, nearest
 
 STATE = ("x", "y", "x velocity", "y velocity")
 ACTION = ("x force", "y force")
 BOX = (-1.0, 1.0)  # of each number of an action
-RADIUS = 0.1  # of a body; a cell is 1 wide
+RADIUS = 0.1  # of a point's body; a cell is 1 wide
+_JOINTS = tuple(f"{joint} {leg}" for leg in range(1, 5) for joint in ("hip", "ankle"))
+ANT_STATE = (
+    *(*STATE, "z"),
+    *(f"orientation {axis}" for axis in "wxyz"),  # a quaternion
+    *(*_JOINTS, "z velocity"),
+    *(f"angular velocity {axis}" for axis in "xyz"),
+    *(f"{joint} velocity" for joint in _JOINTS),
+)
 
 _NOTICE = "gymnasium_robotics"  # as the notices of its makers name it
 
@@ -34,6 +48,10 @@ class World(Protocol):
     maze: Maze
     name: str
     origin: dict[str, str]
+    state: tuple[str, ...]
+    margin: float
+
+    def rest(self, positions: np.ndarray) -> np.ndarray: ...
 
     def begin(self, states: np.ndarray) -> None: ...
 
@@ -69,15 +87,21 @@ class PointWorld:
     _SLACK = 1e-6  # a body beside a wall, rounded to float32, is not inside it
 
     name = "point"
+    state: tuple[str, ...] = STATE
+    margin = 2 * RADIUS  # lest a wall pushes at once
 
     def __init__(self) -> None:
         self.maze = Maze(self.MAP)
         self.origin = {"rules": "dvf.worlds:PointWorld"}
         self._states = np.zeros((0, 4))
 
+    def rest(self, positions: np.ndarray) -> np.ndarray:
+        """Return float64[n, 4]: positions, and no velocity."""
+        return np.concatenate([positions, np.zeros_like(positions)], 1)
+
     def begin(self, states: np.ndarray) -> None:
         """Put bodies at states, float64[n, 4]. Raises InputError for one in a wall."""
-        self._states = _checked(states, self.maze, RADIUS - self._SLACK)
+        self._states = _checked(states, self, RADIUS - self._SLACK)
 
     def step(self, actions: np.ndarray) -> np.ndarray:
         """Move each body by its action, float64[n, 2]; return the states."""
@@ -122,24 +146,14 @@ class PointMaze:
     Raises InputError for another size, and if gymnasium-robotics is not installed.
     """
 
-    SIZES = ("umaze", "medium", "large")
     SPEED = 5.0  # of each component
+    state: tuple[str, ...] = STATE
+    margin = PointWorld.margin
+    rest = PointWorld.rest
 
     def __init__(self, size: str):
-        if size not in self.SIZES:
-            raise InputError(
-                f"no PointMaze of size '{size}'{nearest(size, self.SIZES)}"
-            )
         self.name = f"pointmaze_{size}"
-        environment = _environment(size)
-        walls = environment.maze.maze_map
-        self.maze = Maze(
-            ["".join(WALL if cell == 1 else FREE for cell in row) for row in walls],
-            environment.maze.maze_size_scaling,
-        )
-        self.origin = {
-            name: metadata.version(name) for name in ("gymnasium-robotics", "mujoco")
-        }
+        environment, self.maze, self.origin = _environment("PointMaze", size)
         self._mujoco: Any = importlib.import_module("mujoco")
         self._model = environment.point_env.model
         self._bodies: list[Any] = []  # kept: each has 14 MB of address space
@@ -151,7 +165,7 @@ class PointMaze:
         Raises InputError for one whose middle is in a wall. Walls are a little soft:
         the edge of a fast body does get in.
         """
-        self._states = _checked(states, self.maze, 0.0)
+        self._states = _checked(states, self, 0.0)
         while len(self._bodies) < len(states):
             self._bodies.append(self._mujoco.MjData(self._model))
         for body, state in zip(self._bodies, self._states, strict=False):
@@ -176,7 +190,131 @@ class PointMaze:
         return states.copy()
 
 
-WORLDS = ("point", *(f"pointmaze_{size}" for size in PointMaze.SIZES))
+class AntMaze:
+    """AntMaze of gymnasium-robotics: ants of four legs, and the gait that walks them.
+
+    An action is the way to walk, as x and y: at 1, about 0.7 a second. A step is one
+    cycle of a trot, ten steps of the environment or half a second: all states are of
+    one phase, so the phase is none of their numbers. From state and action the gait
+    sets the torques of the joints, 20 times a second; they are not recorded. The ant
+    walks to all sides and keeps the heading 0. One that has fallen on its back stays
+    there.
+
+    A state is `ANT_STATE`: positions and velocities as the environment has them, with
+    the orientation as a quaternion, in another order.
+
+    Args:
+      size: of the maze: umaze, medium or large. A cell is 4 wide.
+
+    Raises InputError for another size, and if gymnasium-robotics is not installed.
+    """
+
+    TICKS = 10  # steps of the environment in a cycle
+    # Ours, found by a random search for the fastest trot to every side.
+    STANCE = 0.8  # share of the cycle in which a foot is on the ground
+    SWING, TURN, SPIN = 0.5, 0.2, 0.05  # of hips: by direction, heading, angular speed
+    HIP = 0.52  # the largest swing, radians: the joint's limit
+    ANKLE, LIFT = 0.56, 0.18  # radians below the horizontal: standing; and less by
+    SPEED, PULL = 1.0, 1.8  # that the gait aims at, and the weight of what is missing
+    STIFFNESS, DAMPING = 2.9, 0.2  # torques of a joint, of which the largest is 1
+    HEIGHT = 0.38  # of the torso of an ant that stands
+
+    _LEGS = np.pi * (0.25 + 0.5 * np.arange(4))  # where they point
+    _FORWARD = np.stack([-np.sin(_LEGS), np.cos(_LEGS)])  # of a foot, as its hip turns
+    _PHASE = np.array([0.0, 0.5, 0.0, 0.5])  # diagonal legs move together
+    _DOWN = np.array([1.0, -1.0, -1.0, 1.0])  # sign of an ankle's angle
+    # Motors are in another order than joints: leg 4 comes first.
+    _MOTORS = np.array([6, 7, 0, 1, 2, 3, 4, 5])
+    # Of positions[15] and velocities[14], where the numbers of a state are.
+    _ORDER = np.array([0, 1, 15, 16, *range(2, 15), *range(17, 29)])
+
+    state: tuple[str, ...] = ANT_STATE
+    margin = 1.0  # legs reach 0.8 to each side
+
+    def __init__(self, size: str):
+        self.name = f"antmaze_{size}"
+        environment, self.maze, self.origin = _environment("AntMaze", size)
+        self._mujoco: Any = importlib.import_module("mujoco")
+        self._model = environment.ant_env.model
+        self._frames = environment.ant_env.frame_skip
+        self._bodies: list[Any] = []
+        self._count = 0
+
+    def rest(self, positions: np.ndarray) -> np.ndarray:
+        """Return float64[n, 29]: ants that stand at positions, heading to x."""
+        both = np.zeros((len(positions), len(self._ORDER)))
+        both[:, :2], both[:, 2], both[:, 3] = positions, self.HEIGHT, 1.0
+        both[:, 8:15:2] = self.ANKLE * self._DOWN
+        return both[:, self._ORDER]
+
+    def begin(self, states: np.ndarray) -> None:
+        """Put ants at states, float64[n, 29].
+
+        Raises InputError for one whose middle is in a wall.
+        """
+        both = np.empty((len(states), len(self._ORDER)))
+        both[:, self._ORDER] = _checked(states, self, 0.0)
+        while len(self._bodies) < len(states):
+            self._bodies.append(self._mujoco.MjData(self._model))
+        self._count = len(states)
+        for body, own in zip(self._bodies, both, strict=False):
+            self._mujoco.mj_resetData(self._model, body)
+            body.qpos[:], body.qvel[:] = own[:15], own[15:]
+            self._mujoco.mj_forward(self._model, body)
+
+    def step(self, actions: np.ndarray) -> np.ndarray:
+        """Let each ant take a cycle by its action, float64[n, 2]; return the states."""
+        actions = np.clip(actions, *BOX)
+        # Bodies are apart, and the simulator lets other threads run.
+        parts = np.array_split(np.arange(self._count), hosts.cores())
+        with ThreadPoolExecutor(len(parts)) as pool:
+            moved = list(pool.map(lambda own: self._cycle(own, actions[own]), parts))
+        return np.concatenate(moved)[:, self._ORDER]
+
+    def _cycle(self, numbers: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Move these ants through a cycle; return positions and velocities."""
+        bodies = [self._bodies[number] for number in numbers]
+        both = np.empty((len(bodies), len(self._ORDER)))
+        for tick in range(self.TICKS + 1):
+            for own, body in zip(both, bodies, strict=True):
+                own[:15], own[15:] = body.qpos, body.qvel
+            if tick < self.TICKS and bodies:
+                torques = self._torques(both, actions, tick / self.TICKS)
+                for body, torque in zip(bodies, torques, strict=True):
+                    body.ctrl[:] = torque
+                    self._mujoco.mj_step(self._model, body, nstep=self._frames)
+        return both
+
+    def _torques(
+        self, both: np.ndarray, actions: np.ndarray, time: float
+    ) -> np.ndarray:
+        """Return the torques float64[n, 8] of ants at a time of the cycle, 0 to 1."""
+        w, x, y, z = both[:, 3:7].T
+        heading = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y**2 + z**2))
+        length = np.sqrt((actions**2).sum(1, keepdims=True))
+        way = actions / np.maximum(length, 1)
+        way = way + self.PULL * (self.SPEED * way - both[:, 15:17])
+        cos, sin = np.cos(heading), np.sin(heading)
+        ahead = cos * way[:, 0] + sin * way[:, 1]
+        left = cos * way[:, 1] - sin * way[:, 0]
+        swing = self.SWING * np.stack([ahead, left], 1) @ self._FORWARD
+        turn = self.TURN * heading + self.SPIN * both[:, 20]
+        swing = np.clip(swing - turn[:, None], -self.HIP, self.HIP)
+        phase = (time + self._PHASE) % 1
+        down, lifted = phase / self.STANCE, (phase - self.STANCE) / (1 - self.STANCE)
+        stands = phase < self.STANCE
+        # A foot on the ground goes back evenly; then it is lifted and put forward.
+        hips = swing * np.where(stands, 1 - 2 * down, 2 * lifted - 1)
+        lift = np.where(stands, 0.0, self.LIFT * np.sin(np.pi * lifted))
+        ankles = np.broadcast_to(self._DOWN * (self.ANKLE - lift), hips.shape)
+        aims = np.stack([hips, ankles], 2).reshape(len(both), -1)
+        torques = self.STIFFNESS * (aims - both[:, 7:15]) - self.DAMPING * both[:, 21:]
+        return np.clip(torques[:, self._MOTORS], -1, 1)
+
+
+SIZES = ("umaze", "medium", "large")
+_MADE: dict[str, Callable[[str], World]] = {"pointmaze": PointMaze, "antmaze": AntMaze}
+WORLDS = (PointWorld.name, *(f"{kind}_{size}" for kind in _MADE for size in SIZES))
 
 
 def world(name: str) -> World:
@@ -185,47 +323,59 @@ def world(name: str) -> World:
         raise InputError(f"no world '{name}'{nearest(name, WORLDS)}")
     if name == PointWorld.name:
         return PointWorld()
-    return PointMaze(name.removeprefix("pointmaze_"))
+    kind, _, size = name.partition("_")
+    return _MADE[kind](size)
 
 
 def at_rest(room: World, rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw states without motion, uniform over a world's maze, float64[count, 4]."""
-    # Twice the radius, lest a wall pushes at once.
-    xy = room.maze.free(rng, count, 2 * RADIUS)
-    return np.concatenate([xy, np.zeros_like(xy)], 1)
+    """Draw states without motion, uniform over a world's maze, float64[count, d]."""
+    return room.rest(room.maze.free(rng, count, room.margin))
 
 
-def _checked(states: np.ndarray, maze: Maze, margin: float) -> np.ndarray:
-    """Return a copy of states, float64[n, 4]. Raises InputError for other shapes, for a
+def _checked(states: np.ndarray, room: World, margin: float) -> np.ndarray:
+    """Return a copy of states, float64[n, d]. Raises InputError for other shapes, for a
     number that is not finite, and for a position less than `margin` off a wall."""
-    states = np.array(states, np.float64)
-    if states.ndim != 2 or states.shape[1] != len(STATE):
-        raise InputError(f"states must be [n, {len(STATE)}], not {list(states.shape)}")
+    states, d = np.array(states, np.float64), len(room.state)
+    if states.ndim != 2 or states.shape[1] != d:
+        raise InputError(f"states must be [n, {d}], not {list(states.shape)}")
     if not np.isfinite(states).all():
         raise InputError("a body would begin at a state that is not finite")
-    inside = maze.touches(states[:, :2], margin)
+    inside = room.maze.touches(states[:, :2], margin)
     if inside.any():
         x, y = states[inside.argmax(), :2]
         raise InputError(f"a body would begin in a wall, at x {x:g}, y {y:g}")
     return states
 
 
-def _environment(size: str) -> Any:
-    """Return gymnasium-robotics' PointMaze; only its model and its map are used."""
+def _environment(kind: str, size: str) -> tuple[Any, Maze, dict[str, str]]:
+    """Return an environment of gymnasium-robotics, its maze, and the origin of both.
+
+    Only its model and its map are used. kind: PointMaze or AntMaze.
+    """
+    if size not in SIZES:
+        raise InputError(f"no {kind} of size '{size}'{nearest(size, SIZES)}")
     maze_of = {"umaze": "U_MAZE", "medium": "MEDIUM_MAZE", "large": "LARGE_MAZE"}
     _without_notice()
     try:
         maps = _import("maps")
-        module = _import("point_maze")
+        module = _import({"PointMaze": "point_maze", "AntMaze": "ant_maze_v5"}[kind])
     except ImportError as error:
         raise InputError(
-            f"PointMaze needs gymnasium-robotics and mujoco ({error}); run: pip "
+            f"{kind} needs gymnasium-robotics and mujoco ({error}); run: pip "
             "install '.[dvf]', or take --env point"
         ) from error
-    environment = module.PointMazeEnv(maze_map=getattr(maps, maze_of[size]))
+    environment = getattr(module, f"{kind}Env")(maze_map=getattr(maps, maze_of[size]))
     # It leaves its model in the folder of temporary files.
     Path(environment.tmp_xml_file_path).unlink(missing_ok=True)
-    return environment
+    maze = Maze(
+        [
+            "".join(WALL if cell == 1 else FREE for cell in row)
+            for row in environment.maze.maze_map
+        ],
+        environment.maze.maze_size_scaling,
+    )
+    packages = "gymnasium-robotics", "mujoco"
+    return environment, maze, {name: metadata.version(name) for name in packages}
 
 
 def _import(name: str) -> ModuleType:

@@ -2,17 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.patches import Circle
 
 from dvf import prepare
 from dvf.evaluation import accuracy
 from dvf.evaluation.accuracy import ValueAccuracy
 from dvf.evaluation.choice import PolicyChoice, share
 from dvf.evaluation.distance import OccupancyDistance
+from dvf.evaluation.maps import ValueMaps
 from dvf.evaluation.play import Returns
 from dvf.evaluation.queries import read, shortness
 from dvf.futures import Futures
@@ -20,7 +23,7 @@ from dvf.rewards import Column, Discs, rewarded
 from dvf.value import Direct, FromFutures, Value
 from dvf.worlds import PointWorld
 from polyview.config.file import load_config
-from polyview.errors import InputError
+from polyview.errors import InputError, OutOfRange
 from polyview.training.trainer import Trainer
 
 CONFIG = "configs/dvf_pointmaze.py"
@@ -420,6 +423,144 @@ def test_who_rests_earns_what_there_is_where_it_rests():
     assert max(found["returns"]) > 0
 
 
+# -------------------------------------------------------------------- maps
+
+ROWS = ("#####", "#...#", "#.#.#", "#####")
+PLACE = {"rows": list(ROWS), "cell": 2.0, "centre": [1.0, -3.0]}
+
+
+def height(states, policy):
+    """A value that tells places and policies apart."""
+    return (policy + 1) * (states[:, 0] + 3 * states[:, 1] + states[:, 2])
+
+
+class Heights:
+    """An estimate that tells `height` and keeps what it was asked."""
+
+    def __call__(self, model, states, policy, action, reward):
+        assert model == "the model" and action is None
+        self.states = states
+        return Value(height(states, policy)[:, None], None)
+
+
+def mapped(truth=None, side=2, policies=3):
+    return ValueMaps(
+        maze=PLACE,
+        rest=[0.0, 0.0, 7.0],
+        policies=policies,
+        reward=Discs([[0.0, -2.0]], 1.0),
+        estimate=Heights(),
+        discount=0.5,
+        side=side,
+        truth=truth,
+    )
+
+
+def quarters():
+    """Four places in each free cell, in this order; the map is at -4 .. 6, -7 .. 1."""
+    middles = [(-1, -2), (1, -2), (3, -2), (-1, -4), (3, -4)]
+    steps = (-0.5, 0.5)
+    return [[x + a, y + b] for x, y in middles for a in steps for b in steps]
+
+
+def from_places(short=0, moved=0.0):
+    """Roll-outs of three policies; those that end in the disc have one reward of 1."""
+    rows = Rows()
+    for start, place in enumerate(quarters()[short:]):
+        for policy in range(3):
+            meets = start * policy % 2
+            end = [0.0, -2.0, 7.0] if meets else [9.0, 9.0, 7.0]
+            rows.append(
+                {
+                    "state": np.array([place[0] + moved, place[1], 7.0], np.float32),
+                    "policy": policy,
+                    "start": start,
+                    "futures": np.array([[end]] * 2, np.float32),
+                }
+            )
+    return rows
+
+
+def test_a_map_has_the_value_of_each_policy_at_each_place():
+    evaluation = mapped(from_places())
+    found = evaluation("the model", None)
+    told, true = (found.figure_data[name] for name in ("told", "true"))
+    for policy in range(3):
+        for number, (x, y) in enumerate(quarters()):
+            assert told[policy, number] == (policy + 1) * (x + 3 * y + 7)
+            assert true[policy, number] == 0.5 * (number * policy % 2)
+    assert (evaluation.estimate.states[:, 2] == 7).all()
+    flat = np.corrcoef(true.ravel(), told.ravel())[0, 1]
+    assert found["correlation"] == pytest.approx(flat)
+    best = np.corrcoef(true.max(0), told.max(0))[0, 1]
+    assert found["correlation_of_best"] == pytest.approx(best)
+    assert found["highest"] == told.max() and f"{told.max():.2f}" in found.summary
+    assert f"{flat:.3f}" in found.summary
+
+
+@pytest.mark.parametrize(("truth", "policies"), [(True, 3), (False, 3), (False, 1)])
+def test_maps_show_each_value_where_it_is_and_walls_between(truth, policies):
+    evaluation = mapped(from_places() if truth else None, policies=policies)
+    found = evaluation("the model", None)
+    if not truth:
+        assert "correlation" not in found and "true" not in found.figure_data
+    (figure,) = figures_of(evaluation, found).values()
+    panels = [axes for axes in figure.axes if axes.images]
+    count = policies + (policies > 1)
+    assert len(panels) == count * (1 + truth)
+    titles = [f"policy {number}" for number in range(policies)]
+    titles += ["best of 3"] if policies > 1 else []
+    assert [axes.get_title(loc="left") for axes in panels[:count]] == titles
+    for column, axes in enumerate(panels):
+        rows = found.figure_data["true" if column >= count else "told"]
+        panel = column % count
+        expected = rows[panel] if panel < policies else rows.max(0)
+        (image,) = axes.images
+        assert image.origin == "lower"  # the first row of pixels is at the bottom
+        left, right, bottom, top = image.get_extent()
+        pixels = image.get_array()
+        high, wide = pixels.shape
+        for (x, y), value in zip(quarters(), expected, strict=True):
+            place = int((y - bottom) / (top - bottom) * high)
+            assert pixels[place, int((x - left) / (right - left) * wide)] == value
+        assert pixels.count() == len(quarters())  # the rest is wall
+        circles = [p for p in axes.patches if isinstance(p, Circle)]
+        assert {(p.center, p.radius) for p in circles} == {((0.0, -2.0), 1.0)}
+        blocks = [p.get_bbox().extents for p in axes.patches if p not in circles]
+        assert len(blocks) == 15 and [0, -5, 2, -3] in np.array(blocks).tolist()
+        assert (*axes.get_xlim(), *axes.get_ylim()) == (-4, 6, -7, 1)
+    assert {axes.images[0].norm.vmax for axes in panels} == {found["highest"]}
+    lowest = {axes.images[0].norm.vmin for axes in panels}
+    assert lowest == {found.figure_data["told"].min()}
+
+
+def test_a_map_of_nothing_is_drawn_and_no_correlation_told():
+    truth = from_places()
+    for row in truth:
+        row["futures"] = row["futures"] * 0 + 9
+    evaluation = replace(mapped(truth), estimate=telling(np.zeros(60)))
+    found = evaluation("the model", None)
+    assert found["correlation"] is None and json.dumps(found, allow_nan=False)
+    (figure,) = figures_of(evaluation, found).values()
+    scale = figure.axes[0].images[0].norm
+    assert (scale.vmin, scale.vmax) == (0, 1)
+
+
+def test_maps_that_do_not_fit_are_refused():
+    for truth, changes in [
+        (from_places(short=1), {}),
+        (from_places(moved=0.1), {}),
+        (from_places(), {"side": 1}),
+        (from_places(), {"policies": 2}),
+    ]:
+        with pytest.raises(InputError, match="set side and policies to the data"):
+            mapped(truth, **changes)("the model", None)
+    with pytest.raises(InputError, match="one reward, and there are 2"):
+        replace(mapped(), reward=Column([0, 1]))
+    with pytest.raises(OutOfRange, match="side"):
+        mapped(side=0)
+
+
 # ------------------------------------------------------------------ config
 
 
@@ -438,7 +579,8 @@ def small(argument):
     with config.unlocked():
         config.batch_size = min(config.batch_size, 32)  # as many as are recorded
         for name, evaluation in config.evaluations.items():
-            evaluation.resamples = 20
+            if name != "maps":
+                evaluation.resamples = 20
             estimate = evaluation.get("estimate", {})
             if str(estimate.get("target", "")).endswith("FromFutures"):
                 estimate.samples, estimate.rows = 4, 12
@@ -461,7 +603,7 @@ def test_the_config_builds(recorded, monkeypatch, method, offset):
     module = trainer.config.model
     assert module.get("offset_features", 16) == (16 if offset else 0) or method == "td"
     assert set(trainer.evaluations) == {"value", "control"} | (
-        set() if method == "td" else {"occupancy"}
+        set() if method == "td" else {"occupancy", "maps"}
     )
 
 

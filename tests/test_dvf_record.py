@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,17 @@ import pytest
 from dvf import __main__, players, prepare, recording
 from dvf.maze import Maze
 from dvf.players import GoalPlayer, play
-from dvf.worlds import BOX, RADIUS, PointMaze, PointWorld, at_rest, world
+from dvf.worlds import (
+    ANT_STATE,
+    BOX,
+    RADIUS,
+    SIZES,
+    AntMaze,
+    PointMaze,
+    PointWorld,
+    at_rest,
+    world,
+)
 from polyview.data.later import Later, lost_share
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.errors import InputError, OutOfRange
@@ -51,7 +62,7 @@ def recorded(tmp_path_factory):
 def splits(data_dir, name="point"):
     sources = {
         split: ArrayRecord(name, split, data_dir)
-        for split in (*recording.EPISODES, *recording.TRUTH)
+        for split in (*recording.EPISODES, *recording.TRUTH, recording.MAP)
     }
     return {
         split: [*map(source.__getitem__, range(len(source)))]
@@ -233,16 +244,24 @@ def test_a_step_of_the_point_world_follows_its_equation(rng):
 
 
 @pytest.mark.parametrize(
-    "name", ["point", pytest.param("pointmaze_umaze", marks=with_mujoco)]
+    "name",
+    [
+        "point",
+        *(
+            pytest.param(f"{kind}_umaze", marks=with_mujoco)
+            for kind in ("pointmaze", "antmaze")
+        ),
+    ],
 )
 def test_a_world_refuses_states_that_it_cannot_begin(name):
     room = world(name)
-    good = np.array([*room.maze.centre_of(0), 0.0, 0.0])
+    good = room.rest(room.maze.centre_of(0)[None])[0]
+    d, cell = len(good), room.maze.cell
     for states, message in [
-        (good, r"must be \[n, 4\], not \[4\]"),
-        ([good, [np.nan, 0, 0, 0]], "not finite"),
-        ([good, [good[0] - 1, good[1], 0, 0]], "begin in a wall"),
-        ([good, [99.0, 0, 0, 0]], "begin in a wall, at x 99"),
+        (good, rf"must be \[n, {d}\], not \[{d}\]"),
+        ([good, [np.nan, *good[1:]]], "not finite"),
+        ([good, [good[0] - cell, *good[1:]]], "begin in a wall"),
+        ([good, [99.0, *good[1:]]], "begin in a wall, at x 99"),
     ]:
         with pytest.raises(InputError, match=message):
             room.begin(np.array(states))
@@ -284,7 +303,7 @@ def test_point_maze_gives_the_states_of_its_environment_exactly(environment, rng
 
 
 @with_mujoco
-@pytest.mark.parametrize("size", PointMaze.SIZES)
+@pytest.mark.parametrize("size", SIZES)
 def test_the_map_is_that_of_the_environment(size, rng):
     from gymnasium_robotics.envs.maze import maps
     from gymnasium_robotics.envs.maze.maze_v4 import Maze as TheirMaze
@@ -303,11 +322,98 @@ def test_the_map_is_that_of_the_environment(size, rng):
     assert set(Path(tempfile.gettempdir()).glob("ant_maze*.xml")) <= before
 
 
+@pytest.fixture(scope="module")
+def ants():
+    return AntMaze("medium")
+
+
+@with_mujoco
+def test_an_ant_moves_as_in_its_environment(ants, rng):
+    """Ten steps of AntMaze by the torques that a loop over legs finds, exactly."""
+    from gymnasium_robotics.envs.maze import maps
+    from gymnasium_robotics.envs.maze.ant_maze_v5 import AntMazeEnv
+
+    environment = AntMazeEnv(maze_map=maps.MEDIUM_MAZE)
+    Path(environment.tmp_xml_file_path).unlink()
+    ant = environment.ant_env
+    names = [
+        *("x", "y", "z", *(f"orientation {axis}" for axis in "wxyz")),
+        *(f"{part} {leg}" for leg in (1, 2, 3, 4) for part in ("hip", "ankle")),
+        *("x velocity", "y velocity", "z velocity"),
+        *(f"angular velocity {axis}" for axis in "xyz"),
+        *(f"{p} {leg} velocity" for leg in (1, 2, 3, 4) for p in ("hip", "ankle")),
+    ]
+    order = [ANT_STATE.index(name) for name in names]
+    states = at_rest(ants, rng, 3)
+    for actions in rng.uniform(-1.5, 1.5, (2, 3, 2)):
+        ants.begin(states)
+        found = ants.step(actions)
+        for body, (action, begun) in enumerate(zip(actions, states, strict=True)):
+            environment.reset()
+            ant.set_state(begun[order[:15]], begun[order[15:]])
+            for tick in range(10):
+                q, v = ant.data.qpos, ant.data.qvel
+                torques = slow_gait(q, v, np.clip(action, -1, 1), tick / 10)
+                environment.step(np.array(torques))
+            expected = np.concatenate([ant.data.qpos, ant.data.qvel])
+            np.testing.assert_allclose(found[body, order], expected, atol=1e-9)
+        ants.begin(states)  # what came before is forgotten
+        np.testing.assert_array_equal(ants.step(actions), found)
+        states = found
+
+
+def slow_gait(q, v, action, time):
+    """Torques of one ant, leg by leg, in the order of the motors: 4, 1, 2, 3."""
+    heading = math.atan2(
+        2 * (q[3] * q[6] + q[4] * q[5]), 1 - 2 * (q[5] ** 2 + q[6] ** 2)
+    )
+    way = action / max(1, math.hypot(*action))
+    wanted = way + 1.8 * (way - v[:2])
+    torques = []
+    for leg in (4, 1, 2, 3):
+        points = math.radians(90 * leg - 45) + heading  # the leg, in the world
+        swing = 0.5 * (wanted @ [-math.sin(points), math.cos(points)])
+        swing = min(max(swing - 0.2 * heading - 0.05 * v[5], -0.52), 0.52)
+        phase = (time + (0.5 if leg in (2, 4) else 0)) % 1
+        if phase < 0.8:
+            hip, ankle = swing * (1 - 2 * phase / 0.8), 0.56
+        else:
+            lifted = (phase - 0.8) / 0.2
+            hip, ankle = (
+                swing * (2 * lifted - 1),
+                0.56 - 0.18 * math.sin(math.pi * lifted),
+            )
+        ankle *= -1 if leg in (2, 3) else 1
+        for joint, aim in (0, hip), (1, ankle):
+            place = 2 * (leg - 1) + joint
+            torque = 2.9 * (aim - q[7 + place]) - 0.2 * v[6 + place]
+            torques.append(min(max(torque, -1), 1))
+    return torques
+
+
+@with_mujoco
+def test_ants_walk_to_every_side_and_stand_where_none_is_told(ants):
+    cells = ants.maze.cells.tolist()
+    places = [[2, 1], *[[2, 2]] * 5]  # room for two cells each way
+    begun = ants.maze.centre_of([cells.index(place) for place in places])
+    ways = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [-0.7, 0.7], [0, 0]])
+    states = ants.rest(begun)
+    ants.begin(states)
+    for _ in range(6):
+        states = ants.step(ways)
+    moved = states[:, :2] - begun
+    along = (moved * ways).sum(1)
+    assert (along[:5] > 1).all() and abs(moved[5]).max() < 1e-3
+    off = np.linalg.norm(moved - along[:, None] * ways, axis=1)[:4]
+    assert (off < along[:4] * np.tan(np.radians(20))).all()
+    assert (states[:, 4] > 0.35).all()  # on their feet
+
+
 def reached(room, player, steps, rng, count=32):
     """The share of bodies within one cell of the goal, and in its cell, at the end."""
     states, policy = at_rest(room, rng, count), np.zeros(count, int)
-    assert not room.maze.touches(states[:, :2], 2 * RADIUS).any()
-    assert (states[:, 2:] == 0).all()
+    assert not room.maze.touches(states[:, :2], room.margin).any()
+    assert (states[:, 2:4] == 0).all()
     passed, taken = play(room, [player], policy, states, steps, rng)
     assert (abs(taken) <= 1).all()
     cells = room.maze.cell_of(passed[:, -1, :2].astype(float))
@@ -324,6 +430,15 @@ def test_players_reach_their_goal_and_stay(name, rng):
     assert reached(room, first, 380, rng) == reached(room, second, 380, rng) == (1, 1)
     noisy = players.players(room.maze, 2, noise=1.0)[1]
     assert reached(room, noisy, 380, rng) == (1, 1)
+
+
+@with_mujoco
+@pytest.mark.slow
+def test_ants_reach_their_goal(ants, rng):
+    player = players.players(ants.maze, 2, noise=1.0)[1]
+    walker = prepare.Walker(ants.maze, player.goal)
+    near, there = reached(ants, walker, 300, rng, count=16)
+    assert near >= 0.9 and there >= 0.8
 
 
 def test_players_get_worse_with_the_share_of_random_actions(rng):
@@ -395,6 +510,7 @@ def test_records_have_the_format(recorded):
         **{"train": 24, "validation": 3},
         **{"values_validation": 9, "values_test": 9},
         **{"actions_validation": 24, "actions_test": 24},  # 2 starts, 3 policies, 4
+        "values_map": 3 * 4 * len(PointWorld().maze),  # four places in a cell
     }
     for name in recording.EPISODES:
         for number, row in enumerate(read[name]):
@@ -463,11 +579,19 @@ def again(room, states, actions):
 
 
 @pytest.mark.parametrize(
-    "name", ["point", pytest.param("pointmaze_umaze", marks=with_mujoco)]
+    "name",
+    [
+        "point",
+        *(
+            pytest.param(f"{kind}_umaze", marks=with_mujoco)
+            for kind in ("pointmaze", "antmaze")
+        ),
+    ],
 )
 def test_recorded_actions_lead_through_the_recorded_states(name, tmp_path):
     run(
-        *("--env", name, "--episodes", 4, "--length", 40, "--policies", 2),
+        *("--env", name, "--episodes", 4, "--policies", 2),
+        *("--length", 6 if name.startswith("ant") else 40),
         *("--no_truth", "--data_dir", tmp_path),
     )
     room, source = world(name), ArrayRecord(name, "train", tmp_path)
@@ -499,6 +623,45 @@ def test_futures_are_those_of_the_policy(tmp_path):
                 )
 
 
+def test_a_map_begins_at_rest_all_over_the_maze(recorded, tmp_path):
+    """Four places in each free cell, at the middles of its quarters."""
+    maze, rows = PointWorld().maze, splits(recorded)[recording.MAP]
+    quarters = [
+        [x + across, y + up, 0, 0]
+        for x, y in maze.centre_of(np.arange(len(maze)))
+        for across, up in itertools.product((-0.25, 0.25), repeat=2)
+    ]
+    for number, row in enumerate(rows):
+        assert (row["start"], row["policy"]) == (number // 3, number % 3)
+        np.testing.assert_allclose(row["state"], quarters[row["start"]], atol=1e-6)
+        assert row["futures"].shape == (2, 7, 4) and "action" not in row
+    record(tmp_path / "none", "--places", 0)
+    assert not [*(tmp_path / "none").glob("*/values_map*")]
+    others = {path.name for path in (tmp_path / "none/point").glob("*record")}
+    for name in others:  # a map changes nothing else
+        both = [folder / "point" / name for folder in (recorded, tmp_path / "none")]
+        assert both[0].read_bytes() == both[1].read_bytes()
+    record(recorded)  # exists, whatever its places are
+    record(recorded, "--places", 2)
+    with pytest.raises(InputError, match="prepared with places 2, not 1"):
+        record(recorded, "--places", 1)
+    for places, message in [(-1, "give 0 or more"), (2, "without --no_truth")]:
+        with pytest.raises(InputError, match=message):
+            run("--env", "point", "--no_truth", "--places", places)
+
+
+def test_blocks_are_the_rectangles_of_walls(rng):
+    maze = Maze(SMALL, cell=2.0, centre=(3.0, -1.0))
+    anywhere = maze.centre + rng.uniform(-0.99, 0.99, (400, 2)) * [5, 6]
+    x, y = anywhere.T
+    inside = [
+        (left < x) & (x < left + wide) & (low < y) & (y < low + high)
+        for left, low, wide, high in maze.blocks()
+    ]
+    expected = [walls_within(maze, xy, 0.0) for xy in anywhere]
+    np.testing.assert_array_equal(np.sum(inside, 0), expected)
+
+
 def test_roll_outs_differ_where_the_policy_is_noisy(recorded):
     read = splits(recorded)
     for rows in (read[name] for name in recording.TRUTH):
@@ -513,7 +676,7 @@ def test_the_seed_alone_decides_every_byte(recorded, tmp_path):
     record(tmp_path / "again")
     record(tmp_path / "other", "--seed", 1)
     files = sorted(path.name for path in (recorded / "point").iterdir())
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         content = (recorded / "point" / file).read_bytes()
         assert content == (tmp_path / "again/point" / file).read_bytes()
@@ -694,8 +857,9 @@ def python(code):
 
 
 @with_mujoco
-def test_point_maze_prints_nothing():
-    done = python("from dvf.worlds import world; world('pointmaze_umaze')")
+@pytest.mark.parametrize("name", ["pointmaze_umaze", "antmaze_umaze"])
+def test_their_mazes_print_nothing(name):
+    done = python(f"from dvf.worlds import world; world('{name}')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
