@@ -76,7 +76,7 @@ def _demonstrations(flags: argparse.Namespace) -> str:
     for name in ("manual_dir", "weights"):
         if getattr(flags, name) is not None:
             raise InputError(f"--{name} only applies to llm; leave it out")
-    options = {
+    options: dict = {
         name: default if getattr(flags, name) is None else getattr(flags, name)
         for name, default in _OF_WORLDS.items()
     }

@@ -58,8 +58,8 @@ def read(path: Path) -> Source:
         if settings["layers"] <= _block(tensor.name):
             raise InputError(f"{path}: {tensor.name} is beyond the last block")
         arrays[_name(path, tensor.name)] = _array(path, tensor)
-    table = arrays.get("model.embed_tokens.weight")
-    if table is None:
+    table = arrays.get("model.embed_tokens.weight", np.zeros(0))
+    if table.ndim != 2:
         raise InputError(f"{path} has no table of embeddings")
     settings |= {"vocabulary": len(table), "tied": "lm_head.weight" not in arrays}
     settings = check_settings(settings, str(path))
@@ -70,8 +70,8 @@ def read(path: Path) -> Source:
     frequencies = settings["theta"] ** -(np.arange(half) / half)
     # Llama 3.1 and later stretch long wavelengths by these factors.
     factors = arrays.pop("rope_freqs.weight", np.ones(half, np.float32))
-    if factors.shape != (half,):
-        raise InputError(f"{path}: its factors of rotation are {factors.shape}")
+    if factors.shape != (half,) or not (factors > 0).all():
+        raise InputError(f"{path}: its factors of rotation are not {half} above zero")
     arrays["frequencies"] = (frequencies / factors).astype(np.float32)
     numbers = {"begin": "bos", "end": "eos", "pad": "padding", "unknown": "unknown"}
     special = {}
@@ -94,9 +94,9 @@ def read(path: Path) -> Source:
 
 def by_halves(kernel: np.ndarray, head: int) -> np.ndarray:
     """Put rows that are rotated in pairs (2 i, 2 i + 1) in order (i, i + head / 2)."""
+    if kernel.ndim != 2 or kernel.shape[0] % head:
+        raise InputError(f"a kernel of {kernel.shape} has no heads of {head}")
     rows, inputs = kernel.shape
-    if rows % head:
-        raise InputError(f"a kernel of {rows} rows has no heads of {head}")
     apart = kernel.reshape(rows // head, head // 2, 2, inputs)
     return apart.swapaxes(1, 2).reshape(rows, inputs)
 
@@ -125,27 +125,28 @@ def _opened(path: Path) -> Any:
             return super()._get(offset, dtype, count, override_order)
 
     try:
-        header = path.open("rb").read(24)
+        with path.open("rb") as file:
+            header = file.read(24)
         counts = np.frombuffer(header[8:], "<u8")
         if header[:4] != b"GGUF" or len(counts) != 2:
             raise ValueError("it does not begin as one")
         if counts.max() > _MOST:
             raise ValueError(f"its header claims {counts.max()} entries")
         return Bounded(path)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"{path} is not a GGUF file that can be read: {error}"
-        ) from None
+    # Lists in lists without end exceed the recursion's limit.
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as why:
+        raise InputError(f"{path} is not a GGUF file that can be read: {why}") from None
 
 
 def _settings(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         ours: fields.get(f"llama.{name}") for ours, name in _SETTINGS.items()
     }
+    for name, number in found.items():
+        if type(number) is not int or number < 1:
+            raise InputError(f"{path}: its {name} is {number!r}, not 1 or more")
     heads, width = found["heads"], found["width"]
     found["kv_heads"] = fields.get("llama.attention.head_count_kv", heads)
-    if not all(isinstance(number, int) and number > 0 for number in (heads, width)):
-        raise InputError(f"{path} has no number of heads, or no width")
     found["head"] = fields.get("llama.attention.key_length", width // heads)
     turned = fields.get("llama.rope.dimension_count", found["head"])
     if turned != found["head"]:
@@ -153,11 +154,15 @@ def _settings(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
             f"{path} rotates {turned} of the {found['head']} components of a head; "
             "only all is supported"
         )
+    stretched = fields.get("llama.rope.scaling.type", "none")
+    if stretched != "none":
+        raise InputError(f"{path}: rotations of kind {stretched!r} are not supported")
     epsilon = fields.get("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    theta = fields.get("llama.rope.freq_base", 10_000.0)
+    if not all(isinstance(number, int | float) for number in (epsilon, theta)):
+        raise InputError(f"{path}: its epsilon or base of rotations is no number")
     # Stored as float32: 9.999999747378752e-06.
-    found["epsilon"] = float(f"{epsilon:.6g}")
-    found["theta"] = float(fields.get("llama.rope.freq_base", 10_000.0))
-    return found
+    return found | {"epsilon": float(f"{epsilon:.6g}"), "theta": float(theta)}
 
 
 def _block(name: str) -> int:

@@ -39,7 +39,9 @@ class LanguageModel(nnx.Module):
         """
         hidden, _ = self.body(self.body.embed(tokens), real)
         scores = jax.nn.log_softmax(self.body.logits(hidden[:, :-1]))
-        found = jnp.take_along_axis(scores, tokens[:, 1:, None], -1)[..., 0]
+        # A negative number would count from the end; what is beyond it gives NaN.
+        chosen = jnp.where(tokens < 0, self.body.vocabulary, tokens)[:, 1:, None]
+        found = jnp.take_along_axis(scores, chosen, -1, mode="fill")[..., 0]
         return jnp.where(real[:, 1:], found, 0)
 
     def generate(

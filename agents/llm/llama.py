@@ -25,6 +25,8 @@ from polyview.errors import TINY, InputError, check_range
 from polyview.nn import rematerialisation
 from polyview.nn.fixed import Fixed, freeze
 
+_KERNELS = ("query", "key", "value", "output", "gate", "up", "down")
+
 
 class Blocks(nnx.Module):
     """The weights of all blocks, `[layers, ...]`; kernels map from axis 1 to axis 2."""
@@ -53,7 +55,9 @@ class Body(nnx.Module):
 
     `real` is False at padding, which takes no position and to which nothing attends;
     hidden states there mean nothing. With a cache, a row continues after the positions
-    that it has read; beyond the cache's length hidden states are NaN.
+    that it has read; beyond the cache's length hidden states are NaN. Without one,
+    `position: int32[b, t]` and `seen: bool[b, t, t]` may be given, for inputs that are
+    several continuations of one beginning: what each attends to, itself at least.
 
     Args:
       layers: blocks. Weights of more blocks may be laid over: the first are taken.
@@ -111,7 +115,7 @@ class Body(nnx.Module):
         self.head, self.hidden = head or width // heads, hidden
         if self.head % 2:
             raise InputError(f"a head of {self.head} cannot be rotated; give an even")
-        self.vocabulary, self.epsilon = vocabulary, epsilon
+        self.vocabulary, self.epsilon, self.theta = vocabulary, epsilon, float(theta)
         self.dtype, self.param_dtype = dtype, param_dtype
         self.remat = rematerialisation.check(remat)
         shapes = kernel_shapes(width, heads, kv_heads, self.head, hidden)
@@ -126,7 +130,7 @@ class Body(nnx.Module):
         if frozen:
             freeze(self)
         half = jnp.arange(self.head // 2) / (self.head // 2)
-        self.frequencies = Fixed(float(theta) ** -half.astype(jnp.float32))
+        self.frequencies = Fixed(self.theta ** -half.astype(jnp.float32))
         self.lora: Any = nnx.Dict()
         if lora is not None:
             adapters: dict[str, Any] = dict(lora)
@@ -140,13 +144,15 @@ class Body(nnx.Module):
         rows = self.embedding[jnp.where(known, tokens, 0)]
         return jnp.where(known[..., None], rows, jnp.nan).astype(self.dtype)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Return the scores of all tokens, [..., vocabulary], float32 or better."""
+    def logits(
+        self, hidden: jax.Array, tokens: Sequence[int] | None = None
+    ) -> jax.Array:
+        """Return the scores of all tokens, or of some: [..., n], float32 or better."""
         table = self.embedding if self.unembedding is None else self.unembedding
+        rows = table[...] if tokens is None else table[jnp.asarray(tokens)]
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
-        return jnp.einsum(
-            "...d,vd->...v", hidden.astype(self.dtype), table[...].astype(self.dtype)
-        ).astype(wide)
+        hidden, rows = hidden.astype(self.dtype), rows.astype(self.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, rows).astype(wide)
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """Return the cache of `rows` rows that have read nothing, of `length` each."""
@@ -160,25 +166,29 @@ class Body(nnx.Module):
         real: jax.Array,
         cache: Cache | None = None,
         *,
+        position: jax.Array | None = None,
+        seen: jax.Array | None = None,
         train: bool = False,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        x = x.astype(self.dtype)
+        # Zero times a padding that is not finite would be NaN, in gradients as well.
+        x = jnp.where(real[..., None], x.astype(self.dtype), 0)
         begun = jnp.zeros(len(x), jnp.int32) if cache is None else cache.lengths
         steps = jnp.cumsum(real, 1, dtype=jnp.int32)
-        position = jnp.maximum(begun[:, None] + steps - 1, 0)
+        if position is None:
+            position = jnp.maximum(begun[:, None] + steps - 1, 0)
         rotation = self._rotation(position)
         t = x.shape[1]
         if cache is None:
             # A position attends at least to itself, so that padding gives no NaN.
-            causal = jnp.tril(jnp.ones((t, t), bool))[None] & real[:, None]
-            seen = causal | jnp.eye(t, dtype=bool)[None]
+            causal = jnp.tril(jnp.ones((t, t), bool))[None] if seen is None else seen
+            seen = (causal & real[:, None]) | jnp.eye(t, dtype=bool)[None]
             slots = None
         else:
             slots = jnp.where(real, position, cache.k.shape[2])  # beyond: not written
             seen = jnp.arange(cache.k.shape[2])[None, None] <= position[..., None]
-        names = [*shapes_of(self.blocks), "attention_norm", "mlp_norm"]
         # Not `[...]`, which would gather the weights of all blocks at once.
+        names = (*_KERNELS, "attention_norm", "mlp_norm")
         stack = {name: getattr(self.blocks, name).get_raw_value() for name in names}
         adapters = {name: own.stacked() for name, own in self.lora.items()}
         keys = None
@@ -187,11 +197,13 @@ class Body(nnx.Module):
 
         def block(x: jax.Array, own: dict) -> tuple[jax.Array, Any]:
             if splits_weights():
-                own = own | {"stack": jax.tree.map(gather, own["stack"])}
+                weights = {name: own[name] for name in ("stack", "adapters")}
+                own = own | jax.tree.map(gather, weights)
             return self._block(x, own, rotation, seen, slots)
 
-        if train:
-            block = rematerialisation.function(block, self.remat)
+        if train and (self.remat != "none" or splits_weights()):
+            policy = rematerialisation.POLICIES[self.remat]
+            block = jax.checkpoint(block, policy=policy)
         own = {"stack": stack, "adapters": adapters, "keys": keys}
         if cache is not None:
             own |= {"k": cache.k, "v": cache.v}
@@ -234,6 +246,10 @@ class Body(nnx.Module):
         written = None
         if slots is not None:
             rows = jnp.arange(len(x))[:, None]
+            # Only keys keep a NaN: where their slot is used again, scores are masked,
+            # while zero times a value of NaN would be NaN.
+            sound = jnp.isfinite(v).all(-1, keepdims=True)
+            k, v = jnp.where(sound, k, jnp.nan), jnp.where(sound, v, 0)
             k = own["k"].at[rows, slots].set(k, mode="drop")
             v = own["v"].at[rows, slots].set(v, mode="drop")
             written = k, v
@@ -268,12 +284,6 @@ def kernel_shapes(
         "up": (width, hidden),
         "down": (hidden, width),
     }
-
-
-def shapes_of(blocks: Blocks) -> dict[str, tuple[int, ...]]:
-    """Return {kernel: (inputs, outputs)} of existing blocks."""
-    kernels: Sequence[str] = ("query", "key", "value", "output", "gate", "up", "down")
-    return {name: getattr(blocks, name).shape[1:] for name in kernels}
 
 
 def rotated(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:

@@ -47,8 +47,8 @@ class Lora(nnx.Module):
         self.rank, self.scale, self.dropout = rank, alpha / rank, dropout
 
     def stacked(self) -> tuple[jax.Array, jax.Array]:
-        """Return A and B of all blocks."""
-        return self.a[...], self.b[...]
+        """Return A and B of all blocks, split over devices as they are."""
+        return self.a.get_raw_value(), self.b.get_raw_value()
 
     def change(
         self, x: jax.Array, a: jax.Array, b: jax.Array, key: jax.Array | None = None

@@ -92,12 +92,25 @@ def describe(name: str, data_dir: Path | None = None) -> dict[str, Any]:
     try:
         about = files.read_json(path)
         kinds = {"weights": str, "tokenizer": str, "settings": dict, "special": dict}
+        kinds |= {"name": str, "source": str}
         if not all(isinstance(about.get(key), kind) for key, kind in kinds.items()):
             raise ValueError("it lacks settings or digests")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     check_settings(about["settings"], str(path))
     return about
+
+
+def of_tokenizer(sha256: str, data_dir: Path) -> dict[str, Any] | None:
+    """Return the description of a prepared model with this tokenizer, if there is."""
+    for path in sorted(data_dir.glob("*/model.json")):
+        try:
+            about = describe(path.parent.name, data_dir)
+        except InputError:  # another's file, or a damaged one
+            continue
+        if about["tokenizer"] == sha256:
+            return about
+    return None
 
 
 def check_present(about: dict[str, Any], data_dir: Path) -> None:

@@ -96,6 +96,24 @@ def stacked(source: Source, where: str) -> dict[str, np.ndarray]:
     return found
 
 
+def apart(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays by the hub's names: the inverse of `stacked`.
+
+    Frequencies follow from settings, and have no name there.
+    """
+    found = {
+        "model.embed_tokens.weight": arrays["embedding"],
+        "model.norm.weight": arrays["norm"],
+    }
+    if not settings["tied"]:
+        found["lm_head.weight"] = arrays["unembedding"]
+    for ours, theirs in (NORMS | KERNELS).items():
+        for number, array in enumerate(arrays[f"blocks.{ours}"]):
+            name = f"model.layers.{number}.{theirs}.weight"
+            found[name] = np.ascontiguousarray(array.T)
+    return found
+
+
 def check_settings(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the settings. Raises InputError if a size is absent or impossible."""
     for name, most in (

@@ -107,13 +107,19 @@ def chat(
     """Return the tokens of messages as ChatML, up to where the assistant answers.
 
     messages: {"role", "content"}; system: the first message, unless they bring one. The
-    content of a message cannot end it: it holds no special tokens.
+    content of a message cannot end it: the names of special tokens in it are plain
+    text. Raises InputError for a tokenizer that reads them as tokens all the same.
     """
     begin, end = tokenizer.special("<|im_start|>"), tokenizer.special("<|im_end|>")
     if not messages or messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     tokens: list[int] = []
     for message in messages:
-        tokens += [begin, *tokenizer.encode(f"{message['role']}\n{message['content']}")]
-        tokens += [end, *tokenizer.encode("\n")]
+        said = tokenizer.encode(f"{message['role']}\n{message['content']}")
+        if {begin, end} & {*said}:  # added tokens that its file does not call special
+            raise InputError(
+                "a message has the name of a token that ends messages, and this "
+                "tokenizer reads it as the token; leave it out"
+            )
+        tokens += [begin, *said, end, *tokenizer.encode("\n")]
     return [*tokens, begin, *tokenizer.encode("assistant\n")]

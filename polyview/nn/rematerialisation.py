@@ -31,7 +31,7 @@ def _products(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
     return convolution or saved(primitive, *inputs, **parameters)
 
 
-_POLICIES = {
+POLICIES = {
     "none": all_but_gathered,
     "blocks": jax.checkpoint_policies.nothing_saveable,
     "dots": _products,
@@ -40,8 +40,8 @@ _POLICIES = {
 
 def check(remat: str) -> str:
     """Return `remat`. Raises ValueError if it is not "none", "blocks" or "dots"."""
-    if remat not in _POLICIES:
-        raise ValueError(f"remat={remat!r} is not one of {sorted(_POLICIES)}")
+    if remat not in POLICIES:
+        raise ValueError(f"remat={remat!r} is not one of {sorted(POLICIES)}")
     return remat
 
 
@@ -57,11 +57,4 @@ def calls(remat: str, **options: Any) -> Callable[..., jax.Array]:
 
     if remat == "none" and not splits_weights():
         return call
-    return nnx.remat(call, policy=_POLICIES[remat])
-
-
-def function(call: Callable, remat: str) -> Callable:
-    """Return a pure function of arrays, as of a scan's block, rematerialised."""
-    if remat == "none" and not splits_weights():
-        return call
-    return jax.checkpoint(call, policy=_POLICIES[remat])
+    return nnx.remat(call, policy=POLICIES[remat])
