@@ -1,0 +1,8 @@
+"""Worlds in which an instruction says what is to be done. Numpy only.
+
+    worlds       what all worlds have, and `world(name)`
+    babyai       levels of BabyAI: a grid, numbered actions
+    metaworld    tasks of Meta-World: a robot's arm, continuous actions
+
+The packages that simulate them are imported when a world is made.
+"""

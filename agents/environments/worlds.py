@@ -1,0 +1,159 @@
+"""Worlds by their names, such as `babyai:GoToLocal` and `metaworld:reach-v3`.
+
+A world is an environment (`polyview.rl.environment`) whose observations are dicts: the
+arrays of one step, and `instruction`, a text that stays the same for an episode. With
+reward "success" the step that succeeds is worth 1 and ends the episode, all others are
+worth 0: the score of an episode is 1 or 0. With reward "dense" rewards, and the end of
+an episode, are the world's own.
+
+An episode depends on its seed and its actions alone, not on what was played before.
+When it ends, the next one begins from a seed that follows from that of the reset.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any, Protocol
+
+import numpy as np
+
+from polyview.errors import InputError, nearest
+from polyview.rl.environment import Environment
+
+KINDS = ("babyai", "metaworld")
+REWARDS = ("success", "dense")
+
+Observation = dict[str, Any]
+
+
+class World(Environment, Protocol):
+    """An environment with instructions; see the module.
+
+    Attributes:
+      name: of the world, as `world` takes it.
+      kind: one of `KINDS`.
+      actions: the names of numbered actions; None if actions are continuous.
+      box: (number of values, lowest, highest) of continuous actions; None if numbered.
+      limit: the most steps that an episode can have.
+      shapes: of the arrays of an observation.
+      versions: of the packages that decide what happens; the first is the world's own.
+      observation: input of the next action.
+      arrived: the observation that the last action led to. It is another than
+        `observation` if it was the last of an episode: the next one has begun.
+      success: whether the last action succeeded.
+      on_end: called, if set, when an episode has ended and the next has not begun.
+      environment: the environment of the package, which experts look into.
+    """
+
+    name: str
+    kind: str
+    actions: tuple[str, ...] | None
+    box: tuple[int, float, float] | None
+    limit: int
+    shapes: dict[str, tuple[int, ...]]
+    versions: dict[str, str]
+    observation: Observation
+    arrived: Observation
+    success: bool
+    on_end: Callable[[], None] | None
+    environment: Any
+
+    def render(self) -> np.ndarray:
+        """Draw the world as it is now, uint8[h, w, 3], for people."""
+
+
+def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:
+    """Return the world of a name, `KIND:TASK`, in an episode of seed 0.
+
+    reward: see the module. pixels: the size of the field `image` of observations,
+    uint8[pixels, pixels, 3]; 0 for none.
+
+    Raises InputError for an unknown name or reward, and if the package that simulates
+    the world is not installed.
+    """
+    kind, task = parse(name)
+    if reward not in REWARDS:
+        raise InputError(f"no reward '{reward}' of {name}{nearest(reward, REWARDS)}")
+    if kind == "babyai":
+        from agents.environments.babyai import BabyAI
+
+        return BabyAI(task, reward=reward, pixels=pixels)
+    from agents.environments.metaworld import MetaWorld
+
+    return MetaWorld(task, reward=reward, pixels=pixels)
+
+
+def made_of(one: str | Callable[[], World]) -> World:
+    """Return the world of a name, or the one that a function makes."""
+    return world(one) if isinstance(one, str) else one()
+
+
+def parse(name: str) -> tuple[str, str]:
+    """Return kind and task of a world's name. Raises InputError for an unknown kind."""
+    kind, _, task = name.partition(":")
+    if kind not in KINDS or not task:
+        raise InputError(
+            f"'{name}' is no world; give one such as babyai:GoToLocal or "
+            f"metaworld:reach-v3{nearest(kind, KINDS) if kind not in KINDS else ''}"
+        )
+    return kind, task
+
+
+def seed_of(seed: int, episode: int) -> int:
+    """Return the seed of an episode, counted from 0 since the reset with `seed`."""
+    if not episode:
+        return seed
+    return int(np.random.SeedSequence(seed, spawn_key=(episode,)).generate_state(1)[0])
+
+
+def check_pixels(pixels: int, most: int) -> None:
+    """Raise InputError if a world cannot draw images of a size."""
+    if type(pixels) is not int or not 0 <= pixels <= most:
+        raise InputError(f"images of {pixels} pixels cannot be drawn; give 0 to {most}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError if no episode can be reset with a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"a world cannot be reset with seed {seed!r}; give 0 or more")
+
+
+def fingerprint(*values: Any) -> np.ndarray:
+    """Return the SHA-256 of values, uint8[32].
+
+    They are numbers, texts, arrays, containers of values, and objects, which count by
+    their class and their fields. An object that occurs twice is not the same as two
+    equal ones. Fields called `env` are left out: they point back to the whole.
+    """
+    digest = hashlib.sha256()
+    seen: dict[int, int] = {}
+
+    def add(value: Any) -> None:
+        if isinstance(value, Enum):
+            value = value.value
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, bool | int | float | str | bytes):
+            digest.update(f"{type(value).__name__} {value!r};".encode())
+        elif isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype} {value.shape};".encode())
+            digest.update(value.tobytes())
+        elif isinstance(value, Mapping):
+            digest.update(f"{len(value)} items;".encode())
+            for key in sorted(value, key=str):
+                digest.update(f"{key}=".encode())
+                add(value[key])
+        elif isinstance(value, Sequence):
+            digest.update(f"{len(value)} values;".encode())
+            for item in value:
+                add(item)
+        elif id(value) in seen:
+            digest.update(f"object {seen[id(value)]};".encode())
+        else:
+            seen[id(value)] = len(seen)
+            digest.update(f"{type(value).__name__}:".encode())
+            add({name: v for name, v in vars(value).items() if name != "env"})
+
+    for value in values:
+        add(value)
+    return np.frombuffer(digest.digest(), np.uint8)
