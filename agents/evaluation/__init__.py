@@ -1,0 +1,1 @@
+"""Evaluations of policies, and of actions as tokens."""

@@ -1,0 +1,97 @@
+"""A tokenizer of continuous actions: a residual VQ-VAE, trained by a run of its own.
+
+    python -m agents.prepare --env metaworld
+    python -m polyview.main --config configs/agents_tokenizer.py:data=metaworld \\
+        --workdir runs/tokenizer
+
+A policy takes it from the run, with weights that no step changes. With codebooks=1 it
+is a VQ-VAE. The evaluation shows residual k-means of the same size beside it.
+
+Arguments: data, demonstrations with continuous actions; codebooks and codes of each;
+dim of a code, 0 for twice as many as an action has numbers; width of the networks;
+steps; split of the evaluation, "validation" to choose by, "test" once.
+Hardware: one laptop core, minutes.
+"""
+
+from agents import recording
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError
+
+
+def get_config(argument: str = "") -> dict:
+    """All numbers are ours, chosen on Meta-World's scripted experts.
+
+    Szot et al. 2024 have 2 x 512 codes of dimension 1024.
+    """
+    args = parse_arguments(
+        argument,
+        data="metaworld",
+        codebooks=2,
+        codes=256,
+        dim=0,
+        width=256,
+        steps=3000,
+        split="validation",
+    )
+    data = args["data"]
+    action = recording.describe(data)["action"]
+    if not {"low", "high"} <= set(action):
+        raise InputError(
+            f"the actions of {data} are numbered, and need no tokenizer; take "
+            "demonstrations of a world with continuous actions"
+        )
+    return {
+        "seed": 0,
+        "steps": args["steps"],
+        "epochs": None,
+        # Episodes: 4,096 actions, of which the first batch decides where codes begin.
+        # 1,024 are quicker, and end a tenth above.
+        "batch_size": 64,
+        "log_every": 250,
+        "checkpoint_every": args["steps"],
+        "evaluate_every": 0,
+        "keep": 2,
+        "workers": 0,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": held(data, "train"),
+        "views": {"target": "agents.tokenizers.training:Actions", "m": 64},
+        "model": {
+            "partial": "agents.tokenizers.residual:ResidualVQ",
+            "low": tuple(action["low"]),
+            "high": tuple(action["high"]),
+            "codebooks": args["codebooks"],
+            "codes": args["codes"],
+            "width": args["width"],
+            "dim": args["dim"] or 2 * len(action["low"]),
+            "depth": 2,
+            "decay": 0.99,
+            "threshold": 0.02,
+        },
+        "objective": {
+            "target": "agents.tokenizers.training:Quantisation",
+            "commitment": 0.1,  # at 1, the error was half as large again
+        },
+        "optimizer": {
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": parts.constant_rate(3e-3),
+            "weight_decay": 1e-4,
+            "warm_up": 0.1,
+        },
+        "evaluations": {
+            "tokens": {
+                "target": "agents.evaluation.tokens:Tokens",
+                "test": parts.source(data, args["split"]),
+                "train": parts.source(data, "train"),
+                "codes": args["codes"],
+            }
+        },
+    }
+
+
+def held(data: str, split: str) -> dict:
+    """Return the source of demonstrations, held in memory."""
+    return {
+        "target": "polyview.data.sources.held:Held",
+        "source": parts.source(data, split),
+    }
