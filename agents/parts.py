@@ -1,10 +1,16 @@
 """Shared pieces of configs of language-model policies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from agents import recording
 from agents.llm import prepared
-from polyview.errors import InputError
+from agents.llm.tokenizer import Tokenizer
+from agents.tokenizers.text import digit_names
+from polyview.config import parts
+from polyview.errors import InputError, fits_together, nearest
+from polyview.runs.workdir import read_config
 
 # Szot et al. 2024b (LLaRP's code): rank 8, alpha 32; adapters and GEA take rank 128.
 LORA = {"rank": 8, "alpha": 32.0}
@@ -48,4 +54,137 @@ def tokenizer(name: str) -> dict[str, Any]:
     return {
         "target": "agents.llm.tokenizer:Tokenizer",
         "sha256": prepared.describe(name)["tokenizer"],
+    }
+
+
+# A body that is trained with the policy, for comparison; its sizes are ours.
+SCRATCH = {
+    "partial": "agents.llm.llama:Body",
+    "layers": 2,
+    "width": 128,
+    "heads": 4,
+    "kv_heads": 4,
+    "hidden": 384,
+    "frozen": False,
+}
+ADAPTERS = ("pred", "uniform", "vq", "rvq", "lang", "semlang")
+
+
+def scratch(name: str) -> dict[str, Any]:
+    """Return the spec of a small trained body with a prepared model's vocabulary.
+
+    name: "" for none, and a body that reads no text.
+    """
+    known = prepared.describe(name)["settings"]["vocabulary"] if name else 1
+    return {**SCRATCH, "vocabulary": known}
+
+
+def bridges(data: str, hidden: int = 512) -> dict[str, dict]:
+    """Return a bridge for each observation of demonstrations; hidden: as in Szot et al.
+
+    Raises InputError for demonstrations of images alone: name a tower for those.
+    """
+    described = recording.describe(data)
+    found: dict[str, dict] = {}
+    for name, shape in described["observations"].items():
+        if name == "state":
+            own = described["statistics"]["state"]
+            found[name] = {
+                "partial": "agents.bridges:State",
+                "mean": own["mean"],
+                "std": own["std"],
+                "hidden": hidden,
+            }
+        elif name == "grid":
+            found[name] = {
+                "partial": "agents.bridges:Grid",
+                "shape": list(shape),
+                "codes": 16,  # minigrid has 11 objects, 6 colours and 4 states
+                "hidden": hidden,
+            }
+    if not found:
+        raise InputError(f"{data} has neither states nor grids; set model.bridges")
+    return found
+
+
+def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]:
+    """Return the spec of an adapter, and the `init` of its weights.
+
+    kind: of `ADAPTERS`; name: of the prepared model; run: for vq and rvq, of
+    `configs/agents_tokenizer.py`. Raises InputError if it does not fit the actions of
+    the data.
+    """
+    if kind not in ADAPTERS:
+        raise InputError(f"adapter={kind!r}{nearest(kind, ADAPTERS)}")
+    action = recording.describe(data)["action"]
+    numbered = "names" in action
+    if kind != "pred" and numbered != (kind in ("lang", "semlang")):
+        fitting = ("pred", "lang", "semlang") if numbered else ADAPTERS[:4]
+        raise InputError(
+            f"adapter={kind} is not for the {'numbered' if numbered else 'continuous'} "
+            f"actions of {data}; take {', '.join(fitting)}"
+        )
+    if kind in ("lang", "semlang") and not name:
+        raise InputError(f"adapter={kind} writes words, and needs model=NAME")
+    if bool(run) != (kind in ("vq", "rvq")):
+        raise InputError(
+            f"adapter={kind} needs tokenizer=RUN, a run of configs/agents_tokenizer.py"
+            if not run
+            else f"adapter={kind} has no tokenizer that is trained; leave tokenizer out"
+        )
+    at = "agents.adapters"
+    if kind == "pred" and numbered:
+        count = len(action["names"])
+        return {"partial": f"{at}:Categorical", "actions": count}, {}
+    if numbered:
+        names = action["names"]
+        words = digit_names(len(names)) if kind == "lang" else names
+        return {"partial": f"{at}:Words", **strings(words, name)}, {}
+    if kind == "pred":
+        span = {"low": action["low"], "high": action["high"]}
+        return {"partial": f"{at}:Regression", **span}, {}
+    if kind == "uniform":
+        made = {
+            "partial": "agents.tokenizers.uniform:Uniform",
+            "low": action["low"],
+            "high": action["high"],
+            "codes": 256,  # as OpenVLA
+        }
+        return {"partial": f"{at}:Tokens", "tokenizer": made}, {}
+    with fits_together(f"tokenizer={run}"):
+        model: Any = read_config(Path(run)).to_dict().get("model") or {}
+    if model.get("partial") != "agents.tokenizers.residual:ResidualVQ":
+        raise InputError(
+            f"{run} is no tokenizer; train one: configs/agents_tokenizer.py"
+        )
+    if (model["codebooks"] == 1) != (kind == "vq"):
+        raise InputError(
+            f"{run} has {model['codebooks']} codebooks; vq has 1, rvq has 2 or more"
+        )
+    if [*model["low"]] != action["low"] or [*model["high"]] != action["high"]:
+        raise InputError(
+            f"{run} was trained on another range of actions than that of {data}; train "
+            f"one on {data}, or on data with both"
+        )
+    init = {"adapter.tokenizer": {"from": run, "path": ""}}
+    return {"partial": f"{at}:Tokens", "tokenizer": model}, init
+
+
+def strings(words: Sequence[str], name: str) -> dict[str, Any]:
+    """Return the tokens of words, with a space before, and the token that ends one."""
+    about = prepared.describe(name)
+    read = Tokenizer(about["tokenizer"])
+    if "end" not in about["special"]:
+        raise InputError(f"{name} has no token that ends a text")
+    return {
+        "strings": [read.encode(f" {word}") for word in words],
+        "end": about["special"]["end"],
+    }
+
+
+def held(data: str, split: str) -> dict[str, Any]:
+    """Return the source of demonstrations, held in memory."""
+    return {
+        "target": "polyview.data.sources.held:Held",
+        "source": parts.source(data, split),
     }

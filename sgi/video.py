@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from polyview import cli, errors, files
+from polyview import cli, errors
 from polyview.errors import InputError
+from polyview.rl import animation
 from sgi.atari import NOOPS, Game
 from sgi.playing import EpsilonGreedy, Policy, play
 from sgi.scores import PROTOCOL
@@ -76,26 +76,7 @@ def film(
 
 def write(path: Path, screens: Iterable[np.ndarray]) -> None:
     """Write screens uint8[h, w, 3], of at most 256 colours, as a looping GIF."""
-    first, *rest = map(_indexed, screens)
-    with files.writing_whole(path) as unfinished:
-        first.save(
-            unfinished,
-            "GIF",
-            save_all=True,
-            append_images=rest,
-            duration=MILLISECONDS,
-            loop=0,
-        )
-
-
-def _indexed(screen: np.ndarray) -> Image.Image:
-    """Return the screen with a palette of its own, so that no colour changes."""
-    packed = screen.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    colors, index = np.unique(packed, return_inverse=True)
-    image = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), "P")
-    palette = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1)
-    image.putpalette(palette.astype(np.uint8).tobytes())
-    return image
+    animation.write(path, screens, MILLISECONDS)
 
 
 if __name__ == "__main__":

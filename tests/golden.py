@@ -70,6 +70,7 @@ VARIANTS = {
     ],
     "zero_shot_parts": ["method=amdim", "method=supervised,local=labels"],
     "classifier_fashion_mnist": ["", "classes=0-7,label_noise=.2"],
+    "efficientnet": [""],
 }
 # sgi_finetune asks the emulator for the game's actions. probe and finetune read the
 # config of a run; `stand_ins` has one, called digits.
@@ -78,15 +79,20 @@ GOLDEN = VARIANTS | {
     "probe": ["run=digits"],
     "finetune": ["run=digits"],
     "dvf_pointmaze": ["method=flow,offset=False", "method=infonce", "method=td"]
-    + ["actions=2", "policy=rollout"],
+    + ["actions=2", "policy=rollout", "most=60"],
     "dvf_policy": ["temperature=0.0,goal=0.5+0"],
     "dvf_atari": ["data=breakout,method=infonce"],
     "polyview_folder": ["data=digits", "data=digits,encoder=vit_s,size=96"],
+    "agents_tokenizer": [""],
+    "agents_policy": ["adapter=semlang", "data=metaworld,adapter=uniform,body=scratch"]
+    + ["adapter=lang,span=4,demonstrations=100,layers=1"],
 }
 GAMES = {"pong": 6, "boxing": 18, "seaquest": 18}  # with the number of actions
 NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder")
 RECORDED = {  # what `dvf.recording.describe` says of episodes
     "maze": {"rows": ["####", "#..#", "####"], "cell": 1.0, "centre": [0.0, 0.0]},
+    "settings": {"places": 2},
+    "rest": [0.0, 0.0],
     "world": "point",
     "players": [{}] * 8,
     "policies": 8,
@@ -99,6 +105,27 @@ RECORDED = {  # what `dvf.recording.describe` says of episodes
         "advantages": {"std": 1.5},
     },
 }
+DEMONSTRATED = {  # what `agents.recording.describe` says
+    "babyai_gotolocal": {
+        "tasks": ["babyai:GoToLocal"],
+        "versions": {"minigrid": "3.2.0"},
+        "observations": {"grid": [7, 7, 3]},
+        "action": {"names": ["turn left", "turn right", "go forward"]},
+    },
+    "metaworld": {
+        "tasks": ["metaworld:reach-v3", "metaworld:push-v3"],
+        "versions": {"metaworld": "3.1.1"},
+        "observations": {"state": [2]},
+        "action": {"size": 1, "box": [-1, 1], "low": [-0.5], "high": [0.5]},
+        "statistics": {"state": {"mean": [0.0, 0.5], "std": [1.0, 2.0]}},
+    },
+}
+MODEL = {  # what `agents.llm.prepared.describe` says
+    "weights": "0" * 64,
+    "tokenizer": "1" * 64,
+    "special": {"end": 2},
+    "settings": {"layers": 30, "width": 8, "vocabulary": 256, "head": 4},
+}
 CASES = [
     (name, argument)
     for name, arguments in GOLDEN.items()
@@ -106,6 +133,13 @@ CASES = [
         [*([] if name in NEEDS_AN_ARGUMENT else [""]), *arguments]
     )
 ]
+
+
+class Letters:
+    """Stands in for a tokenizer: a token for each letter."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
 
 
 def path_of(name: str, argument: str) -> Path:
@@ -152,8 +186,13 @@ def stand_ins() -> Iterator[None]:
                 licence="",
                 provenance={"game": game, "actions": ["NOOP"] * actions},
             )
-        recorded = mock.patch("dvf.recording.describe", lambda name: RECORDED)
-        stack.enter_context(recorded)
+        for name, stand_in in (
+            ("dvf.recording.describe", lambda name: RECORDED),
+            ("agents.recording.describe", DEMONSTRATED.__getitem__),
+            ("agents.llm.prepared.describe", lambda name: MODEL),
+            ("agents.parts.Tokenizer", lambda digest: Letters()),
+        ):
+            stack.enter_context(mock.patch(name, stand_in))
         (folder / "digits").mkdir()
         (folder / "digits" / "config.json").write_text(resolve("polyview_digits", ""))
         yield

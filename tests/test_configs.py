@@ -164,9 +164,10 @@ def play(tmp_path_factory):
 def test_every_config_is_in_this_list():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")}
     # sgi.finetune reads the first; test_probe_run, test_config_folder,
-    # test_dvf_evaluation and test_dvf_atari test the rest.
+    # test_dvf_evaluation, test_dvf_atari and test_agents_run test the rest.
     others = {"sgi_finetune", "probe", "finetune", "polyview_folder"}
     others |= {"dvf_pointmaze", "dvf_policy", "dvf_atari"}
+    others |= {"agents_policy", "agents_tokenizer"}
     assert names == {*VARIANTS, *others}
 
 

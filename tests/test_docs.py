@@ -153,7 +153,7 @@ def test_commands_and_flags_exist(page):
 
 def programs() -> list[str]:
     """Every program of the project."""
-    packages = ("polyview", "sgi", "dvf")
+    packages = ("polyview", "sgi", "dvf", "agents")
     modules = [path for name in packages for path in (ROOT / name).glob("*.py")]
     return [
         *(f"{p.parent.name}.{p.stem}" for p in modules if "__main__" in p.read_text()),
@@ -236,7 +236,7 @@ def test_config_keys_in_the_prose_exist(page, load):
 def literals() -> dict[str, str]:
     """The strings in each file; a zero byte replaces each field of an f-string."""
     found = {}
-    for folder in ("polyview", "sgi", "dvf"):
+    for folder in ("polyview", "sgi", "dvf", "agents"):
         for path in (ROOT / folder).rglob("*.py"):
             strings = []
             for node in ast.walk(ast.parse(path.read_text())):

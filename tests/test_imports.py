@@ -74,7 +74,7 @@ def test_a_package_imports_only_packages_below_it(path):
     assert not {
         name
         for name in found
-        if name.split(".")[0] in ("sgi", "dvf", "configs", "tests")
+        if name.split(".")[0] in ("agents", "sgi", "dvf", "configs", "tests")
     }
     if here in COMMANDS or here in ("__init__", "__main__"):
         return
@@ -114,7 +114,7 @@ def test_a_package_trusts_only_its_own_names():
 
 @pytest.mark.parametrize(
     "path",
-    files("polyview") + files("sgi") + files("dvf"),
+    files("polyview") + files("sgi") + files("dvf") + files("agents"),
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_project_modules_are_imported_under_their_own_names(path):
@@ -124,7 +124,7 @@ def test_project_modules_are_imported_under_their_own_names(path):
             ours = [
                 a
                 for a in node.names
-                if a.name.split(".")[0] in ("polyview", "sgi", "dvf")
+                if a.name.split(".")[0] in ("polyview", "sgi", "dvf", "agents")
             ]
             assert not [a.asname for a in ours if a.asname]
         if isinstance(node, ast.ImportFrom) and node.module.startswith("polyview"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import agents.__main__
 import dvf.__main__
 import polyview.__main__
 import sgi.__main__
@@ -24,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_every_folder_of_code_is_packaged():
     folders = {
         str(path.parent.relative_to(ROOT)).replace("/", ".")
-        for package in ("dvf", "polyview", "sgi")
+        for package in ("agents", "dvf", "polyview", "sgi")
         for path in (ROOT / package).rglob("*.py")
     }
     configs = {
@@ -63,6 +64,7 @@ def test_pinned_requirements_match_the_dependencies():
         + extras["docs"]
         + extras["atari"]
         + extras["dvf"]
+        + extras["agents"]
     )
     ranges = {
         canonicalize_name(r.name): r.specifier for r in map(Requirement, required)
@@ -79,11 +81,12 @@ def test_pinned_requirements_match_the_dependencies():
 @pytest.mark.parametrize(
     "package, flag, wrong",
     [
+        (agents, "video --run", "vidoe"),
         (dvf, "prepare --env", "prepar"),
         (polyview, "report --run", "reprt"),
         (sgi, "report --run", "reprt"),
     ],
-    ids=["dvf", "polyview", "sgi"],
+    ids=["agents", "dvf", "polyview", "sgi"],
 )
 def test_an_installed_command_runs_its_module(
     package, flag, wrong, monkeypatch, capsys
@@ -130,7 +133,7 @@ def test_importing_the_package_imports_no_heavy_library():
 @pytest.mark.slow
 def test_a_wheel_contains_only_code_and_configs(tmp_path):
     source = tmp_path / "source"  # since building leaves files in its source
-    for name in ("dvf", "polyview", "sgi", "configs"):
+    for name in ("agents", "dvf", "polyview", "sgi", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -143,9 +146,9 @@ def test_a_wheel_contains_only_code_and_configs(tmp_path):
         size = sum(archive.getinfo(name).file_size for name in names)
         (entry,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
         assert b"polyview = polyview.__main__:main" in archive.read(entry)
-    assert {name.split("/")[0] for name in names} == {"dvf", "polyview", "sgi"}
     others = {name for name in names if not name.endswith(".py")}
-    packages = ("dvf", "polyview", "sgi")
+    packages = ("agents", "dvf", "polyview", "sgi")
+    assert {name.split("/")[0] for name in names} == set(packages)
     assert others == {f"{name}/trusted.txt" for name in packages} and size < 2e6
     packed = {n for n in names if n.startswith("polyview/configs/")}
     configs = (ROOT / "configs").rglob("*.py")

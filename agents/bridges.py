@@ -1,0 +1,174 @@
+"""From observations to tokens of a body: `bridge(x[n, ...]) -> [n, tokens, width]`.
+
+Each is made by `bridge(width, rngs=)`, with the width of the body. Tokens leave with
+the scale of embeddings of words, which a fixed body expects.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from polyview.errors import InputError, check_range
+from polyview.nn.denoiser import CrossBlock
+from polyview.nn.towers import Tower
+
+SCALE = 0.1  # root mean square of a token's numbers (ours); SmolLM2's words have .14
+_STILL = 1e-3  # a smaller deviation is that of a number that does not change (ours)
+_CLIP = 5.0  # deviations, beyond which a number of a state says no more (ours)
+
+
+class _Bridge(nnx.Module):
+    """Two layers with SiLU from features to tokens, then the scale of embeddings."""
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        *,
+        tokens: int,
+        hidden: int,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        check_range(1, tokens=tokens, hidden=hidden)
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.up = nnx.Linear(features, hidden, **options)
+        self.down = nnx.Linear(hidden, tokens * width, **options)
+        self.scale = nnx.Param(jnp.full((), SCALE, param_dtype))
+        self.count, self.width = tokens, width
+
+    def _bridged(self, x: jax.Array) -> jax.Array:
+        y = self.down(jax.nn.silu(self.up(x)))
+        y = y.reshape(len(x), -1, self.width)
+        spread = jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+        return y / spread * self.scale[...].astype(y.dtype)
+
+
+class State(_Bridge):
+    """Numbers [n, d], by mean and deviation of the training data; clipped at 5.
+
+    Numbers that never change are left out.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        tokens: int = 1,
+        hidden: int = 256,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_range(0.0, std=std)
+        if len(mean) != len(std) or not any(std):
+            raise InputError("a bridge of states needs as many means as deviations")
+        self.kept = tuple(int(i) for i in np.flatnonzero(np.asarray(std) > _STILL))
+        self.mean = tuple(float(mean[i]) for i in self.kept)
+        self.std = tuple(float(std[i]) for i in self.kept)
+        self.size = len(mean)
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(len(self.kept), width, tokens=tokens, hidden=hidden, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if x.ndim != 2 or x.shape[1] != self.size:
+            raise InputError(f"states are {x.shape}, not [n, {self.size}]")
+        x = x[:, np.asarray(self.kept)]
+        mean = jnp.asarray(self.mean, x.dtype)[None]
+        std = jnp.asarray(self.std, x.dtype)[None]
+        return self._bridged(jnp.clip((x - mean) / std, -_CLIP, _CLIP))
+
+
+class Grid(_Bridge):
+    """Cells [n, h, w, c] of small codes, one table for each of the c channels.
+
+    A cell is the sum of its codes' embeddings, of `features` numbers; all cells are
+    read together by the layers.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        shape: Sequence[int],
+        codes: int,
+        features: int = 16,
+        tokens: int = 1,
+        hidden: int = 256,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_range(1, shape=list(shape), codes=codes, features=features)
+        h, w, c = shape
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(
+            h * w * features, width, tokens=tokens, hidden=hidden, **options
+        )
+        draw = jax.random.normal(rngs.params(), (c, codes, features), param_dtype)
+        self.table = nnx.Param(draw)
+        self.shape, self.codes, self.dtype = (h, w, c), codes, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if x.shape[1:] != self.shape:
+            raise InputError(f"grids are {x.shape[1:]}, not {self.shape}")
+        chosen = jax.nn.one_hot(x, self.codes, dtype=self.dtype)  # NaN for no code
+        chosen = jnp.where((x < self.codes)[..., None], chosen, jnp.nan)
+        table = self.table[...].astype(self.dtype)
+        cells = jnp.einsum("nhwck,ckf->nhwf", chosen, table)
+        return self._bridged(cells.reshape(len(x), -1))
+
+
+class Image(_Bridge):
+    """Images [n, h, w, c] by a tower of the engine, and latents that read its map.
+
+    (The resampler of Jaegle et al. 2021.) `tower(rngs=)` makes a
+    `polyview.nn.towers:Tower` with `local=True`; its `frozen=True` leaves an encoder's
+    weights as `init` gives them.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        tower: Callable[..., Tower],
+        tokens: int = 4,
+        features: int = 128,
+        heads: int = 4,
+        hidden: int = 512,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_range(1, features=features, heads=heads)
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(features, width, tokens=1, hidden=hidden, **options)
+        self.tower = tower(rngs=rngs)
+        if not self.tower.local:
+            raise InputError("the tower of a bridge needs local=True")
+        encoder = self.tower.encoder
+        wide = getattr(encoder, "local_features", encoder.features)
+        self.reduce = nnx.Linear(wide, features, **options)
+        draw = jax.random.normal(rngs.params(), (1, tokens, features), param_dtype)
+        self.latents = nnx.Param(0.02 * draw)
+        self.read = CrossBlock(features, heads, **options)
+        self.count = tokens
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        index = jnp.zeros(len(x), jnp.int32)
+        found: Any = self.tower(x[:, None], index=index, key=None, train=False)
+        local = self.reduce(found.local[:, 0])
+        latents = self.latents[...].astype(local.dtype)
+        z = jnp.broadcast_to(latents, (len(x), *latents.shape[1:]))
+        z = self.read(z, local)
+        return self._bridged(z.reshape(-1, z.shape[-1])).reshape(
+            len(x), self.count, self.width
+        )

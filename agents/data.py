@@ -1,0 +1,110 @@
+"""Spans of demonstrations, as views.
+
+    views    text          int32[1, length]: the instruction's tokens, -1 after them
+             OBSERVATION   [m, ...] for each that is asked for
+    targets  action        [m, ...], those that the expert took
+             task          int64
+
+m = span consecutive steps of one episode, one of them drawn uniformly to be the last;
+steps before the episode's first are not present, and zeros. With a span of 1, m = draws
+steps at uniform times, for a policy that is asked about each alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.llm.tokenizer import Tokenizer
+from polyview.data.later import ACTION, rows_of
+from polyview.data.views import Example, take
+from polyview.errors import InputError, check_range
+
+TEXT, TASK = "text", "task"
+PADDING = -1  # of texts; 0 is a token
+
+
+@dataclass(frozen=True)
+class Context:
+    """A span of an episode with its instruction; see the module.
+
+    Attributes:
+      observations: fields of the episode to show.
+      span: consecutive steps.
+      draws: steps at uniform times, if span is 1.
+      text: the tokenizer of instructions; None shows none.
+      length: room for an instruction, in tokens; a longer one is an InputError.
+      before: text that stands before each instruction, and after: after it.
+      actions: the field of actions.
+      instruction: the field of the instruction.
+    """
+
+    observations: Sequence[str]
+    span: int = 1
+    draws: int = 1
+    text: Tokenizer | None = None
+    length: int = 16
+    before: str = ""
+    after: str = ""
+    actions: str = "actions"
+    instruction: str = "instruction"
+
+    def __post_init__(self) -> None:
+        check_range(1, span=self.span, draws=self.draws, length=self.length)
+        if self.span > 1 and self.draws > 1:
+            raise InputError("views.span and views.draws are both above 1; keep one")
+        if isinstance(self.observations, str) or not self.observations:
+            raise InputError("views.observations is a list of one field or more")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        actions = rows_of(example, self.actions)
+        if not len(actions):
+            raise InputError("an episode has no step; record it again")
+        # Not `rng.integers`, which another version of NumPy may draw otherwise.
+        last = (rng.random(self.draws) * len(actions)).astype(np.int64)
+        time = last if self.span == 1 else last + np.arange(1 - self.span, 1)
+        real = time >= 0
+        found: dict[str, Any] = {}
+        for name in self.observations:
+            values = rows_of(example, name)
+            if len(values) < len(actions):
+                raise InputError(
+                    f"field '{name}' has {len(values)} rows, and there are "
+                    f"{len(actions)} actions; correct views.observations, or the data"
+                )
+            found[name] = _taken(values, time, real)
+        views = self.shown(found, f"{example.get(self.instruction, '')}")
+        return {
+            "views": views,
+            "present": {
+                name: np.ones(1, bool) if name == TEXT else real.copy()
+                for name in views
+            },
+            "targets": {
+                ACTION: _taken(actions, time, real),
+                TASK: np.asarray(take(example, TASK), np.int64),
+            },
+        }
+
+    def shown(
+        self, observations: Mapping[str, np.ndarray], instruction: str
+    ) -> dict[str, np.ndarray]:
+        """Return the views of observations [m, ...] under an instruction."""
+        views = {name: observations[name] for name in self.observations}
+        if self.text is not None:
+            views[TEXT] = self.told(instruction)
+        return views
+
+    def told(self, instruction: str) -> np.ndarray:
+        """Return the tokens of an instruction, int32[1, length], padded with -1."""
+        assert self.text is not None
+        whole = f"{self.before}{instruction}{self.after}"
+        tokens, real = self.text.rows([whole], self.length)
+        return np.where(real, tokens, PADDING).astype(np.int32)
+
+
+def _taken(values: np.ndarray, time: np.ndarray, real: np.ndarray) -> np.ndarray:
+    taken = np.zeros((len(time), *values.shape[1:]), values.dtype)
+    taken[real] = values[time[real]]
+    return taken

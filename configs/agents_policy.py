@@ -1,0 +1,109 @@
+"""A language model's body that acts, by imitation of demonstrations.
+
+    python -m agents.prepare llm
+    python -m agents.prepare --env babyai:GoToLocal
+    python -m polyview.main --config \\
+        configs/agents_policy.py:data=babyai_gotolocal,adapter=semlang \\
+        --workdir runs/semlang
+
+Action space adapters of Szot et al. 2024: pred, uniform, vq and rvq for continuous
+actions; pred, lang and semlang for numbered ones. The body is fixed, with low-rank
+adapters; bridges and adapter are trained with these. The evaluation lets the policy
+act.
+
+Arguments: data, demonstrations; adapter; tokenizer, for vq and rvq, a run of
+configs/agents_tokenizer.py; model, a prepared language model, or nothing: then no
+instruction is read; layers, its first ones; body, "llm", or "scratch" for a small
+trained one; rank of the low-rank adapters; span,
+the steps that the policy sees; demonstrations, how many of train to use, 0 for all;
+steps, batch_size, rate; episodes of the evaluation, of each task; split, "validation"
+or "test", of the seeds of its episodes.
+Hardware: one laptop core, 10 minutes with four layers. Rates are in docs/agents.md.
+"""
+
+from agents import parts as own
+from agents import recording
+from polyview.config import parts
+from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError
+
+
+def get_config(argument: str = "") -> dict:
+    """Sizes and rates are ours but for the rank and alpha of the low-rank adapters."""
+    args = parse_arguments(
+        argument,
+        data="babyai_gotolocal",
+        adapter="pred",
+        tokenizer="",
+        model="smollm2_135m",
+        layers=4,
+        body="llm",
+        rank=8,
+        span=1,
+        demonstrations=0,
+        steps=1500,
+        batch_size=16,
+        rate=1e-3,
+        episodes=100,
+        split="validation",
+    )
+    data, name = args["data"], args["model"]
+    described = recording.describe(data)
+    adapter, init = own.adapter(args["adapter"], data, name, args["tokenizer"])
+    if args["body"] not in ("llm", "scratch"):
+        raise InputError(f"body={args['body']!r} is neither 'llm' nor 'scratch'")
+    if args["body"] == "llm":
+        if not name:
+            raise InputError("body=llm needs model=NAME; without a model: body=scratch")
+        lora = {**own.LORA, "rank": args["rank"]}
+        body, init = own.body(name, args["layers"], lora), own.body_weights(name) | init
+    else:
+        body = own.scratch(name)
+    split = f"train[:{args['demonstrations']}]" if args["demonstrations"] else "train"
+    views = {
+        "target": "agents.data:Context",
+        "observations": list(described["observations"]),
+        "span": args["span"],
+        "draws": 8 if args["span"] == 1 else 1,
+        "text": own.tokenizer(name) if name else None,
+        "length": 16,
+    }
+    return {
+        "seed": 0,
+        "steps": args["steps"],
+        "epochs": None,
+        "batch_size": args["batch_size"],  # episodes: eight times as many actions
+        "log_every": 50,
+        "checkpoint_every": args["steps"],
+        "evaluate_every": 0,
+        "keep": 2,
+        "workers": 0,
+        "mesh": {"data": -1, "fsdp": 1},
+        "source": own.held(data, split),
+        "views": views,
+        "model": {
+            "partial": "agents.policy:Policy",
+            "body": body,
+            "bridges": own.bridges(data),
+            "adapter": adapter,
+            "span": args["span"],
+        },
+        "init": init or None,
+        "objective": {"target": "agents.clone:Cloning"},
+        "optimizer": {
+            "partial": "polyview.training.optimizer:adamw",
+            "learning_rate": parts.constant_rate(args["rate"]),
+            "weight_decay": 1e-4,
+            "warm_up": 0.05,
+        },
+        "evaluations": {
+            "success": {
+                "target": "agents.evaluation.success:Success",
+                "worlds": described["tasks"],
+                "views": views,
+                "episodes": args["episodes"],
+                "split": args["split"],
+                "versions": described["versions"],
+            }
+        },
+    }
