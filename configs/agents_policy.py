@@ -14,10 +14,10 @@ act.
 Arguments: data, demonstrations; adapter; tokenizer, for vq and rvq, a run of
 configs/agents_tokenizer.py; model, a prepared language model, or nothing: then no
 instruction is read; layers, its first ones; body, "llm", or "scratch" for a small
-trained one; rank of the low-rank adapters; span,
-the steps that the policy sees; demonstrations, how many of train to use, 0 for all;
-steps, batch_size, rate; episodes of the evaluation, of each task; split, "validation"
-or "test", of the seeds of its episodes.
+trained one; rank of the low-rank adapters; span, the steps that the policy sees;
+length, room for an instruction, in tokens; demonstrations, how many of train to use, 0
+for all; steps, batch_size, rate; episodes of the evaluation, of each task; split,
+"validation" or "test", of the seeds of its episodes.
 Hardware: one laptop core, 10 minutes with four layers. Rates are in docs/agents.md.
 """
 
@@ -40,6 +40,7 @@ def get_config(argument: str = "") -> dict:
         body="llm",
         rank=8,
         span=1,
+        length=16,
         demonstrations=0,
         steps=1500,
         batch_size=16,
@@ -66,7 +67,7 @@ def get_config(argument: str = "") -> dict:
         "span": args["span"],
         "draws": 8 if args["span"] == 1 else 1,
         "text": own.tokenizer(name) if name else None,
-        "length": 16,
+        "length": args["length"],
     }
     return {
         "seed": 0,
