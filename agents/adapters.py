@@ -129,9 +129,10 @@ class Regression(nnx.Module):
         self, body: Body, hidden: jax.Array, actions: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the squared error, mean over the dimensions."""
-        told = jnp.clip(self.head(hidden[:, 0]), -2, 2)
-        error = jnp.square(told - self.range.scaled(actions)).mean(-1)
-        return error, {"error": error}
+        error = jnp.square(self.head(hidden[:, 0]) - self.range.scaled(actions))
+        error = error.mean(-1)
+        clipped = self.range.outside(actions).mean(-1)
+        return error, {"error": error, "clipped": clipped}
 
     def choose(
         self,
@@ -332,6 +333,7 @@ class Tokens(nnx.Module):
         metrics = {
             "error": jnp.square(off).mean(-1),  # given the expert's tokens before
             "accuracy": (jnp.stack(likeliest, 1) == tokens).mean(-1),
+            "clipped": self.tokenizer.outside(actions).mean(-1),
         }
         return losses.sum(1), metrics
 

@@ -18,7 +18,7 @@ from polyview.nn.denoiser import CrossBlock
 from polyview.nn.towers import Tower
 
 SCALE = 0.1  # root mean square of a token's numbers (ours); SmolLM2's words have .14
-_STILL = 1e-3  # a smaller deviation is that of a number that does not change (ours)
+_STILL = 1e-3  # of the largest deviation: a number below it does not change (ours)
 _CLIP = 5.0  # deviations, beyond which a number of a state says no more (ours)
 
 
@@ -71,7 +71,9 @@ class State(_Bridge):
         check_range(0.0, std=std)
         if len(mean) != len(std) or not any(std):
             raise InputError("a bridge of states needs as many means as deviations")
-        self.kept = tuple(int(i) for i in np.flatnonzero(np.asarray(std) > _STILL))
+        self.kept = tuple(
+            int(i) for i in np.flatnonzero(np.asarray(std) > _STILL * max(std))
+        )
         self.mean = tuple(float(mean[i]) for i in self.kept)
         self.std = tuple(float(std[i]) for i in self.kept)
         self.size = len(mean)
@@ -90,8 +92,9 @@ class State(_Bridge):
 class Grid(_Bridge):
     """Cells [n, h, w, c] of small codes, one table for each of the c channels.
 
-    A cell is the sum of its codes' embeddings, of `features` numbers; all cells are
-    read together by the layers.
+    A cell is the sum of its codes' embeddings, of `features` numbers. Each row of cells
+    is a token, so that a row can be compared with the words of an instruction; with
+    `whole` all cells are one token.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Grid(_Bridge):
         shape: Sequence[int],
         codes: int,
         features: int = 16,
-        tokens: int = 1,
+        whole: bool = False,
         hidden: int = 256,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -110,9 +113,12 @@ class Grid(_Bridge):
         check_range(1, shape=list(shape), codes=codes, features=features)
         h, w, c = shape
         options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            h * w * features, width, tokens=tokens, hidden=hidden, **options
-        )
+        rows = 1 if whole else h
+        read = h // rows * w * features
+        super().__init__(read, width, tokens=1, hidden=hidden, **options)
+        draw = jax.random.normal(rngs.params(), (1, rows, read), param_dtype)
+        self.place = None if whole else nnx.Param(draw)
+        self.count = rows
         draw = jax.random.normal(rngs.params(), (c, codes, features), param_dtype)
         self.table = nnx.Param(draw)
         self.shape, self.codes, self.dtype = (h, w, c), codes, dtype
@@ -124,7 +130,12 @@ class Grid(_Bridge):
         chosen = jnp.where((x < self.codes)[..., None], chosen, jnp.nan)
         table = self.table[...].astype(self.dtype)
         cells = jnp.einsum("nhwck,ckf->nhwf", chosen, table)
-        return self._bridged(cells.reshape(len(x), -1))
+        rows = cells.reshape(len(x), self.count, -1)
+        if self.place is not None:
+            rows += self.place[...].astype(rows.dtype)
+        return self._bridged(rows.reshape(len(x) * self.count, -1)).reshape(
+            len(x), self.count, self.width
+        )
 
 
 class Image(_Bridge):
@@ -132,7 +143,7 @@ class Image(_Bridge):
 
     (The resampler of Jaegle et al. 2021.) `tower(rngs=)` makes a
     `polyview.nn.towers:Tower` with `local=True`; its `frozen=True` leaves an encoder's
-    weights as `init` gives them.
+    weights as `init` gives them. Images are resized to `size` a side, if it is given.
     """
 
     def __init__(
@@ -140,6 +151,7 @@ class Image(_Bridge):
         width: int,
         *,
         tower: Callable[..., Tower],
+        size: int | None = None,
         tokens: int = 4,
         features: int = 128,
         heads: int = 4,
@@ -148,7 +160,7 @@ class Image(_Bridge):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_range(1, features=features, heads=heads)
+        check_range(1, features=features, heads=heads, size=size)
         options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(features, width, tokens=1, hidden=hidden, **options)
         self.tower = tower(rngs=rngs)
@@ -160,9 +172,14 @@ class Image(_Bridge):
         draw = jax.random.normal(rngs.params(), (1, tokens, features), param_dtype)
         self.latents = nnx.Param(0.02 * draw)
         self.read = CrossBlock(features, heads, **options)
-        self.count = tokens
+        self.count, self.size = tokens, size
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        if x.dtype == jnp.uint8:
+            x = x.astype(jnp.float32) / 255
+        if self.size is not None:
+            shape = (len(x), self.size, self.size, x.shape[-1])
+            x = jax.image.resize(x, shape, "linear")
         index = jnp.zeros(len(x), jnp.int32)
         found: Any = self.tower(x[:, None], index=index, key=None, train=False)
         local = self.reduce(found.local[:, 0])

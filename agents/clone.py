@@ -25,6 +25,8 @@ class Cloning:
             raise InputError(
                 "cloning needs the expert's actions; set views to agents.data:Context"
             )
+        if not hasattr(module, "loss"):
+            raise InputError("cloning takes a batch whole; set microbatch to None")
         losses, metrics, present = module.loss(batch, key, train=True)
         count = jnp.maximum(present.sum(), 1)
 

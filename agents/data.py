@@ -5,9 +5,10 @@
     targets  action        [m, ...], those that the expert took
              task          int64
 
-m = span consecutive steps of one episode, one of them drawn uniformly to be the last;
-steps before the episode's first are not present, and zeros. With a span of 1, m = draws
-steps at uniform times, for a policy that is asked about each alone.
+m = span consecutive steps of one episode. The span may begin before the episode and end
+after it, so that every step is drawn alike; such steps are not present, and zeros. With
+a span of 1, m = draws steps at uniform times, for a policy that is asked about each
+alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,9 +63,10 @@ class Context:
         if not len(actions):
             raise InputError("an episode has no step; record it again")
         # Not `rng.integers`, which another version of NumPy may draw otherwise.
-        last = (rng.random(self.draws) * len(actions)).astype(np.int64)
+        count = len(actions) + self.span - 1
+        last = (rng.random(self.draws) * count).astype(np.int64)
         time = last if self.span == 1 else last + np.arange(1 - self.span, 1)
-        real = time >= 0
+        real = (time >= 0) & (time < len(actions))
         found: dict[str, Any] = {}
         for name in self.observations:
             values = rows_of(example, name)
@@ -74,7 +76,8 @@ class Context:
                     f"{len(actions)} actions; correct views.observations, or the data"
                 )
             found[name] = _taken(values, time, real)
-        views = self.shown(found, f"{example.get(self.instruction, '')}")
+        told = "" if self.text is None else f"{take(example, self.instruction)}"
+        views = self.shown(found, told)
         return {
             "views": views,
             "present": {

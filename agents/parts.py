@@ -10,6 +10,7 @@ from agents.llm.tokenizer import Tokenizer
 from agents.tokenizers.text import digit_names
 from polyview.config import parts
 from polyview.errors import InputError, fits_together, nearest
+from polyview.evaluation.base import viewing_spec
 from polyview.runs.workdir import read_config
 
 # Szot et al. 2024b (LLaRP's code): rank 8, alpha 32; adapters and GEA take rank 128.
@@ -45,6 +46,7 @@ def body_weights(name: str, at: str = "body") -> dict[str, Any]:
             "from": f"sha256:{prepared.describe(name)['weights']}",
             "path": "",
             "first": [f"{at}.blocks.*"],
+            "source": f"the language model {name}, by python -m agents.prepare llm",
         }
     }
 
@@ -79,14 +81,26 @@ def scratch(name: str) -> dict[str, Any]:
     return {**SCRATCH, "vocabulary": known}
 
 
-def bridges(data: str, hidden: int = 512) -> dict[str, dict]:
-    """Return a bridge for each observation of demonstrations; hidden: as in Szot et al.
+def bridges(
+    data: str, observations: str = "", vision: str = "", hidden: int = 512
+) -> tuple[dict[str, dict], dict]:
+    """Return a bridge for each observation of demonstrations, and the `init` of them.
 
-    Raises InputError for demonstrations of images alone: name a tower for those.
+    observations: names joined by "+"; by default all but images, and images with
+    vision, a run whose encoder of images is taken, fixed. hidden: of the layers of a
+    bridge, as in Szot et al. 2024. Raises InputError for other observations than those
+    of the data.
     """
     described = recording.describe(data)
+    shapes = described["observations"]
+    names = [*filter(None, observations.split("+"))]
+    names = names or [n for n in shapes if n != "image" or vision or len(shapes) == 1]
     found: dict[str, dict] = {}
-    for name, shape in described["observations"].items():
+    init: dict[str, Any] = {}
+    for name in names:
+        if name not in shapes:
+            raise InputError(f"observations={observations}{nearest(name, shapes)}")
+        shape = shapes[name]
         if name == "state":
             own = described["statistics"]["state"]
             found[name] = {
@@ -100,11 +114,39 @@ def bridges(data: str, hidden: int = 512) -> dict[str, dict]:
                 "partial": "agents.bridges:Grid",
                 "shape": list(shape),
                 "codes": 16,  # minigrid has 11 objects, 6 colours and 4 states
+                "whole": False,
                 "hidden": hidden,
             }
-    if not found:
-        raise InputError(f"{data} has neither states nor grids; set model.bridges")
-    return found
+        else:
+            found[name], init = _seen(vision, hidden), _seen_init(vision)
+    return found, init
+
+
+def _seen(run: str, hidden: int) -> dict[str, Any]:
+    """Return the bridge of images by the encoder of a run, in its size of images."""
+    if not run:
+        raise InputError("images need an encoder: name a run, vision=RUN")
+    with fits_together(f"vision={run}"):
+        config = read_config(Path(run)).to_dict()
+        tower = config["model"]["towers"]["image"]
+        size = (viewing_spec(config) or config)["views"]["augment"]["size"]
+    keys = ("partial", "encoder", "mean", "std")
+    return {
+        "partial": "agents.bridges:Image",
+        "tower": {
+            **{key: tower[key] for key in keys if key in tower},
+            "projector": {"partial": "polyview.nn.heads:Identity"},
+            "local": True,
+            "frozen": True,
+        },
+        "size": size,
+        "hidden": hidden,
+    }
+
+
+def _seen_init(run: str) -> dict[str, Any]:
+    at, there = "bridges.image.tower.encoder", "towers.image.encoder"
+    return {at: {"from": run, "path": there}}
 
 
 def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]:
@@ -161,10 +203,10 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
         raise InputError(
             f"{run} has {model['codebooks']} codebooks; vq has 1, rvq has 2 or more"
         )
-    if [*model["low"]] != action["low"] or [*model["high"]] != action["high"]:
+    if len(model["low"]) != action["size"]:
         raise InputError(
-            f"{run} was trained on another range of actions than that of {data}; train "
-            f"one on {data}, or on data with both"
+            f"{run} has actions of {len(model['low'])} numbers, {data} of "
+            f"{action['size']}; train one on {data}"
         )
     init = {"adapter.tokenizer": {"from": run, "path": ""}}
     return {"partial": f"{at}:Tokens", "tokenizer": model}, init

@@ -74,6 +74,7 @@ class Policy(nnx.Module):
     def read(self, text: jax.Array) -> Cache:
         """Return the cache of instructions int32[n, length], with room for a window."""
         length = text.shape[1] + self.span * self._of_step()
+        self._check_context(length)
         cache = self.body.empty_cache(len(text), length)
         if not text.shape[1]:
             return cache
@@ -97,7 +98,12 @@ class Policy(nnx.Module):
         actions: [n, span, ...], those of the steps before; the last is not read. A key
         draws, None takes the likeliest parts.
         """
-        n = len(present)
+        n, m = present.shape
+        if m != self.span:
+            raise InputError(
+                f"the policy sees {self.span} steps, and is shown {m}: set span of the "
+                "evaluation's views to model.span"
+            )
         x, real = self._steps(views, actions, present)
         # The observation of the last step, but not its action.
         observed = x.shape[1] - self._of_action()
@@ -152,6 +158,7 @@ class Policy(nnx.Module):
             first = jnp.cumsum(real[:, :words], 1, dtype=jnp.int32) - 1
             position = jnp.concatenate([first, told_to + inside], 1)
             layout["position"] = jnp.maximum(position, 0).astype(jnp.int32)
+        self._check_context(words + self.span * self._of_step())
         hidden, _ = self.body(x, real, train=train, key=key, **layout)
         steps = rearrange(hidden[:, words:], "b (m s) d -> b m s d", m=m)
         first_part = self._of_step() - self._of_action() - 1
@@ -187,6 +194,13 @@ class Policy(nnx.Module):
     def _told(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         real = text >= 0
         return self.body.embed(jnp.where(real, text, 0)), real
+
+    def _check_context(self, length: int) -> None:
+        if length > self.body.context:
+            raise InputError(
+                f"an instruction and {self.span} steps are {length} tokens, and the "
+                f"body's context is {self.body.context}; lower span or length"
+            )
 
     def _of_action(self) -> int:
         """Parts of an action that are read: all, if later steps see them."""

@@ -216,6 +216,12 @@ def check_versions(provenance: Mapping[str, Any]) -> None:
         _log.warning("demonstrations were %s: results may differ", found)
 
 
+def installed(versions: Mapping[str, str]) -> dict[str, str]:
+    """Return those of {package: version} whose package is installed, in any version."""
+    known = {name.lower() for d in metadata.distributions() if (name := d.name)}
+    return {n: version for n, version in versions.items() if n.lower() in known}
+
+
 def _wrong(provenance: Mapping[str, Any]) -> str:
     """Return what is wrong with what a provenance says of the world; "" if nothing."""
     texts = {"world": str, "tasks": list, "settings": dict, "versions": dict}

@@ -6,7 +6,6 @@ Acts as in the run's evaluation, from seeds of its own; a frame is a step, and t
 frame of an episode stays for a while.
 """
 
-import itertools
 from pathlib import Path
 
 from polyview import cli, errors
@@ -53,15 +52,17 @@ def main(arguments: list[str] | None = None) -> None:
     acting = (config.get("evaluations") or {}).get("success")
     if acting is None or "worlds" not in acting:
         raise InputError(f"{flags.run} is no policy of configs/agents_policy.py")
-    views = build(config.views, allow_list(trust), where="views")
     acting = build(acting, allow_list(trust), where="evaluations.success")
-    made = {own.name: own for own in map(made_of, acting.worlds)}
+    views = acting.views
+    shown = acting.pixels if "image" in views.observations else 0
+    made = {own.name: own for own in (made_of(w, shown) for w in acting.worlds)}
     name = flags.world or next(iter(made))
     if name not in made:
         raise InputError(f"--world {name}{nearest(name, made)}")
-    seeds = itertools.count(_SEEDS + flags.seed)
-    lane = Lane(made[name], itertools.islice(seeds, flags.episodes), 0)
-    frames: list = []
+    seeds = range(_SEEDS + flags.seed, _SEEDS + flags.seed + flags.episodes)
+    lane = Lane(made[name], iter(seeds), acting.limit)
+    lane.world.reset(seeds[0])
+    frames = [lane.world.render()]
 
     def last() -> None:  # after it, `render` draws the next episode
         frames.extend([lane.world.render()] * _STILL)

@@ -5,9 +5,9 @@
     python -m benchmarks.agents babyai --workdir runs/agents
     python -m benchmarks.agents transfer --workdir runs/agents
 
-tokenizers: uniform bins, VQ and RVQ of 1, 2 and 4 codebooks, with and without the
-replacement of dead codes, and k-means of the same size, on expert actions of five
-Meta-World tasks; error on held-out episodes. cloning: success on these tasks, by
+tokenizers: VQ and RVQ of 1, 2 and 4 codebooks, with and without the replacement of
+dead codes, and k-means of the same size, on expert actions of five Meta-World tasks;
+error on held-out episodes. cloning: success on these tasks, by
 adapter, with a small body trained from scratch and with four layers of the language
 model. babyai: PickupLoc by adapter and number of demonstrations. transfer: a tokenizer
 of the five tasks against one of all seven, on two held-out tasks with 50 demonstrations
@@ -233,7 +233,7 @@ def write(output: Path, table: str, rows: list[dict]) -> None:
     number = "error" if table == "tokenizers" else "success"
     groups: dict[str, list[float]] = {}
     for row in rows:
-        if row.get("split", "test") == "test":
+        if row.get("split", "test") == "test" and row.get("steps", STEPS) == STEPS:
             keys = ("name", "body", "adapter", "demonstrations", "tokenizer_of")
             name = ", ".join(str(row[key]) for key in keys if key in row)
             groups.setdefault(name, []).append(row[number])

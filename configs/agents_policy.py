@@ -14,7 +14,8 @@ act.
 Arguments: data, demonstrations; adapter; tokenizer, for vq and rvq, a run of
 configs/agents_tokenizer.py; model, a prepared language model, or nothing: then no
 instruction is read; layers, its first ones; body, "llm", or "scratch" for a small
-trained one; rank of the low-rank adapters; span, the steps that the policy sees;
+trained one; rank of the low-rank adapters; observations, fields joined by +; vision, a
+run whose encoder of images is taken; span, the steps that the policy sees;
 length, room for an instruction, in tokens; demonstrations, how many of train to use, 0
 for all; steps, batch_size, rate; episodes of the evaluation, of each task; split,
 "validation" or "test", of the seeds of its episodes.
@@ -39,6 +40,8 @@ def get_config(argument: str = "") -> dict:
         layers=4,
         body="llm",
         rank=8,
+        observations="",
+        vision="",
         span=1,
         length=16,
         demonstrations=0,
@@ -60,10 +63,14 @@ def get_config(argument: str = "") -> dict:
         body, init = own.body(name, args["layers"], lora), own.body_weights(name) | init
     else:
         body = own.scratch(name)
+    bridges, seen = own.bridges(data, args["observations"], args["vision"])
+    count = described["counts"]["episodes"]
+    if not 0 <= args["demonstrations"] <= count:
+        raise InputError(f"demonstrations={args['demonstrations']}; give 0 to {count}")
     split = f"train[:{args['demonstrations']}]" if args["demonstrations"] else "train"
     views = {
         "target": "agents.data:Context",
-        "observations": list(described["observations"]),
+        "observations": list(bridges),
         "span": args["span"],
         "draws": 8 if args["span"] == 1 else 1,
         "text": own.tokenizer(name) if name else None,
@@ -85,11 +92,11 @@ def get_config(argument: str = "") -> dict:
         "model": {
             "partial": "agents.policy:Policy",
             "body": body,
-            "bridges": own.bridges(data),
+            "bridges": bridges,
             "adapter": adapter,
             "span": args["span"],
         },
-        "init": init or None,
+        "init": (init | seen) or None,
         "objective": {"target": "agents.clone:Cloning"},
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
@@ -103,8 +110,10 @@ def get_config(argument: str = "") -> dict:
                 "worlds": described["tasks"],
                 "views": views,
                 "episodes": args["episodes"],
+                "limit": 0,  # the world's own
                 "split": args["split"],
                 "versions": described["versions"],
+                "pixels": described["observations"].get("image", [0])[0],
             }
         },
     }

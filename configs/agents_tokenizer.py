@@ -13,6 +13,7 @@ steps; split of the evaluation, "validation" to choose by, "test" once.
 Hardware: one laptop core, minutes.
 """
 
+from agents import parts as own
 from agents import recording
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
@@ -54,7 +55,7 @@ def get_config(argument: str = "") -> dict:
         "keep": 2,
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": held(data, "train"),
+        "source": own.held(data, "train"),
         "views": {"target": "agents.tokenizers.training:Actions", "m": 64},
         "model": {
             "partial": "agents.tokenizers.residual:ResidualVQ",
@@ -86,12 +87,4 @@ def get_config(argument: str = "") -> dict:
                 "codes": args["codes"],
             }
         },
-    }
-
-
-def held(data: str, split: str) -> dict:
-    """Return the source of demonstrations, held in memory."""
-    return {
-        "target": "polyview.data.sources.held:Held",
-        "source": parts.source(data, split),
     }

@@ -109,12 +109,14 @@ DEMONSTRATED = {  # what `agents.recording.describe` says
     "babyai_gotolocal": {
         "tasks": ["babyai:GoToLocal"],
         "versions": {"minigrid": "3.2.0"},
+        "counts": {"episodes": 1000},
         "observations": {"grid": [7, 7, 3]},
         "action": {"names": ["turn left", "turn right", "go forward"]},
     },
     "metaworld": {
         "tasks": ["metaworld:reach-v3", "metaworld:push-v3"],
         "versions": {"metaworld": "3.1.1"},
+        "counts": {"episodes": 500},
         "observations": {"state": [2]},
         "action": {"size": 1, "box": [-1, 1], "low": [-0.5], "high": [0.5]},
         "statistics": {"state": {"mean": [0.0, 0.5], "std": [1.0, 2.0]}},

@@ -222,15 +222,24 @@ def test_only_bridges_adapters_and_low_rank_parts_are_trained():
     assert not any("tokenizer" in name for name in trained)
 
 
-def test_a_grid_is_embedded_cell_by_cell_and_refuses_unknown_codes(rng):
-    bridge = Grid(8, shape=(2, 3, 2), codes=5, features=4, hidden=6, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_grid_is_embedded_cell_by_cell_and_refuses_unknown_codes(whole, rng):
+    sizes = {"shape": (2, 3, 2), "codes": 5, "features": 4, "hidden": 6}
+    bridge = Grid(8, **sizes, whole=whole, rngs=nnx.Rngs(0))
+    bridge.scale[...] = 0.1 * bridge.scale[...]
     x = rng.integers(0, 5, (3, 2, 3, 2)).astype(np.uint8)
     table = np.asarray(bridge.table[...])
     cells = np.zeros((3, 2, 3, 4))
     for n, h, w in itertools.product(range(3), range(2), range(3)):
         cells[n, h, w] = table[0, x[n, h, w, 0]] + table[1, x[n, h, w, 1]]
-    wanted = bridge._bridged(jnp.asarray(cells.reshape(3, -1), jnp.float32))
-    np.testing.assert_allclose(bridge(x), wanted, rtol=1e-5)
+    rows = cells.reshape(3, bridge.count, -1)
+    assert bridge.count == (1 if whole else 2)
+    for number in range(bridge.count):
+        own = rows[:, number] + (
+            0 if whole else np.asarray(bridge.place[...])[:, number]
+        )
+        wanted = bridge._bridged(jnp.asarray(own, jnp.float32))[:, 0]
+        np.testing.assert_allclose(bridge(x)[:, number], wanted, rtol=1e-5)
     assert np.isnan(np.asarray(bridge(np.full_like(x, 5)))).all()
     with pytest.raises(InputError, match="grids are"):
         bridge(x[:, :1])
@@ -254,6 +263,71 @@ def test_an_image_is_read_by_latents_from_the_map_of_a_tower(rng):
     assert found.shape == (2, 3, 8) and bridge.count == 3
     assert np.abs(np.asarray(found[0] - found[1])).max() > 1e-4
     assert not any("encoder" in name for name in flatten(split_module(bridge).params))
+
+
+def test_a_state_is_standardised_and_a_token_has_the_scale_of_a_word(rng):
+    told = State(8, mean=[3.0, -1.0], std=[2.0, 0.5], hidden=4, rngs=nnx.Rngs(0))
+    plain = State(8, mean=[0.0, 0.0], std=[1.0, 1.0], hidden=4, rngs=nnx.Rngs(0))
+    x = rng.normal(size=(4, 2)).astype(np.float32)
+    spread, centre = np.float32([[2, 0.5]]), np.float32([[3, -1]])
+    np.testing.assert_allclose(told(x * spread + centre), plain(x), atol=1e-5)
+    tokens = np.asarray(plain(x))
+    np.testing.assert_allclose(np.sqrt(np.square(tokens).mean(-1)), 0.1, rtol=1e-2)
+
+
+def test_each_place_of_an_action_has_rows_of_its_own_unless_shared():
+    def of(shared):
+        def uniform(*, rngs):
+            return Uniform(**RANGE, codes=3)
+
+        return Tokens(8, tokenizer=uniform, shared=shared, rngs=nnx.Rngs(0))
+
+    code = jnp.array([1])
+    apart, shared = of(False), of(True)
+    assert (apart.embed(None, code, 0) != apart.embed(None, code, 1)).any()
+    np.testing.assert_array_equal(
+        shared.embed(None, code, 0), shared.embed(None, code, 1)
+    )
+    x = jax.random.normal(jax.random.key(0), (1, 8))
+    own = [apart.coded.scores(x, place) for place in (0, 1)]
+    assert (own[0] != own[1]).any()
+    assert apart.coded.head.kernel.shape == (8, 6)
+    assert shared.coded.head.kernel.shape == (8, 3)
+
+
+def test_a_regression_tells_its_error_a_dimension_and_acts_within_the_range(rng):
+    adapter = Regression(8, **RANGE, hidden=4, rngs=nnx.Rngs(0))
+    adapter.head.down.bias[...] = jnp.array([5.0, 0.5])
+    adapter.head.down.kernel[...] = jnp.zeros((4, 2))
+    hidden = jnp.zeros((1, 1, 8))
+    loss, metrics = adapter.loss(None, hidden, jnp.array([[1.0, -4.0]]))
+    np.testing.assert_allclose(loss, [(4**2 + 1.5**2) / 2])
+    np.testing.assert_allclose(metrics["clipped"], [0.5])
+    part = adapter.choose(None, hidden[:, 0], [], None, None)
+    np.testing.assert_allclose(adapter.decode([part]), [[1.0, 1.0]])
+
+
+def test_only_legal_actions_are_taken():
+    adapter = Categorical(8, actions=4, hidden=4, rngs=nnx.Rngs(0))
+    hidden = jax.random.normal(jax.random.key(0), (50, 8))
+    legal = np.arange(4)[None] == np.arange(50)[:, None] % 4
+    for key in (None, jax.random.key(1)):
+        found = adapter.choose(None, hidden, [], key, legal)
+        np.testing.assert_array_equal(found, np.arange(50) % 4)
+
+
+def test_more_tokens_than_the_context_are_refused(rng):
+    policy = made(categorical, span=3)
+    policy.body.context = 10
+    with pytest.raises(InputError, match="are 12 tokens.*context is 10"):
+        policy.loss(batch_of(rng, 2, 3, NUMBERED), None, False)
+    with pytest.raises(InputError, match="lower span or length"):
+        policy.read(np.zeros((1, 6), np.int32))
+    with pytest.raises(InputError, match="shown 2"):
+        batch = batch_of(rng, 2, 2, NUMBERED)
+        views = {"state": batch["views"]["state"]}
+        taken = batch["targets"]["action"]
+        policy.act(None, views, batch["present"]["state"], taken, None)
 
 
 def test_states_that_never_change_are_left_out(rng):

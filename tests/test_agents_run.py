@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 from test_agents_weights import gguf_file, put
 
 from agents import demonstrate, parts, prepare, recording, video
@@ -15,7 +16,8 @@ from polyview.config.file import load_config
 from polyview.errors import InputError
 from polyview.runs.checksum import flatten
 from polyview.runs.evaluating import Asked, evaluate
-from polyview.runs.load import load
+from polyview.runs.importing import import_weights
+from polyview.runs.load import encoder_of, load, untrained_model
 from polyview.training.train import train
 from polyview.training.trainer import Trainer
 
@@ -60,6 +62,7 @@ def shelf(tmp_path_factory):
 SMALL = {
     "model.bridges.grid.hidden": "8",
     "views.draws": "2",
+    "evaluations.success.limit": "4",
     "checkpoint_every": "2",
 }
 
@@ -162,6 +165,42 @@ def test_a_tokenizer_comes_from_its_run_and_stays_as_it_was(tmp_path):
         parts.adapter("uniform", "reach", "tiny", "somewhere")
 
 
+def test_a_policy_sees_by_the_encoder_of_another_run(shelf, tmp_path):
+    counts = {"episodes": 8, "validation": 1, "test": 1, "seed": 0}
+    seen = shelf / "seen"
+    demonstrate.prepare(["babyai:GoToRedBall"], seen, pixels=16, noise=0.0, **counts)
+    donor = load_config("configs/polyview_cifar10.py:views=2")
+    with donor.unlocked():
+        encoder = {"partial": "polyview.nn.resnet:resnet_tiny", "in_channels": 3}
+        donor.model.towers.image.encoder = encoder
+    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    random = untrained_model(donor, whole)
+    path = tmp_path / "weights.safetensors"
+    theirs = encoder_of(random, "image")
+    save_file({name: np.asarray(array) for name, array in theirs.items()}, path)
+    import_weights(path, donor, tmp_path / "donor")
+    config = load_config(
+        "configs/agents_policy.py:data=seen,model=tiny,layers=1,rank=2,steps=1,length=64"
+        f",batch_size=8,episodes=1,observations=image,vision={tmp_path / 'donor'}",
+        {
+            "views.draws": "1",
+            "model.bridges.image.hidden": "8",
+            "evaluations.success.limit": "2",
+        },
+    )
+    train(Trainer(config), tmp_path / "run")
+    found = load(tmp_path / "run")
+    at = "bridges.image.tower.encoder"
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(found.arrays[f"{at}.{name}"], array)
+    assert not any(name.startswith(at) for name in flatten(found.parts.params))
+    evaluate(tmp_path / "run", None, Asked())
+    with pytest.raises(InputError, match="vision=RUN"):
+        parts.bridges("seen", "image")
+    with pytest.raises(InputError, match="did you mean 'image'"):
+        parts.bridges("seen", "imago")
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -184,7 +223,7 @@ def test_what_does_not_fit_is_refused_before_a_step(argument, message):
 
 
 def test_an_instruction_without_room_is_refused():
-    with pytest.raises(InputError, match="raise the length"):
+    with pytest.raises(InputError, match="larger length"):
         trainer = Trainer(config_of("adapter=pred,length=3"))
         with jax.set_mesh(trainer.mesh):
             trainer.trace()

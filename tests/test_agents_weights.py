@@ -687,7 +687,7 @@ def test_a_run_of_fewer_blocks_names_the_file_of_all(run, shelf, tmp_path):
             "at": "reader.body",
             "from": "",
             "first": ["reader.body.blocks.*"],
-            "source": f"the file sha256:{about['weights']}",
+            "source": "the language model tiny, by python -m agents.prepare llm",
             "kept": False,
         }
     ]

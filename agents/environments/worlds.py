@@ -83,9 +83,9 @@ def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:
     return MetaWorld(task, reward=reward, pixels=pixels)
 
 
-def made_of(one: str | Callable[[], World]) -> World:
-    """Return the world of a name, or the one that a function makes."""
-    return world(one) if isinstance(one, str) else one()
+def made_of(one: str | Callable[[], World], pixels: int = 0) -> World:
+    """Return the world of a name, with images, or the one that a function makes."""
+    return world(one, pixels=pixels) if isinstance(one, str) else one()
 
 
 def parse(name: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from agents.data import Context
 from agents.environments.worlds import World, made_of
 from agents.playing import Lane, play
-from agents.recording import check_versions
+from agents.recording import check_versions, installed
 from polyview import hosts
 from polyview.errors import InputError, check_range, nearest
 from polyview.evaluation.base import Result
@@ -34,6 +34,7 @@ class Success:
       rows: episodes side by side.
       limit: steps of an episode; 0: the world's own.
       seed: of the first episode.
+      pixels: of the images that worlds show, if the policy sees images.
       versions: of the packages that demonstrations were played in; others are refused.
     """
 
@@ -44,6 +45,7 @@ class Success:
     rows: int = 32
     limit: int = 0
     seed: int = 0
+    pixels: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class Success:
             raise InputError(f"split={self.split!r}{nearest(self.split, _SEEDS)}")
         if isinstance(self.worlds, str) or not self.worlds:
             raise InputError("worlds is a list of one name or more")
+        # An absent package is told when worlds are made: training may do without.
+        check_versions({"versions": installed(self.versions)})
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Let a model act."""
@@ -65,12 +69,26 @@ class Success:
         lanes = []
         for one in self.worlds:
             seeds = iter(range(first, first + self.episodes))
-            made = [made_of(one) for _ in range(each)]
+            shown = self.pixels if "image" in self.views.observations else 0
+            made = [made_of(one, shown) for _ in range(each)]
             lanes += [Lane(own, seeds, self.limit) for own in made]
+        self._check(lanes, each)
         for number in play(model, lanes, self.views):
             if lanes[number].ended:
                 lanes[number].over()
         return self.result(lanes)
+
+    def _check(self, lanes: Sequence[Lane], each: int) -> None:
+        names = [lane.world.name for lane in lanes[::each]]
+        if len(set(names)) < len(names):
+            raise InputError(f"two worlds have one name: {', '.join(names)}")
+        for lane in lanes:
+            for name in self.views.observations:
+                if name not in lane.world.shapes:
+                    raise InputError(
+                        f"{lane.world.name} shows {', '.join(lane.world.shapes)}, and "
+                        f"the policy sees {name!r}; evaluate it in its own worlds"
+                    )
 
     def result(self, lanes: Sequence["Lane"]) -> Result:
         """Return the rates of what was played."""

@@ -46,6 +46,8 @@ def read_body(folder: Path) -> Source:
     kind = config.get("model_type")
     if kind != "llama":
         raise InputError(f"{folder}: its model_type is {kind!r}; only 'llama' is read")
+    if config.get("partial_rotary_factor", 1) != 1:
+        raise InputError(f"{folder}: only part of each head is rotated; not supported")
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"{folder}: hidden_act {config['hidden_act']!r} is not silu")
     settings: dict[str, Any] = {n: config.get(key) for n, key in _SETTINGS.items()}
@@ -148,7 +150,8 @@ def _frequencies(
     keys = ["factor", "low_freq_factor", "high_freq_factor"]
     keys.append("original_max_position_embeddings")
     numbers = [rotation.get(key) for key in keys]
-    if kind != "llama3" or not all(isinstance(n, int | float) for n in numbers):
+    known = all(isinstance(n, int | float) and n > 0 for n in numbers)
+    if kind != "llama3" or not known or numbers[1] == numbers[2]:
         raise InputError(f"{where}: rotations of kind {kind!r} are not supported")
     factor, low, high, context = map(float, numbers)  # type: ignore[arg-type]
     # Llama 3.1: long wavelengths are stretched, short ones kept, in between both.

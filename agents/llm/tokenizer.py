@@ -56,7 +56,7 @@ class Tokenizer:
             if len(numbers) > length:
                 raise InputError(
                     f"{text!r:.80} has {len(numbers)} tokens, and there is room for "
-                    f"{length}; raise the length of texts"
+                    f"{length}; give a larger length of texts"
                 )
             tokens[row, : len(numbers)] = numbers
             real[row, : len(numbers)] = True

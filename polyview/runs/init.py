@@ -12,6 +12,7 @@ default the only prefix that makes the names fit. An entry may also be a dict of
     leave    patterns of the donor's paths that may stay unused
     first    patterns of paths below whose first rows are taken where the donor has
              more, as of the stacked blocks of a deeper model
+    source   a line that says where a file comes from, for messages
 
 The donor's arrays are laid over those of the new state, in its types and shardings.
 Learned positions of a ViT are resized to its images (`polyview.runs.positions`). Arrays
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     fresh: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
+    source: str = ""
 
 
 class LaidOver(NamedTuple):
@@ -117,13 +119,14 @@ def _entry(at: str, value: Any) -> Entry:
     if isinstance(value, str):
         return Entry(at, value, at)
     if isinstance(value, Mapping) and isinstance(value.get("from"), str):
-        known = {"from", "path", "fresh", "leave", "first"}
-        path = value.get("path", at)
+        known = {"from", "path", "fresh", "leave", "first", "source"}
+        path, source = value.get("path", at), value.get("source", "")
         patterns: list[Any] = [value.get(key) for key in ("fresh", "leave", "first")]
         patterns = [() if p is None else p for p in patterns]
-        if not set(value) - known and isinstance(path, str):
+        if not set(value) - known and _are_words([path, source]):
             if all(map(_are_words, patterns)):
-                return Entry(at, value["from"], path, *map(tuple, patterns))
+                fresh, leave, first = map(tuple, patterns)
+                return Entry(at, value["from"], path, fresh, leave, first, source)
     elif _are_words(value) and len(value) == 2:
         return Entry(at, *value)
     raise InputError(
@@ -188,7 +191,7 @@ def lay_over(
         below = [name for name in named[-1] if under(name, entry.at)]
         # A later entry may have replaced some of these arrays.
         if below and all(last.get(name) is entry for name in below):
-            source = f"the file {Path(entry.donor).name}"
+            source = entry.source or f"the file {Path(entry.donor).name}"
             about: dict = {"sha256": donor.digest, "at": entry.at, "from": donor.path}
             about |= {"first": [*entry.first]} if entry.first else {}
             referenced.append({**about, "source": source, "kept": False})
@@ -227,7 +230,10 @@ def _donated(
         digest = entry.donor.removeprefix("sha256:")
         path = default_data_dir() / "weights" / f"{digest}.safetensors"
         if not path.is_file() or file_digest(path) != digest:
-            raise InputError(f"init: {path} does not exist or has another sha256")
+            origin = f" ({entry.source})" if entry.source else ""
+            raise InputError(
+                f"init: {path}{origin} does not exist or has another sha256"
+            )
         return _Donor(read_file(path), entry.path, digest)
     path = Path(entry.donor)
     if path.is_file():
