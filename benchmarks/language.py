@@ -116,12 +116,12 @@ def ours(layers: int, sizes: dict[str, int], calls: int) -> dict:
     x = jax.random.normal(jax.random.key(0), (ROWS, LENGTH, sizes["width"]))
     real = jnp.ones((ROWS, LENGTH), bool)
 
-    def forward(fixed, x):
+    def forward(fixed, x, train=False):
         body = merge_module(parts.graph, parts.params, parts.statistics, fixed)
-        return body(x, real)[0]
+        return body(x, real, train=train)[0]
 
     def loss(x, fixed):
-        return jnp.mean(jnp.square(forward(fixed, x)))
+        return jnp.mean(jnp.square(forward(fixed, x, train=True)))
 
     def step(fixed, x, cache):
         body = merge_module(parts.graph, parts.params, parts.statistics, fixed)

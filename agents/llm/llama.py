@@ -9,6 +9,7 @@ them, so that compile time does not depend on the depth.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -70,7 +71,8 @@ class Body(nnx.Module):
       frozen: whether the weights are fixed (`polyview.nn.fixed`).
       lora: None, or the options of `agents.llm.lora:Lora`, and `targets`: the kernels
         that get an adapter, by default all seven.
-      remat: in training, see `polyview.nn.rematerialisation`.
+      remat: in training, see `polyview.nn.rematerialisation`. To store products alone
+        is not only smaller, but on a CPU a seventh faster as well.
 
     Raises OutOfRange and InputError for sizes that do not fit.
     """
@@ -91,7 +93,7 @@ class Body(nnx.Module):
         context: int = 2048,
         frozen: bool = True,
         lora: Mapping[str, Any] | None = None,
-        remat: str = "none",
+        remat: str = "dots",
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -195,36 +197,40 @@ class Body(nnx.Module):
         if train and key is not None:
             keys = jax.random.split(key, self.layers)
 
-        def block(x: jax.Array, own: dict) -> tuple[jax.Array, Any]:
+        def block(carry: tuple, own: dict) -> tuple[tuple, None]:
             if splits_weights():
                 weights = {name: own[name] for name in ("stack", "adapters")}
                 own = own | jax.tree.map(gather, weights)
-            return self._block(x, own, rotation, seen, slots)
+            x, kept = carry
+            return self._block(x, kept, own, rotation, seen, slots), None
 
         if train and (self.remat != "none" or splits_weights()):
             policy = rematerialisation.POLICIES[self.remat]
             block = jax.checkpoint(block, policy=policy)
         own = {"stack": stack, "adapters": adapters, "keys": keys}
-        if cache is not None:
-            own |= {"k": cache.k, "v": cache.v}
-        x, written = jax.lax.scan(block, x, own)
-        hidden = self._normed(x, self.norm[...])
+        own["number"] = jnp.arange(self.layers)
+        # Rows and positions are one axis: on a CPU, XLA multiplies [b, 1, d] at half
+        # the speed. The cache is carried whole, so that it is written in place.
+        kept: Any = None if cache is None else (cache.k, cache.v)
+        rows = rearrange(x, "b t d -> (b t) d")
+        (rows, kept), _ = jax.lax.scan(block, (rows, kept), own)
+        hidden = self._normed(rows, self.norm[...]).reshape(x.shape)
         if cache is None:
             return hidden, None
         beyond = (position >= cache.k.shape[2]) & real
         hidden = jnp.where(beyond[..., None], jnp.nan, hidden)
-        k, v = written
-        return hidden, Cache(k, v, begun + steps[:, -1])
+        return hidden, Cache(kept[0], kept[1], begun + steps[:, -1])
 
     def _block(
         self,
         x: jax.Array,
+        kept: Any,
         own: Mapping[str, Any],
         rotation: tuple[jax.Array, jax.Array],
         seen: jax.Array,
         slots: jax.Array | None,
     ) -> tuple[jax.Array, Any]:
-        """Pass one block; return what it wrote into the cache as well."""
+        """Pass one block, x[(b t), width]; kept: keys and values of all blocks."""
         weights, adapters = own["stack"], own["adapters"]
         number = list(adapters)
 
@@ -238,25 +244,31 @@ class Body(nnx.Module):
             return z
 
         y = self._normed(x, weights["attention_norm"])
-        split = "b t (k d) -> b t k d"
-        query = rearrange(product("query", y), split, d=self.head)
-        k = rearrange(product("key", y), split, d=self.head)
-        v = rearrange(product("value", y), split, d=self.head)
+        split = partial(
+            rearrange,
+            pattern="(b t) (k d) -> b t k d",
+            t=rotation[0].shape[1],
+            d=self.head,
+        )
+        query, k, v = (split(product(name, y)) for name in ("query", "key", "value"))
         query, k = rotated(query, *rotation), rotated(k, *rotation)
-        written = None
         if slots is not None:
-            rows = jnp.arange(len(x))[:, None]
+            rows = jnp.arange(len(slots))[:, None]
             # Only keys keep a NaN: where their slot is used again, scores are masked,
             # while zero times a value of NaN would be NaN.
             sound = jnp.isfinite(v).all(-1, keepdims=True)
             k, v = jnp.where(sound, k, jnp.nan), jnp.where(sound, v, 0)
-            k = own["k"].at[rows, slots].set(k, mode="drop")
-            v = own["v"].at[rows, slots].set(v, mode="drop")
-            written = k, v
-        x = x + product("output", grouped_attention(query, k, v, seen))
+            at = own["number"]
+            kept = tuple(
+                old.at[at, rows, slots].set(new, mode="drop")
+                for old, new in zip(kept, (k, v), strict=True)
+            )
+            k, v = kept[0][at], kept[1][at]
+        mixed = rearrange(grouped_attention(query, k, v, seen), "b t d -> (b t) d")
+        x = x + product("output", mixed)
         y = self._normed(x, weights["mlp_norm"])
         y = jax.nn.silu(product("gate", y)) * product("up", y)
-        return x + product("down", y), written
+        return x + product("down", y), kept
 
     def _normed(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
