@@ -7,11 +7,12 @@ runs=${2:-runs/demo_agents}
 
 echo "== A language model of 135 M parameters, and 1,000 demonstrations"
 "$python" -m agents.prepare llm
-"$python" -m agents.prepare --env babyai:GoToLocal --episodes 1000
+"$python" -m agents.prepare --env babyai:GoToRedBallGrey --episodes 1000
 for adapter in semlang pred; do
     echo; echo "== The first four blocks learn to act by $adapter"
-    "$python" -m polyview.main --workdir "$runs/$adapter" --config \
-        "configs/agents_policy.py:data=babyai_gotolocal,adapter=$adapter,steps=600"
+    about="data=babyai_gotoredballgrey,adapter=$adapter,steps=400,length=8"
+    "$python" -m polyview.main --workdir "$runs/$adapter" --config.views.draws=4 \
+        --config "configs/agents_policy.py:$about"
     "$python" -m polyview.evaluate --run "$runs/$adapter"
 done
 echo

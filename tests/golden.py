@@ -105,8 +105,8 @@ RECORDED = {  # what `dvf.recording.describe` says of episodes
         "advantages": {"std": 1.5},
     },
 }
-DEMONSTRATED = {  # what `agents.recording.describe` says
-    "babyai_gotolocal": {
+DEMONSTRATED = {  # what `agents.recording.describe` says, by the kind of world
+    "babyai": {
         "tasks": ["babyai:GoToLocal"],
         "versions": {"minigrid": "3.2.0"},
         "counts": {"episodes": 1000},
@@ -142,6 +142,13 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
+
+
+AGENTS = {  # what stands in for demonstrations and language models
+    "agents.recording.describe": lambda name: DEMONSTRATED[name.split("_")[0]],
+    "agents.llm.prepared.describe": lambda name: MODEL,
+    "agents.parts.Tokenizer": lambda digest: Letters(),
+}
 
 
 def path_of(name: str, argument: str) -> Path:
@@ -188,12 +195,8 @@ def stand_ins() -> Iterator[None]:
                 licence="",
                 provenance={"game": game, "actions": ["NOOP"] * actions},
             )
-        for name, stand_in in (
-            ("dvf.recording.describe", lambda name: RECORDED),
-            ("agents.recording.describe", DEMONSTRATED.__getitem__),
-            ("agents.llm.prepared.describe", lambda name: MODEL),
-            ("agents.parts.Tokenizer", lambda digest: Letters()),
-        ):
+        recorded = {"dvf.recording.describe": lambda name: RECORDED}
+        for name, stand_in in (recorded | AGENTS).items():
             stack.enter_context(mock.patch(name, stand_in))
         (folder / "digits").mkdir()
         (folder / "digits" / "config.json").write_text(resolve("polyview_digits", ""))
