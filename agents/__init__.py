@@ -1,17 +1,20 @@
 """Language models as policies: bodies, actions as tokens, worlds and imitation.
 
-llm/              the body: readers of GGUF and hub folders, tokenizer, layers with
-                  low-rank adapters, cache, prepared models, export
-tokenizers/       actions as tokens: uniform bins, residual VQ-VAE, words in a trie
-environments/     worlds: BabyAI, Meta-World
-recording         demonstrations on disk; demonstrate: experts play them
-data              spans of demonstrations, as views
-bridges           from observations to tokens of a body
-adapters          from hidden states to actions
-policy            bridges, body and adapter in one module
-clone             the loss of an expert's actions
-playing           a policy in its worlds
-evaluation/       success by roll-outs; what a tokenizer loses
-parts             shared pieces of configs
-prepare, generate, export, video    command lines
+On the engine of `polyview`: a run of a policy is trained, resumed and evaluated as any
+other. Imports run one way, from here to `polyview`, never back.
+
+    llm/              the body: readers of GGUF and hub folders, tokenizer, layers with
+                      low-rank adapters, cache, prepared models, export
+    tokenizers/       actions as tokens: uniform bins, residual VQ-VAE, words in a trie
+    environments/     worlds: BabyAI, Meta-World
+    recording         demonstrations on disk; demonstrate: experts play them
+    data              spans of demonstrations, as views
+    bridges           from observations to tokens of a body
+    adapters          from hidden states to actions
+    policy            bridges, body and adapter in one module
+    clone             the loss of an expert's actions
+    playing           a policy in its worlds
+    evaluation/       success by roll-outs; what a tokenizer loses
+    parts             shared pieces of configs
+    prepare, generate, export, video    command lines
 """
