@@ -175,4 +175,4 @@ def test_a_model_may_be_told_policies_by_rollouts(data, tmp_path):
     config = load_config(f"configs/dvf_pointmaze.py:{argument}", overrides)
     train(Trainer(config), tmp_path / "run")
     evaluate(tmp_path / "run", None, Asked())
-    assert len(list((tmp_path / "run/eval").glob("2-*.json"))) == 3
+    assert len(list((tmp_path / "run/eval").glob("2-*.json"))) == 4
