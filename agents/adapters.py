@@ -91,6 +91,17 @@ class _Head(nnx.Module):
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 
 
+def _taken(
+    scores: jax.Array, key: jax.Array | None, legal: jax.Array | None = None
+) -> jax.Array:
+    """Return the likeliest column of each row, or a drawn one, int32[n]."""
+    if legal is not None:
+        scores = jnp.where(legal, scores, -jnp.inf)
+    if key is None:
+        return scores.argmax(-1).astype(jnp.int32)
+    return jax.random.categorical(key, scores).astype(jnp.int32)
+
+
 class Regression(nnx.Module):
     """Pred of continuous actions: the mean squared error of the scaled action.
 
@@ -192,16 +203,9 @@ class _Coded(nnx.Module):
             return found
         return found.reshape(len(found), self.places, self.codes)[:, place]
 
-    def chosen(
-        self, hidden: jax.Array, place: int, key: jax.Array | None, legal: Any = None
-    ) -> jax.Array:
+    def chosen(self, hidden: jax.Array, place: int, key: jax.Array | None) -> jax.Array:
         """Return a code for each row."""
-        scores = self.scores(hidden, place)
-        if legal is not None:
-            scores = jnp.where(legal, scores, -jnp.inf)
-        if key is None:
-            return scores.argmax(-1).astype(jnp.int32)
-        return jax.random.categorical(key, scores).astype(jnp.int32)
+        return _taken(self.scores(hidden, place), key)
 
     def cross_entropy(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
         """Return -log p of codes [n, places] given the states before: [n, places]."""
@@ -263,12 +267,7 @@ class Categorical(nnx.Module):
         legal: jax.Array | None,
     ) -> Part:
         """Return the number of an action."""
-        scores = self.head(hidden)
-        if legal is not None:
-            scores = jnp.where(legal, scores, -jnp.inf)
-        if key is None:
-            return scores.argmax(-1).astype(jnp.int32)
-        return jax.random.categorical(key, scores).astype(jnp.int32)
+        return _taken(self.head(hidden), key, legal)
 
     def token(self, part: Part) -> jax.Array:
         """Return the number."""

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from polyview.data.prepare import records
+from polyview.data.prepare.moments import Moments
 from polyview.data.sources.manifest import read_manifest
 from polyview.data.sources.protocol import class_task, default_data_dir
 from polyview.errors import InputError
@@ -297,7 +298,7 @@ class _Split:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         actions: list[np.ndarray] = []
-        states = _Moments()
+        states = Moments()
         for number, episode in enumerate(self.episodes):
             where = f"{self.name} {number}"
             check(episode, self.provenance, where)
@@ -328,30 +329,5 @@ class _Split:
                     "high": high.tolist(),
                 }
             if "state" in self.provenance["observations"]:
-                self.statistics["state"] = states.describe()
-
-
-class _Moments:
-    """Mean and deviation of rows, in float64, of numbers less those of the first."""
-
-    def __init__(self) -> None:
-        self._count, self._first = 0, np.zeros(())
-        self._sum, self._squares = np.zeros(()), np.zeros(())
-
-    def add(self, rows: np.ndarray) -> None:
-        """Take in rows, [n, d], of which there are some."""
-        if not self._count:
-            self._first = rows[0].astype(np.float64)
-        shifted = rows.astype(np.float64) - self._first
-        self._count += len(rows)
-        self._sum = self._sum + shifted.sum(0)
-        self._squares = self._squares + (shifted**2).sum(0)
-
-    def describe(self) -> dict[str, list[float]]:
-        """Return mean and deviation, the latter exactly 0 where all rows are equal."""
-        mean = self._sum / self._count
-        variance = np.maximum(self._squares / self._count - mean**2, 0)
-        return {
-            "mean": (self._first + mean).tolist(),
-            "std": np.sqrt(variance).tolist(),
-        }
+                found = {"mean": states.mean.tolist(), "std": states.std.tolist()}
+                self.statistics["state"] = found

@@ -21,6 +21,7 @@ import numpy as np
 
 from polyview.data.later import lost_share
 from polyview.data.prepare import records
+from polyview.data.prepare.moments import Moments
 from polyview.data.sources.manifest import read_manifest
 from polyview.data.sources.protocol import class_task
 from polyview.errors import InputError
@@ -208,7 +209,7 @@ class _Split:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         lengths: list[int] = []
-        moments = _Moments(len(self.state))
+        moments = Moments()
         for number, example in enumerate(self.examples):
             where = f"{self.name} {number}"
             if self.of_futures:
@@ -230,32 +231,3 @@ class _Split:
                     "leave it out"
                 )
             self.statistics["states"] = {"mean": mean.tolist(), "std": std.tolist()}
-
-
-class _Moments:
-    """Mean and deviation of rows, in float64, of numbers shifted by the first row."""
-
-    def __init__(self, features: int):
-        self._count, self._first = 0, np.zeros(features)
-        self._sum, self._squares = np.zeros(features), np.zeros(features)
-
-    def add(self, rows: np.ndarray) -> None:
-        """Take in rows, [n, d], of which there are some."""
-        rows = rows.astype(np.float64)
-        if not self._count:
-            self._first = rows[0]
-        shifted = rows - self._first
-        self._count += len(rows)
-        self._sum += shifted.sum(0)
-        self._squares += (shifted**2).sum(0)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """float64[d]"""
-        return self._first + self._sum / self._count
-
-    @property
-    def std(self) -> np.ndarray:
-        """float64[d], of the population; exactly 0 if all rows are equal."""
-        variance = self._squares / self._count - (self._sum / self._count) ** 2
-        return np.sqrt(np.maximum(variance, 0))
