@@ -109,8 +109,9 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
         versions          of packages: {"minigrid": "3.2.0"}
         observations      {field: shape of a step}
         action            {"names": [...]} of numbered actions, or {"size", "box": [low,
-                          high], "low": [...], "high": [...]} of continuous ones, the
-                          last two being quantiles of each dimension over train
+                          high], "low": [...], "high": [...], "distinct"} of continuous
+                          ones: quantiles of each dimension over train, and how many
+                          different actions there are
         longest           the most actions of an episode of any split
         counts            of train: episodes, steps, failed (dropped)
         failed            of each split, the failures that were dropped
@@ -327,6 +328,7 @@ class _Split:
                 self.provenance["action"] |= {
                     "low": low.tolist(),
                     "high": high.tolist(),
+                    "distinct": len(np.unique(every, axis=0)),
                 }
             if "state" in self.provenance["observations"]:
                 found = {"mean": states.mean.tolist(), "std": states.std.tolist()}

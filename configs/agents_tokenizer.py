@@ -42,6 +42,12 @@ def get_config(argument: str = "") -> dict:
             f"the actions of {data} are numbered, and need no tokenizer; take "
             "demonstrations of a world with continuous actions"
         )
+    distinct = action.get("distinct", args["codes"])
+    if args["codes"] > distinct:
+        raise InputError(
+            f"codes={args['codes']}, and {data} has only {distinct} different actions; "
+            "take fewer codes"
+        )
     return {
         "seed": 0,
         "steps": args["steps"],

@@ -222,6 +222,13 @@ def test_what_does_not_fit_is_refused_before_a_step(argument, message):
         Trainer(load_config(f"configs/agents_policy.py:{first},{argument}"))
 
 
+def test_more_codes_than_different_actions_are_refused():
+    assert recording.describe("reach")["action"]["distinct"] == 24 * 5
+    load_config("configs/agents_tokenizer.py:data=reach,codes=120")
+    with pytest.raises(InputError, match="codes=121.*only 120 different"):
+        load_config("configs/agents_tokenizer.py:data=reach,codes=121")
+
+
 def test_an_instruction_without_room_is_refused():
     with pytest.raises(InputError, match="larger length"):
         trainer = Trainer(config_of("adapter=pred,length=3"))
