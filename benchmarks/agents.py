@@ -49,6 +49,8 @@ from polyview.training.trainer import Trainer
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("tokenizers", "cloning", "babyai", "transfer")
 SEEDS = 3
+LENGTHS = {"babyai_pickup": 12, "metaworld_five": 8, "metaworld_two": 8}  # of texts
+DRAWS = "4"  # steps of an episode in a batch
 FIVE, PICKUP = "metaworld_five", "babyai_pickup"
 SEVEN, TWO = "metaworld_seven", "metaworld_two"  # with two more tasks; those alone
 STEPS = 1500
@@ -170,16 +172,15 @@ def arm(
     named = {**about, "seed": seed, "steps": flags.steps}
 
     def measure() -> dict[str, Any]:
-        given = {**named, "data": data, "episodes": episodes}
+        given = {**named, "data": data, "episodes": episodes, "length": LENGTHS[data]}
         del given["seed"]
         known = given.pop("tokenizer_of", data)
         if about["adapter"] in ("vq", "rvq"):
             name = {"vq": "VQ 256", "rvq": "RVQ 2 x 256"}[about["adapter"]]
             given["tokenizer"] = str(tokenizer(flags, name, known, seed))
         argument = ",".join(f"{key}={value}" for key, value in given.items())
-        config = load_config(
-            f"configs/agents_policy.py:{argument}", {"seed": str(seed)}
-        )
+        overrides = {"seed": str(seed), "views.draws": DRAWS}
+        config = load_config(f"configs/agents_policy.py:{argument}", overrides)
         words = "_".join(str(value) for value in named.values()).replace(".", "")
         run = trained(config, flags.workdir / f"policy_{data}_{words}")
         (found,) = evaluated(run, {}).values()
