@@ -1,6 +1,6 @@
 """Demonstrations on disk: array_record files and a manifest. One record an episode:
 
-    instruction  str, what is to be done
+    instruction  str, the task in words
     task         int, the number of the level or task
     seed         int, of the world's reset
     actions      float32[t, a] in the box of the world, or int64[t] for numbered ones

@@ -41,23 +41,9 @@ def get_config(argument: str = "") -> dict:
             "method='td' needs rewards in training, and these are read from the states "
             "afterwards; the evaluation has a regression to compare with"
         )
-    model = {
-        **dvf.parts.scale(data),
-        "offset_features": 16 if args["offset"] else 0,
-    }
-    if method == "infonce":
-        model |= {"partial": "dvf.occupancy:ContrastiveOccupancy"}
-        objective = {"target": "dvf.objectives:Contrast"}
-    else:
-        model |= {
-            "partial": "dvf.occupancy:DiffusionOccupancy",
-            "process": dvf.parts.process(method),
-            "denoiser": {
-                "partial": "polyview.nn.denoiser:MlpDenoiser",
-                "hidden": (256, 256, 256),
-            },
-        }
-        objective = {"target": "dvf.objectives:Denoising"}
+    model, objective = dvf.parts.future(method)
+    model |= dvf.parts.scale(data)
+    model["offset_features"] = 16 if args["offset"] else 0
     variables = recording.describe(data).get("variables", [])
     return {
         "seed": 0,

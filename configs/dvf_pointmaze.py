@@ -86,20 +86,9 @@ def get_config(argument: str = "") -> dict:
         }
         views.get("later", views)["discount"] = 0.0  # one step
         target_decay = 0.99
-    elif method == "infonce":
-        model |= {"partial": "dvf.occupancy:ContrastiveOccupancy", **told}
-        objective = {"target": "dvf.objectives:Contrast"}
     else:
-        model |= {
-            "partial": "dvf.occupancy:DiffusionOccupancy",
-            **told,
-            "process": dvf.parts.process(method),
-            "denoiser": {
-                "partial": "polyview.nn.denoiser:MlpDenoiser",
-                "hidden": (256, 256, 256),
-            },
-        }
-        objective = {"target": "dvf.objectives:Denoising"}
+        drawn, objective = dvf.parts.future(method)
+        model |= drawn | told
     rollouts = args["policy"] == "rollout"
     evaluations = dvf.parts.evaluations(
         data,

@@ -88,6 +88,25 @@ def process(method: str, steps: int = 50, sample_steps: int | None = None) -> di
     return found
 
 
+def future(method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the model of a method that draws futures, and its objective.
+
+    The model's conditions are the caller's.
+    """
+    if method == "infonce":
+        model: dict[str, Any] = {"partial": "dvf.occupancy:ContrastiveOccupancy"}
+        return model, {"target": "dvf.objectives:Contrast"}
+    model = {
+        "partial": "dvf.occupancy:DiffusionOccupancy",
+        "process": process(method),
+        "denoiser": {
+            "partial": "polyview.nn.denoiser:MlpDenoiser",
+            "hidden": (256, 256, 256),
+        },
+    }
+    return model, {"target": "dvf.objectives:Denoising"}
+
+
 def discs(data: str, count: int, seed: int, radius: float = 0.5) -> dict:
     """Return `count` rewards in free cells of the maze that was played in.
 

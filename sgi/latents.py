@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     network = _Network.load(*options.run)
     if network.actions != len(source.actions):
         raise InputError(
-            f"--run {options.run[0]} is of a game with {network.actions} actions, but "
+            f"--run {options.run[0]} plays a game with {network.actions} actions, but "
             f"'{options.recording}' is play of {game} with {len(source.actions)}"
         )
     settings = {

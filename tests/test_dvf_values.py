@@ -159,7 +159,7 @@ def drawn_by(seed):
 
 
 def test_values_from_futures_keep_their_rows_and_pad_the_last():
-    """10 queries, 4 at a time: each value is of its own state, policy and action."""
+    """10 queries, 4 at a time: a value belongs to its own state, policy and action."""
     model, asked = drawn_by(0)
     states = np.arange(10.0)[:, None]
     policy, action = np.arange(10) % 3, np.arange(10.0)[:, None] % 2

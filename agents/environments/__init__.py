@@ -1,4 +1,4 @@
-"""Worlds in which an instruction says what is to be done. Numpy only.
+"""Worlds with instructions. Numpy only.
 
     worlds       what all worlds have, and `world(name)`
     babyai       levels of BabyAI: a grid, numbered actions

@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import io
 import os
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from agents.environments import worlds
 from agents.environments.worlds import Observation
 from polyview.errors import InputError, nearest
-from polyview.rl.environment import Finished, Outcome
+from polyview.rl.environment import Outcome
 
 ACTIONS = (
     "turn left",
@@ -39,7 +38,7 @@ _VIEW = 7  # cells that the agent sees, across and ahead
 _TILE = 32  # pixels of a cell in a film
 
 
-class BabyAI:
+class BabyAI(worlds.Episodes):
     """A level of BabyAI; see `agents.environments.worlds:World`.
 
     Args:
@@ -55,6 +54,7 @@ class BabyAI:
     kind = "babyai"
 
     def __init__(self, level: str, *, reward: str = "success", pixels: int = 0):
+        super().__init__(dense=reward == "dense")
         worlds.check_pixels(pixels, 1024)
         gymnasium, known = _gymnasium(), levels()
         if level not in known:
@@ -68,21 +68,9 @@ class BabyAI:
         if pixels:
             self.shapes["image"] = (pixels, pixels, 3)
         self.versions = {"minigrid": metadata.version("minigrid")}
-        self._dense, self._pixels = reward == "dense", pixels
-        self.observation: Observation = {}
-        self.arrived: Observation = {}
-        self.on_end: Callable[[], None] | None = None
-        self._score, self._steps = 0.0, 0
+        self._pixels = pixels
         self.reset(0)
         self.limit = _limit(self.environment)
-
-    def reset(self, seed: int) -> Observation:
-        """Start an episode from a seed, and return its first observation."""
-        worlds.check_seed(seed)
-        self._seed, self._episode = int(seed), 0
-        self._begin()
-        self.arrived, self.success = self.observation, False
-        return self.observation
 
     def step(self, action: int) -> Outcome:
         """Take an action, its number in `actions`. Raises InputError for no such."""
@@ -92,17 +80,7 @@ class BabyAI:
         raw, own, ended, cut, _ = self.environment.step(int(number))
         self.arrived = self._observed(raw)
         self.success = bool(ended and own > 0)
-        reward = float(own) if self._dense else float(self.success)
-        self._score, self._steps = self._score + reward, self._steps + 1
-        if not (ended or cut):
-            self.observation = self.arrived
-            return Outcome(self.observation, reward, False, None)
-        finished = Finished(self._score, self._steps)
-        self._episode += 1
-        if self.on_end is not None:
-            self.on_end()
-        self._begin()
-        return Outcome(self.observation, reward, True, finished)
+        return self._outcome(own, ended or cut)
 
     def legal(self) -> None:
         """Return None: every action may be taken at any time."""

@@ -16,7 +16,6 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -25,7 +24,7 @@ import numpy as np
 from agents.environments import worlds
 from agents.environments.worlds import Observation
 from polyview.errors import InputError, nearest
-from polyview.rl.environment import Finished, Outcome
+from polyview.rl.environment import Outcome
 
 # Of those not listed, the words of the name are the instruction.
 INSTRUCTIONS = {
@@ -65,7 +64,7 @@ _UNUSED = {"_last_stable_obs"}  # a field of tasks: each step writes it before i
 _FILM = 480  # pixels; no more than Meta-World's models allow
 
 
-class MetaWorld:
+class MetaWorld(worlds.Episodes):
     """A task of Meta-World; see `agents.environments.worlds:World`.
 
     Args:
@@ -80,6 +79,7 @@ class MetaWorld:
     kind = "metaworld"
 
     def __init__(self, task: str, *, reward: str = "success", pixels: int = 0):
+        super().__init__(dense=reward == "dense")
         worlds.check_pixels(pixels, _FILM)
         known = tasks()
         if task not in known:
@@ -97,21 +97,9 @@ class MetaWorld:
         packages = ("metaworld", "mujoco")
         self.versions = {name: metadata.version(name) for name in packages}
         self.limit = int(self.environment.max_path_length)
-        self._dense, self._pixels = reward == "dense", pixels
+        self._pixels = pixels
         self._renderers: dict[int, Any] = {}
-        self.observation: Observation = {}
-        self.arrived: Observation = {}
-        self.on_end: Callable[[], None] | None = None
-        self._score, self._steps = 0.0, 0
         self.reset(0)
-
-    def reset(self, seed: int) -> Observation:
-        """Start an episode from a seed, and return its first observation."""
-        worlds.check_seed(seed)
-        self._seed, self._episode = int(seed), 0
-        self._begin()
-        self.arrived, self.success = self.observation, False
-        return self.observation
 
     def step(self, action: np.ndarray) -> Outcome:
         """Take an action, float[4]. Raises InputError for other shapes, and for NaN."""
@@ -122,17 +110,7 @@ class MetaWorld:
         raw, own, _, cut, information = self.environment.step(action)
         self.arrived = self._observed(raw)
         self.success = information["success"] >= 1
-        reward = float(own) if self._dense else float(self.success)
-        self._score, self._steps = self._score + reward, self._steps + 1
-        if not (cut or self.success and not self._dense):
-            self.observation = self.arrived
-            return Outcome(self.observation, reward, False, None)
-        finished = Finished(self._score, self._steps)
-        self._episode += 1
-        if self.on_end is not None:
-            self.on_end()
-        self._begin()
-        return Outcome(self.observation, reward, True, finished)
+        return self._outcome(own, cut or self.success and not self._dense)
 
     def legal(self) -> None:
         """Return None: actions are continuous."""
@@ -215,7 +193,7 @@ def tasks() -> dict[str, Any]:
 
 
 def instruction(task: str) -> str:
-    """Return what is to be done in a task, a short sentence for each."""
+    """Return the instruction of a task, a short sentence."""
     name = task.removesuffix(_VERSION)
     return INSTRUCTIONS.get(name, name.replace("-", " "))
 

@@ -11,6 +11,7 @@ When it ends, the next one begins from a seed that follows from that of the rese
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from polyview.errors import InputError, nearest
-from polyview.rl.environment import Environment
+from polyview.rl.environment import Environment, Finished, Outcome
 
 KINDS = ("babyai", "metaworld")
 REWARDS = ("success", "dense")
@@ -60,6 +61,50 @@ class World(Environment, Protocol):
 
     def render(self) -> np.ndarray:
         """Draw the world as it is now, uint8[h, w, 3], for people."""
+
+
+class Episodes(ABC):
+    """The episodes of a world, one after another; see the module.
+
+    A world begins the next one in `_begin`, with the seed that `seed_of` gives, and
+    returns `_outcome` from its `step`, having set `arrived` and `success`.
+    """
+
+    def __init__(self, dense: bool) -> None:
+        self._dense = dense
+        self.observation: Observation = {}
+        self.arrived: Observation = {}
+        self.on_end: Callable[[], None] | None = None
+        self._score, self._steps = 0.0, 0
+
+    def reset(self, seed: int) -> Observation:
+        """Start an episode from a seed, and return its first observation."""
+        check_seed(seed)
+        self._seed, self._episode = int(seed), 0
+        self._begin()
+        self.arrived, self.success = self.observation, False
+        return self.observation
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Begin an episode, and set `observation` and the score."""
+
+    def _outcome(self, own: float, over: bool) -> Outcome:
+        """Return the result of a step; begin the next episode if this one is over.
+
+        own: the world's own reward.
+        """
+        reward = float(own) if self._dense else float(self.success)
+        self._score, self._steps = self._score + reward, self._steps + 1
+        if not over:
+            self.observation = self.arrived
+            return Outcome(self.observation, reward, False, None)
+        finished = Finished(self._score, self._steps)
+        self._episode += 1
+        if self.on_end is not None:
+            self.on_end()
+        self._begin()
+        return Outcome(self.observation, reward, True, finished)
 
 
 def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:

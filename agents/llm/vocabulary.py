@@ -43,7 +43,7 @@ def of_lists(
         raise InputError(f"{where}: a token stands twice in its vocabulary")
     for pair in pairs:
         if len(pair) != 2 or not {*pair, "".join(pair)} <= numbers.keys():
-            raise InputError(f"{where}: its merge {pair} is of unknown tokens")
+            raise InputError(f"{where}: its merge {pair} consists of unknown tokens")
     made = Tokenizer(models.BPE(vocab=numbers, merges=pairs))
     bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

@@ -52,7 +52,7 @@ class ValueMaps:
         check_discount(self.estimate, self.discount)
         if len(self.reward.names) != 1:
             raise InputError(
-                f"a map is of one reward, and there are {len(self.reward.names)}"
+                f"a map shows one reward, and there are {len(self.reward.names)}"
             )
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
