@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from polyview.errors import OutOfRange, check_range
+from polyview.errors import TINY, OutOfRange, check_range
 from polyview.training.layer_decay import by_layer
 
 ScalingRule = Callable[[int], float]
@@ -128,11 +128,20 @@ def adamw(
     layer_decay: float | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
+    epsilon: float = 1e-8,
+    clip: float | None = None,
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay."""
+    """AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay.
+
+    clip: the largest norm of all gradients together, which are scaled down to it.
+    """
     schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up, minimum)
     check_range(0.0, weight_decay=weight_decay)
+    check_range(TINY, epsilon=epsilon, clip=clip)
     transformation = optax.adamw(
-        schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
+        schedule, b1, b2, epsilon, weight_decay=weight_decay, mask=decayed
     )
+    if clip is not None:
+        limit = optax.clip_by_global_norm(clip)
+        transformation = optax.chain(limit, transformation)
     return Optimizer(by_layer(transformation, layer_decay), schedule)

@@ -1,0 +1,562 @@
+"""The learner of policies by PPO, in rows of environments on the device or the host.
+
+A step of the run plays `rollout` steps in `rows` environments, then takes `passes` x
+`minibatches` steps of the engine on parts of the rows. The config, by key:
+
+    environment   spec of an `ArrayEnvironment`, or partial spec of `Rows`, which gets
+                  count, seed and first, the number of its first row
+    rows, rollout, passes, minibatches, discount, trace
+    model, objective, optimizer, init, evaluations   as of any run
+
+A run is a function of its config. A checkpoint holds the network, the environments
+(arrays, or what `Rows.saved` gives) and what policies with a memory saw of the episodes
+that go on. Memories themselves are not saved: each step begins by recalling them.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from polyview import devices
+from polyview.config.schema import RANGES, check_config
+from polyview.config.spec import build
+from polyview.errors import HUGE, InputError, fits_together
+from polyview.evaluation.base import specs_of
+from polyview.model import Model, Parts, abstract_module, merge_module, split_module
+from polyview.rl import acting
+from polyview.rl.acting import Acted, Actor, Here, Past, Played, Shown, Tally
+from polyview.rl.environment import Rows, Step
+from polyview.rl.ppo import advantages, masked_mean
+from polyview.runs.checkpoint import fixed_record, saved_steps
+from polyview.runs.evaluating import build_evaluations
+from polyview.runs.init import LaidOver, entries_of, lay_over
+from polyview.runs.weights import keep_fixed, read_fixed
+from polyview.training.learner import Learner
+from polyview.training.step import TrainState, begin_with, create_state, make_step
+
+REQUIRED = (
+    "seed",
+    "steps",
+    "rows",
+    "rollout",
+    "passes",
+    "minibatches",
+    "discount",
+    "trace",
+    "log_every",
+    "environment",
+    "model",
+    "objective",
+    "optimizer",
+)
+LIMITS = RANGES | {
+    "rows": (1, HUGE),
+    "rollout": (1, HUGE),
+    "passes": (1, 1000),
+    "minibatches": (1, HUGE),
+    "discount": (0.0, 1.0),
+    "trace": (0.0, 1.0),
+}
+_PLAY, _WORLD, _ORDER = 9, 10, 11  # purposes of random streams, beside other files'
+_RECENT = 0.9  # of the episodes that a step reports, how many the next one still does
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """The state of a run: the network, the environments, and what they show.
+
+    rows: what `Rows.saved` gave, read only when a state is restored; of environments on
+    the device, nothing.
+    """
+
+    train: TrainState
+    here: Any
+    shown: Shown
+    past: Past
+    tally: Tally
+
+
+class PolicyLearner(Learner):
+    """A config's policy and its environments; see the module."""
+
+    acts = True
+    told_in_line = ("success",)
+    unit = "env steps"
+
+    def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
+        check_config(config, REQUIRED, LIMITS)
+        self.config, self.trusted = config, trusted
+        self.steps, self.rows = config.steps, config.rows
+        self.samples = config.rows * config.rollout
+        self.updates = config.passes * config.minibatches
+        self.mesh = devices.make_mesh(**config.get("mesh", {}))
+        if config.rows % config.minibatches:
+            raise InputError(
+                f"minibatches={config.minibatches} does not divide rows={config.rows}"
+            )
+        part = config.rows // config.minibatches
+        if config.rows % self.mesh.size or part % self.mesh.size:
+            raise InputError(
+                f"rows={config.rows} in {config.minibatches} minibatches cannot be "
+                f"split over {self.mesh.size} devices; give a multiple"
+            )
+        self.host: Rows | None = None
+        with fits_together("environment"):
+            self.environment: Any = build(
+                config.environment, trusted, where="environment"
+            )
+            if not hasattr(self.environment, "observe"):
+                self.host = self._hosted()
+        self.world = self.host or self.environment
+        optimizer = build(config.optimizer, trusted, where="optimizer")(
+            steps=self.steps * self.updates, batch_size=part
+        )
+        self.schedule = optimizer.schedule
+        self.objective = build(config.objective, trusted, where="objective")
+        self.evaluations = build_evaluations(specs_of(config), trusted)
+        make_module = build(config.model, trusted, where="model")
+        with fits_together("model"):
+            self.abstract = abstract_module(make_module)
+        self.actor: Any = merge_module(*self.abstract)
+        self._check_actor()
+        self.context = self.world.limit if self.actor.remembers else 0
+        self.take_step = make_step(
+            self.abstract.graph, self.objective, optimizer.transformation
+        )
+        self.seed = devices.put_replicated(np.uint32(config.seed), self.mesh)
+        self.laid_over: LaidOver | None = None
+        create = functools.partial(create_state, make_module, optimizer.transformation)
+        self._compile(create)
+
+    def _hosted(self) -> Rows:
+        """Make this process's rows, numbered among those of all processes."""
+        processes = jax.process_count()
+        if self.config.rows % processes:
+            raise InputError(f"rows={self.config.rows} for {processes} processes")
+        count = self.config.rows // processes
+        return self.environment(
+            count=count, seed=self.config.seed, first=count * jax.process_index()
+        )
+
+    def _check_actor(self) -> None:
+        wanted = ("act", "judge", "recall", "prepare", "critic")
+        if not all(hasattr(self.actor, name) for name in wanted):
+            raise InputError(
+                "the model is no actor (polyview.rl.acting:Actor): it has no critic"
+            )
+        if self.actor.actions != self.world.actions:
+            raise InputError(
+                f"the model has {self.actor.actions} actions, and the environment "
+                f"{self.world.actions}; correct model.adapter.actions"
+            )
+
+    def _compile(self, create: Any) -> None:
+        whole, rows = devices.replicated(self.mesh), devices.rows(self.mesh)
+        later = NamedSharding(self.mesh, PartitionSpec(None, devices.AXES))
+        shapes = jax.eval_shape(create, self.seed)
+        of_network = devices.of_state(shapes, self.mesh)
+        self.network, self.fixed = jax.tree.map(
+            lambda shape, sharding: shape.update(sharding=sharding), shapes, of_network
+        )
+        self.initial = jax.jit(
+            create,
+            out_shardings=of_network,
+            compiler_options=devices.quickly_compiled(),
+        )
+        on_rows = Tally(rows, rows, whole)
+        state = State(of_network[0], rows, rows, rows, on_rows)
+        given = of_network[0], of_network[1]
+        self.begin = jax.jit(self._begin, out_shardings=rows)
+        self.started = jax.jit(self._started, out_shardings=(rows, on_rows))
+        self.update = jax.jit(
+            self._update,
+            in_shardings=(state, of_network[1], whole, whole),
+            out_shardings=(state, whole),
+        )
+        self.recall = jax.jit(self._recall, in_shardings=(*given, rows, rows))
+        self.act = jax.jit(
+            self._act,
+            in_shardings=(*given, rows, rows, whole, whole, whole),
+            out_shardings=(rows, rows),
+            donate_argnums=2,
+        )
+        self.stack = jax.jit(
+            lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts),
+            out_shardings=later,
+        )
+        played = Played(Shown(later, later, later), later, later, later, later)
+        self.learn = jax.jit(
+            self._learn,
+            in_shardings=(*given, rows, played, rows, whole, whole),
+            out_shardings=(of_network[0], rows, whole),
+        )
+
+    # What follows is traced.
+
+    def _module(self, train: TrainState, fixed: dict) -> Actor:
+        parts = self.abstract.graph, train.params, train.statistics, fixed
+        found: Any = merge_module(*parts)
+        return found
+
+    def _key(self, seed: jax.Array, purpose: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed), purpose)
+
+    def _begin(self, seed: jax.Array) -> tuple[Here, Step]:
+        rows = jnp.arange(self.rows, dtype=jnp.int32)
+        return acting.begin(self.environment, self._key(seed, _WORLD), rows)
+
+    def _started(self, first: Step) -> tuple[tuple[Shown, Past], Tally]:
+        """Return what a run shows before its first step; all rows begin."""
+        shown = acting.shown_of(first, ~(first.terminated | first.truncated))
+        zero = jnp.zeros(self.rows, jnp.float32)
+        tally = Tally(zero, zero.astype(jnp.int32), jnp.zeros(4, jnp.float32))
+        return (shown, acting.no_past(shown, self.context)), tally
+
+    def _update(
+        self, state: State, fixed: dict, number: jax.Array, seed: jax.Array
+    ) -> tuple[State, dict]:
+        """Play on the device, and learn."""
+        key = jax.random.fold_in(self._key(seed, _PLAY), number)
+        rows = jnp.arange(self.rows, dtype=jnp.int32)
+        here, shown, tally, played, last = acting.play(
+            self._module(state.train, fixed),
+            state.past,
+            state.shown,
+            state.tally,
+            state.here,
+            functools.partial(
+                acting.step, self.environment, self._key(seed, _WORLD), rows
+            ),
+            key,
+            self.config.rollout,
+        )
+        train, past, metrics = self._learn(
+            state.train, fixed, state.past, played, last, number, seed
+        )
+        new = State(train, here, shown, past, tally)
+        healthy = metrics["healthy"]
+        kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, state)
+        return self._told(kept, metrics)
+
+    def _told(self, state: State, metrics: dict) -> tuple[State, dict]:
+        """Add the episodes that ended of late to the metrics, and forget a part."""
+        episodes, successes, scores, steps = state.tally.done
+        count = jnp.maximum(episodes, 1e-6)
+        metrics |= {
+            "episodes": episodes,
+            "success": successes / count,
+            "score": scores / count,
+            "length": steps / count,
+        }
+        tally = state.tally._replace(done=_RECENT * state.tally.done)
+        return State(state.train, state.here, state.shown, state.past, tally), metrics
+
+    def _recall(self, train: TrainState, fixed: dict, past: Past, shown: Shown) -> Any:
+        return self._module(train, fixed).recall(acting.rows_of(past, shown))
+
+    def _act(
+        self,
+        train: TrainState,
+        fixed: dict,
+        memory: Any,
+        shown: Shown,
+        number: jax.Array,
+        time: jax.Array,
+        seed: jax.Array,
+    ) -> tuple[Any, Acted]:
+        key = jax.random.fold_in(self._key(seed, _PLAY), number)
+        key = jax.random.fold_in(key, time)
+        actor = self._module(train, fixed)
+        return actor.act(memory, shown.views, shown.first, key)
+
+    def _learn(
+        self,
+        train: TrainState,
+        fixed: dict,
+        past: Past,
+        played: Played,
+        last: jax.Array,
+        number: jax.Array,
+        seed: jax.Array,
+    ) -> tuple[TrainState, Past, dict]:
+        """Take `updates` steps of the engine on what was played."""
+        config = self.config
+        module = self._module(train, fixed)
+        normalised = jnp.concatenate([played.acted.value, last[None]])
+        values = module.critic.restored(normalised)
+        gained = advantages(
+            played.reward,
+            values,
+            played.terminated,
+            played.over,
+            config.discount,
+            config.trace,
+        )
+        play = acting.play_of(past, played.shown, played.acted.action)
+        taken = ~played.shown.over.T
+        if module.episodes is not None:
+            begun = jnp.cumsum(play["first"] & play["real"], 1, dtype=jnp.int32)
+            started = begun[:, self.context :] - (~play["real"]).all(1)[:, None]
+            taken &= started <= module.episodes
+        returns = (gained + values[:-1]).T
+        explained = _explained(returns, values[:-1].T, taken)
+        module.critic.adapt(returns, taken)
+        _, params, statistics, _ = split_module(module)  # type: ignore[arg-type]
+        train = TrainState(train.step, params, statistics, train.optimizer, None)
+        batch = {
+            "play": module.prepare(play),
+            "taken": taken,
+            "advantages": gained.T,
+            "returns": module.critic.normalised(returns),
+            "values": module.critic.normalised(values[:-1].T),
+            "log_prob": played.acted.log_prob.T,
+        }
+        key = jax.random.fold_in(self._key(seed, _ORDER), number)
+        orders = [
+            jax.random.permutation(jax.random.fold_in(key, one), self.rows)
+            for one in range(config.passes)
+        ]
+        parts = jnp.concatenate(orders).reshape(self.updates, -1)
+
+        def step(train: TrainState, given: tuple) -> tuple[TrainState, dict]:
+            own, count = given
+            chosen = jax.tree.map(lambda x: x[own], batch)
+            return self.take_step(train, fixed, chosen, count, seed)
+
+        counts = number * self.updates + jnp.arange(self.updates, dtype=jnp.int32)
+        train, metrics = jax.lax.scan(step, train, (parts, counts))
+        first_ratio = metrics.pop("farthest_ratio")[0]
+        healthy = metrics.pop("healthy").all()
+        found = {name: value.mean() for name, value in metrics.items()}
+        found |= {
+            "healthy": healthy,
+            # The policy that is judged first is the one that acted: this is rounding.
+            "first_ratio": first_ratio,
+            "explained": explained,
+            "learnt": taken.mean(),
+            "reward": masked_mean(played.reward.T, taken),
+        }
+        return train, acting.last_steps(play, self.context), found
+
+    # What follows is of the host.
+
+    def check(self, workdir: Path) -> None:
+        """Trace an update; for a new run, read the donors of its weights."""
+        with fits_together("model, environment and objective"):
+            self._trace()
+        if not saved_steps(workdir / "checkpoints"):
+            parts = self.network.params, self.network.statistics, self.fixed
+            if entries := entries_of(self.config):
+                self.laid_over = lay_over(entries, self.actor, parts)
+
+    def _trace(self) -> None:
+        shapes = self.template()
+        shapes.pop("rows", None)
+        if not self.context:
+            shapes["past"] = jax.eval_shape(
+                functools.partial(acting.no_past, count=0), shapes["shown"]
+            )
+        state = State(**shapes)
+        number = jax.ShapeDtypeStruct((), np.int32)
+        if self.host is None:
+            jax.eval_shape(self._update, state, self.fixed, number, self.seed)
+            return
+        given = state.train, self.fixed
+        memory = jax.eval_shape(self._recall, *given, state.past, state.shown)
+        jax.eval_shape(self._act, *given, memory, state.shown, number, number, number)
+
+    def _first(self) -> Step:
+        """Return the first step of rows on the host, on the devices."""
+        assert self.host is not None
+        return self._put(self.host.begin())
+
+    def _put(self, step: Step) -> Step:
+        return Step(*devices.put(tuple(step), self.mesh))
+
+    def create(self, workdir: Path) -> State:
+        """Begin all episodes; lay donors' weights over the network's."""
+        train, fixed = self.initial(self.seed)
+        source = f"seed {self.config.seed}"
+        referenced: list[dict] = []
+        if (laid := self.laid_over) is not None:
+            made = train.params, train.statistics, fixed
+            params, statistics, fixed = laid.over(made)
+            train = begin_with(train, params, statistics)
+            source, referenced = f"{laid}", laid.referenced
+        self.fixed = fixed
+        self.fixed_record = keep_fixed(workdir, fixed, referenced, source)
+        here: Any = None
+        if self.host is None:
+            here, first = self.begin(self.seed)
+        else:
+            first = self._first()
+        (shown, past), tally = self.started(first)
+        return State(train, here, shown, past, tally)
+
+    def template(self) -> dict:
+        """Return the shapes of what `saved` returns."""
+        whole, rows = devices.replicated(self.mesh), devices.rows(self.mesh)
+        if self.host is None:
+            here, first = jax.eval_shape(self._begin, self.seed)
+        else:
+            here, first = None, self._shapes()
+        (shown, past), tally = jax.eval_shape(self._started, first)
+
+        def on(tree: Any, sharding: Any) -> Any:
+            return jax.tree.map(lambda shape: shape.update(sharding=sharding), tree)
+
+        found = {
+            "train": self.network,
+            "here": on(here, rows),
+            "shown": on(shown, rows),
+            "past": on(past, rows) if self.context else None,
+            "tally": Tally(
+                on(tally.score, rows), on(tally.steps, rows), on(tally.done, whole)
+            ),
+        }
+        if self.host is not None:
+            self.host.begin()
+            saved = self.host.saved()
+            found["rows"] = {
+                name: jax.ShapeDtypeStruct(
+                    (self.rows, *x.shape[1:]), x.dtype, sharding=rows
+                )
+                for name, x in saved.items()
+            }
+        return found
+
+    def _shapes(self) -> Step:
+        assert self.host is not None
+        views = {
+            name: jax.ShapeDtypeStruct((self.rows, *shape), dtype)
+            for name, (shape, dtype) in self.host.shapes.items()
+        }
+        flag = jax.ShapeDtypeStruct((self.rows,), np.bool_)
+        reward = jax.ShapeDtypeStruct((self.rows,), np.float32)
+        return Step(views, reward, flag, flag, flag)
+
+    def saved(self, state: State) -> dict:
+        """Return what a checkpoint holds."""
+        found = {
+            "train": state.train,
+            "here": state.here,
+            "shown": state.shown,
+            "past": state.past if self.context else None,  # nothing cannot be saved
+            "tally": state.tally,
+        }
+        if self.host is not None:
+            found["rows"] = devices.put(self.host.saved(), self.mesh)
+        return found
+
+    def restored(self, workdir: Path, saved: dict, folder: Path, step: int) -> State:
+        """Return the state of a checkpoint; play rows on the host up to there."""
+        self.fixed_record = fixed_record(folder) or []
+        entries = entries_of(self.config) if self.trusted is None else []
+        files = [Path(e.donor) for e in entries if Path(e.donor).is_file()]
+        self.fixed = read_fixed(workdir, self.fixed_record, self.fixed, files)
+        rows = saved.pop("rows", None)
+        if self.host is not None:
+            self.host.restore({name: _local(x) for name, x in rows.items()})
+        if not self.context:
+            saved["past"] = acting.no_past(saved["shown"], 0)
+        return State(**saved)
+
+    def inputs(self, start: int) -> Iterator[jax.Array]:
+        """Generate the numbers of steps."""
+        for number in range(start, self.steps):
+            yield devices.put_replicated(np.int32(number), self.mesh)
+
+    def take(self, state: State, inputs: jax.Array) -> tuple[State, dict]:
+        """Play, and learn from it."""
+        if self.host is None:
+            return self.update(state, self.fixed, inputs, self.seed)
+        given = state.train, self.fixed
+        shown, tally = state.shown, state.tally
+        memory = self.recall(*given, state.past, shown)
+        seen, decided, came = [], [], []
+        for time in range(self.config.rollout + 1):
+            now = devices.put_replicated(np.int32(time), self.mesh)
+            memory, acted = self.act(*given, memory, shown, inputs, now, self.seed)
+            if time == self.config.rollout:
+                break
+            gone = self._put(self.host.step(_local(acted.action)))
+            tally, following = self._counted(tally, gone, shown.over)
+            seen.append(shown)
+            decided.append(acted)
+            came.append((gone.reward, gone.terminated, following.over))
+            shown = following
+        whole = self.stack(seen), self.stack(decided), *self.stack(came)
+        train, past, metrics = self.learn(
+            *given, state.past, Played(*whole), acted.value, inputs, self.seed
+        )
+        return self._report(State(train, None, shown, past, tally), metrics)
+
+    @functools.cached_property
+    def _counted(self) -> Any:
+        def count(tally: Tally, gone: Step, over: jax.Array) -> tuple[Tally, Shown]:
+            return acting.counted(tally, gone, over), acting.shown_of(gone, over)
+
+        return jax.jit(count)
+
+    @functools.cached_property
+    def _report(self) -> Any:
+        return jax.jit(self._told)
+
+    def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Return the metrics, the learning rate, and steps of the environments."""
+        rate = float(self.schedule(step * self.updates - 1))
+        done = float(step * self.samples)
+        return metrics | {"learning_rate": rate, "environment_steps": done}
+
+    def model(self, state: State, step: int) -> Model:
+        """Return the policy."""
+        train = state.train
+        parts = Parts(self.abstract.graph, train.params, train.statistics, self.fixed)
+        return Model(parts, devices.replicated(self.mesh))
+
+    def banner(self, state: State, start: int) -> dict[str, str]:
+        """Return the length of the run, and the sizes of its steps."""
+        config = self.config
+        count = sum(x.size for x in jax.tree.leaves(state.train.params))
+        return {
+            "steps": f"{self.steps:,}, from {start:,}",
+            "play": f"{self.steps * self.samples:,} steps of the environments: "
+            f"{config.rollout} in each of {config.rows} rows a step",
+            "learning": f"{config.passes} passes of {config.minibatches} minibatches, "
+            f"{count:,} trained numbers",
+        }
+
+    def close(self) -> None:
+        """End the processes of environments."""
+        if self.host is not None:
+            self.host.close()
+
+
+def _explained(returns: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return 1 - var(returns - values) / var(returns)."""
+
+    def variance(x: jax.Array) -> jax.Array:
+        return masked_mean(jnp.square(x - masked_mean(x, mask)), mask)
+
+    spread = variance(returns)
+    left = variance(returns - values) / jnp.maximum(spread, 1e-12)
+    return jnp.where(spread > 1e-12, 1 - left, 0)
+
+
+def _local(array: Any) -> np.ndarray:
+    """Return this process's rows of an array."""
+    shards: Mapping[int, Any] = {
+        (shard.index[0].start or 0) if shard.index else 0: shard.data
+        for shard in array.addressable_shards
+    }
+    parts = jax.device_get([shards[start] for start in sorted(shards)])
+    return np.concatenate(parts)
