@@ -7,6 +7,7 @@ was chosen back, and a decoder from all that was chosen to an action:
     encode(actions) -> parts, real[n, length]   what an expert's action consists of
     embed(body, part[n, ...], number)           -> [n, width], the input after a part
     loss(body, hidden, actions)                 -> [n], and metrics [n]
+    measured(body, hidden, actions, legal)      -> `Measured`, of numbered actions
     choose(body, hidden, chosen, key, legal)    -> the next part, given those before
     decode(chosen)                              -> actions
 
@@ -46,6 +47,14 @@ class Encoded(NamedTuple):
 
     parts: jax.Array
     real: jax.Array
+
+
+class Measured(NamedTuple):
+    """Float[n]: log p(action), the entropy of all, and how many were legal."""
+
+    log_prob: jax.Array
+    entropy: jax.Array
+    choices: jax.Array
 
 
 class Adapter(Protocol):
@@ -100,6 +109,12 @@ def _taken(
     if key is None:
         return scores.argmax(-1).astype(jnp.int32)
     return jax.random.categorical(key, scores).astype(jnp.int32)
+
+
+def entropy_of(logs: jax.Array, legal: jax.Array) -> jax.Array:
+    """Return -sum p log p over the last axis, of what is legal."""
+    sound = jnp.where(legal, logs, 0)  # 0 log 0 is 0, and has no gradient
+    return -jnp.where(legal, jnp.exp(sound) * sound, 0).sum(-1)
 
 
 class Regression(nnx.Module):
@@ -258,6 +273,20 @@ class Categorical(nnx.Module):
         found = jnp.take_along_axis(logs, actions[:, None], -1)[:, 0]
         return -found, {"accuracy": scores.argmax(-1) == actions}
 
+    def measured(
+        self,
+        body: Body,
+        hidden: jax.Array,
+        actions: jax.Array,
+        legal: jax.Array | None = None,
+    ) -> Measured:
+        """Return probability and entropy; see the module."""
+        scores = self.head(hidden[:, 0])
+        legal = jnp.ones(scores.shape, bool) if legal is None else legal
+        logs = jax.nn.log_softmax(jnp.where(legal, scores, -jnp.inf))
+        own = jnp.take_along_axis(logs, actions.astype(jnp.int32)[:, None], -1)[:, 0]
+        return Measured(own, entropy_of(logs, legal), legal.sum(-1) * 1.0)
+
     def choose(
         self,
         body: Body,
@@ -386,7 +415,7 @@ class Words(nnx.Module):
         # Of the vocabulary only these tokens are scored: far fewer products.
         self.used, self.constrained = tuple(used), constrained
         self.strings = Strings(short, number[end])
-        self.length = self.strings.length
+        self.length, self.actions = self.strings.length, self.strings.count
 
     def encode(self, actions: jax.Array) -> Encoded:
         """Return the tokens of the actions' strings; not real after a string."""
@@ -416,6 +445,25 @@ class Words(nnx.Module):
             logs = own - jax.nn.logsumexp(whole, -1)
             found = jnp.where(real, logs, 0).sum(1)
         return -found, metrics
+
+    def measured(
+        self,
+        body: Body,
+        hidden: jax.Array,
+        actions: jax.Array,
+        legal: jax.Array | None = None,
+    ) -> Measured:
+        """Return probability and entropy; see the module.
+
+        The entropy is that of the choices along the action's own string. Its mean over
+        actions that were drawn is that of the actions.
+        """
+        scores, actions = self._scores(body, hidden), actions.astype(jnp.int32)
+        found = self.strings.log_prob(scores, actions, legal)
+        entropy = self.strings.entropy(scores, actions, legal)
+        count = jnp.full(len(actions), 1.0 * self.actions)
+        choices = count if legal is None else legal.sum(-1) * 1.0
+        return Measured(found, entropy, choices)
 
     def choose(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.data import Context
+from agents.data import TEXT, Context
 from agents.environments.worlds import World
 
 
@@ -19,29 +19,44 @@ def play(model: Any, lanes: Sequence["Lane"], views: Context) -> Iterator[int]:
     """
     for lane in lanes:
         lane.begin()
-    told, cache = None, None
+    # What a policy sees of a whole episode stays in its memory; else it is shown anew.
+    whole = 1 < views.span and all(lane.limit < views.span for lane in lanes)
+    told, memory = None, None
     while any(lane.playing for lane in lanes):
-        texts = np.stack([_told(views, lane) for lane in lanes])
-        if told is None or (texts != told).any():
-            told, cache = texts, model.call("read", texts)
-        windows = [lane.window(views) for lane in lanes]
-        shown = {
-            name: np.stack([window[0][name] for window in windows])
-            for name in views.observations
-        }
-        present = np.stack([window[1] for window in windows])
-        taken = np.stack([window[2] for window in windows])
-        found = model.call("act", cache, shown, present, taken, None)
-        for number, action in enumerate(np.asarray(jax.device_get(found))):
+        now = _now(views, lanes)
+        first = np.array([len(lane.seen) == 1 for lane in lanes])
+        if memory is None or not whole:
+            texts = now.get(TEXT, np.zeros(0))
+            if memory is None or views.span > 1 or (texts != told).any():
+                told = texts
+                memory = model.call("recall", _past(views, lanes), now)
+            first = first & whole
+        memory, acted = model.call("act", memory, now, first, None)
+        for number, action in enumerate(np.asarray(jax.device_get(acted.action))):
             if lanes[number].playing:
                 lanes[number].act(action)
                 yield number
 
 
-def _told(views: Context, lane: "Lane") -> np.ndarray:
-    if views.text is None:
-        return np.zeros(0, np.int32)
-    return views.told(lane.observation["instruction"])[0]
+def _now(views: Context, lanes: Sequence["Lane"]) -> dict[str, np.ndarray]:
+    """Return what all lanes show, {name: [n, ...]}."""
+    found = {
+        name: np.stack([np.asarray(lane.observation[name]) for lane in lanes])
+        for name in views.observations
+    }
+    if views.text is not None:
+        texts = [views.told(lane.observation["instruction"])[0] for lane in lanes]
+        found[TEXT] = np.stack(texts)
+    return found
+
+
+def _past(views: Context, lanes: Sequence["Lane"]) -> dict[str, Any]:
+    """Return the steps before this one, as many as the policy sees."""
+    every, real, actions = zip(*(lane.past(views) for lane in lanes), strict=True)
+    shown = {
+        name: np.stack([own[name] for own in every]) for name in views.observations
+    }
+    return {"views": shown, "real": np.stack(real), "actions": np.stack(actions)}
 
 
 class Lane:
@@ -71,21 +86,22 @@ class Lane:
         self.observation = self.world.reset(seed)
         self.seen, self.done = deque([self.observation]), deque()
 
-    def window(self, views: Context) -> tuple[dict, np.ndarray, np.ndarray]:
-        """Return what the policy is shown: views, which are present, and actions."""
-        span = views.span
-        while len(self.seen) > span:
+    def past(self, views: Context) -> tuple[dict, np.ndarray, np.ndarray]:
+        """Return views of the `span - 1` steps before, which are real, and actions."""
+        count = views.span - 1
+        while len(self.done) > count:
             self.seen.popleft()
             self.done.popleft()
-        absent = span - len(self.seen)
+        absent = count - len(self.done)
         shown = {}
         for name in views.observations:
             rows = np.stack([np.asarray(seen[name]) for seen in self.seen])
             pad = np.zeros((absent, *rows.shape[1:]), rows.dtype)
-            shown[name] = np.concatenate([pad, rows])
+            shown[name] = np.concatenate([pad, rows[:-1]])
         blank = np.zeros(self.world.box[0] if self.world.box else (), self.kind)
-        taken = [blank] * absent + [*self.done] + [blank]
-        return shown, np.arange(span) >= absent, np.stack(taken).astype(self.kind)
+        taken = [blank] * absent + [*self.done]
+        whole = np.stack(taken) if taken else np.zeros((0, *blank.shape))
+        return shown, np.arange(count) >= absent, whole.astype(self.kind)
 
     @property
     def kind(self) -> Any:

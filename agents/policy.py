@@ -2,12 +2,15 @@
 
     instruction | observation, action | observation, action | ...
 
-One sequence of embeddings; the state after a step's observation, and after each part of
-its action, gives the next part.
+One sequence of embeddings an episode; the state after a step's observation, and after
+each part of its action, gives the next part. Imitation (`loss`) and reinforcement
+learning (`judge`) pass whole rows of steps; `act` passes one step at a time, with the
+keys and values of the steps before in a cache (`polyview.rl.acting:Actor`). All three
+give the same probabilities.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +20,40 @@ from flax import nnx
 
 from agents.adapters import Adapter
 from agents.data import TEXT
+from agents.llm import cache as caches
 from agents.llm.cache import Cache
 from agents.llm.llama import Body
 from polyview.errors import InputError, check_range
+from polyview.rl.acting import Acted, episode_numbers
+from polyview.rl.critic import Critic
+from polyview.rl.ppo import Judged
+
+_CHUNK = 8  # instructions that are read at once while rows act
+_LEGAL = "legal"
+
+
+class Told(NamedTuple):
+    """Keys and values of instructions, one or more a row.
+
+    k, v: [b, texts, layers, length, kv_heads, head]; real: bool[b, texts, length].
+    """
+
+    k: jax.Array
+    v: jax.Array
+    real: jax.Array
+
+
+class Steps(NamedTuple):
+    """Where the steps of rows belong, [b, m].
+
+    group: the steps that see one another, those before; text: the number of the
+    instruction that they see; place: of the step in its group; real: bool.
+    """
+
+    group: jax.Array
+    text: jax.Array
+    place: jax.Array
+    real: jax.Array
 
 
 class Policy(nnx.Module):
@@ -33,6 +67,9 @@ class Policy(nnx.Module):
       bridges: {observation: makes a bridge of `agents.bridges`}.
       adapter: makes an adapter of `agents.adapters`.
       span: steps that the policy sees.
+      tells: whether later steps see the actions, and not the observations alone.
+      critic: options of `polyview.rl.critic:Critic`, of values; None: there are none.
+      episodes: the most that a row has in `judge`: one instruction is kept for each.
     """
 
     def __init__(
@@ -42,9 +79,12 @@ class Policy(nnx.Module):
         bridges: Mapping[str, Callable[..., Any]],
         adapter: Callable[..., Adapter],
         span: int = 1,
+        tells: bool = True,
+        critic: Mapping[str, Any] | None = None,
+        episodes: int = 8,
         rngs: nnx.Rngs,
     ):
-        check_range(1, span=span)
+        check_range(1, span=span, episodes=episodes)
         if not bridges:
             raise InputError("a policy needs a bridge from an observation")
         self.body = body(rngs=rngs)
@@ -52,7 +92,23 @@ class Policy(nnx.Module):
         made = {name: bridge(width, rngs=rngs) for name, bridge in bridges.items()}
         self.bridges: Any = nnx.Dict(made)
         self.adapter: Any = adapter(width, rngs=rngs)
-        self.span = span
+        self.critic = None if critic is None else Critic(width, **critic, rngs=rngs)
+        self.span, self.tells, self.episodes = span, tells and span > 1, episodes
+        self.observed = sum(bridge.count for bridge in self.bridges.values())
+
+    @property
+    def actions(self) -> int:
+        """The number of actions. Raises InputError if they are not numbered."""
+        if not hasattr(self.adapter, "actions"):
+            raise InputError("only numbered actions are drawn; take pred or semlang")
+        return self.adapter.actions
+
+    @property
+    def memory(self) -> int:
+        """The earlier steps that it sees."""
+        return self.span - 1
+
+    # Whole rows.
 
     def loss(
         self, batch: Mapping[str, Any], key: jax.Array | None, train: bool
@@ -63,153 +119,321 @@ class Policy(nnx.Module):
         """
         views, actions = batch["views"], batch["targets"]["action"]
         b, m = actions.shape[:2]
+        if self.span > 1 and m != self.span:
+            raise InputError(
+                f"the policy sees {self.span} steps, and the views have {m}: set "
+                "views.span to model.span"
+            )
         present = self._present(batch["present"], b, m)
-        hidden = self._hidden(views, actions, present, key, train)
+        same = jnp.zeros((b, m), jnp.int32)
+        begun = jnp.cumsum(present, 1, dtype=jnp.int32) - 1
+        steps = Steps(same, same, jnp.maximum(begun, 0), present)
+        told = None if TEXT not in views else self._read(views[TEXT], train, key)
+        hidden = self._hidden(views, actions, steps, told, train, key)
         flat = rearrange(actions, "b m ... -> (b m) ...")
         hidden = rearrange(hidden, "b m l d -> (b m) l d")
         losses, metrics = self.adapter.loss(self.body, hidden, flat)
         shaped = {name: value.reshape(b, m) for name, value in metrics.items()}
         return losses.reshape(b, m), shaped, present
 
-    def read(self, text: jax.Array) -> Cache:
-        """Return the cache of instructions int32[n, length], with room for a window."""
-        length = text.shape[1] + self.span * self._of_step()
-        self._check_context(length)
-        cache = self.body.empty_cache(len(text), length)
-        if not text.shape[1]:
+    def prepare(self, play: dict[str, Any]) -> dict[str, Any]:
+        """Add the instructions, read by a body that learns nothing."""
+        if TEXT not in play["views"] or not self.body.fixed:
+            return play
+        texts, used = self._texts(play)
+        b, count, length = texts.shape
+        flat = rearrange(texts, "b k l -> (b k) l")
+        empty = self.body.empty_cache(len(flat), length)
+        cache = self._reread(empty, flat, used.reshape(-1))
+        k, v = (
+            rearrange(part, "n (b k) l h d -> b k n l h d", b=b)
+            for part in (cache.k, cache.v)
+        )
+        return play | {"told": Told(k, v, texts >= 0)}
+
+    def judge(self, play: Mapping[str, Any]) -> Judged:
+        """Return what the policy says of rows of play; see `polyview.rl.acting`."""
+        views, actions = play["views"], play["actions"]
+        b, m = actions.shape[:2]
+        number = jnp.minimum(episode_numbers(play), self.episodes - 1)
+        told = play.get("told")
+        if told is None and TEXT in views:
+            told = self._read(self._texts(play)[0], True, None)
+        time = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32)[None], (b, m))
+        starts = play["first"] | (jnp.cumsum(play["real"], 1, dtype=jnp.int32) == 1)
+        start = jax.lax.cummax(jnp.where(starts & play["real"], time, 0), axis=1)
+        steps = Steps(number, number, time - start, play["real"])
+        hidden = self._hidden(views, actions, steps, told, True, None)
+        flat = rearrange(hidden, "b m l d -> (b m) l d")
+        legal = views.get(_LEGAL)
+        found = self.adapter.measured(
+            self.body,
+            flat,
+            actions.reshape(-1),
+            None if legal is None else rearrange(legal, "b m a -> (b m) a"),
+        )
+        log_prob, entropy, choices = (part.reshape(b, m) for part in found)
+        return Judged(log_prob, entropy, self._value(hidden[:, :, 0]), choices)
+
+    # One step at a time.
+
+    def recall(self, past: Mapping[str, Any], views: Mapping[str, jax.Array]) -> Cache:
+        """Return the cache of instructions and of earlier steps.
+
+        past: see `polyview.rl.acting`; not read if the policy sees one step alone.
+        views: {observation: [n, ...]} of the next step, for its `text: [n, length]`.
+        """
+        n = len(next(iter(views.values())))
+        text = views.get(TEXT, jnp.zeros((n, 0), jnp.int32))
+        self._check_context(text.shape[1])
+        room = text.shape[1] + self.span * self._kept() + self.adapter.length
+        cache = self.body.empty_cache(n, room)
+        if text.shape[1]:
+            cache = self._continued(*self._words(text), cache)[1]
+        count = past["real"].shape[1] if self.span > 1 else 0
+        if not count:
             return cache
-        told, real = self._told(text)
-        found = self.body(told, real, cache)[1]
-        assert found is not None  # a cache was given
-        return found
+        x, real = self._steps(past["views"], past["actions"], past["real"])
+        kept = [part[:, :, : self._kept()] for part in (x, real)]
+        x, real = (rearrange(part, "b m s ... -> b (m s) ...") for part in kept)
+        return self._continued(x, real, cache)[1]
 
     def act(
         self,
-        cache: Cache,
+        memory: Cache,
         views: Mapping[str, jax.Array],
-        present: jax.Array,
-        actions: jax.Array,
+        first: jax.Array,
         key: jax.Array | None,
-        legal: jax.Array | None = None,
-    ) -> jax.Array:
-        """Return an action for the last step of each window.
+    ) -> tuple[Cache, Acted]:
+        """Return actions for what is seen now; see `polyview.rl.acting:Actor`.
 
-        cache: of `read`. views: {observation: [n, span, ...]}; present: bool[n, span];
-        actions: [n, span, ...], those of the steps before; the last is not read. A key
-        draws, None takes the likeliest parts.
+        Without a key the likeliest parts are taken. Actions of a regression have no
+        probability, and their logarithm is given as 0.
         """
-        n, m = present.shape
-        if m != self.span:
-            raise InputError(
-                f"the policy sees {self.span} steps, and is shown {m}: set span of the "
-                "evaluation's views to model.span"
-            )
-        x, real = self._steps(views, actions, present)
-        # The observation of the last step, but not its action.
-        observed = x.shape[1] - self._of_action()
-        x, real = x[:, :observed], real[:, :observed]
-        hidden, running = self.body(x, real, cache)
+        n = len(first)
+        cache = caches.reset(memory, first)
+        if TEXT in views:
+            cache = self._reread(cache, views[TEXT], first)
+        on = jnp.ones((n, 1), bool)
+        seen = self._observations({k: v[:, None] for k, v in views.items()})
+        x = rearrange(seen, "n 1 s d -> n s d").astype(self.body.dtype)
+        whole = jnp.broadcast_to(on, x.shape[:2])
+        hidden, running = self._continued(x, whole, cache)
+        after = running
+        states, legal = [hidden[:, -1]], views.get(_LEGAL)
         chosen: list[Any] = []
-        hidden = hidden[:, -1]
         for number in range(self.adapter.length):
             own = None if key is None else jax.random.fold_in(key, number)
-            part = self.adapter.choose(self.body, hidden, chosen, own, legal)
+            part = self.adapter.choose(self.body, states[-1], chosen, own, legal)
             chosen.append(part)
             if number + 1 < self.adapter.length:
                 token = self.adapter.token(part)
                 x = self.adapter.embed(self.body, token, number)[:, None]
-                hidden, running = self.body(x, jnp.ones((n, 1), bool), running)
-                hidden = hidden[:, 0]
-        return self.adapter.decode(chosen)
+                hidden, running = self._continued(x, on, running)
+                states.append(hidden[:, 0])
+        action = self.adapter.decode(chosen)
+        if self.tells:
+            x, real = self._parts(action)
+            after = self._continued(x, real, after)[1]
+        lengths = after.lengths if self.span > 1 else cache.lengths
+        kept = Cache(*(running if not self.tells else after)[:2], lengths)
+        log_prob = jnp.zeros(n)
+        if self.critic is not None:
+            measured = self.adapter.measured(
+                self.body, jnp.stack(states, 1), action, legal
+            )
+            log_prob = measured.log_prob
+        return kept, Acted(action, log_prob, self._value(states[0]))
+
+    # Pieces of both.
+
+    def _read(self, text: jax.Array, train: bool, key: jax.Array | None) -> Told:
+        """Read instructions int32[b, texts, length]."""
+        b, _, length = text.shape
+        flat = rearrange(text, "b k l -> (b k) l")
+        empty = self.body.empty_cache(len(flat), length)
+        _, cache = self._continued(*self._words(flat), empty, train=train, key=key)
+        k, v = (
+            rearrange(part, "n (b k) l h d -> b k n l h d", b=b)
+            for part in (cache.k, cache.v)
+        )
+        return Told(k, v, text >= 0)
+
+    def _reread(self, cache: Cache, text: jax.Array, rows: jax.Array) -> Cache:
+        """Read the instructions [n, length] of some rows bool[n] from the start.
+
+        Some at a time: where few rows begin an episode, few instructions are read.
+        """
+        n, length = text.shape
+        if not length:
+            return cache
+        chunk = min(_CHUNK, n)
+        order = jnp.argsort(~rows, stable=True)
+        order = jnp.pad(order, (0, -n % chunk), constant_values=n)
+        wanted = rows.sum()
+
+        def going(carry: tuple) -> jax.Array:
+            return carry[0] * chunk < wanted
+
+        def some(carry: tuple) -> tuple:
+            number, cache = carry
+            at = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
+            at = jnp.where(number * chunk + jnp.arange(chunk) < wanted, at, n)
+            words = self._words(text[jnp.minimum(at, n - 1)])
+            empty = self.body.empty_cache(chunk, length)
+            _, read = self._continued(*words, empty)
+            k = cache.k.at[:, at, :length].set(read.k, mode="drop")
+            v = cache.v.at[:, at, :length].set(read.v, mode="drop")
+            lengths = cache.lengths.at[at].set(read.lengths, mode="drop")
+            return number + 1, Cache(k, v, lengths)
+
+        return jax.lax.while_loop(going, some, (jnp.int32(0), cache))[1]
+
+    def _continued(
+        self, x: jax.Array, real: jax.Array, cache: Cache, **options: Any
+    ) -> tuple[jax.Array, Cache]:
+        hidden, after = self.body(x, real, cache, **options)
+        assert after is not None  # a cache was given
+        return hidden, after
+
+    def _words(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+        real = text >= 0
+        return self.body.embed(jnp.where(real, text, 0)), real
+
+    def _texts(self, play: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Return the instruction of each episode of rows [b, k, l], and if there is."""
+        number, real = episode_numbers(play), play["real"]
+        slots = jnp.arange(self.episodes, dtype=jnp.int32)
+        own = (number[:, None] == slots[None, :, None]) & real[:, None]
+        at = own.argmax(-1)
+        text = play["views"][TEXT]
+        return jnp.take_along_axis(text, at[..., None], 1), own.any(-1)
 
     def _hidden(
         self,
         views: Mapping[str, jax.Array],
         actions: jax.Array,
-        present: jax.Array,
-        key: jax.Array | None,
+        steps: Steps,
+        told: Told | None,
         train: bool,
+        key: jax.Array | None,
     ) -> jax.Array:
         """Return the states before each part of each action, [b, m, length, width]."""
-        b, m = present.shape
-        if self.span > 1 and m != self.span:
-            raise InputError(
-                f"the policy sees {self.span} steps, and the views have {m}: set "
-                "views.span to model.span"
-            )
-        x, real = self._steps(views, actions, present)
+        m = actions.shape[1]
+        if self.span == 1:  # each step is asked alone
+            alone = jnp.arange(m, dtype=jnp.int32)[None]
+            group = jnp.broadcast_to(alone, steps.group.shape)
+            steps = steps._replace(group=group, place=jnp.zeros_like(steps.place))
+        x, real = self._steps(views, actions, steps.real)
+        of_step = self.observed + self.adapter.length - 1
+        x, real = x[:, :, :of_step], real[:, :, :of_step]
+        if self.tells:
+            x, real = self._steps(views, actions, steps.real)
+            of_step += 1
+        # Positions of a step: padding of an action takes none.
+        inside = jnp.cumsum(real, 2, dtype=jnp.int32) - 1
+        if self.tells:
+            sizes = real.sum(2)
+            total = jnp.cumsum(sizes, 1, dtype=jnp.int32) - sizes
+            begin = jnp.where(steps.place == 0, total, 0)
+            offset = total - jax.lax.cummax(begin, axis=1)
+        else:
+            offset = steps.place * self._kept()
+        position = offset[..., None] + inside
+        # What a token sees: earlier steps of its group that are kept, and its own.
+        same = steps.group[:, :, None] == steps.group[:, None]
+        before = np.tril(np.ones((m, m), bool), -1)
+        kept = np.arange(of_step) < self._kept()
+        own = np.eye(m, dtype=bool)[:, None, :, None]
+        inner = np.tril(np.ones((of_step,) * 2, bool))[None, :, None]
+        earlier = same & jnp.asarray(before)[None]
+        seen = earlier[:, :, None, :, None] & jnp.asarray(kept)[None, None, None, None]
+        seen = jnp.broadcast_to(seen, (len(x), m, of_step, m, of_step))
+        seen = seen | jnp.asarray(own & inner)[None]
+        seen = rearrange(seen, "b m s n r -> b (m s) (n r)")
         layout: dict[str, Any] = {}
-        text = views.get(TEXT)
         words = 0
-        if text is not None:
-            told, of_text = self._told(text[:, 0])
-            words = told.shape[1]
-            x = jnp.concatenate([told, x], 1)
-            real = jnp.concatenate([of_text, real], 1)
-        if self.span == 1:
-            each = self._of_step()
-            step = np.concatenate([np.full(words, -1), np.repeat(np.arange(m), each)])
-            same = (step[None] == -1) | (step[None] == step[:, None])
-            before = np.tril(np.ones((len(step),) * 2, bool))
-            layout["seen"] = jnp.asarray(same & before)[None]
-            told_to = real[:, :words].sum(1, keepdims=True)
-            of_steps = rearrange(real[:, words:], "b (m s) -> b m s", m=m)
-            inside = jnp.cumsum(of_steps, 2, dtype=jnp.int32).reshape(b, -1) - 1
-            first = jnp.cumsum(real[:, :words], 1, dtype=jnp.int32) - 1
-            position = jnp.concatenate([first, told_to + inside], 1)
-            layout["position"] = jnp.maximum(position, 0).astype(jnp.int32)
-        self._check_context(words + self.span * self._of_step())
-        hidden, _ = self.body(x, real, train=train, key=key, **layout)
-        steps = rearrange(hidden[:, words:], "b (m s) d -> b m s d", m=m)
-        first_part = self._of_step() - self._of_action() - 1
-        return steps[:, :, first_part : first_part + self.adapter.length]
+        if told is not None:
+            words = told.real.shape[2]
+            counts = told.real.sum(2)
+            position += jnp.take_along_axis(counts, steps.text, 1)[..., None]
+            k, v = (
+                rearrange(part, "b k n l h d -> n b (k l) h d")
+                for part in (told.k, told.v)
+            )
+            layout["before"] = k, v
+            slots = jnp.arange(told.real.shape[1], dtype=jnp.int32)
+            of_text = steps.text[..., None] == slots[None, None]
+            shown = of_text[..., None] & told.real[:, None]
+            shown = rearrange(shown, "b m k l -> b m 1 (k l)")
+            shown = jnp.broadcast_to(shown, (*shown.shape[:2], of_step, shown.shape[3]))
+            shown = rearrange(shown, "b m s l -> b (m s) l")
+            seen = jnp.concatenate([shown, seen], 2)
+        self._check_context(words)
+        hidden, _ = self.body(
+            rearrange(x, "b m s d -> b (m s) d"),
+            rearrange(real, "b m s -> b (m s)"),
+            position=rearrange(jnp.maximum(position, 0), "b m s -> b (m s)"),
+            seen=seen,
+            train=train,
+            key=key,
+            **layout,
+        )
+        found = rearrange(hidden, "b (m s) d -> b m s d", m=m)
+        first = self.observed - 1
+        return found[:, :, first : first + self.adapter.length]
 
     def _steps(
-        self, views: Mapping[str, jax.Array], actions: jax.Array, present: jax.Array
+        self, views: Mapping[str, jax.Array], actions: jax.Array, real: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the embeddings of all steps [b, m * tokens, width], and if real."""
-        b, m = present.shape
-        parts, real = [], []
+        """Return the embeddings of steps [b, m, tokens, width] and their actions."""
+        b, m = real.shape
+        x = self._observations(views)
+        flat = rearrange(actions, "b m ... -> (b m) ...")
+        parts, on = self._parts(flat)
+        parts = rearrange(parts, "(b m) s d -> b m s d", m=m)
+        on = on.reshape(b, m, -1) & real[..., None]
+        whole = jnp.broadcast_to(real[..., None], x.shape[:3])
+        x = jnp.concatenate([x.astype(self.body.dtype), parts], 2)
+        return x, jnp.concatenate([whole, on], 2)
+
+    def _observations(self, views: Mapping[str, jax.Array]) -> jax.Array:
+        """Return the tokens of observations [b, m, ...]: [b, m, tokens, width]."""
+        found = []
         for name, bridge in self.bridges.items():
             if name not in views:
                 raise InputError(f"the views have no {name!r}, which a bridge reads")
+            m = views[name].shape[1]
             seen = bridge(rearrange(views[name], "b m ... -> (b m) ..."))
-            parts.append(rearrange(seen, "(b m) s d -> b m s d", m=m))
-            real.append(jnp.broadcast_to(present[..., None], parts[-1].shape[:3]))
-        taken = self._of_action()
-        if taken:
-            flat = rearrange(actions, "b m ... -> (b m) ...")
-            encoded, on = self.adapter.encode(flat)
-            each = [
-                self.adapter.embed(self.body, encoded[:, number], number)
-                for number in range(taken)
-            ]
-            parts.append(rearrange(jnp.stack(each, 1), "(b m) s d -> b m s d", m=m))
-            # The last part only tells later steps what was done.
-            real.append(on[:, :taken].reshape(b, m, taken) & present[..., None])
-        x = jnp.concatenate([part.astype(self.body.dtype) for part in parts], 2)
-        whole = jnp.concatenate(real, 2)
-        return rearrange(x, "b m s d -> b (m s) d"), whole.reshape(b, -1)
+            found.append(rearrange(seen, "(b m) s d -> b m s d", m=m))
+        return jnp.concatenate(found, 2)
 
-    def _told(self, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-        real = text >= 0
-        return self.body.embed(jnp.where(real, text, 0)), real
+    def _parts(self, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the embeddings of all parts of actions [n, length, width]."""
+        encoded, on = self.adapter.encode(actions)
+        each = [
+            self.adapter.embed(self.body, encoded[:, number], number)
+            for number in range(self.adapter.length)
+        ]
+        return jnp.stack(each, 1).astype(self.body.dtype), on
 
-    def _check_context(self, length: int) -> None:
+    def _kept(self) -> int:
+        """Tokens of a step that later ones see."""
+        return self.observed + (self.adapter.length if self.tells else 0)
+
+    def _value(self, hidden: jax.Array) -> jax.Array:
+        if self.critic is None:
+            return jnp.zeros(hidden.shape[:-1])
+        return self.critic(hidden)
+
+    def _check_context(self, words: int) -> None:
+        length = words + self.span * self._kept()
+        length += 0 if self.tells else self.adapter.length - 1
         if length > self.body.context:
             raise InputError(
                 f"an instruction and {self.span} steps are {length} tokens, and the "
                 f"body's context is {self.body.context}; lower span or length"
             )
-
-    def _of_action(self) -> int:
-        """Parts of an action that are read: all, if later steps see them."""
-        return self.adapter.length - (self.span == 1)
-
-    def _of_step(self) -> int:
-        """Tokens of a step."""
-        observed = sum(bridge.count for bridge in self.bridges.values())
-        return observed + self._of_action()
 
     def _present(self, present: Mapping[str, jax.Array], b: int, m: int) -> jax.Array:
         found = jnp.ones((b, m), bool)

@@ -145,8 +145,15 @@ def test_acting_from_a_cache_takes_what_training_finds_likeliest(adapter, span, 
     views = {"state": batch["views"]["state"]}
     taken = batch["targets"]["action"].copy()
     taken[:, -1] = 1  # not read
-    cache = jax.jit(policy.read)(text)
-    act = jax.jit(lambda key: policy.act(cache, views, present, taken, key))
+    now = jax.tree.map(jnp.asarray, {"state": views["state"][:, -1], "text": text})
+    past = {
+        "views": {"state": views["state"][:, :-1]},
+        "real": present[:, :-1],
+        "actions": taken[:, :-1],
+    }
+    cache = jax.jit(policy.recall)(past, now)
+    first = jnp.zeros(4, bool)
+    act = jax.jit(lambda key: policy.act(cache, now, first, key)[1].action)
     acted = np.asarray(act(None))
     if adapter is regression:
         candidates = acted[None]
@@ -322,12 +329,9 @@ def test_more_tokens_than_the_context_are_refused(rng):
     with pytest.raises(InputError, match="are 12 tokens.*context is 10"):
         policy.loss(batch_of(rng, 2, 3, NUMBERED), None, False)
     with pytest.raises(InputError, match="lower span or length"):
-        policy.read(np.zeros((1, 6), np.int32))
-    with pytest.raises(InputError, match="shown 2"):
-        batch = batch_of(rng, 2, 2, NUMBERED)
-        views = {"state": batch["views"]["state"]}
-        taken = batch["targets"]["action"]
-        policy.act(None, views, batch["present"]["state"], taken, None)
+        policy.recall({}, {"text": np.zeros((1, 6), np.int32)})
+    with pytest.raises(InputError, match="the views have 2"):
+        policy.loss(batch_of(rng, 2, 2, NUMBERED), None, False)
 
 
 def test_states_that_never_change_are_left_out(rng):

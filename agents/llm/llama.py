@@ -53,12 +53,14 @@ class Body(nnx.Module):
 
         body(x[b, t, width], real[b, t]) -> (hidden[b, t, width], None)
         body(x, real, cache) -> (hidden, cache after these t positions)
+        body(x, real, before=(k, v), position=, seen=bool[b, t, s + t]) -> as the first
 
     `real` is False at padding, which takes no position and to which nothing attends;
     hidden states there mean nothing. With a cache, a row continues after the positions
     that it has read; beyond the cache's length hidden states are NaN. Without one,
     `position: int32[b, t]` and `seen: bool[b, t, t]` may be given, for inputs that are
     several continuations of one beginning: what each attends to, itself at least.
+    `before`, keys and values [layers, b, s, kv_heads, head], stand before these t.
 
     Args:
       layers: blocks. Weights of more blocks may be laid over: the first are taken.
@@ -140,6 +142,11 @@ class Body(nnx.Module):
             for name in targets:
                 self.lora[name] = Lora(layers, shapes[name], **adapters, **options)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether nothing of it is trained."""
+        return isinstance(self.norm, Fixed) and not self.lora
+
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Return the embeddings of tokens int32[...]: [..., width]; NaN if unknown."""
         known = (tokens >= 0) & (tokens < self.vocabulary)
@@ -168,6 +175,7 @@ class Body(nnx.Module):
         real: jax.Array,
         cache: Cache | None = None,
         *,
+        before: tuple[jax.Array, jax.Array] | None = None,
         position: jax.Array | None = None,
         seen: jax.Array | None = None,
         train: bool = False,
@@ -184,7 +192,9 @@ class Body(nnx.Module):
         if cache is None:
             # A position attends at least to itself, so that padding gives no NaN.
             causal = jnp.tril(jnp.ones((t, t), bool))[None] if seen is None else seen
-            seen = (causal & real[:, None]) | jnp.eye(t, dtype=bool)[None]
+            s = causal.shape[2] - t
+            there = jnp.pad(real, ((0, 0), (s, 0)), constant_values=True)
+            seen = (causal & there[:, None]) | jnp.eye(t, s + t, s, dtype=bool)[None]
             slots = None
         else:
             slots = jnp.where(real, position, cache.k.shape[2])  # beyond: not written
@@ -207,7 +217,7 @@ class Body(nnx.Module):
         if train and (self.remat != "none" or splits_weights()):
             policy = rematerialisation.POLICIES[self.remat]
             block = jax.checkpoint(block, policy=policy)
-        own = {"stack": stack, "adapters": adapters, "keys": keys}
+        own = {"stack": stack, "adapters": adapters, "keys": keys, "before": before}
         own["number"] = jnp.arange(self.layers)
         # Rows and positions are one axis: on a CPU, XLA multiplies [b, 1, d] at half
         # the speed. The cache is carried whole, so that it is written in place.
@@ -264,6 +274,9 @@ class Body(nnx.Module):
                 for old, new in zip(kept, (k, v), strict=True)
             )
             k, v = kept[0][at], kept[1][at]
+        if own["before"] is not None:
+            earlier = zip(own["before"], (k, v), strict=True)
+            k, v = (jnp.concatenate(parts, 1) for parts in earlier)
         mixed = rearrange(grouped_attention(query, k, v, seen), "b t d -> (b t) d")
         x = x + product("output", mixed)
         y = self._normed(x, weights["mlp_norm"])

@@ -131,6 +131,22 @@ class Strings:
         chosen = jnp.take_along_axis(logs, choice[..., None], -1)[..., 0]
         return jnp.where(on, chosen, 0).sum(1)
 
+    def entropy(
+        self, scores: jax.Array, action: jax.Array, legal: jax.Array | None = None
+    ) -> jax.Array:
+        """Return the entropies of the choices along an action's string, their sum [n].
+
+        Arguments are those of `log_prob`. Over drawn actions its mean is the entropy of
+        the actions, by the chain rule.
+        """
+        trie = self.trie
+        node, on = (jnp.asarray(table)[action] for table in (trie.node, trie.on))
+        logs = self._log_softmax(scores, node, legal)
+        some = jnp.isfinite(logs)
+        sound = jnp.where(some, logs, 0)  # 0 log 0 is 0, and has no gradient
+        each = -jnp.where(some, jnp.exp(sound) * sound, 0).sum(-1)
+        return jnp.where(on, each, 0).sum(1)
+
     def choices(
         self, scores: jax.Array, node: jax.Array, legal: jax.Array | None = None
     ) -> jax.Array:

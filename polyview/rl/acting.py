@@ -37,18 +37,21 @@ class Actor(Protocol):
     Attributes:
       actions: the number of actions.
       critic: of its values.
-      remembers: whether actions depend on earlier steps of the episode.
+      memory: how many earlier steps of the episode it sees; None for all.
       episodes: the most episodes that a row of play may have; None for any number.
         Steps of later ones are not learnt from.
     """
 
     actions: int
     critic: Critic
-    remembers: bool
+    memory: int | None
     episodes: int | None
 
-    def recall(self, past: Mapping[str, Any]) -> Memory:
-        """Return the memory of the real steps of `play`, the last ones [n, c]."""
+    def recall(self, past: Mapping[str, Any], views: Mapping[str, jax.Array]) -> Memory:
+        """Return the memory of the real steps of `play` [n, c], before the next one.
+
+        views: {name: [n, ...]} of the next step.
+        """
 
     def act(
         self,
@@ -187,6 +190,16 @@ def rows_of(past: Past, shown: Shown | None = None) -> dict[str, Any]:
     }
 
 
+def episode_numbers(play: Mapping[str, Any]) -> jax.Array:
+    """Return the number of each step's episode in its row of play, int32[n, c + t].
+
+    0 is the episode of the first real step.
+    """
+    begun = jnp.cumsum(play["first"] & play["real"], 1, dtype=jnp.int32)
+    earliest = jnp.where(play["real"], begun, begun[:, -1:]).min(1, keepdims=True)
+    return jnp.maximum(begun - earliest, 0)
+
+
 def play_of(past: Past, shown: Shown, actions: jax.Array) -> dict[str, Any]:
     """Return `play` of the steps before and those that were played.
 
@@ -255,7 +268,7 @@ def play(
         played = Played(shown, acted, gone.reward, gone.terminated, following.over)
         return (memory, here, following, tally), played
 
-    memory = actor.recall(rows_of(past, shown))
+    memory = actor.recall(rows_of(past, shown), shown.views)
     begun = memory, here, shown, tally
     (memory, here, shown, tally), played = jax.lax.scan(one, begun, jnp.arange(count))
     _, acted = actor.act(memory, shown.views, shown.first, None)

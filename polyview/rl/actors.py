@@ -130,7 +130,7 @@ class Reactive(_Actor):
       critic: options of `polyview.rl.critic:Critic`.
     """
 
-    remembers = False
+    memory = 0
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Reactive(_Actor):
         wide = nnx.initializers.orthogonal(2**0.5)
         self.trunk = nnx.Linear(self._sizes(), width, kernel_init=wide, **options)
 
-    def recall(self, past: Mapping[str, Any]) -> tuple:
+    def recall(self, past: Mapping[str, Any], views: Mapping[str, Any]) -> tuple:
         """Return nothing."""
         return ()
 
@@ -181,7 +181,7 @@ class Recurrent(_Actor):
     (Cho et al. 2014.) Arguments are those of `Reactive`.
     """
 
-    remembers = True
+    memory = None
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class Recurrent(_Actor):
         self.trunk = nnx.Linear(self._sizes(), width, kernel_init=wide, **options)
         self.cell = nnx.GRUCell(width, width, **options)
 
-    def recall(self, past: Mapping[str, Any]) -> jax.Array:
+    def recall(self, past: Mapping[str, Any], views: Mapping[str, Any]) -> jax.Array:
         """Return the state of the GRU after the steps that are real, [n, width]."""
         n = len(past["real"])
         zero = jnp.zeros((n, self.width), self.head.kernel[...].dtype)

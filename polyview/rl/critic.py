@@ -80,7 +80,7 @@ class Critic(nnx.Module):
         for kept, new in zip((self.mean, self.square), found, strict=True):
             kept[...] += rate * (masked_mean(new, mask) - kept[...])
         self.seen[...] = jnp.where(mask.any(), seen, self.seen[...])
-        scale = old / self.deviation
-        self.down.kernel[...] = self.down.kernel[...] * scale
-        offset = old * self.down.bias[...] + before - self.mean[...]
-        self.down.bias[...] = offset / self.deviation
+        last: Any = self.down
+        last.kernel[...] = last.kernel[...] * (old / self.deviation)
+        offset = old * last.bias[...] + before - self.mean[...]
+        last.bias[...] = offset / self.deviation

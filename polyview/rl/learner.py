@@ -17,7 +17,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ class PolicyLearner(Learner):
             self.abstract = abstract_module(make_module)
         self.actor: Any = merge_module(*self.abstract)
         self._check_actor()
-        self.context = self.world.limit if self.actor.remembers else 0
+        self.context = self._context()
         self.take_step = make_step(
             self.abstract.graph, self.objective, optimizer.transformation
         )
@@ -159,9 +159,19 @@ class PolicyLearner(Learner):
                 f"{self.world.actions}; correct model.adapter.actions"
             )
 
+    def _context(self) -> int:
+        """Return how many steps before those of play the policy must be shown."""
+        memory, limit = self.actor.memory, self.world.limit
+        if memory is not None and 0 < memory < limit:
+            raise InputError(
+                f"episodes have up to {limit} steps and a last state, and the model "
+                f"sees {memory + 1}: give model.span={limit + 1}, or 1"
+            )
+        return 0 if memory == 0 else limit
+
     def _compile(self, create: Any) -> None:
         whole, rows = devices.replicated(self.mesh), devices.rows(self.mesh)
-        later = NamedSharding(self.mesh, PartitionSpec(None, devices.AXES))
+        later: Any = NamedSharding(self.mesh, PartitionSpec(None, devices.AXES))
         shapes = jax.eval_shape(create, self.seed)
         of_network = devices.of_state(shapes, self.mesh)
         self.network, self.fixed = jax.tree.map(
@@ -172,8 +182,10 @@ class PolicyLearner(Learner):
             out_shardings=of_network,
             compiler_options=devices.quickly_compiled(),
         )
-        on_rows = Tally(rows, rows, whole)
-        state = State(of_network[0], rows, rows, rows, on_rows)
+        # Shardings stand where their arrays do.
+        part: Any = rows
+        on_rows = Tally(part, part, cast(Any, whole))
+        state = State(of_network[0], part, part, part, on_rows)
         given = of_network[0], of_network[1]
         self.begin = jax.jit(self._begin, out_shardings=rows)
         self.started = jax.jit(self._started, out_shardings=(rows, on_rows))
@@ -261,7 +273,8 @@ class PolicyLearner(Learner):
         return State(state.train, state.here, state.shown, state.past, tally), metrics
 
     def _recall(self, train: TrainState, fixed: dict, past: Past, shown: Shown) -> Any:
-        return self._module(train, fixed).recall(acting.rows_of(past, shown))
+        actor = self._module(train, fixed)
+        return actor.recall(acting.rows_of(past, shown), shown.views)
 
     def _act(
         self,
@@ -304,9 +317,8 @@ class PolicyLearner(Learner):
         play = acting.play_of(past, played.shown, played.acted.action)
         taken = ~played.shown.over.T
         if module.episodes is not None:
-            begun = jnp.cumsum(play["first"] & play["real"], 1, dtype=jnp.int32)
-            started = begun[:, self.context :] - (~play["real"]).all(1)[:, None]
-            taken &= started <= module.episodes
+            episode = acting.episode_numbers(play)[:, self.context :]
+            taken &= episode < module.episodes
         returns = (gained + values[:-1]).T
         explained = _explained(returns, values[:-1].T, taken)
         module.critic.adapt(returns, taken)

@@ -6,9 +6,10 @@ limit, resets on the next step, and comes back to a saved place by playing the a
 of the episode again. `Gymnasium` is any environment of that package.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib
-import math
 import multiprocessing
 import pickle
 import signal
@@ -268,9 +269,7 @@ class _Block:
     def saved(self) -> dict[str, np.ndarray]:
         prints = np.stack([single.fingerprint() for single in self._singles])
         arrays = (self._episode, self._steps, self._actions, prints)
-        return {
-            name: array.copy() for name, array in zip(_SAVED, arrays, strict=True)
-        }
+        return {name: array.copy() for name, array in zip(_SAVED, arrays, strict=True)}
 
     def restore(
         self,
@@ -370,7 +369,8 @@ def _joined(parts: Sequence[Step]) -> Step:
         name: np.concatenate([part.observation[name] for part in parts])
         for name in parts[0].observation
     }
-    return Step(shown, *(np.concatenate(x) for x in zip(*(p[1:] for p in parts))))
+    others = zip(*(part[1:] for part in parts), strict=True)
+    return Step(shown, *(np.concatenate(arrays) for arrays in others))
 
 
 class _Workers:
@@ -424,10 +424,8 @@ class _Workers:
     def ask(self, method: str, arguments: Sequence[tuple[np.ndarray, ...]]) -> Any:
         """Return what a method of each block answers."""
         for part, argument in enumerate(arguments):
-            try:
+            with contextlib.suppress(OSError):  # it is gone, as its answer will say
                 self._connections[part].send((method, argument))
-            except OSError as error:
-                raise self._gone(part) from error
         return self._answers()
 
     def _answers(self) -> list[Any]:
@@ -471,27 +469,26 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     block: _Block | None = None
-    method, arguments = "", ()
     try:
-        while True:
-            try:
-                if block is None:
-                    block = _Block(make, numbers, seed)
-                    answer: Any = block.about
-                else:
-                    answer = getattr(block, method)(*arguments)
-                connection.send((answer, None, ""))
-            except OSError as error:
-                if isinstance(error, BrokenPipeError | ConnectionError):
-                    return
-                connection.send((None, _portable(error), traceback.format_exc()))
-            except Exception as error:
-                connection.send((None, _portable(error), traceback.format_exc()))
-            if block is None:
-                return
+        answer, block = _answer(lambda: _Block(make, numbers, seed))
+        about = None if block is None else block.about
+        connection.send((about, *answer))
+        while block is not None:
             method, arguments = connection.recv()
+            answer, value = _answer(
+                functools.partial(getattr(block, method), *arguments)
+            )
+            connection.send((value, *answer))
     except (EOFError, ConnectionError):
         return
+
+
+def _answer(call: Callable[[], Any]) -> tuple[tuple[Exception | None, str], Any]:
+    """Return the error of a call, with its traceback, or None and ""; and its value."""
+    try:
+        return (None, ""), call()
+    except Exception as error:
+        return (_portable(error), traceback.format_exc()), None
 
 
 def _portable(error: Exception) -> Exception:
@@ -569,7 +566,7 @@ class Gymnasium:
             key: (tuple(part.shape), _stored(key, part.dtype))
             for key, part in parts.items()
         }
-        self.versions = _versions(type(made.unwrapped).__module__)
+        self.versions: Mapping[str, str] = _versions(type(made.unwrapped).__module__)
         self._digest = hashlib.sha256()
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
@@ -612,6 +609,7 @@ def _stored(name: str, dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if name == "state" or dtype.kind == "f" else dtype
 
 
+@functools.cache
 def _versions(module: str) -> dict[str, str]:
     """Return {package: version} of gymnasium and the package of a module."""
     names = ["gymnasium"]
