@@ -138,6 +138,64 @@ class Grid(_Bridge):
         )
 
 
+class Picture(_Bridge):
+    """Images uint8[n, h, w, c] by an encoder that is trained with the policy: a token.
+
+    `encoder(rngs=)` makes an encoder of `polyview.nn`, such as SmallConv.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        encoder: Callable[..., Any],
+        hidden: int = 512,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        made: Any = encoder(rngs=rngs)
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(made.features, width, tokens=1, hidden=hidden, **options)
+        self.encoder = made
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if x.dtype == jnp.uint8:
+            x = x.astype(jnp.float32) / 255 - 0.5
+        h, _ = self.encoder(x, train=False)
+        return self._bridged(jax.nn.relu(h))
+
+
+class Bag(nnx.Module):
+    """The mean of the words of a text int32[n, length], in no order: a token.
+
+    Words -1 are padding. Tokens share `rows` rows by their remainder, so that a large
+    vocabulary needs no large table (Weinberger et al. 2009).
+    """
+
+    count = 1
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        rows: int = 4093,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_range(1, rows=rows)
+        draw = jax.random.normal(rngs.params(), (rows, width), param_dtype)
+        self.table = nnx.Param(draw)
+        self.rows, self.dtype = rows, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        real = x >= 0
+        found = self.table[...].astype(self.dtype)[jnp.where(real, x % self.rows, 0)]
+        words = jnp.maximum(real.sum(1, keepdims=True), 1)
+        return jnp.where(real[..., None], found, 0).sum(1) / words
+
+
 class Image(_Bridge):
     """Images [n, h, w, c] by a tower of the engine, and latents that read its map.
 

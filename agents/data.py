@@ -7,8 +7,8 @@
 
 m = span consecutive steps of one episode. The span may begin before the episode and end
 after it, so that every step is drawn alike; such steps are not present, and zeros. With
-a span of 1, m = draws steps at uniform times, for a policy that is asked about each
-alone.
+`whole` it is the episode from its first step. With a span of 1, m = draws steps at
+uniform times, for a policy that is asked about each alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ class Context:
       observations: fields of the episode to show.
       span: consecutive steps.
       draws: steps at uniform times, if span is 1.
+      whole: begin with the episode; one of more steps than span is an InputError.
       text: the tokenizer of instructions; None shows none.
       length: room for an instruction, in tokens; a longer one is an InputError.
       before: text that stands before each instruction, and after: after it.
@@ -50,6 +51,7 @@ class Context:
     after: str = ""
     actions: str = "actions"
     instruction: str = "instruction"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         check_range(1, span=self.span, draws=self.draws, length=self.length)
@@ -66,6 +68,13 @@ class Context:
         count = len(actions) + self.span - 1
         last = (rng.random(self.draws) * count).astype(np.int64)
         time = last if self.span == 1 else last + np.arange(1 - self.span, 1)
+        if self.whole:
+            time = np.arange(self.span)
+            if len(actions) > self.span:
+                raise InputError(
+                    f"an episode has {len(actions)} steps, and views.span is "
+                    f"{self.span}; give more"
+                )
         real = (time >= 0) & (time < len(actions))
         found: dict[str, Any] = {}
         for name in self.observations:

@@ -9,6 +9,7 @@ from agents.evaluation.success import Success
 from agents.playing import Lane, play
 from polyview.data.sources.protocol import CorruptRecord
 from polyview.errors import InputError
+from polyview.rl.acting import Acted
 from polyview.rl.environment import Finished, Outcome
 
 
@@ -57,15 +58,19 @@ class Goer:
     """A model that goes, unless three steps are wanted; keeps what it was shown."""
 
     def __init__(self):
-        self.shown = []
+        self.shown, self.firsts = [], []
 
     def call(self, method, *arguments):
-        if method == "read":
-            return arguments[0]
-        cache, views, present, taken, key = arguments
+        if method == "recall":
+            past, now = arguments
+            return past["views"]["state"], past["real"], past["actions"]
+        memory, now, first, key = arguments
         assert key is None
-        self.shown.append((cache.copy(), views["state"], present, taken))
-        return (views["state"][:, -1, 1] != 3).astype(np.int32)
+        self.firsts.append(first)
+        states = np.concatenate([memory[0], now["state"][:, None]], 1)
+        self.shown.append((now["text"].copy(), states, *memory[1:]))
+        action = (now["state"][:, 1] != 3).astype(np.int32)
+        return memory, Acted(action, None, None)
 
 
 def success(rows, episodes=6, span=1, **options):
@@ -115,19 +120,33 @@ def test_a_window_holds_the_last_steps_of_its_episode_alone():
     done = [list(state[0, :, 0]) for state in states]
     assert done == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [0, 0, 0]]
     assert [list(mask[0]) for mask in present] == [
-        [False, False, True],
-        [False, True, True],
-        *[[True] * 3] * 2,
-        [False, False, True],
+        [False, False],
+        [False, True],
+        *[[True] * 2] * 2,
+        [False, False],
     ]
     assert [list(actions[0]) for actions in taken] == [
-        [0, 0, 0],
-        [0, 1, 0],
-        *[[1, 1, 0]] * 2,
-        [0, 0, 0],
+        [0, 0],
+        [0, 1],
+        *[[1, 1]] * 2,
+        [0, 0],
     ]
+    assert not np.any(model.firsts)  # the window is shown anew each time
     told = ["".join(map(chr, row[0][row[0] != PADDING])) for row in texts]
     assert told == ["go 4"] * 4 + ["go 1"]
+
+
+def test_a_policy_that_sees_whole_episodes_is_told_where_they_begin():
+    views = Context(["state"], 7, text=Letters(), length=6)  # the limit is 6
+    lanes = [Lane(Counting(), iter([3, 0]), 0), Lane(Counting(), iter([2, 2, 2]), 0)]
+    model = Goer()
+    for number in play(model, lanes, views):
+        if lanes[number].ended:
+            lanes[number].over()
+    first = [list(own) for own in np.stack(model.firsts, 1)]
+    # Four steps and one, then nothing; three episodes that never end.
+    assert first[0][:5] == [True, False, False, False, True]
+    assert [i for i, begins in enumerate(first[1]) if begins] == [0, 6, 12]
 
 
 class Pusher:
@@ -152,7 +171,7 @@ class Pusher:
 def test_continuous_actions_are_clipped_to_the_box():
     class Strong:
         def call(self, method, *arguments):
-            return np.array([[3.0, -0.5]]) if method == "act" else None
+            return None, Acted(np.array([[3.0, -0.5]]), None, None)
 
     world = Pusher()
     lane = Lane(world, iter([0]), 0)

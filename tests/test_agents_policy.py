@@ -330,8 +330,8 @@ def test_more_tokens_than_the_context_are_refused(rng):
         policy.loss(batch_of(rng, 2, 3, NUMBERED), None, False)
     with pytest.raises(InputError, match="lower span or length"):
         policy.recall({}, {"text": np.zeros((1, 6), np.int32)})
-    with pytest.raises(InputError, match="the views have 2"):
-        policy.loss(batch_of(rng, 2, 2, NUMBERED), None, False)
+    with pytest.raises(InputError, match="the views have 4"):
+        policy.loss(batch_of(rng, 2, 4, NUMBERED), None, False)
 
 
 def test_states_that_never_change_are_left_out(rng):

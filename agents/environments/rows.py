@@ -5,6 +5,7 @@ Observations are those of the world (`agents.environments.worlds`), and with a t
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,7 +77,7 @@ class WorldRow:
         check_range(1, self._world.limit, limit=limit)
         self.name, self.actions = name, len(self._world.actions)
         self.limit = limit or self._world.limit
-        self.versions = self._world.versions
+        self.versions: Mapping[str, str] = self._world.versions
         self._dense = reward == "dense"
         self._told = None if text is None else Told(text, length, before, after)
         self._text: np.ndarray | None = None
@@ -113,9 +114,10 @@ class WorldRow:
         success = self._world.success
         _, own, ended, cut, _ = self._result
         reward = float(own) if self._dense else float(success)
-        # A success ends the episode, even one that the package would go on with.
-        ended = over and (bool(ended) or success and not cut)
-        return self._shown(self._world.arrived), reward, ended, over, success
+        # What the package does not end or cut off has ended by its success.
+        terminated = over and bool(ended or not cut)
+        shown = self._shown(self._world.arrived)
+        return shown, reward, terminated, over and not terminated, success
 
     def fingerprint(self) -> np.ndarray:
         """Return the SHA-256 of all that determines what happens next, uint8[32]."""

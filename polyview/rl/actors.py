@@ -119,6 +119,32 @@ class _Actor(nnx.Module):
         """Return the play as it is."""
         return play
 
+    def judge(self, play: Mapping[str, Any]) -> Judged:
+        """Return what the actor says of all steps; see `polyview.rl.acting:Actor`."""
+        raise NotImplementedError
+
+    def loss(
+        self, batch: Mapping[str, Any], key: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """Return -log p of an expert's actions [b, m], metrics, which are present.
+
+        batch: spans of episodes; a view of one look stands for all steps of its span.
+        """
+        actions = batch["targets"]["action"]
+        b, m = actions.shape
+        present = jnp.ones((b, m), bool)
+        for name in self.encoders:
+            present &= batch["present"][name]
+        views = {
+            name: jnp.broadcast_to(x, (b, m, *x.shape[2:]))
+            for name, x in batch["views"].items()
+        }
+        begun = jnp.cumsum(present, 1, dtype=jnp.int32)
+        play = {"views": views, "first": (begun == 1) & present, "real": present}
+        judged = self.judge(play | {"actions": actions})
+        found = {"probability": jnp.exp(judged.log_prob)}
+        return -judged.log_prob, found, present
+
 
 class Reactive(_Actor):
     """Actions from what is seen now: encoders, one more layer with tanh, heads.

@@ -143,15 +143,22 @@ class PPO:
     def __call__(
         self, module: Any, target_module: Any, batch: Mapping[str, Any], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        taken, advantage = batch["taken"], batch["advantages"]
+        taken = batch["taken"]
         t = taken.shape[1]
-        judged = Judged(*(part[:, -t:] for part in module.judge(batch["play"])))
+
+        def sound(values: jax.Array) -> jax.Array:
+            """Zero what was not taken, which may be anything, and has no gradient."""
+            return jnp.where(taken, values, 0)
+
+        names = ("advantages", "returns", "values", "log_prob")
+        advantage, returns, old, acted = (sound(batch[name]) for name in names)
+        spoken = module.judge(batch["play"])
+        judged = Judged(*(sound(part[:, -t:]) for part in spoken))
         if self.standardise:
             mean = masked_mean(advantage, taken)
             spread = jnp.sqrt(masked_mean(jnp.square(advantage - mean), taken))
             advantage = (advantage - mean) / (spread + 1e-8)
-        # What was not taken may have any probability, and no gradient.
-        change = jnp.where(taken, judged.log_prob - batch["log_prob"], 0)
+        change = judged.log_prob - acted
         ratio = jnp.exp(change)
         entropy = judged.entropy
         if self.relative_entropy:
@@ -160,17 +167,13 @@ class PPO:
         parts = {
             "policy_loss": policy_loss(ratio, advantage, self.clip),
             "value_loss": value_loss(
-                judged.value,
-                batch["values"],
-                batch["returns"],
-                self.value_loss,
-                self.value_clip,
+                judged.value, old, returns, self.value_loss, self.value_clip
             ),
             "entropy": entropy,
             "clipped": jnp.abs(ratio - 1) > self.clip,
             "divergence": ratio - 1 - change,  # of the policies (Schulman 2020)
         }
         metrics = {name: masked_mean(part, taken) for name, part in parts.items()}
-        metrics["farthest_ratio"] = jnp.max(jnp.where(taken, jnp.abs(ratio - 1), 0))
+        metrics["farthest_ratio"] = jnp.max(jnp.abs(ratio - 1))
         loss = metrics["policy_loss"] + self.value_weight * metrics["value_loss"]
         return loss - self.entropy_weight * metrics["entropy"], metrics

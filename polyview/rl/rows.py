@@ -63,14 +63,14 @@ class Single(Protocol):
 def seed_of(seed: int, row: int, episode: int) -> int:
     """Return the seed of an episode, below 2^128.
 
-    seed: of all rows, below 2^64. row, episode: below 2^32. They are its low 64 bits,
-    so that no two episodes of the rows, on whatever host, have one seed; its high 64
-    bits are `np.random.SeedSequence(seed, spawn_key=(row, episode))`, so that the rows
-    of another seed have other ones.
+    seed: of all rows, below 2^64. row, episode: below 2^32. They are its high 64 bits,
+    so that no two episodes of the rows, on whatever host, have one seed. Its low 64
+    bits are drawn from `np.random.SeedSequence(seed, spawn_key=(row, episode))`, for
+    environments that use the seed's remainder, and so that another `seed` gives others.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(row, episode))
     drawn = int(stream.generate_state(1, np.uint64)[0])
-    return drawn << 64 | row << 32 | episode
+    return row << 96 | episode << 64 | drawn
 
 
 class HostRows:
@@ -106,8 +106,13 @@ class HostRows:
         check_range(1, 2**20, count=count)
         check_range(0, 2**63, seed=seed)
         check_range(0, 2**31, first=first)
-        check_range(0, count, processes=processes)
+        check_range(0, min(count, 256), processes=processes)
         self.count, self._first = count, first
+        self.name: str
+        self.actions: int
+        self.limit: int
+        self.shapes: Shapes
+        self.versions: Mapping[str, str]
         numbers = range(first, first + count)
         self._block: _Block | None = None
         self._workers: _Workers | None = None
@@ -269,7 +274,7 @@ class _Block:
     def saved(self) -> dict[str, np.ndarray]:
         prints = np.stack([single.fingerprint() for single in self._singles])
         arrays = (self._episode, self._steps, self._actions, prints)
-        return {name: array.copy() for name, array in zip(_SAVED, arrays, strict=True)}
+        return dict(zip(_SAVED, arrays, strict=True))  # `HostRows` copies them
 
     def restore(
         self,
