@@ -7,6 +7,8 @@ from typing import Any
 from agents import recording
 from agents.llm import prepared
 from agents.llm.tokenizer import Tokenizer
+from agents.rearrange.environment import LIMIT
+from agents.rearrange.words import SKILLS
 from agents.tokenizers.text import digit_names
 from polyview.config import parts
 from polyview.errors import InputError, fits_together, nearest
@@ -166,8 +168,6 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
             f"adapter={kind} is not for the {'numbered' if numbered else 'continuous'} "
             f"actions of {data}; take {', '.join(fitting)}"
         )
-    if kind in ("lang", "semlang") and not name:
-        raise InputError(f"adapter={kind} writes words, and needs model=NAME")
     if bool(run) != (kind in ("vq", "rvq")):
         raise InputError(
             f"adapter={kind} needs tokenizer=RUN, a run of configs/agents_tokenizer.py"
@@ -175,13 +175,8 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
             else f"adapter={kind} has no tokenizer that is trained; leave tokenizer out"
         )
     at = "agents.adapters"
-    if kind == "pred" and numbered:
-        count = len(action["names"])
-        return {"partial": f"{at}:Categorical", "actions": count}, {}
     if numbered:
-        names = action["names"]
-        words = digit_names(len(names)) if kind == "lang" else names
-        return {"partial": f"{at}:Words", **strings(words, name)}, {}
+        return named(kind, action["names"], name), {}
     if kind == "pred":
         span = {"low": action["low"], "high": action["high"]}
         return {"partial": f"{at}:Regression", **span}, {}
@@ -210,6 +205,129 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
         )
     init = {"adapter.tokenizer": {"from": run, "path": ""}}
     return {"partial": f"{at}:Tokens", "tokenizer": model}, init
+
+
+def named(kind: str, names: Sequence[str], name: str) -> dict[str, Any]:
+    """Return the spec of an adapter of actions with names: pred, lang or semlang.
+
+    name: of the prepared model whose words are written.
+    """
+    at = "agents.adapters"
+    if kind == "pred":
+        return {"partial": f"{at}:Categorical", "actions": len(names)}
+    if kind not in ("lang", "semlang"):
+        raise InputError(f"adapter={kind!r} is not pred, lang or semlang")
+    if not name:
+        raise InputError(f"adapter={kind} writes words, and needs model=NAME")
+    words = digit_names(len(names)) if kind == "lang" else names
+    return {"partial": f"{at}:Words", **strings(words, name)}
+
+
+BODIES = ("frozen", "trained", "random", "gru", "moment", "lora")
+
+
+def actor(
+    kind: str,
+    names: Sequence[str],
+    bridges: Mapping[str, Any],
+    span: int,
+    *,
+    name: str,
+    layers: int,
+    adapter: str = "pred",
+    critic: Mapping[str, Any] | None = None,
+    episodes: int = 8,
+    wide: int = 256,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the spec of a policy with values, and its `init`; kind: of `BODIES`.
+
+    `frozen` is a prepared language model, `lora` the same with low-rank adapters,
+    `trained` its shape from random weights, all trained, `random` from random weights
+    that stay. `gru` has no body: the words of an instruction in no order, and a GRU
+    (Szot et al. 2024 compare the first with such); `moment` is the same without memory.
+    bridges: {observation: spec}; wide: of the layers without a body.
+    """
+    if kind not in BODIES:
+        raise InputError(f"body={kind!r}{nearest(kind, BODIES)}")
+    values = dict(critic or {})
+    if kind in ("gru", "moment"):
+        if adapter != "pred":
+            raise InputError(f"adapter={adapter} needs a body; body={kind} takes pred")
+        own = "Recurrent" if kind == "gru" else "Reactive"
+        return {
+            "partial": f"polyview.rl.actors:{own}",
+            "encoders": {**bridges, "text": {"partial": "agents.bridges:Bag"}},
+            "actions": len(names),
+            "width": wide,
+            "critic": values,
+        }, {}
+    lora = LORA if kind == "lora" else None
+    made = body(name, layers, lora) | {"frozen": kind != "trained"}
+    init = body_weights(name) if kind in ("frozen", "lora") else {}
+    return {
+        "partial": "agents.policy:Policy",
+        "body": made,
+        "bridges": dict(bridges),
+        "adapter": named(adapter, names, name),
+        "span": span,
+        "tells": False,  # as LLaRP: later steps see observations alone
+        "critic": values,
+        "episodes": episodes,
+    }, init
+
+
+# Of the pictures of `agents.rearrange`; sizes are ours.
+PICTURE = {
+    "partial": "agents.bridges:Picture",
+    "encoder": {
+        "partial": "polyview.nn.small_conv:SmallConv",
+        "size": 32,
+        "in_channels": 3,
+        "widths": (16, 32, 32),
+        "features": 256,
+    },
+    "hidden": 512,  # Szot et al. 2024
+}
+ROOM = 24  # tokens of an instruction of `agents.rearrange`
+
+
+def rearranging(
+    kind: str, name: str, layers: int, adapter: str, critic: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the spec of a policy of TextRearrange, its `init`, and its views.
+
+    Arguments are those of `actor`. The policy sees the whole episode.
+    """
+    span = LIMIT + 1  # and the last observation
+    model, init = actor(
+        kind,
+        SKILLS,
+        {"image": PICTURE},
+        span,
+        name=name,
+        layers=layers,
+        adapter=adapter,
+        critic=critic,
+    )
+    views = {
+        "target": "agents.data:Context",
+        "observations": ["image"],
+        "span": span,
+        "text": tokenizer(name),
+        "length": ROOM,
+    }
+    return model, init, views
+
+
+def splits(views: Mapping[str, Any], names: Sequence[str], episodes: int) -> dict:
+    """Return the spec of success in the splits of TextRearrange."""
+    return {
+        "target": "agents.evaluation.success:Success",
+        "worlds": [f"rearrange:{name}" for name in names],
+        "views": dict(views),
+        "episodes": episodes,
+        "rows": 64 * len(names),
+    }
 
 
 def strings(words: Sequence[str], name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Train a policy that acts, by reinforcement learning.
 
-    python -m agents.train --config configs/agents_rearrange.py --workdir runs/llarp
+python -m agents.train --config configs/agents_rearrange.py --workdir runs/llarp
 """
 
 from pathlib import Path

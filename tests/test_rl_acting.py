@@ -13,6 +13,7 @@ from polyview.rl.learner import PolicyLearner
 from polyview.training.train import train
 from tests.acting_worlds import Told
 
+ACTOR = "polyview.rl.actors"
 BODY = {
     "partial": "agents.llm.llama:Body",
     "layers": 2,
@@ -46,8 +47,8 @@ def policy(**options):
 
 def simple(kind="Reactive"):
     return {
-        "partial": f"polyview.rl.actors:{kind}",
-        "encoders": {"state": {"partial": "polyview.rl.actors:Dense", "size": 3}},
+        "partial": f"{ACTOR}:{kind}",
+        "encoders": {"state": {"partial": f"{ACTOR}:Dense", "size": 3}},
         "actions": 4,
         "width": 16,
         "critic": {"hidden": 16},
@@ -56,8 +57,6 @@ def simple(kind="Reactive"):
 
 ACTORS = {
     "pred": policy(),
-    "pred, actions not told": policy(tells=False),
-    "words": policy(adapter=WORDS),
     "words, actions not told": policy(adapter=WORDS, tells=False),
     "one step": policy(span=1),
     "trained body": policy(body={**BODY, "frozen": False}),
@@ -102,9 +101,14 @@ def after(learner, steps):
     return state, found
 
 
+@pytest.fixture
+def unsaved(monkeypatch):
+    """Fixed weights are written nowhere."""
+    monkeypatch.setattr("polyview.runs.init.keep_fixed", lambda *_: [])
+
+
 @pytest.mark.parametrize("name", ACTORS)
-def test_what_acts_is_what_is_judged(name, monkeypatch):
-    monkeypatch.setattr("polyview.rl.learner.keep_fixed", lambda *_: [])
+def test_what_acts_is_what_is_judged(name, unsaved):
     learner = PolicyLearner(config(ACTORS[name]))
     _, metrics = after(learner, 3)
     assert all(one["healthy"] for one in metrics)
@@ -112,3 +116,136 @@ def test_what_acts_is_what_is_judged(name, monkeypatch):
     assert max(one["first_ratio"] for one in metrics) < 1e-5
     assert all(one["divergence"] != 0 for one in metrics)
     assert 0.5 < metrics[-1]["learnt"] < 1
+
+
+@pytest.mark.parametrize("name", ["words, actions not told", "GRU"])
+def test_devices_change_nothing(name, unsaved, x64, monkeypatch):
+    wide = {"dtype": "float64", "param_dtype": "float64"}
+    model = ACTORS[name]
+    if "body" in model:
+        model = {**model, "body": {**BODY, **wide}}
+        model["bridges"] = {"state": {**model["bridges"]["state"], **wide}}
+        model["critic"] = {"hidden": 16, **wide}
+    else:
+        model = {**model, **wide}
+        model["encoders"] = {"state": {**model["encoders"]["state"], **wide}}
+        model["critic"] = {"hidden": 16}
+    found = {}
+    everywhere = jax.make_mesh
+    for count in (1, 2, 8):
+        monkeypatch.setattr(jax, "device_count", lambda count=count: count)
+        some = jax.devices()[:count]
+        monkeypatch.setattr(
+            jax,
+            "make_mesh",
+            lambda *a, some=some, **k: everywhere(*a, devices=some, **k),
+        )
+        learner = PolicyLearner(config(model))
+        state, metrics = after(learner, 3)
+        found[count] = [*map(np.asarray, jax.tree.leaves(state.train.params))]
+        found[count] += [np.array([*one.values()]) for one in metrics]
+    for count in (2, 8):
+        for one, several in zip(found[1], found[count], strict=True):
+            np.testing.assert_allclose(several, one, rtol=1e-6, atol=1e-9)
+
+
+HOST = {
+    "partial": "polyview.rl.rows:HostRows",
+    "make": {"partial": "polyview.rl.rows:Gymnasium", "name": "CartPole-v1"},
+}
+
+
+def test_rows_on_the_host_learn_as_those_on_the_device_do(unsaved):
+    model = simple() | {"actions": 2}
+    model["encoders"] = {"state": {"partial": f"{ACTOR}:Dense", "size": 4}}
+    own = {"environment": HOST}
+    learner = PolicyLearner(config(model, **own, rollout=32, steps=30))
+    _, metrics = after(learner, 25)
+    assert max(one["first_ratio"] for one in metrics) < 1e-6
+    assert metrics[-1]["length"] > 1.3 * metrics[0]["length"]
+    assert 0.9 < metrics[0]["learnt"] < 1  # last states are shown, and not acted in
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_a_run_that_is_stopped_goes_on_exactly(where, tmp_path):
+    model = simple("Recurrent" if where == "device" else "Reactive")
+    own = {}
+    if where == "host":
+        model |= {"actions": 2}
+        model["encoders"] = {"state": {"partial": f"{ACTOR}:Dense", "size": 4}}
+        own = {"environment": HOST}
+    whole = config(model, **own, steps=4)
+    state = train(PolicyLearner(whole), tmp_path / "whole")
+    learner = PolicyLearner(whole)
+    taken = learner.take
+
+    def stopping(state, inputs):
+        if int(inputs) == 2:
+            raise KeyboardInterrupt
+        return taken(state, inputs)
+
+    learner.take = stopping
+    with pytest.raises(KeyboardInterrupt):
+        train(learner, tmp_path / "parts")
+    resumed = train(PolicyLearner(whole), tmp_path / "parts")
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_steps_of_more_episodes_than_a_row_may_have_are_not_learnt_from(unsaved):
+    learner = PolicyLearner(config(policy(episodes=1)))
+    _, metrics = after(learner, 1)
+    assert metrics[0]["learnt"] < 0.7 and metrics[0]["first_ratio"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"rows": 6}, "rows=6 in 1 minibatches cannot be split over 8"),
+        ({"minibatches": 3}, "minibatches=3 does not divide rows=8"),
+        ({"model": policy(span=3)}, "up to 4 steps.*sees 3: give model.span=5, or 1"),
+        ({"model": simple() | {"actions": 3}}, "model has 3 actions.*environment 4"),
+        ({"model": policy(critic=None)}, "it has no critic"),
+        ({"model": BODY | {"vocabulary": 4}}, "is no actor"),
+        ({"discount": 1.5}, "discount=1.5"),
+    ],
+)
+def test_what_does_not_fit_is_told(change, text):
+    with pytest.raises(InputError, match=text):
+        PolicyLearner(config(**{"model": policy()} | change))
+
+
+def test_a_numbered_policy_is_needed():
+    word = {"low": [-1.0], "high": [1.0], "hidden": 8}
+    model = policy(adapter={"partial": "agents.adapters:Regression", **word})
+    with pytest.raises(InputError, match="only numbered actions"):
+        PolicyLearner(config(model))
+
+
+def test_a_context_holds_the_steps_of_the_current_episode_alone():
+    first = jnp.array([[0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]], bool)
+    past = acting.Past({}, first, jnp.zeros(first.shape, jnp.int32))
+    shown = acting.Shown({}, jnp.array([False, False]), None)
+    real = acting.rows_of(past, shown)["real"]
+    # Nothing is known to belong to an episode whose beginning is not in sight.
+    np.testing.assert_array_equal(real, [[0, 0, 0, 0, 1, 1], [0] * 6])
+    new = acting.Shown({}, jnp.array([True, True]), None)
+    assert not acting.rows_of(past, new)["real"].any()
+
+
+def test_a_row_begins_its_next_episode_after_the_last_state_was_shown():
+    world, key, rows = Told(limit=2), jax.random.key(0), jnp.arange(3, dtype=jnp.int32)
+    here, step = acting.begin(world, key, rows)
+    shown, seen = acting.shown_of(step, jnp.ones(3, bool)), []
+    wrong = (here.state.word + 1) % 4
+    for _ in range(4):
+        seen.append((shown, step))
+        here, step = acting.step(world, key, rows, here, wrong)
+        shown = acting.shown_of(step, shown.over)
+    assert [bool(one.first.all()) for one, _ in seen] == [True, False, False, True]
+    assert [bool(one.over.all()) for one, _ in seen] == [False, False, True, False]
+    np.testing.assert_array_equal(here.episode, 1)
+    # A row's episodes do not depend on the rows beside it.
+    alone, _ = acting.begin(world, key, rows[1:2])
+    other, _ = acting.begin(world, key, rows)
+    assert alone.state.word[0] == other.state.word[1]

@@ -1,4 +1,4 @@
-"""Worlds by their names, such as `babyai:GoToLocal` and `metaworld:reach-v3`.
+"""Worlds by their names: `babyai:GoToLocal`, `metaworld:reach-v3`, `rearrange:train`.
 
 A world is an environment (`polyview.rl.environment`) whose observations are dicts: the
 arrays of one step, and `instruction`, a text that stays the same for an episode. With
@@ -21,7 +21,7 @@ import numpy as np
 from polyview.errors import InputError, nearest
 from polyview.rl.environment import Environment, Finished, Outcome
 
-KINDS = ("babyai", "metaworld")
+KINDS = ("babyai", "metaworld", "rearrange")
 REWARDS = ("success", "dense")
 
 Observation = dict[str, Any]
@@ -123,6 +123,10 @@ def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:
         from agents.environments.babyai import BabyAI
 
         return BabyAI(task, reward=reward, pixels=pixels)
+    if kind == "rearrange":
+        from agents.environments.rearrange import Rearrange
+
+        return Rearrange(task, reward=reward, pixels=pixels)
     from agents.environments.metaworld import MetaWorld
 
     return MetaWorld(task, reward=reward, pixels=pixels)
@@ -138,8 +142,9 @@ def parse(name: str) -> tuple[str, str]:
     kind, _, task = name.partition(":")
     if kind not in KINDS or not task:
         raise InputError(
-            f"'{name}' is no world; give one such as babyai:GoToLocal or "
-            f"metaworld:reach-v3{nearest(kind, KINDS) if kind not in KINDS else ''}"
+            f"'{name}' is no world; give one such as babyai:GoToLocal, "
+            f"metaworld:reach-v3 or rearrange:train"
+            f"{nearest(kind, KINDS) if kind not in KINDS else ''}"
         )
     return kind, task
 

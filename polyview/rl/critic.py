@@ -1,4 +1,4 @@
-"""Values of states, learnt on a scale of their own: PopArt (van Hasselt et al. 2016)."""
+"""Values of states on a scale of their own (PopArt; van Hasselt et al. 2016)."""
 
 from typing import Any
 

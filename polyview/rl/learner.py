@@ -35,10 +35,9 @@ from polyview.rl import acting
 from polyview.rl.acting import Acted, Actor, Here, Past, Played, Shown, Tally
 from polyview.rl.environment import Rows, Step
 from polyview.rl.ppo import advantages, masked_mean
-from polyview.runs.checkpoint import fixed_record, saved_steps
+from polyview.runs.checkpoint import saved_steps
 from polyview.runs.evaluating import build_evaluations
-from polyview.runs.init import LaidOver, entries_of, lay_over
-from polyview.runs.weights import keep_fixed, read_fixed
+from polyview.runs.init import LaidOver, begun, entries_of, fixed_again, lay_over
 from polyview.training.learner import Learner
 from polyview.training.step import TrainState, begin_with, create_state, make_step
 
@@ -89,8 +88,7 @@ class PolicyLearner(Learner):
     """A config's policy and its environments; see the module."""
 
     acts = True
-    told_in_line = ("success",)
-    unit = "env steps"
+    shown = ("success",)
 
     def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
         check_config(config, REQUIRED, LIMITS)
@@ -149,7 +147,7 @@ class PolicyLearner(Learner):
 
     def _check_actor(self) -> None:
         wanted = ("act", "judge", "recall", "prepare", "critic")
-        if not all(hasattr(self.actor, name) for name in wanted):
+        if any(getattr(self.actor, name, None) is None for name in wanted):
             raise InputError(
                 "the model is no actor (polyview.rl.acting:Actor): it has no critic"
             )
@@ -171,7 +169,6 @@ class PolicyLearner(Learner):
 
     def _compile(self, create: Any) -> None:
         whole, rows = devices.replicated(self.mesh), devices.rows(self.mesh)
-        later: Any = NamedSharding(self.mesh, PartitionSpec(None, devices.AXES))
         shapes = jax.eval_shape(create, self.seed)
         of_network = devices.of_state(shapes, self.mesh)
         self.network, self.fixed = jax.tree.map(
@@ -186,7 +183,6 @@ class PolicyLearner(Learner):
         part: Any = rows
         on_rows = Tally(part, part, cast(Any, whole))
         state = State(of_network[0], part, part, part, on_rows)
-        given = of_network[0], of_network[1]
         self.begin = jax.jit(self._begin, out_shardings=rows)
         self.started = jax.jit(self._started, out_shardings=(rows, on_rows))
         self.update = jax.jit(
@@ -194,23 +190,16 @@ class PolicyLearner(Learner):
             in_shardings=(state, of_network[1], whole, whole),
             out_shardings=(state, whole),
         )
-        self.recall = jax.jit(self._recall, in_shardings=(*given, rows, rows))
-        self.act = jax.jit(
-            self._act,
-            in_shardings=(*given, rows, rows, whole, whole, whole),
-            out_shardings=(rows, rows),
-            donate_argnums=2,
-        )
+        # With rows on the host; arguments come as the others leave them.
+        self.recall = jax.jit(self._recall)
+        self.act = jax.jit(self._act, out_shardings=(rows, rows), donate_argnums=2)
         self.stack = jax.jit(
             lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts),
-            out_shardings=later,
+            out_shardings=NamedSharding(self.mesh, PartitionSpec(None, devices.AXES)),
         )
-        played = Played(Shown(later, later, later), later, later, later, later)
-        self.learn = jax.jit(
-            self._learn,
-            in_shardings=(*given, rows, played, rows, whole, whole),
-            out_shardings=(of_network[0], rows, whole),
-        )
+        self.learn = jax.jit(self._learn, out_shardings=(of_network[0], rows, whole))
+        self.count = jax.jit(self._counted, out_shardings=(on_rows, rows))
+        self.report = jax.jit(self._told, out_shardings=(state, whole))
 
     # What follows is traced.
 
@@ -271,6 +260,11 @@ class PolicyLearner(Learner):
         }
         tally = state.tally._replace(done=_RECENT * state.tally.done)
         return State(state.train, state.here, state.shown, state.past, tally), metrics
+
+    def _counted(
+        self, tally: Tally, gone: Step, over: jax.Array
+    ) -> tuple[Tally, Shown]:
+        return acting.counted(tally, gone, over), acting.shown_of(gone, over)
 
     def _recall(self, train: TrainState, fixed: dict, past: Past, shown: Shown) -> Any:
         actor = self._module(train, fixed)
@@ -397,15 +391,13 @@ class PolicyLearner(Learner):
     def create(self, workdir: Path) -> State:
         """Begin all episodes; lay donors' weights over the network's."""
         train, fixed = self.initial(self.seed)
-        source = f"seed {self.config.seed}"
-        referenced: list[dict] = []
-        if (laid := self.laid_over) is not None:
-            made = train.params, train.statistics, fixed
-            params, statistics, fixed = laid.over(made)
-            train = begin_with(train, params, statistics)
-            source, referenced = f"{laid}", laid.referenced
-        self.fixed = fixed
-        self.fixed_record = keep_fixed(workdir, fixed, referenced, source)
+        made = train.params, train.statistics, fixed
+        parts, self.fixed_record = begun(
+            self.laid_over, made, workdir, self.config.seed
+        )
+        self.fixed = parts[-1]
+        if self.laid_over is not None:
+            train = begin_with(train, *parts[:2])
         here: Any = None
         if self.host is None:
             here, first = self.begin(self.seed)
@@ -471,10 +463,8 @@ class PolicyLearner(Learner):
 
     def restored(self, workdir: Path, saved: dict, folder: Path, step: int) -> State:
         """Return the state of a checkpoint; play rows on the host up to there."""
-        self.fixed_record = fixed_record(folder) or []
-        entries = entries_of(self.config) if self.trusted is None else []
-        files = [Path(e.donor) for e in entries if Path(e.donor).is_file()]
-        self.fixed = read_fixed(workdir, self.fixed_record, self.fixed, files)
+        known = self.fixed, self.config, self.trusted is None
+        self.fixed, self.fixed_record = fixed_again(workdir, folder, *known)
         rows = saved.pop("rows", None)
         if self.host is not None:
             self.host.restore({name: _local(x) for name, x in rows.items()})
@@ -501,7 +491,7 @@ class PolicyLearner(Learner):
             if time == self.config.rollout:
                 break
             gone = self._put(self.host.step(_local(acted.action)))
-            tally, following = self._counted(tally, gone, shown.over)
+            tally, following = self.count(tally, gone, shown.over)
             seen.append(shown)
             decided.append(acted)
             came.append((gone.reward, gone.terminated, following.over))
@@ -510,18 +500,7 @@ class PolicyLearner(Learner):
         train, past, metrics = self.learn(
             *given, state.past, Played(*whole), acted.value, inputs, self.seed
         )
-        return self._report(State(train, None, shown, past, tally), metrics)
-
-    @functools.cached_property
-    def _counted(self) -> Any:
-        def count(tally: Tally, gone: Step, over: jax.Array) -> tuple[Tally, Shown]:
-            return acting.counted(tally, gone, over), acting.shown_of(gone, over)
-
-        return jax.jit(count)
-
-    @functools.cached_property
-    def _report(self) -> Any:
-        return jax.jit(self._told)
+        return self.report(State(train, None, shown, past, tally), metrics)
 
     def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Return the metrics, the learning rate, and steps of the environments."""

@@ -30,15 +30,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
 from polyview.nn.vit import ViT
 from polyview.runs import positions, torch_names
+from polyview.runs.checkpoint import fixed_record
 from polyview.runs.checksum import flatten
 from polyview.runs.load import load
 from polyview.runs.prefixes import Part, both_names, class_token, groups, part_of
-from polyview.runs.weights import file_digest, first_rows, moved, read_file, under
+from polyview.runs.weights import (
+    file_digest,
+    first_rows,
+    keep_fixed,
+    moved,
+    read_file,
+    read_fixed,
+    under,
+)
 
 
 class Entry(NamedTuple):
@@ -138,6 +148,32 @@ def _entry(at: str, value: Any) -> Entry:
 def _are_words(value: Any) -> bool:
     is_list = isinstance(value, list | tuple)
     return is_list and all(isinstance(word, str) for word in value)
+
+
+def begun(
+    laid: LaidOver | None, made: tuple[dict, ...], workdir: Path, seed: int
+) -> tuple[tuple[dict, ...], list[dict]]:
+    """Return the parts that a run starts from, and the record of its fixed weights.
+
+    made: the parts from the run's seed; the last, fixed weights, are saved once.
+    """
+    if laid is None:
+        return made, keep_fixed(workdir, made[-1], [], f"seed {seed}")
+    parts = laid.over(made)
+    return parts, keep_fixed(workdir, parts[-1], laid.referenced, f"{laid}")
+
+
+def fixed_again(
+    workdir: Path, folder: Path, fixed: dict, config: ConfigDict, trusted: bool
+) -> tuple[dict, list[dict]]:
+    """Return the fixed weights that a checkpoint's folder names, and their record.
+
+    fixed: their shapes. trusted: whether the config may choose files to read.
+    """
+    record = fixed_record(folder) or []
+    entries = entries_of(config) if trusted else []
+    files = [Path(e.donor) for e in entries if Path(e.donor).is_file()]
+    return read_fixed(workdir, record, fixed, files), record
 
 
 def lay_over(

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +146,21 @@ class Board:
 class Writer:
     """Writes metrics on the first process; does nothing on the others."""
 
-    def __init__(self, workdir: Path, step: int, steps: int, views: int, active: bool):
-        """step: current step, of `steps`. views: per step, for the rate."""
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        steps: int,
+        views: int,
+        active: bool,
+        shown: Sequence[str] = (),
+    ):
+        """step: current step, of `steps`. views: per step, for the rate.
+
+        shown: values to print beside the loss.
+        """
         self._steps, self._views, self._active = steps, views, active
+        self._shown = shown
         self._last = self._began = (step, time.monotonic())
         if not active:
             return
@@ -180,6 +192,7 @@ class Writer:
         rate_of_views = {"views_per_second": times["views_per_second"]}
         self._board.write(step, values | rate_of_views)
         text = f"loss {values['loss']:.4f}"
+        text += "".join(f"  {name} {values[name]:.3f}" for name in self._shown)
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         else:

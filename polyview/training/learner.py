@@ -6,7 +6,7 @@ from a data pipeline. A learner that acts steps its environments in `inputs` and
 actions in `take`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ class Learner(Protocol):
       steps: the number of steps in the run.
       mesh: the devices; all methods are called with it in scope.
       samples: samples a step, for the rate in samples a second.
+      shown: values that are printed beside the loss.
       evaluations: {name: evaluation}, run at `evaluated` steps.
       acts: whether a step's inputs depend on actions of the step before. If so, metrics
         are read before the next step begins, else while it runs.
@@ -37,6 +38,7 @@ class Learner(Protocol):
     steps: int
     mesh: Mesh
     samples: int = 1
+    shown: Sequence[str] = ()
     evaluations: Mapping[str, Callable] = {}
     acts: bool = False
     data: Mapping[str, Any] = {}

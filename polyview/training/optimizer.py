@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from polyview.errors import TINY, OutOfRange, check_range
+from polyview.errors import OutOfRange, check_range
 from polyview.training.layer_decay import by_layer
 
 ScalingRule = Callable[[int], float]
@@ -131,13 +131,9 @@ def adamw(
     epsilon: float = 1e-8,
     clip: float | None = None,
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay.
-
-    clip: the largest norm of all gradients together, which are scaled down to it.
-    """
+    """AdamW (Loshchilov and Hutter 2019); clip: the largest norm of all gradients."""
     schedule = warm_up_cosine(learning_rate(batch_size), steps, warm_up, minimum)
-    check_range(0.0, weight_decay=weight_decay)
-    check_range(TINY, epsilon=epsilon, clip=clip)
+    check_range(0.0, weight_decay=weight_decay, epsilon=epsilon, clip=clip)
     transformation = optax.adamw(
         schedule, b1, b2, epsilon, weight_decay=weight_decay, mask=decayed
     )

@@ -45,9 +45,8 @@ def train(learner: Learner, workdir: str | Path) -> State:
                 folder = checkpoints.folder / str(start)
                 state = learner.restored(workdir, saved, folder, start)
             first = hosts.is_first_process()
-            writer = metrics.Writer(
-                workdir, start, learner.steps, learner.samples, first
-            )
+            sizes = learner.steps, learner.samples
+            writer = metrics.Writer(workdir, start, *sizes, first, learner.shown)
             if first:
                 banner = learner.banner(state, start)
                 kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]

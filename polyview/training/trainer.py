@@ -19,11 +19,10 @@ from polyview.errors import InputError, fits_together
 from polyview.evaluation import health
 from polyview.evaluation.base import specs_of
 from polyview.model import Model, Parts, abstract_module, merge_module
-from polyview.runs.checkpoint import fixed_record, saved_steps
+from polyview.runs.checkpoint import saved_steps
 from polyview.runs.evaluating import build_evaluations
-from polyview.runs.init import LaidOver, entries_of, lay_over
+from polyview.runs.init import LaidOver, begun, entries_of, fixed_again, lay_over
 from polyview.runs.lineage import training_sources
-from polyview.runs.weights import keep_fixed, read_fixed
 from polyview.training import banner, microbatch
 from polyview.training.learner import Learner
 from polyview.training.outputs import check_outputs
@@ -170,16 +169,12 @@ class Trainer(Learner):
     def create(self, workdir: Path) -> TrainState:
         """Return the first state, with donors' weights; save the fixed weights."""
         state, fixed = self.initial(self.seed)
-        source = f"seed {self.config.seed}"
-        referenced: list[dict] = []
-        if (laid := self.laid_over) is not None:
-            made = state.params, state.statistics, fixed
-            params, statistics, fixed = laid.over(made)
-            state = begin_with(state, params, statistics)
-            source, referenced = f"{laid}", laid.referenced
-        self.fixed = fixed
-        self.fixed_record = keep_fixed(workdir, fixed, referenced, source)
-        return state
+        made = state.params, state.statistics, fixed
+        parts, self.fixed_record = begun(
+            self.laid_over, made, workdir, self.config.seed
+        )
+        self.fixed = parts[-1]
+        return state if self.laid_over is None else begin_with(state, *parts[:2])
 
     def template(self) -> TrainState:
         """Return the shapes of the state."""
@@ -189,11 +184,9 @@ class Trainer(Learner):
         self, workdir: Path, saved: TrainState, folder: Path, step: int
     ) -> TrainState:
         """Return the state of a checkpoint; read the fixed weights that it names."""
-        self.fixed_record = fixed_record(folder) or []
         # An untrusted config, as in a replay, must not choose files to read.
-        entries = entries_of(self.config) if self.trusted is None else []
-        files = [Path(e.donor) for e in entries if Path(e.donor).is_file()]
-        self.fixed = read_fixed(workdir, self.fixed_record, self.fixed, files)
+        known = self.fixed, self.config, self.trusted is None
+        self.fixed, self.fixed_record = fixed_again(workdir, folder, *known)
         return saved
 
     def inputs(self, start: int) -> Generator[tuple]:
