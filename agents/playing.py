@@ -26,10 +26,10 @@ def play(model: Any, lanes: Sequence["Lane"], views: Context) -> Iterator[int]:
         now = _now(views, lanes)
         first = np.array([len(lane.seen) == 1 for lane in lanes])
         if memory is None or not whole:
-            texts = now.get(TEXT, np.zeros(0))
-            if memory is None or views.span > 1 or (texts != told).any():
+            texts = now.get(TEXT)
+            if memory is None or views.span > 1 or np.any(texts != told):
                 told = texts
-                memory = model.call("recall", _past(views, lanes), now)
+                memory = model.call("recall", _past(views, lanes, texts), now)
             first = first & whole
         memory, acted = model.call("act", memory, now, first, None)
         for number, action in enumerate(np.asarray(jax.device_get(acted.action))):
@@ -50,13 +50,18 @@ def _now(views: Context, lanes: Sequence["Lane"]) -> dict[str, np.ndarray]:
     return found
 
 
-def _past(views: Context, lanes: Sequence["Lane"]) -> dict[str, Any]:
+def _past(
+    views: Context, lanes: Sequence["Lane"], texts: np.ndarray | None
+) -> dict[str, Any]:
     """Return the steps before this one, as many as the policy sees."""
     every, real, actions = zip(*(lane.past(views) for lane in lanes), strict=True)
     shown = {
         name: np.stack([own[name] for own in every]) for name in views.observations
     }
-    return {"views": shown, "real": np.stack(real), "actions": np.stack(actions)}
+    if texts is not None:
+        shown[TEXT] = np.repeat(texts[:, None], views.span - 1, 1)
+    past = {"views": shown, "real": np.stack(real), "actions": np.stack(actions)}
+    return past | {"first": np.zeros_like(past["real"])}
 
 
 class Lane:

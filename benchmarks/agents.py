@@ -30,7 +30,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +205,12 @@ def best(rows: list[dict], about: Mapping[str, Any]) -> str | None:
     return max(own, key=lambda row: row["success"])["rate"] if own else None
 
 
-def trained(config: Any, run: Path) -> Path:
+def trained(config: Any, run: Path, kind: Callable[..., Any] = Trainer) -> Path:
     """Return a run's folder; train it, or go on, if it is not finished."""
     if not (run / "done").exists():
         with config.unlocked():
             evaluations, config.evaluations = config.evaluations, None
-        train(Trainer(config), run)
+        train(kind(config), run)
         files.write_whole(
             run / "done", json.dumps(evaluations.to_dict(), default=list).encode()
         )

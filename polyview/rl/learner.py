@@ -15,7 +15,7 @@ that go on. Memories themselves are not saved: each step begins by recalling the
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -371,7 +371,7 @@ class PolicyLearner(Learner):
             shapes["past"] = jax.eval_shape(
                 functools.partial(acting.no_past, count=0), shapes["shown"]
             )
-        state = State(**shapes)
+        state = _state(shapes)
         number = jax.ShapeDtypeStruct((), np.int32)
         if self.host is None:
             jax.eval_shape(self._update, state, self.fixed, number, self.seed)
@@ -419,7 +419,7 @@ class PolicyLearner(Learner):
             return jax.tree.map(lambda shape: shape.update(sharding=sharding), tree)
 
         found = {
-            "train": self.network,
+            **vars(self.network),
             "here": on(here, rows),
             "shown": on(shown, rows),
             "past": on(past, rows) if self.context else None,
@@ -450,8 +450,9 @@ class PolicyLearner(Learner):
 
     def saved(self, state: State) -> dict:
         """Return what a checkpoint holds."""
+        # The network's parts stand where those of any run do, for `load` and `init`.
         found = {
-            "train": state.train,
+            **vars(state.train),
             "here": state.here,
             "shown": state.shown,
             "past": state.past if self.context else None,  # nothing cannot be saved
@@ -470,7 +471,7 @@ class PolicyLearner(Learner):
             self.host.restore({name: _local(x) for name, x in rows.items()})
         if not self.context:
             saved["past"] = acting.no_past(saved["shown"], 0)
-        return State(**saved)
+        return _state(saved)
 
     def inputs(self, start: int) -> Iterator[jax.Array]:
         """Generate the numbers of steps."""
@@ -530,6 +531,14 @@ class PolicyLearner(Learner):
         """End the processes of environments."""
         if self.host is not None:
             self.host.close()
+
+
+def _state(saved: Mapping[str, Any]) -> State:
+    """Return the state of what `saved` returned."""
+    names = [field.name for field in fields(TrainState)]
+    train = TrainState(**{name: saved[name] for name in names})
+    own = {name: part for name, part in saved.items() if name not in names}
+    return State(train=train, **own)
 
 
 def _explained(returns: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,0 +1,152 @@
+"""Success in the splits of TextRearrange, after imitation and after PPO, by body.
+
+    python -m benchmarks.rearrange --workdir runs/rearrange
+
+A policy imitates 2,000 episodes of the solver, then learns by PPO from there; both are
+measured on all splits. Bodies: four layers of the language model, fixed; the same with
+low-rank adapters; the same shape from random weights, all trained, or none; and a bag
+of words with a GRU. Of the first body, also with words as actions. A finished part is a
+row of the JSON and is not repeated: run again to resume. Data are recorded first:
+
+    python -m agents.prepare llm
+    python -m agents.prepare --env rearrange:train --name rearrange --episodes 2000
+"""
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agents import parts
+from agents.rearrange.words import SPLITS
+from benchmarks import begin, student
+from benchmarks.agents import evaluated, trained
+from polyview import errors, files, hosts
+from polyview.config.file import load_config
+from polyview.rl.learner import PolicyLearner
+from polyview.runs import metrics
+from polyview.training.trainer import Trainer
+
+RESULTS = Path(__file__).parent / "results" / "rearrange.json"
+CLONED, PLAYED = 200, 1000  # episodes of each split that are played
+
+
+class Arm(NamedTuple):
+    """A policy. seeds: how many."""
+
+    body: str
+    adapter: str = "pred"
+    seeds: int = 3
+
+    @property
+    def name(self) -> str:
+        """Body and adapter."""
+        return f"{self.body}, {self.adapter}"
+
+
+ARMS = (
+    Arm("frozen"),
+    Arm("random"),
+    Arm("gru"),
+    Arm("lora", seeds=1),
+    Arm("trained", seeds=1),
+    Arm("frozen", "semlang", 1),
+    Arm("frozen", "lang", 1),
+)
+
+
+def main() -> None:
+    """Train what is missing; write the JSON after each part."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2000, help="of imitation")
+    parser.add_argument("--million", type=float, default=0.3, help="steps of PPO")
+    parser.add_argument("--only", help="one body")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    flags = parser.parse_args()
+    begin(flags.workdir)
+    rows = json.loads(flags.output.read_text())["rows"] if flags.output.exists() else []
+    for seed in range(3):
+        for arm in ARMS:
+            if seed >= arm.seeds or flags.only not in (None, arm.body):
+                continue
+            for stage in ("imitation", "PPO"):
+                about = {"name": arm.name, "seed": seed, "stage": stage}
+                about["steps"] = flags.steps
+                if stage == "PPO":
+                    about["million"] = flags.million
+                if any(about.items() <= row.items() for row in rows):
+                    continue
+                started = time.perf_counter()
+                found = measured(flags, arm, seed, stage)
+                found["seconds"] = time.perf_counter() - started
+                rows.append({**about, **found, "machine": hosts.machine()})
+                write(flags.output, rows)
+
+
+def measured(
+    flags: argparse.Namespace, arm: Arm, seed: int, stage: str
+) -> dict[str, Any]:
+    """Train a stage and return its success in all splits."""
+    name = f"{arm.body}-{arm.adapter}-{seed}-{flags.steps}"
+    about = f"body={arm.body},adapter={arm.adapter}"
+    cloned = trained(
+        load_config(
+            f"configs/agents_rearrange_clone.py:{about},steps={flags.steps}",
+            {"seed": str(seed)},
+        ),
+        flags.workdir / f"clone-{name}",
+        Trainer,
+    )
+    run, found = cloned, {}
+    if stage == "PPO":
+        run = trained(
+            load_config(
+                f"configs/agents_rearrange.py:{about},start={cloned},"
+                f"million={flags.million},seed={seed}"
+            ),
+            flags.workdir / f"ppo-{name}-{flags.million}",
+            PolicyLearner,
+        )
+        keys = ("environment_steps", "success", "length", "entropy", "first_ratio")
+        lines = metrics.read(run / "metrics.jsonl")
+        found["curve"] = [{key: line[key] for key in keys} for line in lines]
+    specs = json.loads((run / "done").read_text())
+    episodes = CLONED if stage == "imitation" else PLAYED
+    specs["splits"] = parts.splits(specs["splits"]["views"], SPLITS, episodes)
+    specs["splits"]["split"] = "test"
+    files.write_whole(run / "done", json.dumps(specs).encode())
+    worlds = evaluated(run, {})["splits"]["worlds"]
+    found["splits"] = {
+        world.partition(":")[2]: {key: own[key] for key in ("success", "interval")}
+        for world, own in worlds.items()
+    }
+    if stage == "PPO":
+        shutil.rmtree(run)
+    told = {name: own["success"] for name, own in found["splits"].items()}
+    print(f"{arm.name} seed {seed}, {stage}: {told}", flush=True)
+    return found
+
+
+def write(output: Path, rows: list[dict]) -> None:
+    """Write all rows so far, and means over seeds with 95 % intervals (Student)."""
+    means: dict[str, dict] = {}
+    for row in rows:
+        own = means.setdefault(f"{row['name']}, {row['stage']}", {})
+        for split, found in row["splits"].items():
+            own.setdefault(split, []).append(found["success"])
+    content = {
+        "command": "python -m benchmarks.rearrange --workdir DIR",
+        "means": {
+            name: {split: student(values) for split, values in own.items()}
+            for name, own in means.items()
+        },
+        "rows": rows,
+    }
+    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    errors.run(main)
