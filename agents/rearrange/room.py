@@ -7,7 +7,7 @@ import numpy as np
 
 from agents.rearrange import drawing, environment, solver, tasks
 from agents.rearrange.environment import State
-from agents.rearrange.words import SKILLS
+from agents.rearrange.words import RECEPTACLES, SKILLS
 from polyview.errors import InputError, check_range
 
 
@@ -35,6 +35,7 @@ class Room:
         key = np.array([0, row], np.uint32)
         with jax.default_device(self._device):
             self.state, image = _begin(self.table.episode(row), key)
+            self._seen = _look(self.state, np.zeros(len(RECEPTACLES), bool))
         self.instruction = self.table.text(row)
         return np.asarray(image)
 
@@ -51,12 +52,16 @@ class Room:
             )
         with jax.default_device(self._device):
             self.state, image, results = _step(self.state, int(number), self._penalty)
+            self._seen = _look(self.state, self._seen)
         reward, done, cut = (np.asarray(value).item() for value in results)
         return np.asarray(image), reward, done, cut, {"success": done}
 
-    def solve(self) -> int:
-        """Return the next skill of `agents.rearrange.solver`."""
-        return int(_solve(self.state))
+    def solve(self, search: bool = False) -> int:
+        """Return the next skill of `agents.rearrange.solver`.
+
+        search: knows only what the episode has shown.
+        """
+        return int(_solve(self.state, self._seen if search else None))
 
     def render(self) -> np.ndarray:
         """Draw the whole room for people, uint8[h, w, 3]."""
@@ -76,7 +81,8 @@ def _step(state: State, action: Any, penalty: Any) -> tuple[State, Any, Any]:
     return state, environment.observe(state), results
 
 
-_solve, _colours = jax.jit(solver.solve), jax.jit(environment.colours)
+_solve, _look = jax.jit(solver.solve), jax.jit(solver.look)
+_colours = jax.jit(environment.colours)
 
 
 def _host() -> Any:

@@ -1,8 +1,10 @@
-"""A script that sees the whole state, and fulfils the goal from any state.
+"""A script that fulfils the goal from any state: all-seeing, or one that searches.
 
 It brings one object after the other: first what it holds, then what is where it stands,
 then what is behind no closed door. It is not the shortest way: it opens a door when it
-comes to it, and does not plan the order.
+comes to it, and does not plan the order. If it knows only what it has looked at, and
+nothing of that is needed, it looks at the next receptacle to the right, and opens it.
+A policy that sees pictures can imitate that one: it is told where to go by what it saw.
 """
 
 from typing import Any
@@ -20,12 +22,26 @@ _OPEN = _PLACE + len(RECEPTACLES)
 _CLOSE = _OPEN + DOORS
 
 
-def solve(state: State) -> Any:
-    """Return the next skill, int32."""
+def look(state: State, seen: Any) -> Any:
+    """Return the receptacles that were looked at, bool[8], with the one that is now."""
+    now = jnp.arange(len(RECEPTACLES)) == state.agent
+    return seen | (now & ~shut(state, state.agent))
+
+
+def solve(state: State, seen: Any = None) -> Any:
+    """Return the next skill, int32.
+
+    seen: bool[8], the receptacles that were looked at since the start (`look`); None
+    sees everything.
+    """
     left, holds = needed(state)
-    objects = left.any(0)
     held, closed = state.places == HAND, shut(state, jnp.arange(len(RECEPTACLES)))
     in_hand, item = held.any(), jnp.argmax(held)
+    seen = jnp.ones(len(RECEPTACLES), bool) if seen is None else seen
+    objects = left.any(0) & seen[jnp.minimum(state.places, len(RECEPTACLES) - 1)]
+    right = (jnp.arange(len(RECEPTACLES)) - state.agent) % len(RECEPTACLES)
+    unseen = jnp.argmin(jnp.where(seen, len(RECEPTACLES), right))
+    lost = ~objects.any() & ~in_hand & ~holds.all()
 
     # What is held goes to its target; if it is not needed, to that of the first clause,
     # where no other of its category still has to be picked up.
@@ -42,7 +58,7 @@ def solve(state: State) -> Any:
     at_last = holds.all()
 
     place = jnp.where(in_hand, target, state.places[following])
-    place = jnp.where(at_last, door, place).astype(jnp.int32)
+    place = jnp.where(lost, unseen, jnp.where(at_last, door, place)).astype(jnp.int32)
     there = jnp.where(in_hand, _PLACE + place, _PICK + category)
     there = jnp.where(closed[place], _OPEN + place, there)
     there = jnp.where(at_last & ~closed[place], _CLOSE + place, there)
