@@ -292,11 +292,12 @@ ROOM = 24  # tokens of an instruction of `agents.rearrange`
 
 
 def rearranging(
-    kind: str, name: str, layers: int, adapter: str, critic: Mapping[str, Any] | None
+    kind: str, name: str, layers: int, adapter: str
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the spec of a policy of TextRearrange, its `init`, and its views.
 
-    Arguments are those of `actor`. The policy sees the whole episode.
+    Arguments are those of `actor`. The policy sees the whole episode. Imitation leaves
+    its critic as it is.
     """
     span = LIMIT + 1  # and the last observation
     model, init = actor(
@@ -307,7 +308,7 @@ def rearranging(
         name=name,
         layers=layers,
         adapter=adapter,
-        critic=critic,
+        critic={"hidden": 512, "rate": 0.01},  # ours
     )
     views = {
         "target": "agents.data:Context",
@@ -326,6 +327,7 @@ def splits(views: Mapping[str, Any], names: Sequence[str], episodes: int) -> dic
         "worlds": [f"rearrange:{name}" for name in names],
         "views": dict(views),
         "episodes": episodes,
+        "limit": 0,  # the world's own
         "rows": 64 * len(names),
     }
 

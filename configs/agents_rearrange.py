@@ -39,12 +39,11 @@ def get_config(argument: str = "") -> dict:
         penalty=0.0,
         seed=0,
     )
-    critic = {"hidden": 512, "rate": 0.01}  # the rate of the scale of returns is ours
     model, init, views = own.rearranging(
-        args["body"], args["model"], args["layers"], args["adapter"], critic
+        args["body"], args["model"], args["layers"], args["adapter"]
     )
     if args["start"]:
-        init = {"": {"from": args["start"], "path": "", "fresh": ["critic.*"]}}
+        init = {"": {"from": args["start"], "path": ""}}
     text = {"text": views["text"], "length": views["length"]}
     steps = max(int(args["million"] * 1e6) // (args["rows"] * ROLLOUT), 1)
     return {

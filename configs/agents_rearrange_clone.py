@@ -31,7 +31,7 @@ def get_config(argument: str = "") -> dict:
         seed=0,
     )
     model, init, views = own.rearranging(
-        args["body"], args["model"], args["layers"], args["adapter"], None
+        args["body"], args["model"], args["layers"], args["adapter"]
     )
     longest = recording.describe(args["data"])["longest"]
     return {

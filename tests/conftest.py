@@ -55,6 +55,19 @@ def optimized():
 
 
 @pytest.fixture
+def on_devices(monkeypatch):
+    """Return a function that makes the rest of a test see so many devices."""
+    everywhere, every = jax.make_mesh, jax.devices()
+
+    def see(count: int) -> None:
+        some = functools.partial(everywhere, devices=every[:count])
+        monkeypatch.setattr(jax, "device_count", lambda: count)
+        monkeypatch.setattr(jax, "make_mesh", some)
+
+    return see
+
+
+@pytest.fixture
 def x64():
     """Run the test in float64."""
     with jax.enable_x64(True):

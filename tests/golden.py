@@ -86,6 +86,10 @@ GOLDEN = VARIANTS | {
     "agents_tokenizer": [""],
     "agents_policy": ["adapter=semlang", "data=metaworld,adapter=uniform,body=scratch"]
     + ["adapter=lang,span=4,demonstrations=100,layers=1"],
+    "agents_babyai": ["body=frozen,fast=False,processes=2"],
+    "agents_rearrange": ["body=lora,adapter=semlang", "body=gru,start=clone"],
+    "agents_rearrange_clone": ["body=trained"],
+    "ppo_cartpole": ["host=True"],
 }
 GAMES = {"pong": 6, "boxing": 18, "seaquest": 18}  # with the number of actions
 NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder")
@@ -113,6 +117,7 @@ DEMONSTRATED = {  # what `agents.recording.describe` says, by the kind of world
         "observations": {"grid": [7, 7, 3]},
         "action": {"names": ["turn left", "turn right", "go forward"]},
     },
+    "rearrange": {"longest": 16},
     "metaworld": {
         "tasks": ["metaworld:reach-v3", "metaworld:push-v3"],
         "versions": {"metaworld": "3.1.1"},

@@ -164,10 +164,12 @@ def play(tmp_path_factory):
 def test_every_config_is_in_this_list():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")}
     # sgi.finetune reads the first; test_probe_run, test_config_folder,
-    # test_dvf_evaluation, test_dvf_atari and test_agents_run test the rest.
+    # test_dvf_evaluation, test_dvf_atari, test_agents_run and test_rl_run test the
+    # rest.
     others = {"sgi_finetune", "probe", "finetune", "polyview_folder"}
     others |= {"dvf_pointmaze", "dvf_policy", "dvf_atari"}
-    others |= {"agents_policy", "agents_tokenizer"}
+    others |= {"agents_policy", "agents_tokenizer", "agents_babyai"}
+    others |= {"agents_rearrange", "agents_rearrange_clone", "ppo_cartpole"}
     assert names == {*VARIANTS, *others}
 
 

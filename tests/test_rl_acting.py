@@ -101,6 +101,12 @@ def after(learner, steps):
     return state, found
 
 
+@pytest.fixture(autouse=True)
+def alone(on_devices):
+    """See one device: several share two cores, and wait for each other."""
+    on_devices(1)
+
+
 @pytest.fixture
 def unsaved(monkeypatch):
     """Fixed weights are written nowhere."""
@@ -119,7 +125,7 @@ def test_what_acts_is_what_is_judged(name, unsaved):
 
 
 @pytest.mark.parametrize("name", ["words, actions not told", "GRU"])
-def test_devices_change_nothing(name, unsaved, x64, monkeypatch):
+def test_devices_change_nothing(name, unsaved, x64, on_devices):
     wide = {"dtype": "float64", "param_dtype": "float64"}
     model = ACTORS[name]
     if "body" in model:
@@ -131,15 +137,8 @@ def test_devices_change_nothing(name, unsaved, x64, monkeypatch):
         model["encoders"] = {"state": {**model["encoders"]["state"], **wide}}
         model["critic"] = {"hidden": 16}
     found = {}
-    everywhere = jax.make_mesh
     for count in (1, 2, 8):
-        monkeypatch.setattr(jax, "device_count", lambda count=count: count)
-        some = jax.devices()[:count]
-        monkeypatch.setattr(
-            jax,
-            "make_mesh",
-            lambda *a, some=some, **k: everywhere(*a, devices=some, **k),
-        )
+        on_devices(count)
         learner = PolicyLearner(config(model))
         state, metrics = after(learner, 3)
         found[count] = [*map(np.asarray, jax.tree.leaves(state.train.params))]
@@ -201,7 +200,7 @@ def test_steps_of_more_episodes_than_a_row_may_have_are_not_learnt_from(unsaved)
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"rows": 6}, "rows=6 in 1 minibatches cannot be split over 8"),
+        ({"mesh": {"data": 2}}, "data=2.*does not match the 1 devices"),
         ({"minibatches": 3}, "minibatches=3 does not divide rows=8"),
         ({"model": policy(span=3)}, "up to 4 steps.*sees 3: give model.span=5, or 1"),
         ({"model": simple() | {"actions": 3}}, "model has 3 actions.*environment 4"),
@@ -213,6 +212,12 @@ def test_steps_of_more_episodes_than_a_row_may_have_are_not_learnt_from(unsaved)
 def test_what_does_not_fit_is_told(change, text):
     with pytest.raises(InputError, match=text):
         PolicyLearner(config(**{"model": policy()} | change))
+
+
+def test_rows_must_fill_the_devices(on_devices):
+    on_devices(8)
+    with pytest.raises(InputError, match="rows=6 in 1 minibatches.*over 8 devices"):
+        PolicyLearner(config(simple(), rows=6))
 
 
 def test_a_numbered_policy_is_needed():
