@@ -2,7 +2,7 @@
 
 from polyview import cli
 
-COMMANDS = ("prepare", "generate", "export", "video")
+COMMANDS = ("prepare", "generate", "export", "train", "video")
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ the llama architecture instead, a GGUF file or a folder with config.json, safete
 and tokenizer.json.
 
 `--env` records episodes that an expert of the world's package plays; those that it
-fails are dropped and counted. Worlds are babyai:LEVEL and metaworld:TASK; several of
-one kind make one data set. The seed alone decides what is recorded.
+fails are dropped and counted. Worlds are babyai:LEVEL, metaworld:TASK and
+rearrange:SPLIT; several of one kind make one data set. The seed alone decides what is
+recorded.
 
 What exists is checked and left unchanged; what is interrupted leaves nothing.
 """
