@@ -7,7 +7,7 @@
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dvf import recording
-from dvf.control import advantages
+from dvf.control import advantages, exploration_bonus
 from dvf.rewards import Discs, Reward, rewarded
 from polyview import errors
 from polyview.cli import Parser
@@ -32,11 +32,14 @@ Add advantages to the actions of recorded episodes, for a goal of the maze.
 
     python -m dvf.weigh --run runs/dvf --data pointmaze_medium --goal 2.5,2.5 \\
         --name pointmaze_weighted
+    python -m dvf.weigh --run runs/dvf --data pointmaze_medium --explore \\
+        --name pointmaze_exploring
 
 The run is one of configs/dvf_pointmaze.py, which saw no actions and no rewards; the
 reward is 1 within --radius of the goal. The value of a state is that of the policy of
 the data which is best from there. An action's advantage is what its episode gained
-over that value --ahead steps later.
+over that value --ahead steps later; with --explore, how much farther futures reach from
+there.
 """
 FIELD = "advantages"
 _STEPS = 10  # of DDIM or Euler
@@ -48,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     directory = options.data_dir / options.name
     described = recording.describe(options.data, options.data_dir)
     maze = recording.maze_of(described)
-    if maze.cell_of(np.array([options.goal]))[0] < 0:
+    if options.goal and maze.cell_of(np.array([options.goal]))[0] < 0:
         x, y = options.goal
         raise InputError(f"--goal {x:g},{y:g} is in a wall or outside of the maze")
     steps = saved_steps(options.run / "checkpoints")
@@ -58,8 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
         "config": text_digest(to_json(read_config(options.run))),
         "step": steps[-1] if steps else None,
         "split": options.split,
-        "goal": list(options.goal),
-        "radius": options.radius,
+        **(
+            {"explore": True}
+            if options.explore
+            else {"goal": list(options.goal), "radius": options.radius}
+        ),
         "ahead": options.ahead,
         "discount": options.discount,
         "samples": options.samples,
@@ -76,9 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
     source = ArrayRecord(options.data, options.split, options.data_dir)
     if "actions" not in source[0]:
         raise InputError(f"{source!r} has no actions to weigh; record them first")
-    reward = Discs([options.goal], options.radius)
-    told = _Values(options, reward, described.pop("policies"))
+    reward = Discs([options.goal], options.radius) if options.goal else None
     statistics = dict(described.pop("statistics"))
+    told = _Values(options, reward, described.pop("policies"), statistics)
     counts: dict[str, int] = {}
     weighed = _Weighed(source, told, reward, options.ahead, statistics, counts)
     records.write(
@@ -98,9 +104,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 class _Values:
-    """The value of the best policy at each state, by a trained model."""
+    """The value of the best policy at each state, by a trained model.
 
-    def __init__(self, options: argparse.Namespace, reward: Discs, policies: int):
+    Without a reward, how far the futures of the policy that goes farthest reach.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        reward: Discs | None,
+        policies: int,
+        statistics: Mapping[str, Any],
+    ):
         # JAX is imported late, so that usage errors do not wait for it.
         from dvf import load, rollouts
         from dvf.value import Direct, FromFutures, later_states
@@ -109,6 +124,7 @@ class _Values:
 
         loaded, kind = load.read(options.run)
         self._reward, self._policies, self._column = reward, policies, 0
+        self._std = np.asarray(statistics["states"]["std"])
         self._model = load.sampled(loaded, _STEPS if kind == "diffusion" else None)
         config = loaded.config
         self.discount = options.discount
@@ -130,6 +146,10 @@ class _Values:
             self._estimate = FromFutures(
                 self.discount, options.samples, candidates, common=True, **known
             )
+        elif reward is None:
+            raise InputError(
+                f"{options.run} draws no futures to explore by; give --goal"
+            )
         else:
             if (own := float(config.objective.discount)) != self.discount:
                 raise InputError(
@@ -143,14 +163,17 @@ class _Values:
     def __call__(self, states: np.ndarray) -> np.ndarray:
         """Return float64[n] of states float32[n, d]."""
         n, policies = len(states), self._policies
-        told = self._estimate(
-            self._model,
-            np.repeat(states, policies, 0),
-            np.tile(np.arange(policies, dtype=np.int32), n),
-            None,
-            self._reward,
-        )
-        return told.mean[:, self._column].reshape(n, policies).max(1)
+        asked = np.repeat(states, policies, 0)
+        policy = np.tile(np.arange(policies, dtype=np.int32), n)
+        if self._reward is not None:
+            told = self._estimate(self._model, asked, policy, None, self._reward)
+            return told.mean[:, self._column].reshape(n, policies).max(1)
+        found, begun = [], 0
+        for drawn, weights in self._estimate.futures(self._model, asked, policy, None):
+            own = asked[begun : begun + len(drawn)]
+            found.append(exploration_bonus(own, drawn, weights, self._std).mean[:, 0])
+            begun += len(drawn)
+        return np.concatenate(found).reshape(n, policies).max(1)
 
 
 def _column(trained: Any, reward: Discs) -> int:
@@ -175,7 +198,7 @@ class _Weighed:
 
     source: Source
     values: _Values
-    reward: Reward
+    reward: Reward | None
     ahead: int
     statistics: dict[str, Any]
     counts: dict[str, int]
@@ -193,12 +216,7 @@ class _Weighed:
             if example["terminal"]:  # nothing comes after
                 values[-1] = 0
             lengths.append(len(states))
-            gained = advantages(
-                rewarded(self.reward, states)[:, 0],
-                values,
-                self.values.discount,
-                self.ahead,
-            ).astype(np.float32)
+            gained = self._gained(states, values).astype(np.float32)
             every.append(gained)
             yield {**example, FIELD: gained}
         gained = np.concatenate(every)
@@ -214,6 +232,14 @@ class _Weighed:
             "std": float(gained.std(dtype=np.float64)),
         }
 
+    def _gained(self, states: np.ndarray, values: np.ndarray) -> np.ndarray:
+        if self.reward is None:
+            now = np.arange(len(states) - 1)
+            then = np.minimum(now + self.ahead, len(states) - 1)
+            return values[then] - values[now]
+        rewards = rewarded(self.reward, states)[:, 0]
+        return advantages(rewards, values, self.values.discount, self.ahead)
+
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
@@ -225,7 +251,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--run", required=True, type=Path, help="a run of configs/dvf_pointmaze.py")
     add("--data", required=True, help="recorded episodes with actions")
     add("--name", required=True, help="name of the new data set")
-    add("--goal", required=True, type=_place, metavar="X,Y", help="of the reward")
+    what = parser.add_mutually_exclusive_group(required=True).add_argument
+    what("--goal", type=_place, metavar="X,Y", help="of the reward")
+    what("--explore", action="store_true", help="weigh by how far futures reach")
     add("--radius", type=float, default=0.5, help="of the reward (0.5)")
     add("--split", default="train", help="the episodes, such as train[:40] (train)")
     add("--ahead", type=int, default=10, help="steps until a gain is counted (10)")

@@ -7,8 +7,9 @@ import pytest
 
 import dvf.prepare
 import dvf.weigh
-from dvf import rollouts
+from dvf import load, recording, rollouts
 from dvf.control import advantages
+from dvf.value import FromFutures
 from polyview.config.file import load_config
 from polyview.data.later import Later
 from polyview.data.sources.array_record import ArrayRecord
@@ -57,6 +58,31 @@ def weigh(data, run, name, *more):
         str(data),
     ]
     dvf.weigh.main([*what, *more])
+
+
+def test_exploring_weighs_by_how_far_futures_reach(data, run):
+    what = f"--run {run} --data tiny --name exploring --explore --samples 4 --ahead 3"
+    more = ["--split", "train[:2]", "--data_dir", str(data)]
+    dvf.weigh.main([*what.split(), *more])
+    model, kind = load.read(run)
+    estimate = FromFutures(0.97, 4, common=True, policies=4)
+    statistics = recording.describe("tiny", data)["statistics"]["states"]
+    for own in ArrayRecord("exploring", data_dir=data):
+        states = own["states"]
+        far = []
+        for policy in range(4):
+            told = np.full(len(states), policy, np.int32)
+            drawn = estimate.futures(load.sampled(model, 10), states, told, None)
+            parts = zip(*drawn, strict=True)
+            futures, weights = map(np.concatenate, parts)
+            away = (futures - states[:, None]) / np.array(statistics["std"])
+            far.append((weights * np.sqrt((away**2).sum(-1))).sum(1))
+        best = np.max(far, 0)
+        for number, gained in enumerate(own["advantages"]):
+            then = min(number + 3, len(states) - 1)
+            assert gained == pytest.approx(best[then] - best[number], abs=2e-4)
+    with pytest.raises(InputError, match="has no goal; give one"):
+        load_config("configs/dvf_policy.py:data=exploring")
 
 
 def test_weighed_actions_are_imitated_and_evaluated(data, run, tmp_path):
