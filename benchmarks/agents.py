@@ -102,7 +102,9 @@ def tokenizers(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
 
         def measure(seed: int = seed, name: str = name) -> dict[str, Any]:
             run = tokenizer(flags, name, FIVE, seed)
-            (found,) = evaluated(run, {"tokens": "test"}).values()
+            asked = own_evaluations(run)
+            asked["tokens"]["test"]["split"] = "test"
+            (found,) = evaluated(run, asked).values()
             keys = ("error", "error_interval", "perplexity", "used", "k_means")
             return {key: found[key] for key in keys}
 
@@ -183,7 +185,7 @@ def arm(
         config = load_config(f"configs/agents_policy.py:{argument}", overrides)
         words = "_".join(str(value) for value in named.values()).replace(".", "")
         run = trained(config, flags.workdir / f"policy_{data}_{words}")
-        (found,) = evaluated(run, {}).values()
+        (found,) = evaluated(run, own_evaluations(run)).values()
         shutil.rmtree(run)
         worlds = {name: own["success"] for name, own in found["worlds"].items()}
         return {
@@ -217,16 +219,18 @@ def trained(config: Any, run: Path, kind: Callable[..., Any] = Trainer) -> Path:
     return run
 
 
-def evaluated(run: Path, changes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the results of a run's evaluations, by name."""
-    specs = specs_of({"evaluations": json.loads((run / "done").read_text())})
-    for name, split in changes.items():
-        specs[name]["test"]["split"] = split
+def evaluated(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results of evaluations, by name; asked: their specs."""
     mesh = devices.make_mesh()
     with jax.set_mesh(mesh):
         model = frozen_model(str(run))
-        built = build_evaluations(specs, None, lambda: None)
+        built = build_evaluations(specs_of({"evaluations": asked}), None, lambda: None)
         return {name: one(model, mesh) for name, one in built.items()}
+
+
+def own_evaluations(run: Path) -> dict[str, Any]:
+    """Return the specs of a run's evaluations."""
+    return json.loads((run / "done").read_text())
 
 
 def write(output: Path, table: str, rows: list[dict]) -> None:

@@ -19,12 +19,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents import parts
-from agents.rearrange.words import SPLITS
 from benchmarks import begin, student
-from benchmarks.agents import evaluated, trained
+from benchmarks.agents import evaluated, own_evaluations, trained
 from polyview import errors, files, hosts
-from polyview.config.file import load_config
+from polyview.config.file import evaluations_of, load_config
 from polyview.rl.learner import PolicyLearner
 from polyview.runs import metrics
 from polyview.training.trainer import Trainer
@@ -100,7 +98,7 @@ def measured(
         flags.workdir / f"clone-{name}",
         Trainer,
     )
-    run, found = cloned, {}
+    run, found = cloned, dict[str, Any]()
     if stage == "PPO":
         run = trained(
             load_config(
@@ -113,12 +111,10 @@ def measured(
         keys = ("environment_steps", "success", "length", "entropy", "first_ratio")
         lines = metrics.read(run / "metrics.jsonl")
         found["curve"] = [{key: line[key] for key in keys} for line in lines]
-    specs = json.loads((run / "done").read_text())
     episodes = CLONED if stage == "imitation" else PLAYED
-    specs["splits"] = parts.splits(specs["splits"]["views"], SPLITS, episodes)
-    specs["splits"]["split"] = "test"
-    files.write_whole(run / "done", json.dumps(specs).encode())
-    worlds = evaluated(run, {})["splits"]["worlds"]
+    asked = f"configs/evaluations/rearrange.py:episodes={episodes}"
+    own = {"evaluations": own_evaluations(run)}
+    worlds = evaluated(run, evaluations_of(asked, own))["rearrange"]["worlds"]
     found["splits"] = {
         world.partition(":")[2]: {key: own[key] for key in ("success", "interval")}
         for world, own in worlds.items()
