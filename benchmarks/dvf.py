@@ -20,11 +20,12 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 import dvf.load
@@ -37,7 +38,7 @@ from dvf.evaluation.queries import read
 from dvf.load import sampled
 from dvf.rewards import learnt
 from dvf.value import FromFutures
-from polyview import errors, files, hosts
+from polyview import drawing, errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build
 from polyview.data.sources.array_record import ArrayRecord
@@ -69,6 +70,14 @@ TRIED: dict[str, list[dict[str, str]]] = {
         {RATE: rate, "target_decay": decay}
         for rate, decay in itertools.product(("1e-3", "3e-3"), ("0.99", "0.9"))
     ],
+}
+SHOWN = {  # what the figure of a study shows
+    "values": {
+        "value correlation": "Correlation of values",
+        "value rmse": "RMSE / deviation",
+        "control share": "Share of the gap",
+    },
+    "grid": {"distance": "Total variation, mean", "farthest": "Farthest start"},
 }
 LENGTHS = (60, 100, 200, 400)
 STATES = 640 * 200  # of an episode of each length, as many in all
@@ -114,6 +123,28 @@ def main() -> None:
             rows.append(row)
             print(told(row), flush=True)
             write(output, flags.study, rows)
+    if flags.study in SHOWN:
+        means = json.loads(output.read_text())["means"]
+        figure = compared(means, SHOWN[flags.study])
+        output.with_suffix(".png").write_bytes(drawing.png(figure))
+
+
+@drawing.styled
+def compared(means: list[dict], shown: Mapping[str, str]) -> Figure:
+    """Draw some numbers of each method, with their intervals over seeds."""
+    size = drawing.WIDTH * 0.2 * (3 + 2 * len(shown)), 0.8 + 0.26 * len(means)
+    figure = Figure(size, layout="constrained")
+    for axes, (key, title) in zip(
+        figure.subplots(1, len(shown), sharey=True), shown.items(), strict=True
+    ):
+        for place, one in enumerate(reversed(means)):
+            mean, low, high = one[key]
+            axes.plot([low, high], [place, place], color=drawing.RUNS[0], linewidth=2)
+            axes.plot(mean, place, "o", color=drawing.RUNS[0], markersize=5)
+        axes.set_title(title)
+        axes.grid(axis="x")
+        axes.set_yticks(range(len(means)), [one["name"] for one in reversed(means)])
+    return figure
 
 
 def arms(study: str) -> Iterator[Arm]:

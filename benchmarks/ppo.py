@@ -11,7 +11,7 @@ any gymnasium). FOLDER is `purejaxrl` of github.com/luchris429/purejaxrl; its Py
 JAX, flax, distrax and gymnax 0.0.9. A peer that is not named is left out.
 
 All take turns, each run in a process of its own. None counts its compilation: ours is
-timed from the log of step 10 to the last one, CleanRL from its first line with "SPS" to
+timed from the first log after step 10 to the last one, CleanRL from its first line with "SPS" to
 the last, as they arrive; purejaxrl, which has no log, by a call of its compiled program
 (its start included). CleanRL runs as it is, and also told to use one thread
 (OMP_NUM_THREADS=1); ratios are to the better of the two, a pair at a time.
@@ -57,12 +57,13 @@ UPDATES = {
     "cleanrl": 6,
     "cleanrl, one thread": 40,
     "purejaxrl": 400,
-    "ours, 64 rows": 80,
-    "purejaxrl, 64 rows": 80,
+    "ours, 64 rows": 120,
+    "purejaxrl, 64 rows": 120,
     "ours, envpool": 20,
     "cleanrl, envpool": 3,
     "cleanrl, envpool, one thread": 8,
 }
+ON_DEVICE = ("ours, device", "ours, 64 rows")
 LATE = 50_000  # steps whose episodes a score counts
 WIDTH, HIDDEN = 64, 128  # of the networks; of the layer that reads a grid
 
@@ -379,7 +380,7 @@ def ours(form: str, asked: dict) -> dict:
         f"{CONFIG}:rows={rows},host={host},seed={asked.get('seed', 0)}", {}
     )
     config.steps = updates
-    config.log_every = asked.get("log_every", config.log_every)
+    config.log_every = asked.get("log_every", 40 if form in ON_DEVICE else 10)
     if form == "ours, envpool":
         config.environment = {
             "partial": "agents.environments.envpool:EnvPool",

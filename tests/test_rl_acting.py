@@ -59,7 +59,6 @@ ACTORS = {
     "pred": policy(),
     "words, actions not told": policy(adapter=WORDS, tells=False),
     "one step": policy(span=1),
-    "trained body": policy(body={**BODY, "frozen": False}),
     "adapters of the body": policy(body={**BODY, "lora": {"rank": 2, "alpha": 4.0}}),
     "GRU": simple("Recurrent"),
 }
@@ -124,7 +123,10 @@ def test_what_acts_is_what_is_judged(name, unsaved):
     assert 0.5 < metrics[-1]["learnt"] < 1
 
 
-@pytest.mark.parametrize("name", ["words, actions not told", "GRU"])
+@pytest.mark.parametrize(
+    "name",
+    ["GRU", pytest.param("words, actions not told", marks=pytest.mark.slow)],
+)
 def test_devices_change_nothing(name, unsaved, x64, on_devices):
     wide = {"dtype": "float64", "param_dtype": "float64"}
     model = ACTORS[name]
