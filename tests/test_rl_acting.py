@@ -56,9 +56,8 @@ def simple(kind="Reactive"):
 
 
 ACTORS = {
-    "pred": policy(),
     "words, actions not told": policy(adapter=WORDS, tells=False),
-    "one step": policy(span=1),
+    "one step, two episodes a row": policy(span=1, episodes=2),
     "adapters of the body": policy(body={**BODY, "lora": {"rank": 2, "alpha": 4.0}}),
     "GRU": simple("Recurrent"),
 }
@@ -120,7 +119,9 @@ def test_what_acts_is_what_is_judged(name, unsaved):
     # After the first step the policy has changed, and episodes go on across steps.
     assert max(one["first_ratio"] for one in metrics) < 1e-5
     assert all(one["divergence"] != 0 for one in metrics)
-    assert 0.5 < metrics[-1]["learnt"] < 1
+    # Steps of more episodes than a row may have are not learnt from.
+    few = "two episodes" in name
+    assert (0.3 if few else 0.6) < metrics[-1]["learnt"] < (0.8 if few else 1)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +194,14 @@ def test_a_run_that_is_stopped_goes_on_exactly(where, tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_steps_of_more_episodes_than_a_row_may_have_are_not_learnt_from(unsaved):
-    learner = PolicyLearner(config(policy(episodes=1)))
-    _, metrics = after(learner, 1)
-    assert metrics[0]["learnt"] < 0.7 and metrics[0]["first_ratio"] < 1e-5
+def test_episodes_are_numbered_from_the_first_real_step():
+    first = jnp.array([[0, 1, 0, 1, 0], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0]], bool)
+    real = jnp.array([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
+    found = acting.episode_numbers({"first": first, "real": real})
+    np.testing.assert_array_equal(
+        np.where(real, found, -1),
+        [[-1, -1, -1, 0, 0], [0, 0, 1, 1, 2], [-1, -1, 0, 0, 0]],
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ A run is a function of its config. A checkpoint holds the network, the environme
 that go on. Memories themselves are not saved: each step begins by recalling them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -115,6 +116,8 @@ class PolicyLearner(Learner):
             if not hasattr(self.environment, "observe"):
                 self.host = self._hosted()
         self.world = self.host or self.environment
+        # On the device a step that is not healthy changes nothing: read that late.
+        self.acts = self.host is not None
         optimizer = build(config.optimizer, trusted, where="optimizer")(
             steps=self.steps * self.updates, batch_size=part
         )
@@ -192,13 +195,19 @@ class PolicyLearner(Learner):
         )
         # With rows on the host; arguments come as the others leave them.
         self.recall = jax.jit(self._recall)
-        self.act = jax.jit(self._act, out_shardings=(rows, rows), donate_argnums=2)
+        self.keys = jax.jit(self._keys, out_shardings=whole)
+        self.act = jax.jit(
+            self._act,
+            in_shardings=(None, None, None, rows, rows, whole),
+            out_shardings=(rows, rows),
+            donate_argnums=2,
+        )
         self.stack = jax.jit(
             lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts),
             out_shardings=NamedSharding(self.mesh, PartitionSpec(None, devices.AXES)),
         )
         self.learn = jax.jit(self._learn, out_shardings=(of_network[0], rows, whole))
-        self.count = jax.jit(self._counted, out_shardings=(on_rows, rows))
+        self.count = jax.jit(self._counted, out_shardings=on_rows)
         self.report = jax.jit(self._told, out_shardings=(state, whole))
 
     # What follows is traced.
@@ -261,29 +270,33 @@ class PolicyLearner(Learner):
         tally = state.tally._replace(done=_RECENT * state.tally.done)
         return State(state.train, state.here, state.shown, state.past, tally), metrics
 
-    def _counted(
-        self, tally: Tally, gone: Step, over: jax.Array
-    ) -> tuple[Tally, Shown]:
-        return acting.counted(tally, gone, over), acting.shown_of(gone, over)
+    def _counted(self, tally: Tally, came: Step, over: jax.Array) -> Tally:
+        """Count steps [t, n]; over: bool[t, n], where they begin an episode."""
+
+        def one(tally: Tally, now: tuple) -> tuple[Tally, None]:
+            return acting.counted(tally, *now), None
+
+        return jax.lax.scan(one, tally, (came._replace(observation=None), over))[0]
 
     def _recall(self, train: TrainState, fixed: dict, past: Past, shown: Shown) -> Any:
         actor = self._module(train, fixed)
         return actor.recall(acting.rows_of(past, shown), shown.views)
+
+    def _keys(self, number: jax.Array, seed: jax.Array) -> list[jax.Array]:
+        """Return the keys of a step's actions, and of those that are not taken."""
+        key = jax.random.fold_in(self._key(seed, _PLAY), number)
+        return [jax.random.fold_in(key, t) for t in range(self.config.rollout + 1)]
 
     def _act(
         self,
         train: TrainState,
         fixed: dict,
         memory: Any,
-        shown: Shown,
-        number: jax.Array,
-        time: jax.Array,
-        seed: jax.Array,
+        views: Any,
+        first: jax.Array,
+        key: jax.Array,
     ) -> tuple[Any, Acted]:
-        key = jax.random.fold_in(self._key(seed, _PLAY), number)
-        key = jax.random.fold_in(key, time)
-        actor = self._module(train, fixed)
-        return actor.act(memory, shown.views, shown.first, key)
+        return self._module(train, fixed).act(memory, views, first, key)
 
     def _learn(
         self,
@@ -378,7 +391,9 @@ class PolicyLearner(Learner):
             return
         given = state.train, self.fixed
         memory = jax.eval_shape(self._recall, *given, state.past, state.shown)
-        jax.eval_shape(self._act, *given, memory, state.shown, number, number, number)
+        key = jax.eval_shape(self._keys, number, number)[0]
+        views, first = state.shown.views, state.shown.first
+        jax.eval_shape(self._act, *given, memory, views, first, key)
 
     def _first(self) -> Step:
         """Return the first step of rows on the host, on the devices."""
@@ -482,26 +497,52 @@ class PolicyLearner(Learner):
         """Play, and learn from it."""
         if self.host is None:
             return self.update(state, self.fixed, inputs, self.seed)
-        given = state.train, self.fixed
-        shown, tally = state.shown, state.tally
-        memory = self.recall(*given, state.past, shown)
-        seen, decided, came = [], [], []
-        for time in range(self.config.rollout + 1):
-            now = devices.put_replicated(np.int32(time), self.mesh)
-            memory, acted = self.act(*given, memory, shown, inputs, now, self.seed)
+        # To act does not need the optimiser: its arrays would pass by at each step.
+        given = dataclasses.replace(state.train, optimizer=None), self.fixed
+        memory = self.recall(*given, state.past, state.shown)
+        shown = jax.tree.map(_local, state.shown)
+        seen, decided, gone = [], [], []
+        for time, key in enumerate(self.keys(inputs, self.seed)):
+            memory, acted = self._decide(given, memory, shown, key)
             if time == self.config.rollout:
                 break
-            gone = self._put(self.host.step(_local(acted.action)))
-            tally, following = self.count(tally, gone, shown.over)
+            step = self.host.step(_local(acted.action))
             seen.append(shown)
             decided.append(acted)
-            came.append((gone.reward, gone.terminated, following.over))
-            shown = following
-        whole = self.stack(seen), self.stack(decided), *self.stack(came)
+            gone.append(step)
+            shown = acting.shown_of(step, shown.over)
+        begun, came = self._put_steps((_stacked(seen), _stacked(gone)))
+        tally = self.count(state.tally, came, begun.over)
+        over = came.terminated | came.truncated
         train, past, metrics = self.learn(
-            *given, state.past, Played(*whole), acted.value, inputs, self.seed
+            state.train,
+            self.fixed,
+            state.past,
+            Played(begun, self.stack(decided), came.reward, came.terminated, over),
+            acted.value,
+            inputs,
+            self.seed,
         )
+        shown = devices.put(shown, self.mesh)
         return self.report(State(train, None, shown, past, tally), metrics)
+
+    def _put_steps(self, steps: Any) -> Any:
+        """Turn this host's [t, n / hosts, ...] into global arrays [t, n, ...]."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, devices.AXES))
+        put = functools.partial(jax.make_array_from_process_local_data, sharding)
+        return jax.tree.map(put, steps)
+
+    def _decide(
+        self, given: tuple, memory: Any, shown: Shown, key: jax.Array
+    ) -> tuple[Any, Acted]:
+        """Act on what rows on the host show."""
+        seen = shown.views, shown.first
+        if jax.process_count() > 1:
+            return self.act(*given, memory, *devices.put(seen, self.mesh), key)
+        # A program puts its arguments on the devices all at once, many times faster
+        # than `device_put`.
+        with jax.transfer_guard_host_to_device("allow"):
+            return self.act(*given, memory, *seen, key)
 
     def values(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Return the metrics, the learning rate, and steps of the environments."""
@@ -552,8 +593,15 @@ def _explained(returns: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Ar
     return jnp.where(spread > 1e-12, 1 - left, 0)
 
 
+def _stacked(parts: list) -> Any:
+    """Return trees of numpy arrays as one, along a new first axis."""
+    return jax.tree.map(lambda *x: np.stack(x), *parts)
+
+
 def _local(array: Any) -> np.ndarray:
     """Return this process's rows of an array."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
     shards: Mapping[int, Any] = {
         (shard.index[0].start or 0) if shard.index else 0: shard.data
         for shard in array.addressable_shards
