@@ -13,6 +13,7 @@ import importlib
 import multiprocessing
 import pickle
 import signal
+import struct
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -515,6 +516,9 @@ def _end(connections: list[Connection], processes: list[BaseProcess]) -> None:
             process.join()
 
 
+_CAME = struct.Struct("<d??")  # reward, terminated, truncated
+
+
 class Gymnasium:
     """An environment of `gymnasium.make`, with numbered actions, as `Single`.
 
@@ -588,8 +592,9 @@ class Gymnasium:
         success = info.get("success", info.get("is_success"))
         if success is None:
             success = ended and reward > 0
-        self._digest.update(f"{reward!r} {bool(ended)} {bool(cut)};".encode())
-        return self._shown(raw), reward, bool(ended), bool(cut), bool(success)
+        ended, cut = bool(ended), bool(cut)
+        self._digest.update(_CAME.pack(reward, ended, cut))
+        return self._shown(raw), reward, ended, cut, bool(success)
 
     def fingerprint(self) -> np.ndarray:
         """Return the SHA-256 of all that was shown since the reset, uint8[32]."""
@@ -602,7 +607,7 @@ class Gymnasium:
             self._digest.update(value.tobytes())
             # Floats where bytes are said stay what they are, for `HostRows` to refuse.
             same = value.dtype.kind == self._kinds[name]
-            shown[name] = value.astype(dtype) if same else value
+            shown[name] = value.astype(dtype, copy=False) if same else value
         return shown
 
 
