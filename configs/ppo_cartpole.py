@@ -19,8 +19,9 @@ ROLLOUT, NUMBERS, ACTIONS = 128, 4, 2
 def get_config(argument: str = "") -> dict:
     """Numbers are those of CleanRL's `ppo.py` (Huang et al. 2022), rows=4 there.
 
-    What differs: the first two layers serve actions and values alike, and the layer of
-    values has SiLU; the rate falls by half a cosine, not by a line; a minibatch is
+    What differs: the first two layers serve actions and values alike, so values are
+    on a scale of their own (else their large errors drown what actions need); the layer
+    of values has SiLU; the rate falls by half a cosine, not by a line; a minibatch is
     whole rows of play, not steps of all rows; the last state of an episode that was cut
     off keeps its value.
     """
@@ -61,7 +62,7 @@ def get_config(argument: str = "") -> dict:
             "encoders": {"state": {"partial": f"{ACTORS}:Dense", "size": NUMBERS}},
             "actions": ACTIONS,
             "width": args["width"],
-            "critic": {"hidden": args["width"]},
+            "critic": {"hidden": args["width"], "rate": 0.02},
         },
         "objective": {
             "target": "polyview.rl.ppo:PPO",
