@@ -89,7 +89,7 @@ class PolicyLearner(Learner):
     """A config's policy and its environments; see the module."""
 
     acts = True
-    shown = ("success",)
+    shown, unit = ("success",), "environment steps"
 
     def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
         check_config(config, REQUIRED, LIMITS)

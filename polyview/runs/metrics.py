@@ -154,13 +154,14 @@ class Writer:
         views: int,
         active: bool,
         shown: Sequence[str] = (),
+        unit: str = "views",
     ):
-        """step: current step, of `steps`. views: per step, for the rate.
+        """step: current step, of `steps`. views: per step, for the rate, in `unit`.
 
         shown: values to print beside the loss.
         """
         self._steps, self._views, self._active = steps, views, active
-        self._shown = shown
+        self._shown, self._unit = shown, unit
         self._last = self._began = (step, time.monotonic())
         if not active:
             return
@@ -198,7 +199,7 @@ class Writer:
         else:
             left = (self._steps - step) / max(rate, 1e-9)
             speed = (
-                f"{rate:.2f} steps/s  {rate * self._views:.0f} views/s  "
+                f"{rate:.2f} steps/s  {rate * self._views:.0f} {self._unit}/s  "
                 f"{duration(left)} left"
             )
             # The first steps of a process wait for the compiler: no rate to go by.

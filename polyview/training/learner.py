@@ -24,7 +24,7 @@ class Learner(Protocol):
       config: the run's config.
       steps: the number of steps in the run.
       mesh: the devices; all methods are called with it in scope.
-      samples: samples a step, for the rate in samples a second.
+      samples: samples a step, for the rate in samples a second; unit: their name.
       shown: values that are printed beside the loss.
       evaluations: {name: evaluation}, run at `evaluated` steps.
       acts: whether a step's inputs depend on actions of the step before. If so, metrics
@@ -38,6 +38,7 @@ class Learner(Protocol):
     steps: int
     mesh: Mesh
     samples: int = 1
+    unit: str = "views"
     shown: Sequence[str] = ()
     evaluations: Mapping[str, Callable] = {}
     acts: bool = False

@@ -46,7 +46,8 @@ def train(learner: Learner, workdir: str | Path) -> State:
                 state = learner.restored(workdir, saved, folder, start)
             first = hosts.is_first_process()
             sizes = learner.steps, learner.samples
-            writer = metrics.Writer(workdir, start, *sizes, first, learner.shown)
+            told = learner.shown, learner.unit
+            writer = metrics.Writer(workdir, start, *sizes, first, *told)
             if first:
                 banner = learner.banner(state, start)
                 kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
