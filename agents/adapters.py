@@ -38,6 +38,7 @@ from agents.tokenizers.text import Step, Strings
 from agents.tokenizers.uniform import Range
 from polyview.errors import check_range
 from polyview.nn.fixed import freeze
+from polyview.rl.ppo import masked_entropy
 
 Part = Any  # int32[n] of tokens, float[n, a] of a regression, or a step of a trie
 
@@ -109,12 +110,6 @@ def _taken(
     if key is None:
         return scores.argmax(-1).astype(jnp.int32)
     return jax.random.categorical(key, scores).astype(jnp.int32)
-
-
-def entropy_of(logs: jax.Array, legal: jax.Array) -> jax.Array:
-    """Return -sum p log p over the last axis, of what is legal."""
-    sound = jnp.where(legal, logs, 0)  # 0 log 0 is 0, and has no gradient
-    return -jnp.where(legal, jnp.exp(sound) * sound, 0).sum(-1)
 
 
 class Regression(nnx.Module):
@@ -285,7 +280,7 @@ class Categorical(nnx.Module):
         legal = jnp.ones(scores.shape, bool) if legal is None else legal
         logs = jax.nn.log_softmax(jnp.where(legal, scores, -jnp.inf))
         own = jnp.take_along_axis(logs, actions.astype(jnp.int32)[:, None], -1)[:, 0]
-        return Measured(own, entropy_of(logs, legal), legal.sum(-1) * 1.0)
+        return Measured(own, masked_entropy(logs, legal), legal.sum(-1) * 1.0)
 
     def choose(
         self,
@@ -456,7 +451,8 @@ class Words(nnx.Module):
         """Return probability and entropy; see the module.
 
         The entropy is that of the choices along the action's own string. Its mean over
-        actions that were drawn is that of the actions.
+        actions that were drawn is that of the actions; its gradient leaves out that
+        other strings would be drawn.
         """
         scores, actions = self._scores(body, hidden), actions.astype(jnp.int32)
         found = self.strings.log_prob(scores, actions, legal)

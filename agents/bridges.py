@@ -160,9 +160,9 @@ class Picture(_Bridge):
         self.encoder = made
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if x.dtype == jnp.uint8:
-            x = x.astype(jnp.float32) / 255 - 0.5
-        h, _ = self.encoder(x, train=False)
+        if x.dtype != jnp.uint8:
+            raise InputError(f"pictures are {x.dtype}, not uint8")
+        h, _ = self.encoder(x.astype(jnp.float32) / 255 - 0.5, train=False)
         return self._bridged(jax.nn.relu(h))
 
 

@@ -11,19 +11,20 @@ after it, so that every step is drawn alike; such steps are not present, and zer
 uniform times, for a policy that is asked about each alone.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from agents.environments.rows import Told
 from agents.llm.tokenizer import Tokenizer
 from polyview.data.later import ACTION, rows_of
 from polyview.data.views import Example, take
 from polyview.errors import InputError, check_range
 
 TEXT, TASK = "text", "task"
-PADDING = -1  # of texts; 0 is a token
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Context:
 
     def __post_init__(self) -> None:
         check_range(1, span=self.span, draws=self.draws, length=self.length)
+        if self.whole and self.span == 1:
+            raise InputError("views.whole shows an episode: give views.span")
         if self.span > 1 and self.draws > 1:
             raise InputError("views.span and views.draws are both above 1; keep one")
         if isinstance(self.observations, str) or not self.observations:
@@ -110,10 +113,12 @@ class Context:
 
     def told(self, instruction: str) -> np.ndarray:
         """Return the tokens of an instruction, int32[1, length], padded with -1."""
+        return self._told(instruction)[None]
+
+    @functools.cached_property
+    def _told(self) -> Told:
         assert self.text is not None
-        whole = f"{self.before}{instruction}{self.after}"
-        tokens, real = self.text.rows([whole], self.length)
-        return np.where(real, tokens, PADDING).astype(np.int32)
+        return Told(self.text, self.length, self.before, self.after)
 
 
 def _taken(values: np.ndarray, time: np.ndarray, real: np.ndarray) -> np.ndarray:

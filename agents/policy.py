@@ -26,10 +26,10 @@ from agents.llm.llama import Body
 from polyview.errors import InputError, check_range
 from polyview.rl.acting import Acted, episode_numbers
 from polyview.rl.critic import Critic
+from polyview.rl.environment import LEGAL
 from polyview.rl.ppo import Judged
 
 _CHUNK = 8  # instructions that are read at once while rows act
-_LEGAL = "legal"
 
 
 class Told(NamedTuple):
@@ -165,7 +165,7 @@ class Policy(nnx.Module):
         steps = Steps(number, number, time - start, play["real"])
         hidden = self._hidden(views, actions, steps, told, True, None)
         flat = rearrange(hidden, "b m l d -> (b m) l d")
-        legal = views.get(_LEGAL)
+        legal = views.get(LEGAL)
         found = self.adapter.measured(
             self.body,
             flat,
@@ -220,7 +220,7 @@ class Policy(nnx.Module):
         whole = jnp.broadcast_to(on, x.shape[:2])
         hidden, running = self._continued(x, whole, cache)
         after = running
-        states, legal = [hidden[:, -1]], views.get(_LEGAL)
+        states, legal = [hidden[:, -1]], views.get(LEGAL)
         chosen: list[Any] = []
         for number in range(self.adapter.length):
             own = None if key is None else jax.random.fold_in(key, number)

@@ -49,10 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
     trust = tuple(flags.trust)
     loaded = load(flags.run, flags.step, whole, trust, flags.weights)
     config = loaded.config
-    acting = (config.get("evaluations") or {}).get("success")
-    if acting is None or "worlds" not in acting:
-        raise InputError(f"{flags.run} is no policy of configs/agents_policy.py")
-    acting = build(acting, allow_list(trust), where="evaluations.success")
+    played = [
+        spec for spec in (config.get("evaluations") or {}).values() if "worlds" in spec
+    ]
+    if not played:
+        raise InputError(f"{flags.run} has no evaluation that plays in worlds")
+    acting = build(played[0], allow_list(trust), where="evaluations")
     views = acting.views
     shown = acting.pixels if "image" in views.observations else 0
     made = {own.name: own for own in (made_of(w, shown) for w in acting.worlds)}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from agents.data import PADDING, Context
+from agents.data import Context
+from agents.environments.rows import PADDING
 from agents.environments.worlds import made_of
 from agents.evaluation.success import Success
 from agents.playing import Lane, play

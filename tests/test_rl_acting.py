@@ -1,5 +1,7 @@
 """What acts is what is judged, in rows of episodes, on any number of devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from polyview.config import parts
-from polyview.errors import InputError
+from polyview.errors import InputError, NonFiniteError
 from polyview.rl import acting
 from polyview.rl.learner import PolicyLearner
+from polyview.runs.load import load
+from polyview.training.nonfinite import replay_run
 from polyview.training.train import train
 from tests.acting_worlds import Told
 
@@ -207,18 +211,70 @@ def test_episodes_are_numbered_from_the_first_real_step():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"epochs": 3}, "one of steps and epochs"),
+        ({"target_decay": 0.9}, "'target_decay' has no meaning here"),
         ({"mesh": {"data": 2}}, "data=2.*does not match the 1 devices"),
         ({"minibatches": 3}, "minibatches=3 does not divide rows=8"),
         ({"model": policy(span=3)}, "up to 4 steps.*sees 3: give model.span=5, or 1"),
         ({"model": simple() | {"actions": 3}}, "model has 3 actions.*environment 4"),
         ({"model": policy(critic=None)}, "it has no critic"),
-        ({"model": BODY | {"vocabulary": 4}}, "is no actor"),
+        ({"model": BODY | {"vocabulary": 4}}, "is no actor.*it has no act"),
         ({"discount": 1.5}, "discount=1.5"),
     ],
 )
 def test_what_does_not_fit_is_told(change, text):
     with pytest.raises(InputError, match=text):
         PolicyLearner(config(**{"model": policy()} | change))
+
+
+class Wild(Told):
+    """Shows what is not finite in the third step."""
+
+    def observe(self, state):
+        shown = super().observe(state)
+        numbers = jnp.where(state.steps > 1, jnp.nan, shown["state"])
+        return {**shown, "state": numbers}
+
+
+class WildRow:
+    """The same on the host: a number that counts, and then is not finite."""
+
+    actions, limit, shapes = 4, 9, {"state": ((3,), np.float32)}
+    name, versions = "wild", {"numpy": np.__version__}
+
+    def reset(self, seed):
+        self.steps = 0
+        return {"state": np.zeros(3, np.float32)}
+
+    def step(self, action):
+        self.steps += 1
+        shown = np.full(3, np.nan if self.steps > 6 else self.steps, np.float32)
+        return {"state": shown}, 0.0, False, self.steps == 9, False
+
+    def fingerprint(self):
+        return np.full(32, self.steps, np.uint8)
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_a_step_that_is_not_finite_is_dumped_as_it_was_before(where, tmp_path, capsys):
+    at = "tests.test_rl_acting"
+    world = {"target": f"{at}:Wild"}
+    if where == "host":
+        row = {"partial": f"{at}:WildRow"}
+        world = {"partial": "polyview.rl.rows:HostRows", "make": row}
+    model = simple() | {"actions": 4}
+    own = config(model, environment=world, rollout=1 if where == "device" else 4)
+    own.steps, own.minibatches = 9, 2
+    with pytest.raises(NonFiniteError) as told:
+        train(PolicyLearner(own), tmp_path / "run")
+    number = int(re.search(r"step (\d+) is not finite", str(told.value))[1])
+    capsys.readouterr()
+    replay_run(PolicyLearner, tmp_path / "run", ("tests", "polyview"))
+    found = capsys.readouterr().out
+    assert f"step {number}, repeated" in found
+    assert re.search(r"loss nan", found) and "healthy 0" in found
+    saved = load(tmp_path / "run", trust=("tests",))
+    assert saved.step < number
 
 
 def test_rows_must_fill_the_devices(on_devices):

@@ -22,6 +22,7 @@ twice: with success, progress adds up to 5, less what held at the start, as it m
 all objects of a kind are asked for.
 """
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -220,6 +221,14 @@ class Rearrange:
         if text is not None:
             tokens, real = text.rows(list(self.table.texts), length)
             self._tokens = jnp.asarray(np.where(real, tokens, PADDING), jnp.int32)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The number of episodes, and their digest: a run goes on with no others."""
+        digest = hashlib.sha256("\n".join(self.table.texts).encode())
+        for values in self.table.episodes:
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return {"rows": len(self.table), "digest": digest.hexdigest()}
 
     def begin(self, key: Any) -> State:
         """Return the start of a row of the table, drawn evenly."""

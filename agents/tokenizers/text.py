@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polyview.errors import InputError, check_range
+from polyview.rl.ppo import masked_entropy
 
 _PURPOSE = 6  # of a random stream, beside those of other files
 
@@ -142,9 +143,7 @@ class Strings:
         trie = self.trie
         node, on = (jnp.asarray(table)[action] for table in (trie.node, trie.on))
         logs = self._log_softmax(scores, node, legal)
-        some = jnp.isfinite(logs)
-        sound = jnp.where(some, logs, 0)  # 0 log 0 is 0, and has no gradient
-        each = -jnp.where(some, jnp.exp(sound) * sound, 0).sum(-1)
+        each = masked_entropy(logs, jnp.isfinite(logs))
         return jnp.where(on, each, 0).sum(1)
 
     def choices(

@@ -110,10 +110,13 @@ class Played(NamedTuple):
 
 
 class Here(NamedTuple):
-    """Rows of an `ArrayEnvironment`: their states, int32[n] episodes, bool[n] over."""
+    """Rows of an `ArrayEnvironment`: their states, and of each its episode's number,
+    the steps since it began, int32[n], and if it is over, bool[n].
+    """
 
     state: Any
     episode: jax.Array
+    steps: jax.Array
     over: jax.Array
 
 
@@ -132,7 +135,7 @@ def begin(
     episode = jnp.zeros(rows.shape, jnp.int32)
     state = jax.vmap(environment.begin)(_keys(key, rows, episode))
     no = jnp.zeros(rows.shape, bool)
-    here = Here(state, episode, no)
+    here = Here(state, episode, jnp.zeros_like(episode), no)
     reward = jnp.zeros(rows.shape, jnp.float32)
     return here, Step(jax.vmap(environment.observe)(state), reward, no, no, no)
 
@@ -155,13 +158,15 @@ def step(
         return jnp.where(over, new, old)
 
     state = jax.tree.map(chosen, fresh, went)
+    steps = jnp.where(here.over, 0, here.steps + 1)
+    truncated |= steps >= environment.limit
     terminated, truncated, success = (
         part & ~here.over for part in (terminated, truncated & ~terminated, success)
     )
     over = terminated | truncated
     reward = jnp.where(here.over, 0, reward).astype(jnp.float32)
     shown = jax.vmap(environment.observe)(state)
-    now = Here(state, here.episode + here.over, over)
+    now = Here(state, here.episode + here.over, steps, over)
     return now, Step(shown, reward, terminated, truncated, success & over)
 
 

@@ -15,9 +15,8 @@ from jax.typing import DTypeLike
 from polyview.errors import InputError, check_range
 from polyview.rl.acting import Acted
 from polyview.rl.critic import Critic
-from polyview.rl.ppo import Judged
-
-_LEGAL = "legal"  # the observation that says which actions are
+from polyview.rl.environment import LEGAL
+from polyview.rl.ppo import Judged, masked_entropy
 
 
 class Dense(nnx.Module):
@@ -93,7 +92,7 @@ class _Actor(nnx.Module):
         """Return log probabilities and which actions are legal, [..., actions]."""
         scores = self.head(hidden)
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-        legal = views.get(_LEGAL, jnp.ones(scores.shape, bool))
+        legal = views.get(LEGAL, jnp.ones(scores.shape, bool))
         return jax.nn.log_softmax(jnp.where(legal, scores, -jnp.inf)), legal
 
     def _acted(
@@ -110,9 +109,7 @@ class _Actor(nnx.Module):
     def _judged(self, hidden: jax.Array, play: Mapping[str, Any]) -> Judged:
         logs, legal = self._logs(hidden, play["views"])
         own = jnp.take_along_axis(logs, play["actions"][..., None], -1)[..., 0]
-        # 0 log 0 is 0, and has no gradient.
-        sound = jnp.where(legal, logs, 0)
-        entropy = -jnp.where(legal, jnp.exp(sound) * sound, 0).sum(-1)
+        entropy = masked_entropy(logs, legal)
         return Judged(own, entropy, self.critic(hidden), legal.sum(-1) * 1.0)
 
     def prepare(self, play: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class Critic(nnx.Module):
         check_range(0.0, 1.0, rate=rate)
         options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.up = nnx.Linear(width, hidden, **options)
-        small = nnx.initializers.orthogonal(1.0)
-        self.down = nnx.Linear(hidden, 1, kernel_init=small, **options)
+        even = nnx.initializers.orthogonal(1.0)
+        self.down = nnx.Linear(hidden, 1, kernel_init=even, **options)
         self.rate = rate
         self.mean = nnx.BatchStat(jnp.zeros((), param_dtype))
         self.square = nnx.BatchStat(jnp.ones((), param_dtype))

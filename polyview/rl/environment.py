@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 Observation = Any  # an array, or a dict of arrays
+LEGAL = "legal"  # an observation; see the module
 
 
 class Finished(NamedTuple):
@@ -123,6 +124,9 @@ class ArrayEnvironment(Protocol):
 
     Its state is a pytree of arrays. Transitions and pictures are apart, so that play
     without pictures is cheap.
+
+    If it draws episodes of a table, it has `data`, {"rows": number, "digest": text}: a
+    run is resumed with no other.
 
     Attributes:
       actions: the number of actions.

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from polyview import devices
 from polyview.config.schema import RANGES, check_config
 from polyview.config.spec import build
+from polyview.config.trust import targets
 from polyview.errors import HUGE, InputError, fits_together
 from polyview.evaluation.base import specs_of
 from polyview.model import Model, Parts, abstract_module, merge_module, split_module
@@ -74,8 +75,7 @@ _RECENT = 0.9  # of the episodes that a step reports, how many the next one stil
 class State:
     """The state of a run: the network, the environments, and what they show.
 
-    rows: what `Rows.saved` gave, read only when a state is restored; of environments on
-    the device, nothing.
+    here: of environments on the device; None of rows on the host, which keep their own.
     """
 
     train: TrainState
@@ -93,6 +93,10 @@ class PolicyLearner(Learner):
 
     def __init__(self, config: ConfigDict, trusted: frozenset[str] | None = None):
         check_config(config, REQUIRED, LIMITS)
+        others = {"epochs": None, "target_decay": None, "microbatch": None}
+        for key, none in (others | {"accumulate": 1}).items():
+            if config.get(key, none) not in (none, None):
+                raise InputError(f"config key {key!r} has no meaning here: remove it")
         self.config, self.trusted = config, trusted
         self.steps, self.rows = config.steps, config.rows
         self.samples = config.rows * config.rollout
@@ -116,6 +120,9 @@ class PolicyLearner(Learner):
             if not hasattr(self.environment, "observe"):
                 self.host = self._hosted()
         self.world = self.host or self.environment
+        if (data := getattr(self.environment, "data", None)) is not None:
+            self.data = {"environment": data}
+        self._before: dict[str, np.ndarray] | None = None
         # On the device a step that is not healthy changes nothing: read that late.
         self.acts = self.host is not None
         optimizer = build(config.optimizer, trusted, where="optimizer")(
@@ -150,14 +157,16 @@ class PolicyLearner(Learner):
 
     def _check_actor(self) -> None:
         wanted = ("act", "judge", "recall", "prepare", "critic")
-        if any(getattr(self.actor, name, None) is None for name in wanted):
-            raise InputError(
-                "the model is no actor (polyview.rl.acting:Actor): it has no critic"
-            )
+        for name in wanted:
+            if getattr(self.actor, name, None) is None:
+                raise InputError(
+                    "the model is no actor (polyview.rl.acting:Actor): it has no "
+                    f"{name}"
+                )
         if self.actor.actions != self.world.actions:
             raise InputError(
                 f"the model has {self.actor.actions} actions, and the environment "
-                f"{self.world.actions}; correct model.adapter.actions"
+                f"{self.world.actions}: give the model as many"
             )
 
     def _context(self) -> int:
@@ -199,7 +208,7 @@ class PolicyLearner(Learner):
         self.act = jax.jit(
             self._act,
             in_shardings=(None, None, None, rows, rows, whole),
-            out_shardings=(rows, rows),
+            out_shardings=(None, rows),  # a memory need not begin with the rows
             donate_argnums=2,
         )
         self.stack = jax.jit(
@@ -267,7 +276,8 @@ class PolicyLearner(Learner):
             "score": scores / count,
             "length": steps / count,
         }
-        tally = state.tally._replace(done=_RECENT * state.tally.done)
+        kept = jnp.where(metrics["healthy"], _RECENT, 1)
+        tally = state.tally._replace(done=kept * state.tally.done)
         return State(state.train, state.here, state.shown, state.past, tally), metrics
 
     def _counted(self, tally: Tally, came: Step, over: jax.Array) -> Tally:
@@ -375,7 +385,9 @@ class PolicyLearner(Learner):
         if not saved_steps(workdir / "checkpoints"):
             parts = self.network.params, self.network.statistics, self.fixed
             if entries := entries_of(self.config):
-                self.laid_over = lay_over(entries, self.actor, parts)
+                # The user's own config is trusted: donors may call what it calls.
+                own = tuple(str(name) for _, name in targets(self.config))
+                self.laid_over = lay_over(entries, self.actor, parts, own)
 
     def _trace(self) -> None:
         shapes = self.template()
@@ -474,7 +486,8 @@ class PolicyLearner(Learner):
             "tally": state.tally,
         }
         if self.host is not None:
-            found["rows"] = devices.put(self.host.saved(), self.mesh)
+            rows = self.host.saved() if self._before is None else self._before
+            found["rows"] = devices.put(rows, self.mesh)
         return found
 
     def restored(self, workdir: Path, saved: dict, folder: Path, step: int) -> State:
@@ -497,6 +510,7 @@ class PolicyLearner(Learner):
         """Play, and learn from it."""
         if self.host is None:
             return self.update(state, self.fixed, inputs, self.seed)
+        before = self.host.saved()
         # To act does not need the optimiser: its arrays would pass by at each step.
         given = dataclasses.replace(state.train, optimizer=None), self.fixed
         memory = self.recall(*given, state.past, state.shown)
@@ -523,6 +537,9 @@ class PolicyLearner(Learner):
             inputs,
             self.seed,
         )
+        if not bool(jax.device_get(metrics["healthy"])):
+            self._before = before  # the run ends; it is dumped as it was
+            return state, metrics
         shown = devices.put(shown, self.mesh)
         return self.report(State(train, None, shown, past, tally), metrics)
 

@@ -99,6 +99,12 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, values, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def masked_entropy(logs: jax.Array, legal: jax.Array) -> jax.Array:
+    """Return -sum p log p over the last axis, of what is legal."""
+    sound = jnp.where(legal, logs, 0)  # 0 log 0 is 0, and has no gradient
+    return -jnp.where(legal, jnp.exp(sound) * sound, 0).sum(-1)
+
+
 @dataclass(frozen=True)
 class PPO:
     """The loss of rows of play, as an objective of the engine.

@@ -146,7 +146,7 @@ def load(
     """
 
     def read_run(folder: Path, number: int) -> Loaded:
-        if "views" not in checkpoint.read_config(folder):
+        if not {"views", "environment"} & set(checkpoint.read_config(folder)):
             raise InputError(
                 f"{run} is no run of polyview.main, but of a command that plays and "
                 "evaluates by itself; use the commands of its package"

@@ -3,7 +3,7 @@
 A learner defines the inputs of a step, the step, and the contents of a checkpoint. The
 loop decides when to log, evaluate, save and stop. `polyview.training.trainer` learns
 from a data pipeline. A learner that acts steps its environments in `inputs` and chooses
-actions in `take`.
+actions in `take` (`sgi.learner`), or does both in `take` (`polyview.rl.learner`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
