@@ -119,7 +119,7 @@ class Policy(nnx.Module):
         """
         views, actions = batch["views"], batch["targets"]["action"]
         b, m = actions.shape[:2]
-        if self.span > 1 and m > self.span:
+        if self.span > 1 and m != self.span:
             raise InputError(
                 f"the policy sees {self.span} steps, and the views have {m}: set "
                 "views.span to model.span"

@@ -11,7 +11,6 @@ Hardware: two laptop cores. Rates are in docs/rearrange.md.
 """
 
 from agents import parts as own
-from agents import recording
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
 
@@ -33,7 +32,6 @@ def get_config(argument: str = "") -> dict:
     model, init, views = own.rearranging(
         args["body"], args["model"], args["layers"], args["adapter"]
     )
-    longest = recording.describe(args["data"])["longest"]
     return {
         "seed": args["seed"],
         "steps": args["steps"],
@@ -46,7 +44,7 @@ def get_config(argument: str = "") -> dict:
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
         "source": own.held(args["data"], "train"),
-        "views": views | {"span": longest, "whole": True},
+        "views": views | {"whole": True},
         "model": model,
         "init": init or None,
         "objective": {"target": "agents.clone:Cloning"},

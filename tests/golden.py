@@ -117,7 +117,6 @@ DEMONSTRATED = {  # what `agents.recording.describe` says, by the kind of world
         "observations": {"grid": [7, 7, 3]},
         "action": {"names": ["turn left", "turn right", "go forward"]},
     },
-    "rearrange": {"longest": 16},
     "metaworld": {
         "tasks": ["metaworld:reach-v3", "metaworld:push-v3"],
         "versions": {"metaworld": "3.1.1"},
