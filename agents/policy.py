@@ -141,15 +141,11 @@ class Policy(nnx.Module):
         if TEXT not in play["views"] or not self.body.fixed:
             return play
         texts, used = self._texts(play)
-        b, count, length = texts.shape
+        length = texts.shape[2]
         flat = rearrange(texts, "b k l -> (b k) l")
         empty = self.body.empty_cache(len(flat), length)
         cache = self._reread(empty, flat, used.reshape(-1))
-        k, v = (
-            rearrange(part, "n (b k) l h d -> b k n l h d", b=b)
-            for part in (cache.k, cache.v)
-        )
-        return play | {"told": Told(k, v, texts >= 0)}
+        return play | {"told": _told(cache, texts)}
 
     def judge(self, play: Mapping[str, Any]) -> Judged:
         """Return what the policy says of rows of play; see `polyview.rl.acting`."""
@@ -249,15 +245,11 @@ class Policy(nnx.Module):
 
     def _read(self, text: jax.Array, train: bool, key: jax.Array | None) -> Told:
         """Read instructions int32[b, texts, length]."""
-        b, _, length = text.shape
+        length = text.shape[2]
         flat = rearrange(text, "b k l -> (b k) l")
         empty = self.body.empty_cache(len(flat), length)
         _, cache = self._continued(*self._words(flat), empty, train=train, key=key)
-        k, v = (
-            rearrange(part, "n (b k) l h d -> b k n l h d", b=b)
-            for part in (cache.k, cache.v)
-        )
-        return Told(k, v, text >= 0)
+        return _told(cache, text)
 
     def _reread(self, cache: Cache, text: jax.Array, rows: jax.Array) -> Cache:
         """Read the instructions [n, length] of some rows bool[n] from the start.
@@ -325,11 +317,9 @@ class Policy(nnx.Module):
             group = jnp.broadcast_to(alone, steps.group.shape)
             steps = steps._replace(group=group, place=jnp.zeros_like(steps.place))
         x, real = self._steps(views, actions, steps.real)
-        of_step = self.observed + self.adapter.length - 1
+        # The last part of an action only tells later steps what was done.
+        of_step = self.observed + self.adapter.length - (not self.tells)
         x, real = x[:, :, :of_step], real[:, :, :of_step]
-        if self.tells:
-            x, real = self._steps(views, actions, steps.real)
-            of_step += 1
         # Positions of a step: padding of an action takes none.
         inside = jnp.cumsum(real, 2, dtype=jnp.int32) - 1
         if self.tells:
@@ -440,3 +430,12 @@ class Policy(nnx.Module):
         for name in self.bridges:
             found &= present[name]
         return found
+
+
+def _told(cache: Cache, texts: jax.Array) -> Told:
+    """Return the keys and values of texts int32[b, k, l] that a cache has read."""
+    k, v = (
+        rearrange(part, "n (b k) l h d -> b k n l h d", b=len(texts))
+        for part in (cache.k, cache.v)
+    )
+    return Told(k, v, texts >= 0)

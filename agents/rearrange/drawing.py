@@ -1,4 +1,4 @@
-"""The whole room, for people: every receptacle, what is there, and the agent."""
+"""The whole room drawn for people: receptacles, their contents and the agent."""
 
 import cv2
 import numpy as np
@@ -87,7 +87,7 @@ def _objects(
     state: State,
     colours: np.ndarray,
 ) -> None:
-    """Draw what is there, in the cells that the agent sees; faint behind a door."""
+    """Draw the contents in the cells that the agent sees, faintly behind a door."""
     strength = 0.3 if _closed(state, receptacle) else 1.0
     for item in np.flatnonzero(state.places == receptacle):
         down, across = divmod(int(item), 3)

@@ -224,7 +224,7 @@ class Rearrange:
 
     @property
     def data(self) -> dict[str, Any]:
-        """The number of episodes, and their digest: a run goes on with no others."""
+        """The number of episodes and their digest, which a resumed run must match."""
         digest = hashlib.sha256("\n".join(self.table.texts).encode())
         for values in self.table.episodes:
             digest.update(np.ascontiguousarray(values).tobytes())

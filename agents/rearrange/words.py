@@ -409,7 +409,7 @@ DESCRIPTIONS = {
     ),
 }
 
-# In `need`: what is said, and any of what helps.
+# For the family `need`: each statement, and the objects of which any one meets it.
 NEEDS = {
     "I am thirsty": ("cup",),
     "I would love some hot coffee": ("cup",),

@@ -45,7 +45,7 @@ class Dense(nnx.Module):
 
 
 class _Actor(nnx.Module):
-    """Encoders, and heads of actions and values."""
+    """Encoders, a layer, and heads of actions and values; see `Reactive`."""
 
     episodes: int | None = None  # any number
 
@@ -54,20 +54,24 @@ class _Actor(nnx.Module):
         *,
         encoders: Mapping[str, Callable[..., Any]],
         actions: int,
-        width: int,
-        critic: Mapping[str, Any] | None,
-        options: dict,
+        width: int = 64,
+        critic: Mapping[str, Any] | None = None,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
     ):
+        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         check_range(1, actions=actions, width=width)
         if not encoders:
             raise InputError("an actor needs an encoder of an observation")
-        rngs = options["rngs"]
         made = {name: make(width, rngs=rngs) for name, make in encoders.items()}
         self.encoders: Any = nnx.Dict(made)
         small = nnx.initializers.orthogonal(0.01)
         self.head = nnx.Linear(width, actions, kernel_init=small, **options)
         self.critic = Critic(width, **(critic or {}), **options)
         self.actions, self.width = actions, width
+        wide = nnx.initializers.orthogonal(2**0.5)
+        self.trunk = nnx.Linear(self._sizes(), width, kernel_init=wide, **options)
 
     def _seen(self, views: Mapping[str, jax.Array]) -> jax.Array:
         """Return all encodings of observations [n, ...] side by side, [n, d]."""
@@ -155,28 +159,6 @@ class Reactive(_Actor):
 
     memory = 0
 
-    def __init__(
-        self,
-        *,
-        encoders: Mapping[str, Callable[..., Any]],
-        actions: int,
-        width: int = 64,
-        critic: Mapping[str, Any] | None = None,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            encoders=encoders,
-            actions=actions,
-            width=width,
-            critic=critic,
-            options=options,
-        )
-        wide = nnx.initializers.orthogonal(2**0.5)
-        self.trunk = nnx.Linear(self._sizes(), width, kernel_init=wide, **options)
-
     def recall(self, past: Mapping[str, Any], views: Mapping[str, Any]) -> tuple:
         """Return nothing."""
         return ()
@@ -209,24 +191,14 @@ class Recurrent(_Actor):
     def __init__(
         self,
         *,
-        encoders: Mapping[str, Callable[..., Any]],
-        actions: int,
         width: int = 128,
-        critic: Mapping[str, Any] | None = None,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
+        **parts: Any,
     ):
         options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(
-            encoders=encoders,
-            actions=actions,
-            width=width,
-            critic=critic,
-            options=options,
-        )
-        wide = nnx.initializers.orthogonal(2**0.5)
-        self.trunk = nnx.Linear(self._sizes(), width, kernel_init=wide, **options)
+        super().__init__(width=width, **parts, **options)
         self.cell = nnx.GRUCell(width, width, **options)
 
     def recall(self, past: Mapping[str, Any], views: Mapping[str, Any]) -> jax.Array:

@@ -407,14 +407,6 @@ class PolicyLearner(Learner):
         views, first = state.shown.views, state.shown.first
         jax.eval_shape(self._act, *given, memory, views, first, key)
 
-    def _first(self) -> Step:
-        """Return the first step of rows on the host, on the devices."""
-        assert self.host is not None
-        return self._put(self.host.begin())
-
-    def _put(self, step: Step) -> Step:
-        return Step(*devices.put(tuple(step), self.mesh))
-
     def create(self, workdir: Path) -> State:
         """Begin all episodes; lay donors' weights over the network's."""
         train, fixed = self.initial(self.seed)
@@ -429,7 +421,7 @@ class PolicyLearner(Learner):
         if self.host is None:
             here, first = self.begin(self.seed)
         else:
-            first = self._first()
+            first = Step(*devices.put(tuple(self.host.begin()), self.mesh))
         (shown, past), tally = self.started(first)
         return State(train, here, shown, past, tally)
 
