@@ -95,7 +95,7 @@ def test_permutations_are_uniform():
     """Each of 5 rows takes each position equally often over seeds and epochs."""
     counts = np.zeros((5, 5))
     for seed, epoch in itertools.product(range(40), range(50)):
-        counts[np.arange(5), pipeline._permutation(5, seed, epoch)] += 1
+        counts[np.arange(5), pipeline.permutation(5, seed, epoch)] += 1
     chi_squared = ((counts - 400) ** 2 / 400).sum()
     assert chi_squared < 39.3  # 99.9% quantile, 16 degrees of freedom
 

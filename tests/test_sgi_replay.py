@@ -160,7 +160,7 @@ def test_batches_depend_only_on_seed_and_step(replay):
         assert batch["views"]["frames"].shape == (32, 9, 84, 84)
         assert batch["views"]["goal"].shape == (32, 4, 84, 84)
         epoch, place = divmod(step, per_epoch)
-        order = pipeline._permutation(len(source), 5, epoch)
+        order = pipeline.permutation(len(source), 5, epoch)
         rows = order[place * 32 : (place + 1) * 32]
         np.testing.assert_array_equal(batch["index"], rows)
         seen.append(batch)

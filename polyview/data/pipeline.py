@@ -11,7 +11,6 @@ every batch. There is no iterator state to save: the position of a run is its st
 
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import time
@@ -84,7 +83,8 @@ def batches(
             f"batch_size is {batch_size}, but {source!r} has only {len(source)} "
             "examples; use a smaller batch or more data"
         )
-    order = _Shuffled(len(source), batch_size, seed)
+    shuffled = functools.partial(_Shuffled, len(source))
+    order = getattr(source, "order", shuffled)(batch_size, seed)  # a mixture has one
     block = _block(batch_size, process_index, process_count)
     sequence = _Batches(source, views, order, seed, block, steps)
     # One thread disturbs training least: several would wait for the interpreter lock
@@ -124,11 +124,12 @@ class _Shuffled:
     batch_size: int
     seed: int
 
-    def rows(self, step: int) -> tuple[int, np.ndarray]:
+    def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(step, self.length // self.batch_size)
         start = place * self.batch_size
-        order = _permutation(self.length, self.seed, epoch)
-        return epoch, order[start : start + self.batch_size]
+        order = permutation(self.length, self.seed, epoch)
+        rows = order[start : start + self.batch_size]
+        return np.full_like(rows, epoch), rows
 
     def name(self, wanted: int, read: int) -> int:
         """Return the `index` of a row read in place of the wanted one."""
@@ -142,16 +143,17 @@ class _InOrder:
     length: int
     batch_size: int
 
-    def rows(self, step: int) -> tuple[int, np.ndarray]:
+    def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return 0, np.where(rows < self.length, rows, PADDING)
+        return np.zeros_like(rows), np.where(rows < self.length, rows, PADDING)
 
     def name(self, wanted: int, read: int) -> int:
         return read if read == wanted else PADDING
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+@functools.lru_cache(maxsize=32)  # a mixture has several at once
+def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the numbers 0 .. length - 1 in an order of the epoch's own."""
     # Raw Philox words are the only random stream that NumPy promises never to change.
     words = _philox(seed, number=epoch, epoch=0, purpose=_ORDER).random_raw(length)
     return np.argsort(words, kind="stable")
@@ -171,7 +173,7 @@ class _Batches:
 
     source: Source
     views: Views
-    order: _Shuffled | _InOrder
+    order: Any  # `_Shuffled`, `_InOrder` or that of `polyview.data.mixture`
     seed: int
     block: slice
     steps: int
@@ -181,10 +183,9 @@ class _Batches:
 
     def __getitem__(self, step: int) -> tuple[int, Batch, np.ndarray]:
         """Return the step, its batch and the indices of its corrupt records."""
-        epoch, wanted = self.order.rows(step)
-        wanted = wanted[self.block].tolist()
+        epochs, wanted = (part[self.block].tolist() for part in self.order.rows(step))
         rows = [len(self.source) - 1 if i == PADDING else i for i in wanted]
-        made = map(self._row, rows, _fetch(self.source, rows), itertools.repeat(epoch))
+        made = map(self._row, rows, _fetch(self.source, rows), epochs)
         read, examples = zip(*made, strict=True)
         batch = _stack(examples)
         names = [self.order.name(w, r) for w, r in zip(wanted, read, strict=True)]
