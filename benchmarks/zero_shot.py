@@ -42,7 +42,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402 (select the backend first)
 
 RESULTS = Path(__file__).parent / "results"
-WEIGHTS = (0.1, 1.0)  # of a local loss beside another; chosen on validation classes
+WEIGHTS = (0.1, 1.0, 10.0)  # of a local loss; chosen on validation classes
 ENCODERS = ("ae", "vae", "aae", "dim", "cmdim", "amdim", "supervised")
 OF_HAN = ("ae", "dim", "cmdim", "supcon", "supervised", "attributes")
 LOCAL_OF_HAN = ("dim", "cmdim", "supcon", "supervised")  # with local attributes too
