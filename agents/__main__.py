@@ -2,7 +2,15 @@
 
 from polyview import cli
 
-COMMANDS = ("prepare", "generate", "export", "train", "video")
+COMMANDS = (
+    "prepare",
+    "generate",
+    "export",
+    "train",
+    "video",
+    "judge",
+    "ask",
+)
 
 
 def main() -> None:

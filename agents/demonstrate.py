@@ -2,16 +2,17 @@
 
 The expert of BabyAI is minigrid's bot, which knows the whole level; those of Meta-World
 are its scripted policies, functions of the observed state; that of TextRearrange is a
-script that knows the whole room. None draws a random number. Noise may be added to the
-actions in Meta-World, and is then part of what is recorded.
+script that knows the whole room; that of Wordle knows the words, not the hidden one.
+None draws a random number. Noise may be added to the actions in Meta-World, and is then
+part of what is recorded.
 """
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +21,12 @@ from agents.environments.worlds import Observation, World, parse, world
 from polyview.data.prepare import records
 from polyview.errors import InputError
 
-Expert = Callable[[Observation], Any]
+
+class Expert(Protocol):
+    """Says what to do; `taken` is the last action, if it was not the one it said."""
+
+    def __call__(self, observation: Observation, taken: Any = None) -> Any: ...
+
 
 FIRST_SEED = 2**22  # of recorded episodes: what evaluates may use those below
 _PATIENCE = 50  # failures one after the other, before an expert is given up
@@ -28,7 +34,12 @@ _PATIENCE = 50  # failures one after the other, before an expert is given up
 
 def expert(room: World) -> Expert:
     """Return the expert of a world for the episode that has just begun in it."""
-    known = {"babyai": _bot, "metaworld": _script, "rearrange": _solver}
+    known = {
+        "babyai": _bot,
+        "metaworld": _script,
+        "rearrange": _solver,
+        "wordle": _guesser,
+    }
     return known[room.kind](room)
 
 
@@ -39,13 +50,19 @@ class Failed(Exception):
 def _bot(room: World) -> Expert:
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
+    from agents.environments.babyai import ACTIONS
+
+    done = ACTIONS.index("done")
     bot = BabyAIBot(room.environment)
 
-    def act(observation: Observation) -> int:
+    def act(observation: Observation, taken: Any = None) -> int:
         try:
-            return int(bot.replan())
+            action = int(bot.replan(taken))
         except Exception as error:  # it fails in many ways, of which none is documented
             raise Failed from error
+        if action == done:  # its plan is at an end, and it would say so for ever
+            raise Failed
+        return action
 
     return act
 
@@ -56,7 +73,7 @@ def _script(room: World) -> Expert:
     made: Any = ENV_POLICY_MAP[parse(room.name)[1]]
     policy = made()
 
-    def act(observation: Observation) -> np.ndarray:
+    def act(observation: Observation, taken: Any = None) -> np.ndarray:
         with warnings.catch_warnings(action="ignore"):  # that actions get clipped
             action = policy.get_action(observation["state"].astype(np.float64))
         return np.clip(action, -1, 1).astype(np.float32)
@@ -66,7 +83,11 @@ def _script(room: World) -> Expert:
 
 def _solver(room: World) -> Expert:
     # One that sees all would show no search, and leave a policy lost.
-    return lambda observation: room.environment.solve(search=True)
+    return lambda observation, taken=None: room.environment.solve(search=True)
+
+
+def _guesser(room: World) -> Expert:
+    return lambda observation, taken=None: room.environment.solve()
 
 
 def demonstrate(

@@ -1,10 +1,12 @@
 """Shared pieces of configs of language-model policies."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agents import recording
+from agents.feedback import pairs
 from agents.llm import prepared
 from agents.llm.tokenizer import Tokenizer
 from agents.rearrange.environment import LIMIT
@@ -13,6 +15,7 @@ from agents.tokenizers.text import digit_names
 from polyview.config import parts
 from polyview.errors import InputError, fits_together, nearest
 from polyview.evaluation.base import viewing_spec
+from polyview.files import read_json
 from polyview.runs.workdir import read_config
 
 # Szot et al. 2024b (LLaRP's code): rank 8, alpha 32; adapters and GEA take rank 128.
@@ -350,3 +353,139 @@ def held(data: str, split: str) -> dict[str, Any]:
         "target": "polyview.data.sources.held:Held",
         "source": parts.source(data, split),
     }
+
+
+READS = ("grid", "caption", "state")
+
+
+def preferred(
+    data: str, labels: str, split: str, tie_quantile: float, orders: str
+) -> dict[str, Any]:
+    """Return the source of a split of pairs with their labels."""
+    return {
+        "target": "agents.feedback.distil:Preferred",
+        "pairs": pairs.source(data, split),
+        "name": data,
+        "labels": labels,
+        "tie_quantile": tie_quantile,
+        "orders": orders,
+    }
+
+
+def rewarding(reads: str, data: str) -> dict[str, Any]:
+    """Return the spec of a reward network of pairs; reads: of `READS`.
+
+    Raises InputError for what the pairs do not show. Sizes are ours.
+    """
+    described = pairs.describe(data)
+    if reads not in READS:
+        raise InputError(f"reads={reads!r}{nearest(reads, READS)}")
+    shapes = described["observations"]
+    if reads != "caption" and reads not in shapes:
+        raise InputError(f"reads={reads}, and {data} shows {', '.join(shapes)}")
+    if reads == "grid":
+        return {
+            "partial": "agents.feedback.distil:Sought",
+            "shape": list(shapes["grid"]),
+            "codes": 16,  # minigrid has 11 objects, 6 colours and 4 states
+            "looks": 1,
+            "width": 32,
+            "hidden": 32,
+        }
+    bag = {"partial": "agents.bridges:Bag", "rows": 1021}
+    own: dict[str, Any] = {**bag, "rows": 4093}
+    if reads == "state":
+        found = described["statistics"]["state"]
+        own = {
+            "partial": "agents.bridges:State",
+            "mean": found["mean"],
+            "std": found["std"],
+        }
+    # Captions of the goal alone need no instruction; see `agents.feedback.distil`.
+    alone = reads == "caption" and described["settings"].get("goal_only")
+    return {
+        "partial": "agents.feedback.distil:Reward",
+        "encoders": {reads: own} if alone else {reads: own, "text": bag},
+        "width": 64,
+        "hidden": 128,
+    }
+
+
+def scale_of(run: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config of a run of configs/rewards_distil.py, and its reward's scale.
+
+    The scale is what its newest evaluation `reward` says: mean, deviation, quantiles.
+    Raises InputError for another run, and for one whose reward is the same everywhere.
+    """
+    with fits_together(f"reward={run}"):
+        config = read_config(Path(run)).to_dict()
+    model = config.get("model") or {}
+    if not str(model.get("partial")).startswith("agents.feedback.distil:"):
+        raise InputError(f"{run} holds no reward; train one: configs/rewards_distil.py")
+    found = [
+        (int(path.stem.partition("-")[0]), path)
+        for path in (Path(run) / "eval").glob("*-reward.json")
+        if path.stem.partition("-")[0].isdecimal()
+    ]
+    if not found:
+        raise InputError(
+            f"{run} is not evaluated, and the scale of its reward not known; run: "
+            f"python -m polyview.evaluate {run}"
+        )
+    path = max(found)[1]
+    with fits_together(f"{path}"):
+        scale = dict(read_json(path)["scale"])
+    numbers = [scale.get("mean"), scale.get("deviation"), *scale.get("quantiles", [])]
+    if len(numbers) < 4 or not all(
+        type(number) in (int, float) and math.isfinite(number) for number in numbers
+    ):
+        raise InputError(f"{path} is damaged: its scale is {scale}")
+    if scale["deviation"] <= 0:
+        raise InputError(
+            f"{run} rewards all that it was trained on alike (deviation 0): it has "
+            "learnt nothing; train it longer, or on other labels"
+        )
+    return config, scale
+
+
+FORMS = ("raw", "thresholded", "potential")
+
+
+def shaping(
+    form: str,
+    scale: Mapping[str, Any],
+    *,
+    quantile: float,
+    weight: float,
+    extrinsic: float,
+    discount: float,
+    power: float,
+    counted: str,
+) -> dict[str, Any]:
+    """Return the spec of a shaping by a reward of a scale; form: of `FORMS`.
+
+    quantile: of the reward over the training pairs, above which it is high; for others
+    see `agents.feedback.shaping`. Raises InputError for a quantile outside 0 .. 1.
+    """
+    if form not in FORMS:
+        raise InputError(f"form={form!r}{nearest(form, FORMS)}")
+    if not 0 <= quantile <= 1:
+        raise InputError(f"quantile={quantile}; give 0 to 1")
+    values = scale["quantiles"]
+    place = quantile * (len(values) - 1)
+    low = min(int(place), len(values) - 2)
+    high = values[low] + (place - low) * (values[low + 1] - values[low])
+    mean, deviation = scale["mean"], scale["deviation"]
+    made = {
+        "target": f"agents.feedback.shaping:{form.capitalize()}",
+        "mean": mean,
+        "deviation": deviation,
+        "threshold": (high - mean) / deviation,
+        "weight": weight,
+        "extrinsic": extrinsic,
+    }
+    if form == "thresholded":
+        made |= {"counted": counted, "power": power}
+    if form == "potential":
+        made["discount"] = discount
+    return made

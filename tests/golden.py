@@ -73,7 +73,7 @@ VARIANTS = {
     "efficientnet": [""],
 }
 # sgi_finetune asks the emulator for the game's actions. probe and finetune read the
-# config of a run; `stand_ins` has one, called digits.
+# config of a run; `stand_ins` has one, called digits, and another for rewards_ppo.
 GOLDEN = VARIANTS | {
     "sgi_finetune": ["size=S", "start=scratch"],
     "probe": ["run=digits"],
@@ -90,9 +90,12 @@ GOLDEN = VARIANTS | {
     "agents_rearrange": ["body=lora,adapter=semlang", "body=gru,start=clone"],
     "agents_rearrange_clone": ["body=trained"],
     "ppo_cartpole": ["host=True"],
+    "rewards_distil": ["", "reads=caption,ties=0.1"],
+    "rewards_tuning": ["task=policy,layers=4"],
+    "rewards_ppo": ["reward=distilled", "reward=distilled,form=thresholded,fast=False"],
 }
 GAMES = {"pong": 6, "boxing": 18, "seaquest": 18}  # with the number of actions
-NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder")
+NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder", "rewards_ppo")
 RECORDED = {  # what `dvf.recording.describe` says of episodes
     "maze": {"rows": ["####", "#..#", "####"], "cell": 1.0, "centre": [0.0, 0.0]},
     "settings": {"places": 2},
@@ -126,6 +129,13 @@ DEMONSTRATED = {  # what `agents.recording.describe` says, by the kind of world
         "statistics": {"state": {"mean": [0.0, 0.5], "std": [1.0, 2.0]}},
     },
 }
+PAIRED = {  # what `agents.feedback.pairs.describe` says
+    **DEMONSTRATED["babyai"],
+    "settings": {"goal_only": True},
+    "statistics": {},
+    "digest": "2" * 64,
+}
+SCALE = {"mean": 0.5, "deviation": 2.0, "quantiles": [-4.0, 0.0, 1.0, 3.0, 5.0]}
 MODEL = {  # what `agents.llm.prepared.describe` says
     "weights": "0" * 64,
     "tokenizer": "1" * 64,
@@ -150,6 +160,7 @@ class Letters:
 
 AGENTS = {  # what stands in for demonstrations and language models
     "agents.recording.describe": lambda name: DEMONSTRATED[name.split("_")[0]],
+    "agents.feedback.pairs.describe": lambda name: PAIRED,
     "agents.llm.prepared.describe": lambda name: MODEL,
     "agents.parts.Tokenizer": lambda digest: Letters(),
 }
@@ -204,6 +215,11 @@ def stand_ins() -> Iterator[None]:
             stack.enter_context(mock.patch(name, stand_in))
         (folder / "digits").mkdir()
         (folder / "digits" / "config.json").write_text(resolve("polyview_digits", ""))
+        (folder / "distilled" / "eval").mkdir(parents=True)
+        own = resolve("rewards_distil", "reads=caption")
+        (folder / "distilled" / "config.json").write_text(own)
+        found = to_json({"scale": SCALE})
+        (folder / "distilled" / "eval" / "9-reward.json").write_text(found)
         yield
 
 

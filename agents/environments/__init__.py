@@ -4,6 +4,7 @@
     babyai       levels of BabyAI: a grid, numbered actions
     metaworld    tasks of Meta-World: a robot's arm, continuous actions
     rearrange    splits of TextRearrange: pictures, numbered actions
+    wordle       a game of words: guesses and marks, numbered actions
     rows         worlds side by side, for reinforcement learning
     envpool      levels of BabyAI in C++, as rows
 

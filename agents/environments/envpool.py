@@ -1,8 +1,8 @@
 """Levels of BabyAI as rows, simulated by envpool: its copy of minigrid in C++.
 
-Observations are `grid` of `agents.environments.babyai`, and with a tokenizer `text` of
-`agents.environments.rows`. Levels and limits are those of minigrid, which must be
-installed too; the episodes of a seed are others.
+Observations are `grid` of `agents.environments.babyai`, and with a tokenizer `text` and
+`caption` of `agents.environments.rows`. Levels and limits are those of minigrid, which
+must be installed too; the episodes of a seed are others.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import numpy as np
 
 from agents.environments import worlds
 from agents.environments.babyai import levels
-from agents.environments.rows import Texts, Told
+from agents.environments.captions import babyai
+from agents.environments.rows import CAPTION, Texts, Told, captioning
 from polyview.errors import InputError, check_range, nearest
 from polyview.rl.environment import Step
 from polyview.rl.rows import Shapes, check_actions, check_saved, elsewhere
@@ -38,6 +39,7 @@ class EnvPool:
       first: the number of the first row among those of all hosts.
       text, length, before, after: see `agents.environments.rows:Told`; without `text`
         no instruction is shown.
+      caption, caption_length, goal_only: see `agents.environments.rows:rows`.
       reward: see `agents.environments.worlds`.
       limit: the most steps of an episode, instead of the level's own.
       threads: of envpool. What is shown does not depend on it.
@@ -58,6 +60,9 @@ class EnvPool:
         length: int = 16,
         before: str = "",
         after: str = "",
+        caption: bool = False,
+        caption_length: int = CAPTION,
+        goal_only: bool = False,
         reward: str = "success",
         limit: int | None = None,
         threads: int = 1,
@@ -91,6 +96,10 @@ class EnvPool:
         self._told = None if text is None else Told(text, length, before, after)
         if text is not None:
             shapes["text"] = ((length,), np.dtype(np.int32))
+        captions = captioning(name, text, caption, caption_length, goal_only)
+        self._captioned, self._goal_only = captions and captions[1], goal_only
+        if caption:
+            shapes["caption"] = ((caption_length,), np.dtype(np.int32))
         self.shapes: Shapes = shapes
         self._first, self._most, self._dense = first, most, reward == "dense"
         self._settings: dict[str, Any] = {
@@ -110,6 +119,7 @@ class EnvPool:
         self._digests = [hashlib.sha256() for _ in range(self.count)]
         length = 0 if self._told is None else self.shapes["text"][0][0]
         self._text = np.zeros((self.count, length), np.int32)
+        self._missions = [""] * self.count
         raw, information = self._pool.reset()
         nothing = np.zeros(self.count, np.float32)
         no = np.zeros(self.count, bool)
@@ -198,10 +208,15 @@ class EnvPool:
         for row in np.flatnonzero(begun):
             self._digests[row].update(raw["mission"][row])
             if self._told is not None:
-                self._text[row] = self._told(self._instruction(raw["mission"][row]))
+                self._missions[row] = self._instruction(raw["mission"][row])
+                self._text[row] = self._told(self._missions[row])
         shown: dict[str, np.ndarray] = {"grid": raw["image"].astype(np.uint8)}
         if self._told is not None:
             shown["text"] = self._text.copy()
+        if self._captioned is not None:
+            both = zip(shown["grid"], self._missions, strict=True)
+            texts = [babyai(grid, mission, self._goal_only) for grid, mission in both]
+            shown["caption"] = np.stack([self._captioned(text) for text in texts])
         # envpool calls a success at the last step that is allowed cut off.
         success = (terminated | truncated) & (own > 0)
         reward = own if self._dense else success

@@ -1,21 +1,24 @@
 """Worlds with numbered actions as rows, for reinforcement learning.
 
 Observations are those of the world (`agents.environments.worlds`), and with a tokenizer
-`text`, int32[length]: the tokens of the instruction, -1 after them.
+`text`, int32[length]: the tokens of the instruction, -1 after them. With `caption` also
+`caption`, int32[caption_length]: those of what is seen, in words.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from agents.environments import worlds
+from agents.environments.captions import captioner
 from polyview.errors import InputError, check_range
 from polyview.rl.rows import HostRows, Shapes
 
 PADDING = -1  # of texts; 0 is a token
-_KNOWN = 2**14  # instructions whose tokens are kept
+CAPTION = 192  # room for a caption, in tokens
+_KNOWN = 2**14  # texts whose tokens are kept
 
 
 class Texts(Protocol):
@@ -55,8 +58,8 @@ class Told:
 class WorldRow:
     """A world as `polyview.rl.rows:Single`; see `rows`.
 
-    Raises InputError for an unknown world or reward, for continuous actions, and for a
-    limit above the world's own.
+    Raises InputError for an unknown world or reward, for continuous actions, for a
+    limit above the world's own, and as `captioning`.
     """
 
     def __init__(
@@ -67,6 +70,9 @@ class WorldRow:
         length: int = 16,
         before: str = "",
         after: str = "",
+        caption: bool = False,
+        caption_length: int = CAPTION,
+        goal_only: bool = False,
         reward: str = "success",
         limit: int | None = None,
         pixels: int = 0,
@@ -81,6 +87,7 @@ class WorldRow:
         self._dense = reward == "dense"
         self._told = None if text is None else Told(text, length, before, after)
         self._text: np.ndarray | None = None
+        self._captions = captioning(name, text, caption, caption_length, goal_only)
         shown = self._world.observation
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             field: (shape, shown[field].dtype)
@@ -88,12 +95,16 @@ class WorldRow:
         }
         if text is not None:
             shapes["text"] = ((length,), np.dtype(np.int32))
+        if caption:
+            shapes["caption"] = ((caption_length,), np.dtype(np.int32))
         self.shapes: Shapes = shapes
         # The world's outcome does not say which end it was: look at its package's own.
         self._result: tuple[Any, float, bool, bool, Any]
         self._own_step = self._world.environment.step
         self._world.environment.step = self._step_and_keep
-        self._world.on_end = _end
+        # Its next episode would begin from a seed of its own: half of all resets for
+        # nothing.
+        self._world.on_end = worlds.stop
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         """Begin an episode from a seed, and return what it shows."""
@@ -109,7 +120,7 @@ class WorldRow:
         over = False
         try:
             self._world.step(action)
-        except _Over:
+        except worlds.Over:
             over = True
         success = self._world.success
         _, own, ended, cut, _ = self._result
@@ -127,6 +138,9 @@ class WorldRow:
         found = {name: shown[name] for name in self._world.shapes}
         if self._text is not None:
             found["text"] = self._text
+        if self._captions is not None:
+            describe, told = self._captions
+            found["caption"] = told(describe(self._world))
         return found
 
     def _step_and_keep(self, action: Any) -> Any:
@@ -134,14 +148,21 @@ class WorldRow:
         return self._result
 
 
-class _Over(Exception):
-    """The episode is over; the world does not begin the next one."""
+def captioning(
+    name: str, text: Texts | None, caption: bool, length: int, goal_only: bool
+) -> tuple[Callable[[worlds.World], str], Told] | None:
+    """Return what describes a world, and what makes tokens of that; None if not asked.
 
-
-def _end() -> None:
-    # Its next episode would begin from a seed of its own: half of all resets for
-    # nothing.
-    raise _Over
+    Raises InputError for captions without a tokenizer, for goal_only without captions,
+    and as `agents.environments.captions:captioner`.
+    """
+    if not caption:
+        if goal_only:
+            raise InputError("goal_only is of captions: set caption too")
+        return None
+    if text is None:
+        raise InputError(f"captions of {name} need a tokenizer: give text")
+    return captioner(name, goal_only), Told(text, length)
 
 
 def rows(
@@ -154,6 +175,9 @@ def rows(
     length: int = 16,
     before: str = "",
     after: str = "",
+    caption: bool = False,
+    caption_length: int = CAPTION,
+    goal_only: bool = False,
     reward: str = "success",
     limit: int | None = None,
     pixels: int = 0,
@@ -166,6 +190,8 @@ def rows(
       count, seed, first, processes: see `polyview.rl.rows:HostRows`.
       text: the tokenizer of instructions; None shows none.
       length, before, after: see `Told`.
+      caption: show captions, of at most caption_length tokens; a longer one is an
+        InputError that quotes it. goal_only: see `agents.environments.captions:babyai`.
       limit: the most steps of an episode; by default, and at most, the world's own.
 
     Raises InputError as `WorldRow` and `HostRows` do.
@@ -177,6 +203,9 @@ def rows(
         length=length,
         before=before,
         after=after,
+        caption=caption,
+        caption_length=caption_length,
+        goal_only=goal_only,
         reward=reward,
         limit=limit,
         pixels=pixels,

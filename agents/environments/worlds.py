@@ -1,4 +1,5 @@
-"""Worlds by their names: `babyai:GoToLocal`, `metaworld:reach-v3`, `rearrange:train`.
+"""Worlds by their names: `babyai:GoToLocal`, `metaworld:reach-v3`, `rearrange:train`,
+`wordle:english`.
 
 A world is an environment (`polyview.rl.environment`) whose observations are dicts: the
 arrays of one step, and `instruction`, a text that stays the same for an episode. With
@@ -21,7 +22,7 @@ import numpy as np
 from polyview.errors import InputError, nearest
 from polyview.rl.environment import Environment, Finished, Outcome
 
-KINDS = ("babyai", "metaworld", "rearrange")
+KINDS = ("babyai", "metaworld", "rearrange", "wordle")
 REWARDS = ("success", "dense")
 
 Observation = dict[str, Any]
@@ -107,6 +108,18 @@ class Episodes(ABC):
         return Outcome(self.observation, reward, True, finished)
 
 
+class Over(Exception):
+    """The episode is over; the world does not begin the next one. See `stop`."""
+
+
+def stop() -> None:
+    """Raise Over. As a world's `on_end` it keeps the next episode from beginning.
+
+    What the world has set of the episode's last step, such as `arrived`, stays.
+    """
+    raise Over
+
+
 def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:
     """Return the world of a name, `KIND:TASK`, in an episode of seed 0.
 
@@ -127,6 +140,10 @@ def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:
         from agents.environments.rearrange import Rearrange
 
         return Rearrange(task, reward=reward, pixels=pixels)
+    if kind == "wordle":
+        from agents.environments.wordle import Wordle
+
+        return Wordle(task, reward=reward, pixels=pixels)
     from agents.environments.metaworld import MetaWorld
 
     return MetaWorld(task, reward=reward, pixels=pixels)
@@ -143,7 +160,7 @@ def parse(name: str) -> tuple[str, str]:
     if kind not in KINDS or not task:
         raise InputError(
             f"'{name}' is no world; give one such as babyai:GoToLocal, "
-            f"metaworld:reach-v3 or rearrange:train"
+            f"metaworld:reach-v3, rearrange:train or wordle:english"
             f"{nearest(kind, KINDS) if kind not in KINDS else ''}"
         )
     return kind, task

@@ -107,6 +107,30 @@ class Played(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     over: jax.Array
+    success: jax.Array
+
+
+class Shaping(Protocol):
+    """What makes the reward that is learnt from of the environment's own.
+
+    Its `carry` is a pytree of arrays [n, ...], and part of a run's checkpoints. If it
+    has a `discount`, that must be the run's.
+    """
+
+    def begin(self, shown: Shown, limit: int) -> Any:
+        """Return the carry of rows that show the first step of their first episodes.
+
+        limit: the most steps of an episode.
+        """
+
+    def __call__(
+        self, module: Any, carry: Any, played: Played, following: Mapping[str, Any]
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        """Return rewards [t, n], the carry after them, and metrics.
+
+        module: the actor. following: views {name: [n, ...]} of what the last step led
+        to.
+        """
 
 
 class Here(NamedTuple):
@@ -270,7 +294,8 @@ def play(
         here, gone = go(here, acted.action)
         tally = counted(tally, gone, shown.over)
         following = shown_of(gone, shown.over)
-        played = Played(shown, acted, gone.reward, gone.terminated, following.over)
+        came = gone.reward, gone.terminated, following.over, gone.success
+        played = Played(shown, acted, *came)
         return (memory, here, following, tally), played
 
     memory = actor.recall(rows_of(past, shown), shown.views)

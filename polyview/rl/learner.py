@@ -7,6 +7,7 @@ A step of the run plays `rollout` steps in `rows` environments, then takes `pass
                   count, seed and first, the number of its first row
     rows, rollout, passes, minibatches, discount, trace
     model, objective, optimizer, init, evaluations   as of any run
+    shaping       spec of a `polyview.rl.acting:Shaping` of rewards; may be absent
 
 A run is a function of its config. A checkpoint holds the network, the environments
 (arrays, or what `Rows.saved` gives) and what policies with a memory saw of the episodes
@@ -76,6 +77,7 @@ class State:
     """The state of a run: the network, the environments, and what they show.
 
     here: of environments on the device; None of rows on the host, which keep their own.
+    shaped: what the shaping of rewards carries; None without one.
     """
 
     train: TrainState
@@ -83,6 +85,7 @@ class State:
     shown: Shown
     past: Past
     tally: Tally
+    shaped: Any = None
 
 
 class PolicyLearner(Learner):
@@ -130,6 +133,7 @@ class PolicyLearner(Learner):
         )
         self.schedule = optimizer.schedule
         self.objective = build(config.objective, trusted, where="objective")
+        self.shaping = self._shaping()
         self.evaluations = build_evaluations(specs_of(config), trusted)
         make_module = build(config.model, trusted, where="model")
         with fits_together("model"):
@@ -154,6 +158,16 @@ class PolicyLearner(Learner):
         return self.environment(
             count=count, seed=self.config.seed, first=count * jax.process_index()
         )
+
+    def _shaping(self) -> acting.Shaping | None:
+        shaping = build(self.config.get("shaping"), self.trusted, where="shaping")
+        own = getattr(shaping, "discount", self.config.discount)
+        if own != self.config.discount:
+            raise InputError(
+                f"shaping.discount={own}, and discount={self.config.discount}: give "
+                "both alike, or the best policy may become another"
+            )
+        return shaping
 
     def _check_actor(self) -> None:
         wanted = ("act", "judge", "recall", "prepare", "critic")
@@ -194,7 +208,7 @@ class PolicyLearner(Learner):
         # Shardings stand where their arrays do.
         part: Any = rows
         on_rows = Tally(part, part, cast(Any, whole))
-        state = State(of_network[0], part, part, part, on_rows)
+        state = State(of_network[0], part, part, part, on_rows, part)
         self.begin = jax.jit(self._begin, out_shardings=rows)
         self.started = jax.jit(self._started, out_shardings=(rows, on_rows))
         self.update = jax.jit(
@@ -215,7 +229,9 @@ class PolicyLearner(Learner):
             lambda parts: jax.tree.map(lambda *x: jnp.stack(x), *parts),
             out_shardings=NamedSharding(self.mesh, PartitionSpec(None, devices.AXES)),
         )
-        self.learn = jax.jit(self._learn, out_shardings=(of_network[0], rows, whole))
+        self.learn = jax.jit(
+            self._learn, out_shardings=(of_network[0], rows, rows, whole)
+        )
         self.count = jax.jit(self._counted, out_shardings=on_rows)
         self.report = jax.jit(self._told, out_shardings=(state, whole))
 
@@ -233,12 +249,15 @@ class PolicyLearner(Learner):
         rows = jnp.arange(self.rows, dtype=jnp.int32)
         return acting.begin(self.environment, self._key(seed, _WORLD), rows)
 
-    def _started(self, first: Step) -> tuple[tuple[Shown, Past], Tally]:
-        """Return what a run shows before its first step; all rows begin."""
+    def _started(self, first: Step) -> tuple[tuple[Shown, Past, Any], Tally]:
+        """Return what a run shows, and carries, before its first step: all begin."""
         shown = acting.shown_of(first, ~(first.terminated | first.truncated))
         zero = jnp.zeros(self.rows, jnp.float32)
         tally = Tally(zero, zero.astype(jnp.int32), jnp.zeros(4, jnp.float32))
-        return (shown, acting.no_past(shown, self.context)), tally
+        shaped = None
+        if self.shaping is not None:
+            shaped = self.shaping.begin(shown, self.world.limit)
+        return (shown, acting.no_past(shown, self.context), shaped), tally
 
     def _update(
         self, state: State, fixed: dict, number: jax.Array, seed: jax.Array
@@ -258,10 +277,11 @@ class PolicyLearner(Learner):
             key,
             self.config.rollout,
         )
-        train, past, metrics = self._learn(
-            state.train, fixed, state.past, played, last, number, seed
+        following = self._following(state.shaped, shown)
+        train, past, shaped, metrics = self._learn(
+            state.train, fixed, state.past, played, last, number, seed, following
         )
-        new = State(train, here, shown, past, tally)
+        new = State(train, here, shown, past, tally, shaped)
         healthy = metrics["healthy"]
         kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, state)
         return self._told(kept, metrics)
@@ -278,7 +298,7 @@ class PolicyLearner(Learner):
         }
         kept = jnp.where(metrics["healthy"], _RECENT, 1)
         tally = state.tally._replace(done=kept * state.tally.done)
-        return State(state.train, state.here, state.shown, state.past, tally), metrics
+        return dataclasses.replace(state, tally=tally), metrics
 
     def _counted(self, tally: Tally, came: Step, over: jax.Array) -> Tally:
         """Count steps [t, n]; over: bool[t, n], where they begin an episode."""
@@ -317,14 +337,23 @@ class PolicyLearner(Learner):
         last: jax.Array,
         number: jax.Array,
         seed: jax.Array,
-    ) -> tuple[TrainState, Past, dict]:
-        """Take `updates` steps of the engine on what was played."""
+        following: tuple[Any, Mapping[str, Any]] | None,
+    ) -> tuple[TrainState, Past, Any, dict]:
+        """Take `updates` steps of the engine on what was played.
+
+        following: with shaping, what it carries, and the views that came last.
+        """
         config = self.config
         module = self._module(train, fixed)
+        reward, shaped = played.reward, None
+        told: dict[str, jax.Array] = {}
+        if self.shaping is not None and following is not None:
+            carry, views = following
+            reward, shaped, told = self.shaping(module, carry, played, views)
         normalised = jnp.concatenate([played.acted.value, last[None]])
         values = module.critic.restored(normalised)
         gained = advantages(
-            played.reward,
+            reward,
             values,
             played.terminated,
             played.over,
@@ -373,8 +402,13 @@ class PolicyLearner(Learner):
             "explained": explained,
             "learnt": taken.mean(),
             "reward": masked_mean(played.reward.T, taken),
+            **told,
         }
-        return train, acting.last_steps(play, self.context), found
+        return train, acting.last_steps(play, self.context), shaped, found
+
+    def _following(self, shaped: Any, shown: Shown) -> tuple | None:
+        """Return what `_learn` needs for shaping; None without."""
+        return None if self.shaping is None else (shaped, shown.views)
 
     # What follows is of the host.
 
@@ -396,7 +430,7 @@ class PolicyLearner(Learner):
             shapes["past"] = jax.eval_shape(
                 functools.partial(acting.no_past, count=0), shapes["shown"]
             )
-        state = _state(shapes)
+        state, config = _state(shapes), self.config
         number = jax.ShapeDtypeStruct((), np.int32)
         if self.host is None:
             jax.eval_shape(self._update, state, self.fixed, number, self.seed)
@@ -405,7 +439,16 @@ class PolicyLearner(Learner):
         memory = jax.eval_shape(self._recall, *given, state.past, state.shown)
         key = jax.eval_shape(self._keys, number, number)[0]
         views, first = state.shown.views, state.shown.first
-        jax.eval_shape(self._act, *given, memory, views, first, key)
+        _, acted = jax.eval_shape(self._act, *given, memory, views, first, key)
+        if self.shaping is not None:
+            shown, flag, reward = state.shown, state.shown.first, state.tally.score
+            own = Played(shown, acted, reward, flag, flag, flag)
+            played = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((config.rollout, *x.shape), x.dtype), own
+            )
+            following = self._following(state.shaped, shown)
+            last = state.past, played, acted.value
+            jax.eval_shape(self._learn, *given, *last, number, self.seed, following)
 
     def create(self, workdir: Path) -> State:
         """Begin all episodes; lay donors' weights over the network's."""
@@ -422,8 +465,8 @@ class PolicyLearner(Learner):
             here, first = self.begin(self.seed)
         else:
             first = Step(*devices.put(tuple(self.host.begin()), self.mesh))
-        (shown, past), tally = self.started(first)
-        return State(train, here, shown, past, tally)
+        (shown, past, shaped), tally = self.started(first)
+        return State(train, here, shown, past, tally, shaped)
 
     def template(self) -> dict:
         """Return the shapes of what `saved` returns."""
@@ -432,7 +475,7 @@ class PolicyLearner(Learner):
             here, first = jax.eval_shape(self._begin, self.seed)
         else:
             here, first = None, self._shapes()
-        (shown, past), tally = jax.eval_shape(self._started, first)
+        (shown, past, shaped), tally = jax.eval_shape(self._started, first)
 
         def on(tree: Any, sharding: Any) -> Any:
             return jax.tree.map(lambda shape: shape.update(sharding=sharding), tree)
@@ -446,6 +489,8 @@ class PolicyLearner(Learner):
                 on(tally.score, rows), on(tally.steps, rows), on(tally.done, whole)
             ),
         }
+        if self.shaping is not None:
+            found["shaped"] = on(shaped, rows)
         if self.host is not None:
             self.host.begin()
             saved = self.host.saved()
@@ -477,6 +522,8 @@ class PolicyLearner(Learner):
             "past": state.past if self.context else None,  # nothing cannot be saved
             "tally": state.tally,
         }
+        if self.shaping is not None:
+            found["shaped"] = state.shaped
         if self.host is not None:
             rows = self.host.saved() if self._before is None else self._before
             found["rows"] = devices.put(rows, self.mesh)
@@ -520,20 +567,22 @@ class PolicyLearner(Learner):
         begun, came = self._put_steps((_stacked(seen), _stacked(gone)))
         tally = self.count(state.tally, came, begun.over)
         over = came.terminated | came.truncated
-        train, past, metrics = self.learn(
+        ends = came.terminated, over, came.success
+        shown = devices.put(shown, self.mesh)
+        train, past, shaped, metrics = self.learn(
             state.train,
             self.fixed,
             state.past,
-            Played(begun, self.stack(decided), came.reward, came.terminated, over),
+            Played(begun, self.stack(decided), came.reward, *ends),
             acted.value,
             inputs,
             self.seed,
+            self._following(state.shaped, shown),
         )
         if not bool(jax.device_get(metrics["healthy"])):
             self._before = before  # the run ends; it is dumped as it was
             return state, metrics
-        shown = devices.put(shown, self.mesh)
-        return self.report(State(train, None, shown, past, tally), metrics)
+        return self.report(State(train, None, shown, past, tally, shaped), metrics)
 
     def _put_steps(self, steps: Any) -> Any:
         """Turn this host's [t, n / hosts, ...] into global arrays [t, n, ...]."""

@@ -1,0 +1,1 @@
+"""Rewards from preferences: captions of what worlds show, pairs of them, and judges."""

@@ -1,0 +1,231 @@
+"""Let a judge label pairs of observations, and tell how far it can be trusted.
+
+    python -m agents.judge --pairs NAME --judge model --model smollm2_135m
+    python -m agents.judge --pairs NAME --judge oracle --flip 0.1
+    python -m agents.judge --pairs NAME --judge FILE.jsonl --name mine
+
+Judges:
+
+    model         a language model is asked in both orders which caption it prefers
+    scalar        it rates each caption by a digit
+    embedding     it compares each caption with the goal
+    random_model  as model, with random weights of the same shape: a control
+    shorter       prefers the shorter caption: a control
+    oracle        knows the true values; --flip, --bias and --ties spoil it
+    FILE.jsonl    labels of your own, in the format of agents/feedback/labels.py
+
+--goal shuffled asks for the goal of another pair, a control; other keys choose another
+wording. Labels lie in labels/NAME.jsonl beside the pairs, and what is known of them in
+labels/NAME.json. What is interrupted goes on with the same command.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyview import cli, errors, files
+from polyview.data.sources.protocol import default_data_dir
+from polyview.errors import InputError, nearest
+
+_SPLITS = ("train", "validation", "test")
+_READING = ("model", "random_model", "scalar", "embedding")
+_KINDS = (*_READING, "oracle", "shorter")
+_ONLY = {  # the judges that a flag is for
+    "model": _READING,
+    "layers": _READING,
+    "run": ("model", "scalar", "embedding"),
+    "goal": ("model", "random_model"),
+    "flip": ("oracle",),
+    "bias": ("oracle",),
+    "ties": ("oracle",),
+    "seed": ("oracle", "model", "random_model"),
+}
+_MODEL = "smollm2_135m"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Label pairs and print what the labels are worth; see `--help`."""
+    flags = _parse(arguments)
+    from agents.feedback import labels, pairs
+
+    described = pairs.describe(flags.pairs)
+    path = labels.path_of(default_data_dir() / flags.pairs, _name(flags))
+    whole = {split: pairs.read(flags.pairs, split) for split in flags.split}
+    rate = None
+    if flags.judge.endswith(".jsonl"):
+        _bring(Path(flags.judge), path, described["digest"], flags.pairs)
+    else:
+        cli.cache_compiled()
+        cli.check_jax()
+        judge = _judge(flags)
+        header = {
+            "pairs": described["digest"],
+            "judge": judge.settings,
+            "model": judge.model,
+            "prompt": judge.prompt,
+        }
+        done = labels.begin(path, header)
+        rate = _label(judge, whole, flags.n, path, done)
+    found = _audit(path, whole, described["digest"])
+    from agents.feedback.audit import told
+
+    content = {"pairs": flags.pairs, **found, "pairs_per_second": rate}
+    files.write_whole(
+        path.with_suffix(".json"), f"{json.dumps(content, indent=1)}\n".encode()
+    )
+    fast = "" if rate is None else f" ({rate:.2f} pairs/s)"
+    print(f"{path}{fast}: {told(found['all'])}")
+
+
+def _label(
+    judge: Any,
+    whole: Mapping[str, Sequence[Mapping[str, Any]]],
+    most: int | None,
+    path: Path,
+    done: set[int],
+) -> float | None:
+    """Add the labels that a file lacks; return pairs a second, None if it lacks none.
+
+    most: of each split, the first ones.
+    """
+    from tqdm import tqdm
+
+    from agents.feedback.labels import line
+
+    begun, count = time.perf_counter(), 0
+    with path.open("a") as file:
+        for split, own in whole.items():
+            rest = [pair for pair in own[:most] if pair["pair"] not in done]
+            if not rest:
+                continue
+            # Of the whole split, so that answers do not depend on what is asked.
+            ask = judge(own)
+            for pair in tqdm(rest, desc=split, unit=" pairs", delay=3):
+                file.write(line(pair["pair"], *ask(pair)))
+                file.flush()
+            count += len(rest)
+    return count / (time.perf_counter() - begun) if count else None
+
+
+def _bring(file: Path, path: Path, digest: str, name: str) -> None:
+    """Copy a user's labels to `path`. Raises InputError if they are not of these."""
+    from agents.feedback import labels, pairs
+
+    content = files.read_bounded(file, labels.LONGEST) if file.is_file() else b""
+    brought = labels.read(file, digest)
+    known = {pair["pair"] for split in _SPLITS for pair in pairs.read(name, split)}
+    strange = sorted(set(brought.ids.tolist()) - known)
+    if strange:
+        raise InputError(f"{file} has labels of pair {strange[0]}, which {name} lacks")
+    if path.exists() and path.read_bytes() != content:
+        raise InputError(f"{path} holds other labels; give another --name")
+    files.write_whole(path, content)
+
+
+def _audit(path: Path, whole: Mapping[str, Sequence], digest: str) -> dict[str, Any]:
+    """Return the header of labels, and their audit on each split and on all."""
+    from agents.feedback import labels
+    from agents.feedback.audit import audit
+
+    there = labels.read(path, digest)
+    every = [pair for own in whole.values() for pair in own]
+    found: dict[str, Any] = {"header": there.header, "all": audit(every, there)}
+    found["splits"] = {split: audit(own, there) for split, own in whole.items()}
+    return found
+
+
+def _judge(flags: argparse.Namespace) -> Any:
+    """Return the judge that the flags describe."""
+    from agents.feedback import judge, reading
+
+    if flags.judge == "shorter":
+        return judge.Shorter()
+    if flags.judge == "oracle":
+        given = {key: getattr(flags, key) for key in ("flip", "bias", "ties", "seed")}
+        with errors.fits_together("--flip, --bias, --ties and --seed"):
+            return judge.Oracle(**{k: v for k, v in given.items() if v is not None})
+    name, seed = flags.model or _MODEL, flags.seed or 0
+    about: dict[str, Any] = {"kind": flags.judge, "name": name, "layers": flags.layers}
+    if flags.judge == "random_model":
+        language = reading.of_shape(name, flags.layers, seed)
+        about["seed"] = seed
+    elif flags.run is not None:
+        language = reading.of_run(flags.run, name, tuple(flags.trust))
+        about["run"] = flags.run.name
+    else:
+        language = reading.of_model(name, flags.layers)
+    if flags.judge == "scalar":
+        return judge.Scalar(language, about)
+    if flags.judge == "embedding":
+        return judge.Embedding(language, about)
+    goal = flags.goal or "default"
+    if goal == "shuffled":
+        return judge.Asked(language, about, shuffled=True, seed=seed)
+    return judge.Asked(language, about, goal)
+
+
+def _name(flags: argparse.Namespace) -> str:
+    """Return the name of labels, by default that of what gives them."""
+    if flags.name is not None:
+        return flags.name
+    if flags.judge.endswith(".jsonl"):
+        return Path(flags.judge).stem
+    if flags.judge not in _READING:
+        return flags.judge
+    own = flags.run.name if flags.run is not None else flags.model or _MODEL
+    kind = {"model": None, "random_model": "random"}.get(flags.judge, flags.judge)
+    goal = flags.goal if flags.goal != "default" else None
+    return "-".join(filter(None, (own, kind, goal)))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python -m agents.judge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--pairs", required=True, help="pairs of agents.prepare --pairs")
+    add("--judge", required=True, metavar="JUDGE", help="see above")
+    add("--model", help=f"a prepared model ({_MODEL})")
+    add("--layers", type=int, help="take its first blocks alone (all)")
+    add("--run", type=Path, help="a run that tuned the model, in its place")
+    cli.add_trust(parser)
+    add("--goal", help="default, explore, or shuffled (default)")
+    add("--flip", type=float, help="share of preferences that are turned (0)")
+    add("--bias", type=float, help="added to the logit of what is shown first (0)")
+    add("--ties", type=float, help="share of pairs that are called ties (0)")
+    add("--seed", type=int, help="of what is drawn (0)")
+    add(
+        "--split",
+        nargs="+",
+        default=["train", "validation"],
+        help="splits to label (train validation)",
+    )
+    add("--n", type=int, help="label the first pairs of each split alone (all)")
+    add("--name", help="of the labels (by default that of the judge)")
+    flags = parser.parse_args(arguments)
+    brought = flags.judge.endswith(".jsonl")
+    if not brought and flags.judge not in _KINDS:
+        raise InputError(f"--judge {flags.judge}{nearest(flags.judge, _KINDS)}")
+    for name, kinds in _ONLY.items():
+        if getattr(flags, name) is not None and flags.judge not in kinds:
+            raise InputError(
+                f"--{name} only applies to --judge {', '.join(kinds)}; leave it out"
+            )
+    for split in flags.split:
+        if split not in _SPLITS:
+            raise InputError(f"--split {split}{nearest(split, _SPLITS)}")
+    if flags.n is not None and (flags.n < 1 or brought):
+        raise InputError(f"--n is {flags.n}; give 1 or more, and none with a file")
+    if flags.run is not None and flags.layers is not None:
+        raise InputError("--layers is not for a run, which has its own; leave it out")
+    flags.split = list(dict.fromkeys(flags.split))
+    return flags
+
+
+if __name__ == "__main__":
+    errors.run(main)
