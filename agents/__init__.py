@@ -6,7 +6,9 @@ other. Imports run one way, from here to `polyview`, never back.
     llm/              the body: readers of GGUF and hub folders, tokenizer, layers with
                       low-rank adapters, cache, prepared models, export
     tokenizers/       actions as tokens: uniform bins, residual VQ-VAE, words in a trie
-    environments/     worlds: BabyAI, Meta-World, TextRearrange; rows of worlds
+    environments/     worlds: BabyAI, Meta-World, TextRearrange, Wordle; rows
+                      of worlds, and captions
+    feedback/         preferences: pairs, judges, labels, distilled and shaped rewards
     rearrange/        TextRearrange: instructions and pictures of rooms, on the device
     recording         demonstrations on disk; demonstrate: experts play them
     data              spans of demonstrations, as views
@@ -17,5 +19,5 @@ other. Imports run one way, from here to `polyview`, never back.
     playing           a policy in its worlds
     evaluation/       success by roll-outs; what a tokenizer loses
     parts             shared pieces of configs
-    prepare, generate, export, train, video    command lines
+    prepare, generate, export, train, video, judge, ask    command lines
 """

@@ -34,13 +34,13 @@ def get_config(argument: str = "") -> dict:
     """Sizes and rates are ours; .2 is the share of ties of Klissarov et al. 2025."""
     args = parse_arguments(
         argument,
-        data="babyai_gotolocal_pairs",
+        data="pairs_babyai_gotolocal",
         labels="oracle",
         reads="grid",
         model="smollm2_135m",
         ties=0.2,
         orders="both",
-        steps=500,
+        steps=1000,
         batch_size=256,
         rate=1e-2,
         decay=1.0,

@@ -14,7 +14,7 @@ gives the actions of BabyAI other effects; goal_only, captions that leave out al
 the goal's objects; model, and layers, the first blocks (0: all); rank; episodes of the
 world; steps, batch_size, rate; length and room, for a text and for its answer, in
 tokens; plain, a file or a folder of plain text; seed.
-Hardware: two laptop cores with 4 layers. Figures are in docs/agents.md.
+Hardware: two laptop cores with 4 layers. Figures are in docs/rewards.md.
 """
 
 from agents import parts as own
