@@ -67,8 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
             "model": judge.model,
             "prompt": judge.prompt,
         }
+        # Of whole splits, so that answers do not depend on what is asked; and before
+        # the file is begun, lest what is refused takes its name.
+        asks = {split: judge(own) for split, own in whole.items()}
         done = labels.begin(path, header)
-        rate = _label(judge, whole, flags.n, path, done)
+        rate = _label(asks, whole, flags.n, path, done)
     found = _audit(path, whole, described["digest"])
     from agents.feedback.audit import told
 
@@ -81,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _label(
-    judge: Any,
+    asks: Mapping[str, Any],
     whole: Mapping[str, Sequence[Mapping[str, Any]]],
     most: int | None,
     path: Path,
@@ -101,8 +104,7 @@ def _label(
             rest = [pair for pair in own[:most] if pair["pair"] not in done]
             if not rest:
                 continue
-            # Of the whole split, so that answers do not depend on what is asked.
-            ask = judge(own)
+            ask = asks[split]
             for pair in tqdm(rest, desc=split, unit=" pairs", delay=3):
                 file.write(line(pair["pair"], *ask(pair)))
                 file.flush()

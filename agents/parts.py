@@ -13,6 +13,7 @@ from agents.rearrange.environment import LIMIT
 from agents.rearrange.words import SKILLS
 from agents.tokenizers.text import digit_names
 from polyview.config import parts
+from polyview.config.trust import check_trusted
 from polyview.errors import InputError, fits_together, nearest
 from polyview.evaluation.base import viewing_spec
 from polyview.files import read_json
@@ -127,13 +128,24 @@ def bridges(
     return found, init
 
 
+def _model_of(run: str) -> dict[str, Any]:
+    """Return the model of a run, of which a part goes into a config of the user's.
+
+    That may call anything, and the run may be a stranger's: InputError if its model
+    calls what no `trusted.txt` allows.
+    """
+    model = read_config(Path(run)).to_dict().get("model") or {}
+    check_trusted(model, where=f"{run}: model")
+    return model
+
+
 def _seen(run: str, hidden: int) -> dict[str, Any]:
     """Return the bridge of images by the encoder of a run, in its size of images."""
     if not run:
         raise InputError("images need an encoder: name a run, vision=RUN")
     with fits_together(f"vision={run}"):
         config = read_config(Path(run)).to_dict()
-        tower = config["model"]["towers"]["image"]
+        tower = _model_of(run)["towers"]["image"]
         size = (viewing_spec(config) or config)["views"]["augment"]["size"]
     keys = ("partial", "encoder", "mean", "std")
     return {
@@ -192,7 +204,7 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
         }
         return {"partial": f"{at}:Tokens", "tokenizer": made}, {}
     with fits_together(f"tokenizer={run}"):
-        model: Any = read_config(Path(run)).to_dict().get("model") or {}
+        model: Any = _model_of(run)
     if model.get("partial") != "agents.tokenizers.residual:ResidualVQ":
         raise InputError(
             f"{run} is no tokenizer; train one: configs/agents_tokenizer.py"
@@ -418,8 +430,8 @@ def scale_of(run: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises InputError for another run, and for one whose reward is the same everywhere.
     """
     with fits_together(f"reward={run}"):
-        config = read_config(Path(run)).to_dict()
-    model = config.get("model") or {}
+        config, model = read_config(Path(run)).to_dict(), _model_of(run)
+        check_trusted(config.get("views"), where=f"{run}: views")
     if not str(model.get("partial")).startswith("agents.feedback.distil:"):
         raise InputError(f"{run} holds no reward; train one: configs/rewards_distil.py")
     found = [

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from test_agents_weights import gguf_file, put
 
-from agents import ask
+from agents import ask, parts
 from agents.data import Context
 from agents.demonstrate import demonstrate
 from agents.environments.captioned import Captioned, Moves, Permuted
@@ -529,3 +529,16 @@ def test_plain_text_is_paragraphs_of_prose(shelf, tmp_path):
         paragraphs(tmp_path / "bytes.txt")
     with pytest.raises(InputError, match="give a file"):
         Perplexity(str(tmp_path / "absent"), None, [], None)
+
+
+def test_a_strangers_run_calls_nothing_that_is_not_trusted(shelf, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    evil = {"target": "os:system", "command": f"touch {tmp_path / 'done'}"}
+    config = {"model": {"body": {"partial": "agents.llm.llama:Body", "layers": evil}}}
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="os:system"):
+        of_run(run, "tiny")
+    with pytest.raises(InputError, match="os:system"):
+        parts.scale_of(str(run))
+    assert not (tmp_path / "done").exists()

@@ -12,6 +12,7 @@ from agents import parts
 from agents.llm import prepared
 from agents.llm.tokenizer import Tokenizer
 from polyview import devices
+from polyview.config.trust import allow_list, check_trusted
 from polyview.errors import InputError, fits_together
 from polyview.model import Model, Parts, merge_module
 from polyview.runs.init import entries_of, lay_over
@@ -77,6 +78,7 @@ def of_run(run: str | Path, name: str, trust: tuple[str, ...] = ()) -> Speaker:
     with fits_together(f"--run {run}"):
         config = read_config(Path(run)).to_dict()
         spec = config["model"]["body"]
+    check_trusted(spec, allow_list(trust), f"{run}: model.body")
     read = (config.get("views", {}).get("text") or {}).get("sha256")
     if read not in (None, about["tokenizer"]):
         raise InputError(
