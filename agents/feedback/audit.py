@@ -151,7 +151,8 @@ def told(found: Mapping[str, Any]) -> str:
             f"answers, both orders agree on {found['agreement']:.1%}"
         )
     if not (found.get("accuracy") or {}).get("pairs"):
-        return line + "; no true values to compare with"
+        why = "all scores or values are ties" if found["valued"] else "no true values"
+        return f"{line}; {why}: there is no accuracy"
     surer, rest = found["by_confidence"]["halves"]
     line += f"\naccuracy {_percent(found['accuracy'])}"
     line += f", one order alone {_percent(found['accuracy_one_order'])}; "

@@ -13,7 +13,7 @@ each come metrics over the last rows of play
                 their r^ is above `threshold`: the network was satisfied, the goal was
                 not reached
 
-`fooled` counts episodes of earlier calls too, each call by .9 less than the next.
+`fooled` counts episodes of earlier calls too, each call .9 times as much as the next.
 """
 
 from collections.abc import Callable, Mapping
