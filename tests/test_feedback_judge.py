@@ -431,7 +431,7 @@ def test_the_audit_equals_loops(rng):
 def test_an_audit_without_values_or_evidence_says_so():
     made = [pair_of(n, (math.nan, math.nan)) for n in range(3)]
     found = audit.audit(made, labelled([[1, 1]] * 3, made))
-    assert audit.told(found).endswith("no true values to compare with")
+    assert audit.told(found).endswith("no true values: there is no accuracy")
     same = [pair_of(n) for n in range(3)]
     found = audit.audit(same, labelled([[1, 1]] * 3, same))
     assert found["spearman"] == {"value": None, "interval": None}
