@@ -431,7 +431,6 @@ def scale_of(run: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     with fits_together(f"reward={run}"):
         config, model = read_config(Path(run)).to_dict(), _model_of(run)
-        check_trusted(config.get("views"), where=f"{run}: views")
     if not str(model.get("partial")).startswith("agents.feedback.distil:"):
         raise InputError(f"{run} holds no reward; train one: configs/rewards_distil.py")
     found = [
