@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agents import recording
-from agents.environments.worlds import Observation, World, parse, world
+from agents.environments.worlds import Observation, World, kind_of, parse, world
 from polyview.data.prepare import records
 from polyview.errors import InputError
 
@@ -254,13 +254,8 @@ def _record(
 ) -> None:
     rooms = [world(name, pixels=settings["pixels"]) for name in names]
     room = rooms[0]
-    if room.box is None:
-        if settings["noise"]:
-            raise InputError(f"{room.name} has numbered actions; leave out the noise")
-        action: dict[str, Any] = {"names": list(room.actions or ())}
-    else:
-        size, low, high = room.box
-        action = {"size": size, "box": [low, high]}
+    if room.box is None and settings["noise"]:
+        raise InputError(f"{room.name} has numbered actions; leave out the noise")
     failed: dict[str, int] = {}
     recording.write(
         directory,
@@ -286,7 +281,7 @@ def _record(
         settings=settings,
         versions=room.versions,
         observations=room.shapes,
-        action=action,
+        action=recording.action_of(room),
         source=f"recorded with python -m agents.prepare --env {' '.join(names)}",
         failed=failed,
     )
@@ -317,16 +312,7 @@ def _check(
     seed: int,
 ) -> None:
     """Raise InputError for what cannot be recorded."""
-    if not names:
-        raise InputError("no world to record; give one such as babyai:GoToLocal")
-    kinds = {parse(name)[0] for name in names}
-    if len(kinds) > 1:
-        raise InputError(
-            f"{' and '.join(sorted(kinds))} are not one world; make a data set of each"
-        )
-    twice = [name for name in names if list(names).count(name) > 1]
-    if twice:
-        raise InputError(f"{twice[0]} is given twice")
+    kind_of(names, "record")
     for what, number, least in (
         *((f"number of episodes for {split}", n, 1) for split, n in counts.items()),
         ("size of images", pixels, 0),

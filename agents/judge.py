@@ -16,7 +16,7 @@ Judges:
 
 --goal shuffled asks for the goal of another pair, a control; other keys choose another
 wording. Labels lie in labels/NAME.jsonl beside the pairs, and what is known of them in
-labels/NAME.json. What is interrupted goes on with the same command.
+labels/NAME.json. To resume an interrupted judge, run the same command again.
 """
 
 import argparse
@@ -67,11 +67,20 @@ def main(arguments: list[str] | None = None) -> None:
             "model": judge.model,
             "prompt": judge.prompt,
         }
-        # Of whole splits, so that answers do not depend on what is asked; and before
-        # the file is begun, lest what is refused takes its name.
-        asks = {split: judge(own) for split, own in whole.items()}
-        done = labels.begin(path, header)
-        rate = _label(asks, whole, flags.n, path, done)
+        there = path.exists()
+        done = labels.begin(path, header) if there else set()
+        left = {
+            split: [pair for pair in own[: flags.n] if pair["pair"] not in done]
+            for split, own in whole.items()
+        }
+        begun = time.perf_counter()
+        # Of whole splits, so that answers do not depend on what is asked.
+        asks = {split: judge(whole[split]) for split, rest in left.items() if rest}
+        if not there:  # what is refused takes no name
+            labels.begin(path, header)
+        _label(asks, left, path)
+        if count := sum(map(len, left.values())):
+            rate = count / (time.perf_counter() - begun)
     found = _audit(path, whole, described["digest"])
     from agents.feedback.audit import told
 
@@ -85,31 +94,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _label(
     asks: Mapping[str, Any],
-    whole: Mapping[str, Sequence[Mapping[str, Any]]],
-    most: int | None,
+    left: Mapping[str, Sequence[Mapping[str, Any]]],
     path: Path,
-    done: set[int],
-) -> float | None:
-    """Add the labels that a file lacks; return pairs a second, None if it lacks none.
-
-    most: of each split, the first ones.
-    """
+) -> None:
+    """Add the labels that a file lacks; left: the pairs that have none, by split."""
     from tqdm import tqdm
 
     from agents.feedback.labels import line
 
-    begun, count = time.perf_counter(), 0
     with path.open("a") as file:
-        for split, own in whole.items():
-            rest = [pair for pair in own[:most] if pair["pair"] not in done]
-            if not rest:
-                continue
-            ask = asks[split]
-            for pair in tqdm(rest, desc=split, unit=" pairs", delay=3):
+        for split, ask in asks.items():
+            for pair in tqdm(left[split], desc=split, unit=" pairs", delay=3):
                 file.write(line(pair["pair"], *ask(pair)))
                 file.flush()
-            count += len(rest)
-    return count / (time.perf_counter() - begun) if count else None
 
 
 def _bring(file: Path, path: Path, digest: str, name: str) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agents import recording
 from agents.feedback import pairs
 from agents.llm import prepared
@@ -128,15 +130,15 @@ def bridges(
     return found, init
 
 
-def _model_of(run: str) -> dict[str, Any]:
-    """Return the model of a run, of which a part goes into a config of the user's.
+def _config_of(run: str) -> dict[str, Any]:
+    """Return the config of a run, whose model, or a part, goes into the user's own.
 
     That may call anything, and the run may be a stranger's: InputError if its model
     calls what no `trusted.txt` allows.
     """
-    model = read_config(Path(run)).to_dict().get("model") or {}
-    check_trusted(model, where=f"{run}: model")
-    return model
+    config = read_config(Path(run)).to_dict()
+    check_trusted(config.get("model"), where=f"{run}: model")
+    return config
 
 
 def _seen(run: str, hidden: int) -> dict[str, Any]:
@@ -144,8 +146,8 @@ def _seen(run: str, hidden: int) -> dict[str, Any]:
     if not run:
         raise InputError("images need an encoder: name a run, vision=RUN")
     with fits_together(f"vision={run}"):
-        config = read_config(Path(run)).to_dict()
-        tower = _model_of(run)["towers"]["image"]
+        config = _config_of(run)
+        tower = config["model"]["towers"]["image"]
         size = (viewing_spec(config) or config)["views"]["augment"]["size"]
     keys = ("partial", "encoder", "mean", "std")
     return {
@@ -204,7 +206,7 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
         }
         return {"partial": f"{at}:Tokens", "tokenizer": made}, {}
     with fits_together(f"tokenizer={run}"):
-        model: Any = _model_of(run)
+        model: Any = _config_of(run).get("model") or {}
     if model.get("partial") != "agents.tokenizers.residual:ResidualVQ":
         raise InputError(
             f"{run} is no tokenizer; train one: configs/agents_tokenizer.py"
@@ -430,7 +432,8 @@ def scale_of(run: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises InputError for another run, and for one whose reward is the same everywhere.
     """
     with fits_together(f"reward={run}"):
-        config, model = read_config(Path(run)).to_dict(), _model_of(run)
+        config = _config_of(run)
+    model = config.get("model") or {}
     if not str(model.get("partial")).startswith("agents.feedback.distil:"):
         raise InputError(f"{run} holds no reward; train one: configs/rewards_distil.py")
     found = [
@@ -483,9 +486,7 @@ def shaping(
     if not 0 <= quantile <= 1:
         raise InputError(f"quantile={quantile}; give 0 to 1")
     values = scale["quantiles"]
-    place = quantile * (len(values) - 1)
-    low = min(int(place), len(values) - 2)
-    high = values[low] + (place - low) * (values[low + 1] - values[low])
+    high = float(np.interp(quantile, np.linspace(0, 1, len(values)), values))
     mean, deviation = scale["mean"], scale["deviation"]
     made = {
         "target": f"agents.feedback.shaping:{form.capitalize()}",

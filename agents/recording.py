@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.environments.worlds import World
 from polyview.data.prepare import records
 from polyview.data.prepare.moments import Moments
 from polyview.data.sources.manifest import read_manifest
@@ -99,6 +100,14 @@ def write(
         provenance=provenance,
         statistics=statistics,
     )
+
+
+def action_of(room: World) -> dict[str, Any]:
+    """Return what `write` takes as the action of a world."""
+    if room.box is None:
+        return {"names": list(room.actions or ())}
+    size, low, high = room.box
+    return {"size": size, "box": [low, high]}
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:

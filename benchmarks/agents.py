@@ -29,15 +29,14 @@ import argparse
 import itertools
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks import begin, student
-from polyview import devices, errors, files, hosts
+from benchmarks import begin, measure_missing, student
+from polyview import devices, errors, files
 from polyview.config.file import load_config
 from polyview.errors import InputError
 from polyview.evaluation.base import specs_of
@@ -85,15 +84,7 @@ def main() -> None:
         "babyai": babyai,
         "transfer": transfer,
     }[flags.table]
-    for about, measure in runs(flags, rows):
-        if any(about.items() <= row.items() for row in rows):
-            continue
-        started = time.perf_counter()
-        found = measure()
-        seconds = time.perf_counter() - started
-        rows.append({**about, **found, "seconds": seconds, "machine": hosts.machine()})
-        print(json.dumps({**about, **found}, indent=None)[:300], flush=True)
-        write(output, flags.table, rows)
+    measure_missing(runs(flags, rows), rows, lambda: write(output, flags.table, rows))
 
 
 def tokenizers(flags: argparse.Namespace, rows: list[dict]) -> Iterator:

@@ -28,7 +28,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +35,9 @@ from typing import Any, NamedTuple
 from agents import judge as judging
 from agents import prepare
 from agents.feedback import pairs
-from benchmarks import begin, student
+from benchmarks import Row, begin, measure_missing, student
 from benchmarks.agents import evaluated, own_evaluations, trained
-from polyview import errors, files, hosts
+from polyview import errors, files
 from polyview.config.file import load_config
 from polyview.data.sources.protocol import default_data_dir
 from polyview.rl.learner import PolicyLearner
@@ -113,18 +112,7 @@ def main() -> None:
         "ppo": ppo,
         "tuning": tuning,
     }[flags.study]
-    for about, measure in study(flags, rows):
-        if any(about.items() <= row.items() for row in rows):
-            continue
-        started = time.perf_counter()
-        found = measure()
-        seconds = time.perf_counter() - started
-        rows.append({**about, **found, "seconds": seconds, "machine": hosts.machine()})
-        print(json.dumps({**about, **found})[:300], flush=True)
-        write(output, flags.study, rows)
-
-
-Row = tuple[dict[str, Any], Any]
+    measure_missing(study(flags, rows), rows, lambda: write(output, flags.study, rows))
 
 
 def oracle(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:

@@ -1,5 +1,6 @@
 """Judges, their labels on disk, and the audit, against slow references."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,6 +15,7 @@ from scipy import stats
 
 from agents import judge as command
 from agents.feedback import audit, labels, pairs, prompts, reading
+from agents.feedback import judge as judging
 from agents.feedback.judge import Asked, Embedding, Oracle, Scalar, Shorter
 from agents.llm.llama import Body
 from polyview import devices
@@ -513,6 +515,24 @@ def test_an_interrupted_file_goes_on_byte_for_byte(
     assert len(path.read_bytes().splitlines()) == 15
     run("--name", "a", *asked, judged=judged)
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_what_a_model_cannot_be_asked_leaves_nothing_and_done_pairs_are_not_read(
+    made_pairs, language, monkeypatch
+):
+    narrow = dataclasses.replace(language, context=9)
+    monkeypatch.setattr(reading, "of_model", lambda name, layers: narrow)
+    with pytest.raises(InputError, match="shorten"):
+        run("--name", "a", judged="model")
+    with pytest.raises(InputError, match="--goal nonsense"):
+        run("--name", "a", "--goal", "nonsense", judged="model")
+    assert not (made_pairs / "labels").exists()
+    monkeypatch.setattr(reading, "of_model", lambda name, layers: language)
+    run("--name", "a", judged="embedding")
+    read = []
+    monkeypatch.setattr(judging, "mean_states", lambda *texts: read.append(texts))
+    run("--name", "a", judged="embedding")
+    assert not read
 
 
 def test_labels_of_a_user_are_checked_and_copied(made_pairs, tmp_path):

@@ -104,7 +104,8 @@ _GRIPS = {"open the gripper": -1.0, "close the gripper": 1.0}
 class Moves(_Around):
     """A task of Meta-World with numbered actions: a move along an axis, or the gripper.
 
-    A move is of the most that the box allows, and the gripper stays as it was told.
+    A move goes as far as the box allows. The gripper stays open or closed until it is
+    told otherwise.
     Raises InputError for a world of another kind.
     """
 

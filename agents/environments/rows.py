@@ -158,7 +158,7 @@ def captioning(
     """
     if not caption:
         if goal_only:
-            raise InputError("goal_only is of captions: set caption too")
+            raise InputError("goal_only applies to captions alone: set caption too")
         return None
     if text is None:
         raise InputError(f"captions of {name} need a tokenizer: give text")

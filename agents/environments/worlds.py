@@ -166,6 +166,25 @@ def parse(name: str) -> tuple[str, str]:
     return kind, task
 
 
+def kind_of(names: Sequence[str], verb: str) -> str:
+    """Return the kind of worlds that make one data set.
+
+    verb: what is done to them, for messages. Raises InputError if there are none, if
+    they are of several kinds, and if one is there twice.
+    """
+    if not names:
+        raise InputError(f"no world to {verb}; give one such as babyai:GoToLocal")
+    kinds = {parse(name)[0] for name in names}
+    if len(kinds) > 1:
+        raise InputError(
+            f"{' and '.join(sorted(kinds))} are not one world; make a data set of each"
+        )
+    twice = [name for name in names if list(names).count(name) > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice")
+    return kinds.pop()
+
+
 def seed_of(seed: int, episode: int) -> int:
     """Return the seed of an episode, counted from 0 since the reset with `seed`."""
     if not episode:

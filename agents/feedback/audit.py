@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from agents.feedback.labels import SCORED, UNKNOWN, Labels, contradictions
+from polyview.errors import InputError
+from polyview.evaluation.selective import bootstrap
 from polyview.rl.aggregates import success_interval
 
 _SEEN = re.compile(r"\b(?:ball|box|key|door)\b")  # an object of BabyAI
@@ -98,31 +101,19 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
     Equal numbers share the mean of their ranks.
     """
-    one, other = _ranks(x), _ranks(y)
-    if len(x) < 2 or not (np.ptp(one) and np.ptp(other)):
+    if len(x) < 2 or not (np.ptp(x) and np.ptp(y)):
         return float("nan")
-    return float(np.corrcoef(one, other)[0, 1])
+    return float(stats.spearmanr(x, y)[0])
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float:
     """Return Kendall's tau-b of two float[n]; NaN if one is constant.
 
-        (concordant - discordant) / sqrt(pairs untied in x * pairs untied in y)
-
-    The time grows with n^2.
+    (concordant - discordant) / sqrt(pairs untied in x * pairs untied in y)
     """
-    together, untied = 0.0, np.zeros(2)
-    for row in range(len(x) - 1):
-        signs = np.sign(x[row + 1 :] - x[row]), np.sign(y[row + 1 :] - y[row])
-        together += signs[0] @ signs[1]
-        untied += [np.count_nonzero(sign) for sign in signs]
-    return float(together / np.sqrt(untied.prod())) if untied.all() else float("nan")
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[which]
+    if len(x) < 2 or not (np.ptp(x) and np.ptp(y)):
+        return float("nan")
+    return float(stats.kendalltau(x, y)[0])
 
 
 def _resampled(statistic: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -130,14 +121,13 @@ def _resampled(statistic: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     value = statistic(x, y)
     if not np.isfinite(value):
         return {"value": None, "interval": None}
-    if statistic is kendall and len(x) > 1000:
-        return {"value": value, "interval": None}  # it would take minutes
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(x), size=len(x)) for _ in range(_DRAWS)]
-    values = np.array([statistic(x[rows], y[rows]) for rows in drawn])
-    values = values[np.isfinite(values)]
-    ends = np.percentile(values, [2.5, 97.5]).tolist() if len(values) else None
-    return {"value": value, "interval": ends}
+    try:
+        found = bootstrap(
+            lambda rows: statistic(x[rows], y[rows]), [np.arange(len(x))], _DRAWS
+        )
+    except InputError:  # it is defined for hardly any resample
+        return {"value": value, "interval": None}
+    return {"value": value, "interval": [found.low, found.high]}
 
 
 def told(found: Mapping[str, Any]) -> str:

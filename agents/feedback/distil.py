@@ -305,7 +305,7 @@ class Pair:
     """The two moments of a pair, as views; see the module.
 
     Attributes:
-      observations: fields of the pair to show, and "caption" for what is said of them.
+      observations: fields of the pair to show; "caption" shows both captions.
       text: the tokenizer of instructions and captions; None shows no text.
       length: room for an instruction, in tokens; a longer one is an InputError.
       room: the same for a caption.

@@ -122,21 +122,41 @@ class Shorter:
 
 
 @dataclass(frozen=True)
-class Asked:
+class _Reading:
+    """A judge that a language model is.
+
+    Attributes:
+      language: the model.
+      about: says which model, for the settings.
+    """
+
+    language: Language
+    about: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model's."""
+        return dict(self.about)
+
+    @property
+    def model(self) -> str:
+        """The model's digest."""
+        return self.language.digest
+
+
+@dataclass(frozen=True)
+class Asked(_Reading):
     """A language model is asked in both orders which of two captions it prefers.
 
     Evidence is the gap of the logits of the answers " A" and " B".
 
     Attributes:
-      language: the model.
-      about: says which model, for the settings.
+      language, about: see `_Reading`.
       wording: a key of `agents.feedback.prompts.WORDINGS`.
       shuffled: ask for another pair's goal, a control.
       seed: of the goals, if they are shuffled.
     """
 
-    language: Language
-    about: Mapping[str, Any]
     wording: str = "default"
     shuffled: bool = False
     seed: int = 0
@@ -149,11 +169,6 @@ class Asked:
         """The model's, and the goal."""
         goal = {"goal": "shuffled", "seed": self.seed} if self.shuffled else {}
         return {**self.about, "goal": self.wording, **goal}
-
-    @property
-    def model(self) -> str:
-        """The model's digest."""
-        return self.language.digest
 
     @property
     def prompt(self) -> str:
@@ -188,25 +203,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scalar:
+class Scalar(_Reading):
     """A language model rates each caption from 0 to 9: the expected digit.
 
     Evidence is the difference of ratings; there is no order. For the attributes see
-    `Asked`.
+    `_Reading`.
     """
-
-    language: Language
-    about: Mapping[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The model's."""
-        return dict(self.about)
-
-    @property
-    def model(self) -> str:
-        """The model's digest."""
-        return self.language.digest
 
     @property
     def prompt(self) -> str:
@@ -235,26 +237,13 @@ class Scalar:
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(_Reading):
     """Prefers the caption whose mean hidden state is more like that of the goal.
 
         s(caption) = cos(caption, goal) - cos(caption, "N/A")
 
-    For the attributes see `Asked`.
+    For the attributes see `_Reading`.
     """
-
-    language: Language
-    about: Mapping[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The model's."""
-        return dict(self.about)
-
-    @property
-    def model(self) -> str:
-        """The model's digest."""
-        return self.language.digest
 
     @property
     def prompt(self) -> str:

@@ -74,7 +74,7 @@ def path_of(directory: Path, name: str) -> Path:
 
 
 def read(path: Path, pairs: str | None = None) -> Labels:
-    """Return a file of labels, maybe a stranger's.
+    """Return the labels in a file, which need not be one that we wrote.
 
     pairs: the digest of the pairs that it must be of. Raises InputError for labels of
     other pairs, and for the first line that is none, with its number.

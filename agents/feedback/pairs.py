@@ -29,9 +29,9 @@ import numpy as np
 
 from agents.demonstrate import seeds
 from agents.environments.captions import captioner
-from agents.environments.worlds import World, parse, world
+from agents.environments.worlds import World, kind_of, world
 from agents.feedback.walks import Moment, Walk, walk
-from agents.recording import LICENCE, OBSERVED, SPLITS
+from agents.recording import LICENCE, OBSERVED, SPLITS, action_of
 from polyview.data.prepare import records
 from polyview.data.prepare.moments import Moments
 from polyview.data.sources.array_record import ArrayRecord
@@ -148,7 +148,8 @@ def prepare(
       n, validation, test: pairs of each task and split.
       goal_only: see `agents.environments.captions:babyai`.
       random: see `agents.feedback.walks:walk`.
-      across: the share of pairs whose moments are of two episodes with one instruction.
+      across: the share of pairs that take their moments from two episodes with the same
+        instruction.
       each: the most pairs of an episode.
       apart: steps between two moments of one episode, at least; by default `APART`.
       pixels: the size of images; None records none.
@@ -166,7 +167,7 @@ def prepare(
         check_range(1, 1000, each=each, apart=apart)
     except OutOfRange as error:
         raise InputError(f"{error}; correct the command") from None
-    kind = _kind(names)
+    kind = kind_of(names, "pair")
     apart = apart or (1 if kind == "wordle" else APART)
     settings = {
         "pairs": list(names),
@@ -200,21 +201,6 @@ def prepare(
     )
 
 
-def _kind(names: Sequence[str]) -> str:
-    """Return the kind of worlds. Raises InputError if there are none, or several."""
-    if not names:
-        raise InputError("no world to pair; give one such as babyai:GoToLocal")
-    kinds = {parse(name)[0] for name in names}
-    if len(kinds) > 1:
-        raise InputError(
-            f"{' and '.join(sorted(kinds))} are not one world; make pairs of each"
-        )
-    twice = [name for name in names if list(names).count(name) > 1]
-    if twice:
-        raise InputError(f"{twice[0]} is given twice")
-    return kinds.pop()
-
-
 def _record(
     directory: Path,
     names: Sequence[str],
@@ -231,9 +217,7 @@ def _record(
         "settings": dict(settings),
         "versions": dict(room.versions),
         "observations": {name: list(shape) for name, shape in room.shapes.items()},
-        "action": {"names": list(room.actions or ())}
-        if room.box is None
-        else {"size": room.box[0], "box": list(room.box[1:])},
+        "action": action_of(room),
         "counts": {},
     }
     statistics: dict[str, Any] = {}

@@ -15,7 +15,7 @@ import numpy as np
 from agents.demonstrate import Expert, Failed, expert
 from agents.environments.worlds import World
 from agents.feedback import texts
-from agents.feedback.walks import Walk
+from agents.feedback.walks import Walk, drawn
 from agents.llm.prompted import Asked
 from agents.playing import Lane, play
 from polyview.rl.aggregates import success_interval
@@ -79,7 +79,7 @@ def answer_next(asked: Asked, questions: Sequence[Question]) -> dict[str, Any]:
     """Return accuracy in both orders and in the first alone, and what is preferred.
 
     asked: answers with `texts.LETTERS`. The score of the true caption is the mean of
-    its log odds in both orders; what is said whatever is asked cancels.
+    its log odds in both orders, in which a leaning to one letter cancels.
     """
     prompts = [prompt for question in questions for prompt in question.prompts]
     odds = asked.scores(prompts) @ np.array([1.0, -1.0])
@@ -139,13 +139,7 @@ def by_chance(room: World, seeds: Sequence[int], limit: int) -> dict[str, Any]:
     def begin(seed: int) -> Expert:
         rng = np.random.default_rng((seed, 6))
 
-        def act(observation: Any, taken: Any = None) -> Any:
-            if room.box is not None:
-                size, low, high = room.box
-                return (low + (high - low) * rng.random(size)).astype(np.float32)
-            return int(rng.random() * len(room.actions or ()))
-
-        return act
+        return lambda observation, taken=None: drawn(room, rng)
 
     return _run(room, seeds, limit, begin)
 

@@ -88,7 +88,7 @@ def walk(
             taken = None
             if random and rng.random() < random:
                 chance.append(len(actions))
-                action = taken = _drawn(room, rng)
+                action = taken = drawn(room, rng)
             actions.append(action)
             over, success = _step(room, action)
             observation = room.arrived
@@ -117,7 +117,7 @@ def walk(
 def _length(
     room: World, seed: int, actions: Sequence[Any], chance: Sequence[int]
 ) -> float:
-    """Return the length of an episode that begins so and goes on by the expert.
+    """Return the length of an episode: the actions given, then those of the expert.
 
     chance: the times of actions that the expert did not choose. NaN if it fails.
     """
@@ -141,7 +141,8 @@ def _length(
     return UNKNOWN
 
 
-def _drawn(room: World, rng: np.random.Generator) -> Any:
+def drawn(room: World, rng: np.random.Generator) -> Any:
+    """Draw an action evenly from all that are legal."""
     if room.box is not None:
         size, low, high = room.box
         return (low + (high - low) * rng.random(size)).astype(np.float32)

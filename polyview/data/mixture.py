@@ -16,7 +16,7 @@ and not present in the rows of others. The target `domain` is the number of the 
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
@@ -34,6 +34,8 @@ from polyview.errors import InputError
 DOMAIN = "domain"  # a target; see the module
 _MOST = 100_000  # steps after which the numbers of rows repeat
 
+# The pipeline keeps few, as an epoch needs one; a batch here, up to two of each domain.
+_permutation = functools.lru_cache(maxsize=32)(permutation.__wrapped__)
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +107,7 @@ class Quotas:
             place = first[domain] + np.arange(count[domain])
             epochs, places = np.divmod(place, size)
             rows = [
-                permutation(size, self.seed, epoch + (domain << 40))[at]
+                _permutation(size, self.seed, epoch + (domain << 40))[at]
                 for epoch, at in zip(epochs.tolist(), places.tolist(), strict=True)
             ]
             spread = (np.arange(count[domain]) + 0.5) / max(count[domain], 1)
@@ -123,8 +125,8 @@ class Quotas:
 class Mixture:
     """Sources, one after the other, that share each batch by weights; see the module.
 
-    A row is {"domain", "example", "first"}: the row of its source, and the first row of
-    each, for `OfDomains`. Give the run `steps`, as domains have epochs of their own.
+    A row is {"domain", "example", "sources"}: the row of its source, and all of these,
+    for `OfDomains`. Give the run `steps`, as domains have epochs of their own.
 
     Args:
       sources: {domain: source}, one or more.
@@ -197,27 +199,11 @@ class Mixture:
         name = [*self._sources][number]
         start = int(self._ends[number - 1]) if number else 0
         example = self._sources[name][int(index) - start]
-        return {DOMAIN: name, "example": example, "first": _First(self._sources)}
+        return {DOMAIN: name, "example": example, "sources": self._sources}
 
     def __repr__(self) -> str:
         parts = (f"{name}: {source!r}" for name, source in self._sources.items())
         return f"Mixture({', '.join(parts)})"
-
-
-class _First(Mapping):
-    """The first row of each source, read when it is asked for."""
-
-    def __init__(self, sources: Mapping[str, Source]):
-        self._sources = sources
-
-    def __getitem__(self, name: str) -> Example:
-        return self._sources[name][0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
 
 
 class OfDomains:
@@ -245,7 +231,7 @@ class OfDomains:
         made = {name: self.views[name](example["example"], rng)}
         for other in self.views:
             if other != name:
-                made[other] = self._absent(other, example["first"])
+                made[other] = self._absent(other, example["sources"])
         found: dict[str, Any] = {"views": {}, "present": {}, "targets": {}}
         for domain in self.views:
             for part, values in made[domain].items():
@@ -255,10 +241,10 @@ class OfDomains:
         found["targets"][DOMAIN] = number
         return found
 
-    def _absent(self, name: str, first: Mapping[str, Example]) -> dict[str, Any]:
+    def _absent(self, name: str, sources: Mapping[str, Source]) -> dict[str, Any]:
         """Return zeros in the shapes of a domain's views."""
         if name not in self._blank:
-            made = self.views[name](first[name], np.random.default_rng(0))
+            made = self.views[name](sources[name][0], np.random.default_rng(0))
             self._blank[name] = {
                 part: {key: np.zeros_like(value) for key, value in values.items()}
                 for part, values in made.items()

@@ -151,7 +151,7 @@ class _InOrder:
         return read if read == wanted else PADDING
 
 
-@functools.lru_cache(maxsize=32)  # a mixture has several at once
+@functools.lru_cache(maxsize=4)
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     """Return the numbers 0 .. length - 1 in an order of the epoch's own."""
     # Raw Philox words are the only random stream that NumPy promises never to change.
