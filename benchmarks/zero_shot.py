@@ -407,33 +407,36 @@ def plot(rows: list[dict]) -> Figure:
         squeeze=False,
         layout="constrained",
     )
-    colors = matplotlib.color_sequences["tab10"]
-    methods = list(dict.fromkeys(name.partition(" +")[0] for name in by_name))
+    learnt = [name.partition(" +")[0] for name in by_name if name not in REFERENCES]
+    colors = dict(
+        zip(dict.fromkeys(learnt), matplotlib.color_sequences["tab10"], strict=False)
+    )
     marks = {"none": "o", "labels": "s", "attributes": "^"}
+    own_marks = dict(zip(REFERENCES, "xP+*D", strict=True))
     for axes, split in zip(panels[0], splits, strict=True):
         for name, own in by_name.items():
             local = own[0].get("local", "none")
             method = name.partition(" +")[0]
             x = [row["tre_ratio"][split][0] for row in own]
             y = [row["ridge"][split] for row in own]
-            label = method if local == "none" or method == "local" else None
+            alone = local == "none" or (method, local) == ("local", "labels")
             axes.errorbar(
                 np.mean(x),
                 np.mean(y),
                 np.std(y),
                 np.std(x),
-                marks[local],
-                color=colors[methods.index(method) % len(colors)],
-                label=label,
+                own_marks.get(name, marks[local]),
+                color=colors.get(method, "#616e7c"),
+                label=name.replace("_", " ").partition(" +")[0] if alone else None,
             )
-        axes.set_title(split)
+        axes.set_title(f"unseen classes, {split}")
         axes.set_xlabel("TRE ratio of unseen classes (1: no composition)")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("accuracy, class-averaged")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     for local, mark in marks.items():
         handles.append(pyplot.Line2D([], [], marker=mark, ls="", color="#616e7c"))
-        labels.append({"none": "alone"}.get(local, f"local {local}"))
+        labels.append({"none": "no local loss"}.get(local, f"with local {local}"))
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     return figure
 

@@ -25,7 +25,7 @@ CLASSES, ATTRIBUTES = 1712, 206  # as prepared
 def get_config(argument: str = "") -> dict:
     """All numbers are ours."""
     args = parse_arguments(
-        argument, method="cmdim", local="none", weight=1.0, steps=3000, size=40
+        argument, method="cmdim", local="none", weight=1.0, steps=2000, size=40
     )
     method, local, size = args["method"], args["local"], args["size"]
     zero_shot.check_method(method, local)
