@@ -15,9 +15,10 @@ other. Imports run one way, from here to `polyview`, never back.
     bridges           from observations to tokens of a body
     adapters          from hidden states to actions
     policy            bridges, body and adapter in one module
-    clone             the loss of an expert's actions
+    generalist        policies of several domains that share these parts
+    clone             the loss of an expert's actions, alone and beside PPO
     playing           a policy in its worlds
     evaluation/       success by roll-outs; what a tokenizer loses
-    parts             shared pieces of configs
-    prepare, generate, export, train, video, judge, ask    command lines
+    parts             shared pieces of configs; domains: of those of several domains
+    prepare, generate, export, train, video, report, judge, ask    command lines
 """

@@ -8,6 +8,7 @@ COMMANDS = (
     "export",
     "train",
     "video",
+    "report",
     "judge",
     "ask",
 )

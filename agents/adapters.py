@@ -20,6 +20,7 @@ None restricts numbered actions. Each is made by `adapter(width, rngs=)`.
 | `Regression` | continuous | one, the action itself; squared error |
 | `Categorical` | numbered | one |
 | `Tokens` | continuous | those of a tokenizer: `Uniform`, or `ResidualVQ` (VQ, RVQ) |
+| `Padded` | continuous | those of another one, whose actions have more numbers |
 | `Words` | numbered | the words of its name (SemLang), or of arbitrary digits (Lang) |
 """
 
@@ -36,7 +37,7 @@ from agents.bridges import SCALE
 from agents.llm.llama import Body
 from agents.tokenizers.text import Step, Strings
 from agents.tokenizers.uniform import Range
-from polyview.errors import check_range
+from polyview.errors import InputError, check_range
 from polyview.nn.fixed import freeze
 from polyview.rl.ppo import masked_entropy
 
@@ -327,7 +328,7 @@ class Tokens(nnx.Module):
         options: dict = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.tokenizer = tokenizer(rngs=rngs)
         freeze(self.tokenizer)
-        self.length = self.tokenizer.length
+        self.length, self.size = self.tokenizer.length, self.tokenizer.range.size
         self.coded = _Coded(
             width, self.length, self.tokenizer.codes, shared=shared, **options
         )
@@ -378,6 +379,74 @@ class Tokens(nnx.Module):
     def decode(self, chosen: Sequence[Part]) -> jax.Array:
         """Return the action of all tokens."""
         return self.tokenizer.actions(jnp.stack(chosen, 1))
+
+
+class Padded(nnx.Module):
+    """Continuous actions of fewer numbers than another adapter's: zeros come after.
+
+    So one tokenizer serves several embodiments (Szot et al. 2025). What was added is
+    cut off when an action is decoded; metrics count it.
+
+    Args:
+      width: of the body.
+      adapter: makes the adapter of the longer actions, `Tokens`.
+      size: numbers of an action.
+
+    Raises InputError for more numbers than the other's.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        adapter: Callable[..., Any],
+        size: int,
+        rngs: nnx.Rngs | None = None,
+    ):
+        self.inner = adapter(width, rngs=rngs)
+        self.length, self.size = self.inner.length, size
+        self.added = self.inner.size - size
+        if size < 1 or self.added < 0:
+            raise InputError(
+                f"actions of {size} numbers cannot be padded to {self.inner.size}; "
+                "take a tokenizer of longer actions"
+            )
+
+    def _padded(self, actions: jax.Array) -> jax.Array:
+        return jnp.pad(actions, ((0, 0), (0, self.added)))
+
+    def encode(self, actions: jax.Array) -> Encoded:
+        """Return the parts of the padded actions."""
+        return self.inner.encode(self._padded(actions))
+
+    def embed(self, body: Body, part: jax.Array, number: int) -> jax.Array:
+        """Return the other's embedding."""
+        return self.inner.embed(body, part, number)
+
+    def loss(
+        self, body: Body, hidden: jax.Array, actions: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return the other's loss of the padded actions."""
+        return self.inner.loss(body, hidden, self._padded(actions))
+
+    def choose(
+        self,
+        body: Body,
+        hidden: jax.Array,
+        chosen: Sequence[Part],
+        key: jax.Array | None,
+        legal: jax.Array | None,
+    ) -> Part:
+        """Return the other's choice."""
+        return self.inner.choose(body, hidden, chosen, key, legal)
+
+    def token(self, part: Part) -> jax.Array:
+        """Return what the other embeds."""
+        return self.inner.token(part)
+
+    def decode(self, chosen: Sequence[Part]) -> jax.Array:
+        """Return the action without what was added."""
+        return self.inner.decode(chosen)[:, : self.size]
 
 
 class Words(nnx.Module):

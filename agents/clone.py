@@ -1,12 +1,16 @@
-"""Behaviour cloning: the loss of an expert's actions."""
+"""Behaviour cloning: the loss of an expert's actions, alone and beside PPO."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from polyview.errors import InputError
+from agents.generalist import Generalist
+from polyview.data.mixture import DOMAIN, most_rows, of_domain, under
+from polyview.devices import chosen_rows
+from polyview.errors import InputError, check_range
 from polyview.objectives.base import Batch
 
 
@@ -34,3 +38,109 @@ class Cloning:
             return jnp.where(present, values, 0).sum() / count
 
         return mean(losses), {name: mean(value) for name, value in metrics.items()}
+
+
+@dataclass(frozen=True)
+class MixedCloning:
+    """The weighted mean over domains of the loss of `Cloning` in each.
+
+        sum_d w_d L_d / sum_d w_d
+
+    The module is `agents.generalist:Generalist`, the batch of a
+    `polyview.data.mixture:Mixture` of its domains. Only a domain's own rows pass its
+    policy. Metrics are called "domain/name".
+
+    Attributes:
+      shares: the weights of domains in the mixture, which decide how many rows each
+        may have in a batch. If a batch has more, the loss is NaN.
+      weights: {domain: w}; a domain that is not named has 1.
+
+    Raises InputError for other domains than the module's, and a batch without them.
+    """
+
+    shares: Mapping[str, float]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_range(0.0, **dict(self.weights))
+
+    def __call__(
+        self, module: Generalist, target_module: Any, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        if DOMAIN not in batch["targets"]:
+            raise InputError(
+                "there is no domain in the batch; set source and views to those of "
+                "polyview.data.mixture"
+            )
+        if set(self.shares) != set(module.domains):
+            raise InputError(
+                f"the mixture has the domains {', '.join(sorted(self.shares))}, the "
+                f"model {', '.join(module.domains)}"
+            )
+        domains = batch["targets"][DOMAIN]
+        rows = most_rows(self.shares, len(domains))
+        loss, weight = jnp.zeros(()), 0.0
+        told: dict[str, Any] = {}
+        for number, name in enumerate(module.domains):
+            if not rows[name]:
+                continue
+            # Its own rows first, then others, in which nothing of it is present.
+            order = jnp.argsort(domains != number, stable=True)
+            own = chosen_rows(of_domain(batch, name), order[: rows[name]])
+            policy, noise = module.policies[name], jax.random.fold_in(key, number)
+            own_loss, metrics = Cloning()(policy, None, own, noise)
+            loss += self.weights.get(name, 1.0) * own_loss
+            weight += self.weights.get(name, 1.0)
+            left_out = (domains == number).sum() > rows[name]
+            loss = jnp.where(left_out, jnp.nan, loss)
+            told |= {f"{name}/loss": own_loss}
+            told |= {f"{name}/{what}": value for what, value in metrics.items()}
+        return loss / max(weight, 1e-12), told
+
+
+@dataclass(frozen=True)
+class PlayAndClone:
+    """PPO in each domain that is played, and cloning of a mixture of all (GEA).
+
+        sum_{d played} L_PPO(d) + weight L_clone
+
+    (Szot et al. 2025.) The batch is that of `polyview.rl.learner`, and `beside` one of
+    the mixture. Each domain's advantages are standardised alone, if `play` does so.
+
+    Attributes:
+      play: `polyview.rl.ppo:PPO`.
+      clone: `MixedCloning`.
+      weight: of cloning; with 0 it is not computed.
+    """
+
+    play: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    clone: MixedCloning
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range(0.0, weight=self.weight)
+
+    def __call__(
+        self, module: Generalist, target_module: Any, batch: Mapping[str, Any], key: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss, farthest = jnp.zeros(()), []
+        told: dict[str, jax.Array] = {}
+        rest = {name: part for name, part in batch.items() if name != "beside"}
+        for number, name in enumerate(module.playing):
+            count = len(module.playing)
+            at = jnp.arange(number, len(rest["taken"]), count)
+            own = chosen_rows(rest, at)
+            own["play"] |= {"views": under(own["play"]["views"], name)}
+            own_loss, metrics = self.play(module.policies[name], None, own, key)
+            farthest.append(metrics.pop("farthest_ratio"))
+            loss += own_loss
+            told |= {f"{name}/{what}": value for what, value in metrics.items()}
+        told["farthest_ratio"] = jnp.stack(farthest).max()
+        if not self.weight:
+            return loss, told
+        if "beside" not in batch:
+            raise InputError("there is nothing to clone: give the config key beside")
+        cloning, metrics = self.clone(module, None, batch["beside"], key)
+        told |= {"cloning": cloning}
+        told |= {f"cloning/{name}": value for name, value in metrics.items()}
+        return loss + self.weight * cloning, told

@@ -22,7 +22,9 @@ from polyview.files import read_json
 from polyview.runs.workdir import read_config
 
 # Szot et al. 2024b (LLaRP's code): rank 8, alpha 32; adapters and GEA take rank 128.
-LORA = {"rank": 8, "alpha": 32.0}
+LORA = {"rank": 8, "alpha": 32.0, "dropout": 0.0}
+# Of a body that learns; see `agents.llm.llama:Body`.
+PRECISION = {"dtype": "float32", "remat": "dots"}
 
 
 def body(
@@ -43,6 +45,7 @@ def body(
     return {
         "partial": "agents.llm.llama:Body",
         **settings,
+        **PRECISION,
         "lora": None if lora is None else dict(lora),
     }
 
@@ -76,6 +79,7 @@ SCRATCH = {
     "kv_heads": 4,
     "hidden": 384,
     "frozen": False,
+    **PRECISION,
 }
 ADAPTERS = ("pred", "uniform", "vq", "rvq", "lang", "semlang")
 
@@ -130,14 +134,15 @@ def bridges(
     return found, init
 
 
-def _config_of(run: str) -> dict[str, Any]:
-    """Return the config of a run, whose model, or a part, goes into the user's own.
+def config_of(run: str, copied: Sequence[str] = ("model",)) -> dict[str, Any]:
+    """Return the config of a run, of which some keys go into the user's own.
 
-    That may call anything, and the run may be a stranger's: InputError if its model
-    calls what no `trusted.txt` allows.
+    That may call anything, and the run may be a stranger's: InputError if what is
+    copied calls what no `trusted.txt` allows.
     """
     config = read_config(Path(run)).to_dict()
-    check_trusted(config.get("model"), where=f"{run}: model")
+    for key in copied:
+        check_trusted(config.get(key), where=f"{run}: {key}")
     return config
 
 
@@ -146,7 +151,7 @@ def _seen(run: str, hidden: int) -> dict[str, Any]:
     if not run:
         raise InputError("images need an encoder: name a run, vision=RUN")
     with fits_together(f"vision={run}"):
-        config = _config_of(run)
+        config = config_of(run)
         tower = config["model"]["towers"]["image"]
         size = (viewing_spec(config) or config)["views"]["augment"]["size"]
     keys = ("partial", "encoder", "mean", "std")
@@ -205,12 +210,7 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
             "codes": 256,  # as OpenVLA
         }
         return {"partial": f"{at}:Tokens", "tokenizer": made}, {}
-    with fits_together(f"tokenizer={run}"):
-        model: Any = _config_of(run).get("model") or {}
-    if model.get("partial") != "agents.tokenizers.residual:ResidualVQ":
-        raise InputError(
-            f"{run} is no tokenizer; train one: configs/agents_tokenizer.py"
-        )
+    model = learnt_tokenizer(run)
     if (model["codebooks"] == 1) != (kind == "vq"):
         raise InputError(
             f"{run} has {model['codebooks']} codebooks; vq has 1, rvq has 2 or more"
@@ -222,6 +222,20 @@ def adapter(kind: str, data: str, name: str, run: str = "") -> tuple[dict, dict]
         )
     init = {"adapter.tokenizer": {"from": run, "path": ""}}
     return {"partial": f"{at}:Tokens", "tokenizer": model}, init
+
+
+def learnt_tokenizer(run: str) -> dict[str, Any]:
+    """Return the spec of the tokenizer of a run of configs/agents_tokenizer.py.
+
+    Raises InputError for another run.
+    """
+    with fits_together(f"tokenizer={run}"):
+        model: Any = config_of(run).get("model") or {}
+    if model.get("partial") != "agents.tokenizers.residual:ResidualVQ":
+        raise InputError(
+            f"{run} is no tokenizer; train one: configs/agents_tokenizer.py"
+        )
+    return model
 
 
 def named(kind: str, names: Sequence[str], name: str) -> dict[str, Any]:
@@ -432,7 +446,7 @@ def scale_of(run: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises InputError for another run, and for one whose reward is the same everywhere.
     """
     with fits_together(f"reward={run}"):
-        config = _config_of(run)
+        config = config_of(run)
     model = config.get("model") or {}
     if not str(model.get("partial")).startswith("agents.feedback.distil:"):
         raise InputError(f"{run} holds no reward; train one: configs/rewards_distil.py")

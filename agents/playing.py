@@ -9,6 +9,7 @@ import numpy as np
 
 from agents.data import TEXT, Context
 from agents.environments.worlds import World
+from polyview.rl.acting import Acted
 
 
 def play(model: Any, lanes: Sequence["Lane"], views: Context) -> Iterator[int]:
@@ -36,6 +37,32 @@ def play(model: Any, lanes: Sequence["Lane"], views: Context) -> Iterator[int]:
             if lanes[number].playing:
                 lanes[number].act(action)
                 yield number
+
+
+class Chance:
+    """A model that takes each action with the same probability, by a seed."""
+
+    def __init__(self, world: World, seed: int = 0):
+        self._world, self._rng = world, np.random.default_rng(seed)
+
+    def part(self, path: str) -> "Chance":
+        """Return itself: it is the same for each policy of a model."""
+        return self
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Recall nothing, or act."""
+        if method == "recall":
+            return ()
+        n = len(arguments[2])
+        if self._world.box is None:
+            count = len(self._world.actions or ())
+            action = (count * self._rng.random(n)).astype(np.int32)
+        else:
+            size, low, high = self._world.box
+            drawn = low + (high - low) * self._rng.random((n, size))
+            action = drawn.astype(np.float32)
+        nothing: Any = np.zeros(n, np.float32)
+        return (), Acted(action, nothing, nothing)
 
 
 def _now(views: Context, lanes: Sequence["Lane"]) -> dict[str, np.ndarray]:

@@ -54,13 +54,18 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if not played:
         raise InputError(f"{flags.run} has no evaluation that plays in worlds")
-    acting = build(played[0], allow_list(trust), where="evaluations")
-    views = acting.views
-    shown = acting.pixels if "image" in views.observations else 0
-    made = {own.name: own for own in (made_of(w, shown) for w in acting.worlds)}
-    name = flags.world or next(iter(made))
-    if name not in made:
-        raise InputError(f"--world {name}{nearest(name, made)}")
+    known: list[str] = []
+    for spec in played:
+        acting = build(spec, allow_list(trust), where="evaluations")
+        views = acting.views
+        shown = acting.pixels if "image" in views.observations else 0
+        made = {own.name: own for own in (made_of(w, shown) for w in acting.worlds)}
+        name = flags.world or next(iter(made))
+        if name in made:
+            break
+        known += made
+    else:
+        raise InputError(f"--world {flags.world}{nearest(flags.world, known)}")
     seeds = range(_SEEDS + flags.seed, _SEEDS + flags.seed + flags.episodes)
     lane = Lane(made[name], iter(seeds), acting.limit)
     lane.world.reset(seeds[0])
@@ -70,7 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
         frames.extend([lane.world.render()] * _STILL)
 
     lane.world.on_end = last
-    for _ in play(evaluated_model(loaded, whole), [lane], views):
+    model = evaluated_model(loaded, whole)
+    if acting.policy:
+        model = model.part(acting.policy)
+    for _ in play(model, [lane], views):
         if lane.ended:
             lane.over()
         if lane.playing:

@@ -7,14 +7,16 @@
 A policy takes it from the run, with weights that no step changes. With codebooks=1 it
 is a VQ-VAE. The evaluation shows residual k-means of the same size beside it.
 
+With data=A+B one tokenizer serves the actions of several worlds, as in GEA (Szot et al.
+2025): shorter ones get zeros after them, and each world has the same share of a batch.
+
 Arguments: data, demonstrations with continuous actions; codebooks and codes of each;
 dim of a code, 0 for twice as many as an action has numbers; width of the networks;
 steps; split of the evaluation, "validation" to choose by, "test" once.
 Hardware: one laptop core, minutes.
 """
 
-from agents import parts as own
-from agents import recording
+from agents import domains
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
 from polyview.errors import InputError
@@ -35,18 +37,12 @@ def get_config(argument: str = "") -> dict:
         steps=3000,
         split="validation",
     )
-    data = args["data"]
-    action = recording.describe(data)["action"]
-    if not {"low", "high"} <= set(action):
+    names = args["data"].split("+")
+    low, high, distinct = domains.ranges(names)
+    if distinct is not None and args["codes"] > distinct:
         raise InputError(
-            f"the actions of {data} are numbered, and need no tokenizer; take "
-            "demonstrations of a world with continuous actions"
-        )
-    distinct = action.get("distinct", args["codes"])
-    if args["codes"] > distinct:
-        raise InputError(
-            f"codes={args['codes']}, and {data} has only {distinct} different actions; "
-            "take fewer codes"
+            f"codes={args['codes']}, and {args['data']} has only {distinct} different "
+            "actions; take fewer codes"
         )
     return {
         "seed": 0,
@@ -61,16 +57,15 @@ def get_config(argument: str = "") -> dict:
         "keep": 2,
         "workers": 0,
         "mesh": {"data": -1, "fsdp": 1},
-        "source": own.held(data, "train"),
-        "views": {"target": "agents.tokenizers.training:Actions", "m": 64},
+        **domains.actions(names, len(low)),
         "model": {
             "partial": "agents.tokenizers.residual:ResidualVQ",
-            "low": tuple(action["low"]),
-            "high": tuple(action["high"]),
+            "low": tuple(low),
+            "high": tuple(high),
             "codebooks": args["codebooks"],
             "codes": args["codes"],
             "width": args["width"],
-            "dim": args["dim"] or 2 * len(action["low"]),
+            "dim": args["dim"] or 2 * len(low),
             "depth": 2,
             "decay": 0.99,
             "threshold": 0.02,
@@ -86,11 +81,14 @@ def get_config(argument: str = "") -> dict:
             "warm_up": 0.1,
         },
         "evaluations": {
-            "tokens": {
+            "tokens" if len(names) == 1 else f"tokens_{name}": {
                 "target": "agents.evaluation.tokens:Tokens",
-                "test": parts.source(data, args["split"]),
-                "train": parts.source(data, "train"),
+                "test": domains.padded(
+                    parts.source(name, args["split"]), names, len(low)
+                ),
+                "train": domains.padded(parts.source(name, "train"), names, len(low)),
                 "codes": args["codes"],
             }
+            for name in names
         },
     }

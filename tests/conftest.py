@@ -54,15 +54,21 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+def see_devices(patch, count: int) -> None:
+    """Let JAX see so many devices, as long as a patch lasts."""
+    some = functools.partial(jax.make_mesh, devices=jax.devices()[:count])
+    patch.setattr(jax, "device_count", lambda: count)
+    patch.setattr(jax, "make_mesh", some)
+
+
 @pytest.fixture
 def on_devices(monkeypatch):
     """Return a function that makes the rest of a test see so many devices."""
-    everywhere, every = jax.make_mesh, jax.devices()
+    everywhere = jax.make_mesh
 
     def see(count: int) -> None:
-        some = functools.partial(everywhere, devices=every[:count])
-        monkeypatch.setattr(jax, "device_count", lambda: count)
-        monkeypatch.setattr(jax, "make_mesh", some)
+        monkeypatch.setattr(jax, "make_mesh", everywhere)  # if it is called again
+        see_devices(monkeypatch, count)
 
     return see
 

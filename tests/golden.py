@@ -73,7 +73,8 @@ VARIANTS = {
     "efficientnet": [""],
 }
 # sgi_finetune asks the emulator for the game's actions. probe and finetune read the
-# config of a run; `stand_ins` has one, called digits, and another for rewards_ppo.
+# config of a run; `stand_ins` has one, called digits, and others for rewards_ppo and
+# gea_*.
 GOLDEN = VARIANTS | {
     "sgi_finetune": ["size=S", "start=scratch"],
     "probe": ["run=digits"],
@@ -93,9 +94,20 @@ GOLDEN = VARIANTS | {
     "rewards_distil": ["", "reads=caption,ties=0.1"],
     "rewards_tuning": ["task=policy,layers=4"],
     "rewards_ppo": ["reward=distilled", "reward=distilled,form=thresholded,fast=False"],
+    "gea_supervised": [
+        "data=babyai_gotolocal+metaworld_two,tokenizer=codes,observations=,weights=2+1",
+        "data=babyai_gotolocal,body=scratch,words=pred,observations=,demonstrations=50",
+    ],
+    "gea_online": [
+        "start=generalist,play=babyai_gotolocal,scales=100",
+        "start=generalist,play=babyai_gotolocal,scratch=True,clone=0.0,popart=False",
+    ],
 }
 GAMES = {"pong": 6, "boxing": 18, "seaquest": 18}  # with the number of actions
-NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder", "rewards_ppo")
+NEEDS_AN_ARGUMENT = ("probe", "finetune", "polyview_folder", "rewards_ppo") + (
+    "gea_supervised",
+    "gea_online",
+)
 RECORDED = {  # what `dvf.recording.describe` says of episodes
     "maze": {"rows": ["####", "#..#", "####"], "cell": 1.0, "centre": [0.0, 0.0]},
     "settings": {"places": 2},
@@ -114,6 +126,7 @@ RECORDED = {  # what `dvf.recording.describe` says of episodes
 }
 DEMONSTRATED = {  # what `agents.recording.describe` says, by the kind of world
     "babyai": {
+        "world": "babyai",
         "tasks": ["babyai:GoToLocal"],
         "versions": {"minigrid": "3.2.0"},
         "counts": {"episodes": 1000},
@@ -121,6 +134,7 @@ DEMONSTRATED = {  # what `agents.recording.describe` says, by the kind of world
         "action": {"names": ["turn left", "turn right", "go forward"]},
     },
     "metaworld": {
+        "world": "metaworld",
         "tasks": ["metaworld:reach-v3", "metaworld:push-v3"],
         "versions": {"metaworld": "3.1.1"},
         "counts": {"episodes": 500},
@@ -163,6 +177,7 @@ AGENTS = {  # what stands in for demonstrations and language models
     "agents.feedback.pairs.describe": lambda name: PAIRED,
     "agents.llm.prepared.describe": lambda name: MODEL,
     "agents.parts.Tokenizer": lambda digest: Letters(),
+    "agents.domains.Tokenizer": lambda digest: Letters(),
 }
 
 
@@ -220,6 +235,12 @@ def stand_ins() -> Iterator[None]:
         (folder / "distilled" / "config.json").write_text(own)
         found = to_json({"scale": SCALE})
         (folder / "distilled" / "eval" / "9-reward.json").write_text(found)
+        for name, config in {
+            "codes": ("agents_tokenizer", ""),
+            "generalist": ("gea_supervised", GOLDEN["gea_supervised"][0]),
+        }.items():
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text(resolve(*config))
         yield
 
 

@@ -165,13 +165,14 @@ def test_every_config_is_in_this_list():
     names = {p.stem for p in (ROOT / "configs").glob("*.py")}
     # sgi.finetune reads the first; test_probe_run, test_config_folder,
     # test_dvf_evaluation, test_dvf_atari, test_agents_run, test_rl_run,
-    # test_feedback_distil, test_feedback_shaping and test_feedback_asking test the
-    # rest.
+    # test_feedback_distil, test_feedback_shaping, test_feedback_asking and
+    # test_gea_run test the rest.
     others = {"sgi_finetune", "probe", "finetune", "polyview_folder"}
     others |= {"dvf_pointmaze", "dvf_policy", "dvf_atari"}
     others |= {"agents_policy", "agents_tokenizer", "agents_babyai"}
     others |= {"agents_rearrange", "agents_rearrange_clone", "ppo_cartpole"}
     others |= {"rewards_distil", "rewards_ppo", "rewards_tuning"}
+    others |= {"gea_supervised", "gea_online"}
     assert names == {*VARIANTS, *others}
 
 

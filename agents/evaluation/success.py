@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from agents.data import Context
 from agents.environments.worlds import World, made_of
-from agents.playing import Lane, play
+from agents.playing import Chance, Lane, play
 from agents.recording import check_versions, installed
 from polyview import hosts
 from polyview.errors import InputError, check_range, nearest
@@ -36,6 +36,8 @@ class Success:
       seed: of the first episode.
       pixels: of the images that worlds show, if the policy sees images.
       versions: of the packages that demonstrations were played in; others are refused.
+      policy: the policy's path in the model, such as "policies.maze" of
+        `agents.generalist:Generalist`; "" for the model itself.
     """
 
     worlds: Sequence[str | Callable[[], World]]
@@ -47,6 +49,7 @@ class Success:
     seed: int = 0
     pixels: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
+    policy: str = ""
 
     def __post_init__(self) -> None:
         check_range(1, 100_000, episodes=self.episodes, rows=self.rows)
@@ -58,6 +61,10 @@ class Success:
             raise InputError("worlds is a list of one name or more")
         # An absent package is told when worlds are made: training may do without.
         check_versions({"versions": installed(self.versions)})
+
+    def references(self) -> dict[str, Any]:
+        """Return what acts without a policy."""
+        return {"chance": Chance(made_of(self.worlds[0]))}
 
     def __call__(self, model: Any, mesh: Mesh) -> Result:
         """Let a model act."""
@@ -73,7 +80,8 @@ class Success:
             made = [made_of(one, shown) for _ in range(each)]
             lanes += [Lane(own, seeds, self.limit) for own in made]
         self._check(lanes, each)
-        for number in play(model, lanes, self.views):
+        acting = model.part(self.policy) if self.policy else model
+        for number in play(acting, lanes, self.views):
             if lanes[number].ended:
                 lanes[number].over()
         return self.result(lanes)
@@ -100,6 +108,7 @@ class Success:
                 "limit": self.limit,
                 "seed": self.seed,
                 "versions": dict(lanes[0].world.versions),
+                "policy": self.policy,
             },
             "worlds": {},
         }
@@ -127,7 +136,10 @@ class Success:
             "machine": hosts.machine(),
         }
         return Result(
-            numbers, summary=self.summary(numbers), columns=self.columns(numbers)
+            numbers,
+            summary=self.summary(numbers),
+            columns=self.columns(numbers),
+            standard_errors=self.standard_errors(numbers),
         )
 
     @staticmethod
@@ -146,5 +158,15 @@ class Success:
 
     @staticmethod
     def columns(numbers: Mapping) -> dict[str, float]:
-        """The rate over all episodes."""
+        """The rate over all episodes; of one domain of several, in %, by its name."""
+        domain = numbers["protocol"].get("policy", "").rpartition(".")[2]
+        if domain:
+            return {f"{domain} %": 100 * numbers["success"]}
         return {"success": numbers["success"]}
+
+    @staticmethod
+    def standard_errors(numbers: Mapping) -> dict[str, float]:
+        """The binomial error of the rate."""
+        rate, (name,) = numbers["success"], Success.columns(numbers)
+        error = (rate * (1 - rate) / numbers["episodes"]) ** 0.5
+        return {name: (100 if name.endswith("%") else 1) * error}

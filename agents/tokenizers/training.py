@@ -1,5 +1,6 @@
 """A learnt tokenizer of actions is trained by a run of its own: its views and loss."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from agents.tokenizers.residual import perplexity
 from polyview.data.later import ACTION, rows_of
+from polyview.data.sources.digest import derived
+from polyview.data.sources.protocol import Source
 from polyview.data.views import Example
 from polyview.errors import InputError, check_range
 from polyview.objectives.base import Batch
@@ -54,6 +57,46 @@ def continuous(example: Example, field: str) -> np.ndarray:
             "numbered actions need none"
         )
     return actions
+
+
+@dataclass(frozen=True)
+class PaddedActions:
+    """A source whose actions float32[t, a] get zeros after them, up to `size` numbers.
+
+    So one tokenizer can be trained on the actions of several embodiments. Raises
+    InputError for an episode of longer actions, which are never cut.
+    """
+
+    source: Source
+    size: int
+    field: str = "actions"
+
+    @property
+    def targets(self) -> Mapping[str, Mapping]:
+        """Those of the source."""
+        return self.source.targets
+
+    @property
+    def digest(self) -> str:
+        """The digest of the padded episodes; "" if the source has none."""
+        return derived(self.source, ["padded", self.field, str(self.size)])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        actions = continuous(example, self.field)
+        if actions.shape[1] > self.size:
+            raise InputError(
+                f"{self.source!r} has actions of {actions.shape[1]} numbers, and they "
+                f"are padded to {self.size}; give at least as many"
+            )
+        padding = ((0, 0), (0, self.size - actions.shape[1]))
+        return {**example, self.field: np.pad(actions, padding)}
+
+    def __repr__(self) -> str:
+        return f"PaddedActions({self.source!r}, size={self.size})"
 
 
 @dataclass(frozen=True)

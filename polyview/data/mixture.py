@@ -11,7 +11,8 @@ Each domain goes through its own permutations, one after the other; what a step 
 follows from seed and step alone.
 
 A model sees the views and targets of every domain in every row, as "domain/name": zeros
-and not present in the rows of others. The target `domain` is the number of the row's.
+and not present in the rows of others. The target `domain` is the number of the row's,
+in the order of their names. A model that takes all domains alike has `Alike` instead.
 """
 
 import functools
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-from math import floor, gcd, lcm
+from math import ceil, floor, gcd, lcm
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,12 @@ def shares(weights: Mapping[str, float], batch_size: int) -> list[Fraction]:
             "give small whole numbers"
         )
     return found
+
+
+def most_rows(weights: Mapping[str, float], batch_size: int) -> dict[str, int]:
+    """Return the most rows of each domain in a batch; see `shares`."""
+    found = zip(weights, shares(weights, batch_size), strict=True)
+    return {name: ceil(share) for name, share in found}
 
 
 def _fraction(name: str, weight: float) -> Fraction:
@@ -152,12 +159,13 @@ class Mixture:
         for name, source in sources.items():
             if not len(source):
                 raise InputError(f"the domain {name!r} has no examples")
-        self._sources = dict(sources)
-        self._weights = {name: weights[name] for name in sources}
+        # By name: a config that is read again from JSON has its keys in that order.
+        self._sources = dict(sorted(sources.items()))
+        self._weights = {name: weights[name] for name in self._sources}
         shares(self._weights, 1)
-        self._ends = np.cumsum([len(source) for source in sources.values()])
-        self.targets: dict[str, dict[str, Any]] = {DOMAIN: class_task([*sources])}
-        for name, source in sources.items():
+        self._ends = np.cumsum([len(source) for source in self._sources.values()])
+        self.targets: dict[str, dict[str, Any]] = {DOMAIN: class_task([*self._sources])}
+        for name, source in self._sources.items():
             for target, task in source.targets.items():
                 self.targets[f"{name}/{target}"] = task
 
@@ -218,7 +226,7 @@ class OfDomains:
     """
 
     def __init__(self, views: Mapping[str, Callable[..., dict[str, Any]]]):
-        self.views = dict(views)
+        self.views = dict(sorted(views.items()))
         self._blank: dict[str, dict[str, Any]] = {}
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
@@ -252,14 +260,26 @@ class OfDomains:
         return self._blank[name]
 
 
+class Alike:
+    """The same views of the rows of all domains of a mixture, under their own names."""
+
+    def __init__(self, views: Callable[..., dict[str, Any]]):
+        self.views = views
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        return self.views(example["example"], rng)
+
+
 def of_domain(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the views, masks and targets of a domain under their own names."""
+    return {part: under(batch[part], name) for part in ("views", "present", "targets")}
+
+
+def under(parts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what is called "name/...", by the rest of its name."""
     prefix = f"{name}/"
     return {
-        part: {
-            key.removeprefix(prefix): value
-            for key, value in batch[part].items()
-            if key.startswith(prefix)
-        }
-        for part in ("views", "present", "targets")
+        key.removeprefix(prefix): value
+        for key, value in parts.items()
+        if key.startswith(prefix)
     }

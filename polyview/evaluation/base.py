@@ -55,7 +55,7 @@ class Evaluation(Protocol):
         -> (head, body): compare a run with its references.
     raw(batch) -> {name: Features}: the input itself as features. Enables references
         (`--references`): raw pixels and the untrained model.
-    references() -> {name: model}: further references, such as features without
+    references() -> {name: model}: references of its own, such as features without
         learning; their names are keys of `polyview.reporting.read.REFERENCES`.
     several({key: model}, mesh) -> iterator of (key, Result): measures models one after
         another, on data that are decoded once.

@@ -66,11 +66,13 @@ def picture(figure: Figure, description: str) -> str:
     return embedded(png(figure), description, width, height)
 
 
-def embedded(content: bytes, description: str, width: float, height: float) -> str:
-    """Return a PNG file's content as an embedded image; sizes are in pixels."""
+def embedded(
+    content: bytes, description: str, width: float, height: float, kind: str = "png"
+) -> str:
+    """Return the content of a PNG or GIF file as an embedded image; sizes in pixels."""
     data = base64.b64encode(content).decode()
     return (
-        f'<img src="data:image/png;base64,{data}" alt="{html.escape(description)}" '
+        f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(description)}" '
         f'width="{width:.0f}" height="{height:.0f}">'
     )
 

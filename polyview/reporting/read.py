@@ -25,6 +25,7 @@ REFERENCES = {
     "pooled": "pixels, pooled",
     "hog": "HOG",
     "patch_words": "words of patches",
+    "chance": "actions by chance",
 }
 _MOST_PICTURES, _LARGEST_PICTURE = 20, 2**23  # per evaluation; bytes of each
 _LARGEST_ARRAYS = 2**28  # bytes of an evaluation's arrays; ours take a few MB

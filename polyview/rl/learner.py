@@ -8,12 +8,15 @@ A step of the run plays `rollout` steps in `rows` environments, then takes `pass
     rows, rollout, passes, minibatches, discount, trace
     model, objective, optimizer, init, evaluations   as of any run
     shaping       spec of a `polyview.rl.acting:Shaping` of rewards; may be absent
+    beside        {"source", "views", "batch_size"} of data; may be absent. Each step of
+                  the engine then also gets a batch of them, as `beside`
 
 A run is a function of its config. A checkpoint holds the network, the environments
 (arrays, or what `Rows.saved` gives) and what policies with a memory saw of the episodes
 that go on. Memories themselves are not saved: each step begins by recalling them.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
@@ -31,7 +34,9 @@ from polyview import devices
 from polyview.config.schema import RANGES, check_config
 from polyview.config.spec import build
 from polyview.config.trust import targets
-from polyview.errors import HUGE, InputError, fits_together
+from polyview.data import pipeline
+from polyview.data.sources.protocol import identity
+from polyview.errors import HUGE, InputError, check_range, fits_together
 from polyview.evaluation.base import specs_of
 from polyview.model import Model, Parts, abstract_module, merge_module, split_module
 from polyview.rl import acting
@@ -42,6 +47,7 @@ from polyview.runs.checkpoint import saved_steps
 from polyview.runs.evaluating import build_evaluations
 from polyview.runs.init import LaidOver, begun, entries_of, fixed_again, lay_over
 from polyview.training.learner import Learner
+from polyview.training.prefetch import prefetch
 from polyview.training.step import TrainState, begin_with, create_state, make_step
 
 REQUIRED = (
@@ -125,6 +131,13 @@ class PolicyLearner(Learner):
         self.world = self.host or self.environment
         if (data := getattr(self.environment, "data", None)) is not None:
             self.data = {"environment": data}
+        self.beside = self._data()
+        groups = getattr(self.world, "groups", 1)
+        if part % (groups * self.mesh.size):
+            raise InputError(
+                f"a minibatch of {part} rows cannot be shared by {groups} environments "
+                f"on {self.mesh.size} devices; give a multiple"
+            )
         self._before: dict[str, np.ndarray] | None = None
         # On the device a step that is not healthy changes nothing: read that late.
         self.acts = self.host is not None
@@ -158,6 +171,26 @@ class PolicyLearner(Learner):
         return self.environment(
             count=count, seed=self.config.seed, first=count * jax.process_index()
         )
+
+    def _data(self) -> dict[str, Any] | None:
+        """Return what `polyview.data.pipeline:batches` takes of data beside the play.
+
+        Sets `data`, by which a resumed run is known to read the same.
+        """
+        if (given := self.config.get("beside")) is None:
+            return None
+        check_range(1, batch_size=given.batch_size)
+        if given.batch_size % self.mesh.size:
+            raise InputError(
+                f"beside.batch_size={given.batch_size} cannot be split over "
+                f"{self.mesh.size} devices; give a multiple"
+            )
+        source, views = (
+            build(given[key], self.trusted, where=f"beside.{key}")
+            for key in ("source", "views")
+        )
+        self.data = {**self.data, "beside": identity(source)}
+        return {"source": source, "views": views, "batch_size": given.batch_size}
 
     def _shaping(self) -> acting.Shaping | None:
         shaping = build(self.config.get("shaping"), self.trusted, where="shaping")
@@ -213,7 +246,7 @@ class PolicyLearner(Learner):
         self.started = jax.jit(self._started, out_shardings=(rows, on_rows))
         self.update = jax.jit(
             self._update,
-            in_shardings=(state, of_network[1], whole, whole),
+            in_shardings=(state, of_network[1], whole, whole, rows),
             out_shardings=(state, whole),
         )
         # With rows on the host; arguments come as the others leave them.
@@ -260,7 +293,12 @@ class PolicyLearner(Learner):
         return (shown, acting.no_past(shown, self.context), shaped), tally
 
     def _update(
-        self, state: State, fixed: dict, number: jax.Array, seed: jax.Array
+        self,
+        state: State,
+        fixed: dict,
+        number: jax.Array,
+        seed: jax.Array,
+        beside: tuple[Any, ...],
     ) -> tuple[State, dict]:
         """Play on the device, and learn."""
         key = jax.random.fold_in(self._key(seed, _PLAY), number)
@@ -279,7 +317,15 @@ class PolicyLearner(Learner):
         )
         following = self._following(state.shaped, shown)
         train, past, shaped, metrics = self._learn(
-            state.train, fixed, state.past, played, last, number, seed, following
+            state.train,
+            fixed,
+            state.past,
+            played,
+            last,
+            number,
+            seed,
+            following,
+            beside,
         )
         new = State(train, here, shown, past, tally, shaped)
         healthy = metrics["healthy"]
@@ -338,10 +384,12 @@ class PolicyLearner(Learner):
         number: jax.Array,
         seed: jax.Array,
         following: tuple[Any, Mapping[str, Any]] | None,
+        beside: tuple[Any, ...],
     ) -> tuple[TrainState, Past, Any, dict]:
         """Take `updates` steps of the engine on what was played.
 
         following: with shaping, what it carries, and the views that came last.
+        beside: a batch of the data beside the play for each step, or none.
         """
         config = self.config
         module = self._module(train, fixed)
@@ -351,7 +399,8 @@ class PolicyLearner(Learner):
             carry, views = following
             reward, shaped, told = self.shaping(module, carry, played, views)
         normalised = jnp.concatenate([played.acted.value, last[None]])
-        values = module.critic.restored(normalised)
+        # Rows first, as critics of several environments tell them by their rows.
+        values = module.critic.restored(normalised.T).T
         gained = advantages(
             reward,
             values,
@@ -380,18 +429,20 @@ class PolicyLearner(Learner):
         }
         key = jax.random.fold_in(self._key(seed, _ORDER), number)
         orders = [
-            jax.random.permutation(jax.random.fold_in(key, one), self.rows)
-            for one in range(config.passes)
+            self._order(jax.random.fold_in(key, one)) for one in range(config.passes)
         ]
         parts = jnp.concatenate(orders).reshape(self.updates, -1)
+        data = jax.tree.map(lambda *x: jnp.stack(x), *beside) if beside else None
 
         def step(train: TrainState, given: tuple) -> tuple[TrainState, dict]:
-            own, count = given
-            chosen = jax.tree.map(lambda x: x[own], batch)
+            own, count, of_data = given
+            chosen: dict[str, Any] = jax.tree.map(lambda x: x[own], batch)
+            if of_data is not None:
+                chosen["beside"] = of_data
             return self.take_step(train, fixed, chosen, count, seed)
 
         counts = number * self.updates + jnp.arange(self.updates, dtype=jnp.int32)
-        train, metrics = jax.lax.scan(step, train, (parts, counts))
+        train, metrics = jax.lax.scan(step, train, (parts, counts, data))
         first_ratio = metrics.pop("farthest_ratio")[0]
         healthy = metrics.pop("healthy").all()
         found = {name: value.mean() for name, value in metrics.items()}
@@ -405,6 +456,20 @@ class PolicyLearner(Learner):
             **told,
         }
         return train, acting.last_steps(play, self.context), shaped, found
+
+    def _order(self, key: jax.Array) -> jax.Array:
+        """Return all rows in an order of their own, int32[n].
+
+        Environments that take turns (`polyview.rl.joined`) still do so.
+        """
+        groups = getattr(self.world, "groups", 1)
+        if groups == 1:
+            return jax.random.permutation(key, self.rows)
+        within = [
+            groups * jax.random.permutation(own, self.rows // groups) + number
+            for number, own in enumerate(jax.random.split(key, groups))
+        ]
+        return jnp.stack(within, 1).reshape(-1)
 
     def _following(self, shaped: Any, shown: Shown) -> tuple | None:
         """Return what `_learn` needs for shaping; None without."""
@@ -432,15 +497,16 @@ class PolicyLearner(Learner):
             )
         state, config = _state(shapes), self.config
         number = jax.ShapeDtypeStruct((), np.int32)
+        beside = self._shapes_beside()
         if self.host is None:
-            jax.eval_shape(self._update, state, self.fixed, number, self.seed)
+            jax.eval_shape(self._update, state, self.fixed, number, self.seed, beside)
             return
         given = state.train, self.fixed
         memory = jax.eval_shape(self._recall, *given, state.past, state.shown)
         key = jax.eval_shape(self._keys, number, number)[0]
         views, first = state.shown.views, state.shown.first
         _, acted = jax.eval_shape(self._act, *given, memory, views, first, key)
-        if self.shaping is not None:
+        if self.shaping is not None or beside:
             shown, flag, reward = state.shown, state.shown.first, state.tally.score
             own = Played(shown, acted, reward, flag, flag, flag)
             played = jax.tree.map(
@@ -448,7 +514,8 @@ class PolicyLearner(Learner):
             )
             following = self._following(state.shaped, shown)
             last = state.past, played, acted.value
-            jax.eval_shape(self._learn, *given, *last, number, self.seed, following)
+            told = number, self.seed, following, beside
+            jax.eval_shape(self._learn, *given, *last, *told)
 
     def create(self, workdir: Path) -> State:
         """Begin all episodes; lay donors' weights over the network's."""
@@ -540,22 +607,54 @@ class PolicyLearner(Learner):
             saved["past"] = acting.no_past(saved["shown"], 0)
         return _state(saved)
 
-    def inputs(self, start: int) -> Iterator[jax.Array]:
-        """Generate the numbers of steps."""
-        for number in range(start, self.steps):
-            yield devices.put_replicated(np.int32(number), self.mesh)
+    def inputs(self, start: int) -> Iterator[tuple[jax.Array, tuple[Any, ...]]]:
+        """Generate the numbers of steps, and batches of the data beside the play."""
+        data = prefetch(self._batches(start * self.updates), self.mesh, self.updates)
+        with contextlib.closing(data):
+            for step in range(start, self.steps):
+                number = devices.put_replicated(np.int32(step), self.mesh)
+                count = 0 if self.beside is None else self.updates
+                yield number, tuple(next(data)[2] for _ in range(count))
 
-    def take(self, state: State, inputs: jax.Array) -> tuple[State, dict]:
+    def _batches(self, start: int, steps: int | None = None) -> Iterator:
+        """Generate this process's batches of the data beside; none without."""
+        if self.beside is None:
+            return iter(())
+        return pipeline.batches(
+            **self.beside,
+            seed=self.config.seed,
+            start=start,
+            steps=self.steps * self.updates if steps is None else steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _shapes_beside(self) -> tuple[Any, ...]:
+        """Return the shapes of what `inputs` gives beside the number of a step."""
+        shapes = [
+            jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    (x.shape[0] * jax.process_count(), *x.shape[1:]),
+                    jax.dtypes.canonicalize_dtype(x.dtype),
+                ),
+                batch,
+            )
+            for _, batch in self._batches(0, steps=1)
+        ]
+        return tuple(shapes * self.updates)
+
+    def take(self, state: State, inputs: tuple) -> tuple[State, dict]:
         """Play, and learn from it."""
+        number, beside = inputs
         if self.host is None:
-            return self.update(state, self.fixed, inputs, self.seed)
+            return self.update(state, self.fixed, number, self.seed, beside)
         before = self.host.saved()
         # To act does not need the optimiser: its arrays would pass by at each step.
         given = dataclasses.replace(state.train, optimizer=None), self.fixed
         memory = self.recall(*given, state.past, state.shown)
         shown = jax.tree.map(_local, state.shown)
         seen, decided, gone = [], [], []
-        for time, key in enumerate(self.keys(inputs, self.seed)):
+        for time, key in enumerate(self.keys(number, self.seed)):
             memory, acted = self._decide(given, memory, shown, key)
             if time == self.config.rollout:
                 break
@@ -575,9 +674,10 @@ class PolicyLearner(Learner):
             state.past,
             Played(begun, self.stack(decided), came.reward, *ends),
             acted.value,
-            inputs,
+            number,
             self.seed,
             self._following(state.shaped, shown),
+            beside,
         )
         if not bool(jax.device_get(metrics["healthy"])):
             self._before = before  # the run ends; it is dumped as it was

@@ -102,8 +102,8 @@ def _measured(
     models: dict[int | str, Callable] = {step: trained}
     if untrained is not None and hasattr(evaluation, "raw"):
         models |= {"random": untrained, "pixels": raw_model(evaluation)}
-        if hasattr(evaluation, "references"):
-            models |= evaluation.references()
+    if untrained is not None and hasattr(evaluation, "references"):
+        models |= evaluation.references()
     if hasattr(evaluation, "several"):
         yield from evaluation.several(models, mesh)
     else:
@@ -151,12 +151,16 @@ def built(run: Path, config: ConfigDict, asked: Asked) -> dict[str, Callable]:
     if asked.on is not None:
         specs = _on_other_data(specs, asked.on)
     evaluations = build_evaluations(specs, trusted, learnt_by=learnt_by)
-    if asked.references and not any(hasattr(e, "raw") for e in evaluations.values()):
+    if asked.references and not any(map(_has_references, evaluations.values())):
         raise InputError(
             f"{run}: its evaluations score predictions and have no references; leave "
             "out --references"
         )
     return evaluations
+
+
+def _has_references(evaluation: Any) -> bool:
+    return hasattr(evaluation, "raw") or hasattr(evaluation, "references")
 
 
 def build_evaluations(
