@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from agents.generalist import Generalist
+from agents.generalist import Generalist, chosen_rows
 from polyview.data.mixture import DOMAIN, most_rows, of_domain, under
-from polyview.devices import chosen_rows
 from polyview.errors import InputError, check_range
 from polyview.objectives.base import Batch
 

@@ -17,11 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from agents.adapters import Padded
 from agents.llm.llama import Body
 from agents.policy import Policy
 from polyview.data.mixture import under
+from polyview.devices import AXES
 from polyview.errors import InputError, nearest
 from polyview.rl.acting import Acted
 from polyview.rl.critic import Critic
@@ -206,6 +208,23 @@ class Critics:
             for number, critic in enumerate(self._critics)
         ]
         return _interleaved(*parts)
+
+
+def chosen_rows(tree: Any, at: jax.Array) -> Any:
+    """Return the rows int[n] of arrays, split again over the ambient mesh's devices.
+
+    The compiler would give all of them to each device. It still does where n is not a
+    multiple of the devices' number.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    splits = not mesh.empty and mesh.size > 1 and len(at) % mesh.size == 0
+
+    def chosen(x: jax.Array) -> jax.Array:
+        if not splits:
+            return x[at]
+        return jax.lax.with_sharding_constraint(x[at], PartitionSpec(AXES))
+
+    return jax.tree.map(chosen, tree)
 
 
 def rows_of(number: int, count: int, tree: Any) -> Any:

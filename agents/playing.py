@@ -45,10 +45,6 @@ class Chance:
     def __init__(self, world: World, seed: int = 0):
         self._world, self._rng = world, np.random.default_rng(seed)
 
-    def part(self, path: str) -> "Chance":
-        """Return itself: it is the same for each policy of a model."""
-        return self
-
     def call(self, method: str, *arguments: Any) -> Any:
         """Recall nothing, or act."""
         if method == "recall":

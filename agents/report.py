@@ -54,10 +54,12 @@ def played(run: Run) -> dict[str, dict]:
     return found
 
 
-def chance(run: Run, name: str) -> float | None:
-    """Return the success of actions by chance, if it was measured."""
-    known = run.references.get(name, {}).get("chance")
-    return None if known is None else float(known["success"])
+def chance(runs: Sequence[Run], name: str) -> float | None:
+    """Return the success of actions by chance, if it was measured beside a run."""
+    for run in runs:
+        if (known := run.references.get(name, {}).get("chance")) is not None:
+            return float(known["success"])
+    return None
 
 
 def difference(one: Mapping, other: Mapping) -> tuple[float, float, float] | None:
@@ -98,11 +100,10 @@ def rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         )
     head = ["domain", "chance", *(run.name for run in runs)]
     head += [f"{run.name} - {runs[0].name}" for run in runs[1:]]
+    levels = {name: chance(runs, name) for name in names}
     body = []
     for name in names:
-        by_chance = [chance(run, name) for run in runs]
-        known = next((rate for rate in by_chance if rate is not None), None)
-        line = [name, _percent(known)]
+        line = [name, _percent(levels[name])]
         for own in results:
             line.append(_rate(own[name]) if name in own else "")
         for own in results[1:]:
@@ -112,11 +113,11 @@ def rows(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         body.append(line)
     for label, aggregate in (("mean", mean), ("IQM", interquartile_mean)):
         line = [f"{label}, from chance (0) to always (1)", ""]
-        for run, own in zip(runs, results, strict=True):
+        for own in results:
             scores = [
                 (own[name]["success"] - level) / (1 - level)
                 for name in own
-                if (level := chance(run, name)) is not None and level < 1
+                if (level := levels[name]) is not None and level < 1
             ]
             whole = bool(scores) and len(scores) == len(own)
             made = float(aggregate(np.array([scores]))) if whole else None
@@ -144,7 +145,9 @@ def summary(runs: Sequence[Run]) -> str:
     lines = [head, *body]
     widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
         for line in lines
     )
 
@@ -160,9 +163,9 @@ def html_page(runs: Sequence[Run]) -> str:
     head, body = rows(runs)
     cells = [[html.escape(cell) for cell in line] for line in body]
     absent = [
-        f"{run.name}: no actions by chance; evaluate it with --references"
-        for run in runs
-        if all(chance(run, name) is None for name in played(run))
+        f"{name}: no actions by chance; evaluate a run with --references"
+        for name in dict.fromkeys(name for run in runs for name in played(run))
+        if chance(runs, name) is None
     ]
     sections = [
         (

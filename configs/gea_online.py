@@ -1,7 +1,7 @@
 """One policy for several domains plays on from demonstrations: the second stage of GEA.
 
     python -m agents.train --workdir runs/gea_online --config \\
-        configs/gea_online.py:start=runs/gea,play=gotolocal
+        configs/gea_online.py:start=runs/gea,play=local
 
 PPO in the domains that are played, and a tenth of the loss of cloning in all domains,
 in each step (Szot et al. 2025). Values of each domain have their own scale (PopArt),

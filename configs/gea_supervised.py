@@ -1,12 +1,12 @@
 """One policy for several domains, from demonstrations: the first stage of GEA.
 
     python -m agents.prepare llm
-    python -m agents.prepare --env babyai:GoToLocal --pixels 64 --name gotolocal
+    python -m agents.prepare --env babyai:GoToLocal --pixels 64 --name local
     python -m agents.prepare --env dvf.navigation:KnownGoals --pixels 64 --name maze
     python -m polyview.main --config configs/agents_tokenizer.py:data=maze \\
         --workdir runs/codes
     python -m polyview.main --workdir runs/gea --config \\
-        configs/gea_supervised.py:data=gotolocal+maze,tokenizer=runs/codes,vision=RUN
+        configs/gea_supervised.py:data=local+maze,tokenizer=runs/codes,vision=RUN
 
 A body acts in all domains (Szot et al. 2025): numbered actions are words, continuous
 ones the codes of one tokenizer, images pass one encoder, and each batch has an exact

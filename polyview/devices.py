@@ -103,23 +103,6 @@ def whole_on_host(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     return {name: on_host(array) for name, array in arrays.items()}
 
 
-def chosen_rows(tree: Any, at: jax.Array) -> Any:
-    """Return the rows int[n] of arrays, split again over the ambient mesh's devices.
-
-    The compiler would give all of them to each device. It still does where n is not a
-    multiple of the devices' number.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    splits = not mesh.empty and mesh.size > 1 and len(at) % mesh.size == 0
-
-    def chosen(x: jax.Array) -> jax.Array:
-        if not splits:
-            return x[at]
-        return jax.lax.with_sharding_constraint(x[at], PartitionSpec(AXES))
-
-    return jax.tree.map(chosen, tree)
-
-
 def splits_weights() -> bool:
     """Whether the ambient mesh splits large weights over several devices."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -59,17 +59,6 @@ def _gathered(variable: nnx.Variable, value: Any) -> Any:
     return gather(value) if whole else value
 
 
-def module_at(module: Any, path: str) -> Any:
-    """Return the module at a path, "" for itself.
-
-    Raises AttributeError if there is none.
-    """
-    for name in filter(None, path.split(".")):
-        keys = module.keys() if isinstance(module, nnx.Dict) else ()
-        module = module[name] if name in keys else getattr(module, name)
-    return module
-
-
 def abstract_module(make_module: Callable[..., nnx.Module]) -> Parts:
     """Return `split_module` of the module, with shapes instead of arrays."""
     return split_module(nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0))))
@@ -90,12 +79,12 @@ class Model:
     compiled once for all models of one structure; outputs have `sharding`.
     """
 
-    def __init__(self, parts: Parts, sharding: Any, path: str = ""):
-        self._parts, self._sharding, self._path = parts, sharding, path
+    def __init__(self, parts: Parts, sharding: Any):
+        self.parts, self.sharding = parts, sharding
 
     def __call__(self, batch: Mapping) -> dict[str, Any]:
         """Return the features of a batch by modality."""
-        return self._compiled(_features)(*self._parts[1:], batch)
+        return self._compiled(_features)(*self.parts[1:], batch)
 
     def drawn(self, batch: Mapping, key: jax.Array) -> dict[str, Any]:
         """Return the features of one pass with the noise of the model's dropout.
@@ -103,18 +92,18 @@ class Model:
         Running statistics are used, and there is no photometry. Without dropout every
         key gives the features of `model(batch)`.
         """
-        return self._compiled(_drawn)(*self._parts[1:], batch, key)
+        return self._compiled(_drawn)(*self.parts[1:], batch, key)
 
     def taps(self, batch: Mapping, paths: Sequence[str]) -> dict[str, Any]:
         """Return outputs of modules and activations by path: see `polyview.nn.taps`.
 
         Raises ValueError if there is nothing at a path, or if it is not called.
         """
-        return self._compiled(_taps, tuple(paths))(*self._parts[1:], batch)
+        return self._compiled(_taps, tuple(paths))(*self.parts[1:], batch)
 
     def activations(self, batch: Mapping) -> list[Activation]:
         """Return the activations that a batch passes, in order; `taps` reads them."""
-        module = module_at(merge_module(*self._parts), self._path)
+        module = merge_module(*self.parts)
         return activations(module, lambda: _features(module, batch))
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -124,30 +113,19 @@ class Model:
         """
         if not method.isidentifier() or method.startswith("_"):
             raise ValueError(f"{method!r} is not a public method of a model")
-        return self._compiled(_method, method)(*self._parts[1:], *arguments)
-
-    def part(self, path: str) -> "Model":
-        """Return the model of the module at a path, such as "policies.maze"."""
-        return Model(self._parts, self._sharding, path)
+        return self._compiled(_method, method)(*self.parts[1:], *arguments)
 
     def _compiled(self, use: Callable, *static: Any) -> Callable:
-        own = self._parts.graph, self._path
-        return _compiled(*own, self._sharding, use, *static)
+        return _compiled(self.parts.graph, self.sharding, use, *static)
 
 
 @functools.lru_cache(maxsize=24)
-def _compiled(
-    graph: nnx.GraphDef,
-    path: str,
-    sharding: Any,
-    use: Callable,
-    *static: Any,
-) -> Any:
+def _compiled(graph: nnx.GraphDef, sharding: Any, use: Callable, *static: Any) -> Any:
     """Compile `use(module, *static, *arguments)`, given the parts of the module."""
 
     def call(params: dict, statistics: dict, fixed: dict, *arguments: Any) -> Any:
-        module: Any = merge_module(graph, params, statistics, fixed)
-        return use(module_at(module, path), *static, *arguments)
+        module = merge_module(graph, params, statistics, fixed)
+        return use(module, *static, *arguments)
 
     return jax.jit(call, out_shardings=sharding)
 

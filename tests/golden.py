@@ -143,6 +143,11 @@ DEMONSTRATED = {  # what `agents.recording.describe` says, by the kind of world
         "statistics": {"state": {"mean": [0.0, 0.5], "std": [1.0, 2.0]}},
     },
 }
+DEMONSTRATED["maze"] = DEMONSTRATED["metaworld"] | {
+    "world": "pointmaze",
+    "tasks": ["dvf.navigation:KnownGoals"],
+    "action": {"size": 2, "box": [-1, 1], "low": [-0.5] * 2, "high": [0.5] * 2},
+}
 PAIRED = {  # what `agents.feedback.pairs.describe` says
     **DEMONSTRATED["babyai"],
     "settings": {"goal_only": True},

@@ -10,7 +10,7 @@ from conftest import see_devices
 from test_agents_weights import gguf_file, put
 from test_lowering import exported
 
-from agents import demonstrate, domains, recording, video
+from agents import demonstrate, domains, recording, report, video
 from polyview.config.file import load_config
 from polyview.errors import InputError
 from polyview.rl.learner import PolicyLearner
@@ -187,7 +187,29 @@ def test_the_second_stage_plays_on_and_is_resumed_exactly(begun, tmp_path, monke
         ["--run", str(tmp_path / "run"), "--output", str(film), "--episodes", "1"]
         + ["--world", "babyai:GoToObj"]
     )
-    assert film.exists()
+    page = tmp_path / "page.html"
+    (tmp_path / "run" / "films").mkdir()
+    film.rename(tmp_path / "run" / "films" / "goto.gif")
+    report.main(["--run", str(tmp_path / "run"), "--output", str(page)])
+    assert "data:image/gif" in page.read_text()
+    with pytest.raises(InputError, match="has no success in worlds"):
+        report.main(["--run", str(begun), "--output", str(page)])
+
+
+def test_a_difference_is_paired_by_episode():
+    def numbers(won, seed=0):
+        about = {"worlds": ["w"], "episodes": len(won), "split": "test", "seed": seed}
+        return {"protocol": about, "worlds": {"w": {"successes": won}}}
+
+    rng = np.random.default_rng(0)
+    before = rng.random(400) < 0.5
+    after = before.copy()
+    after[np.flatnonzero(~before)[:40]] = True  # 40 more are won, and none is lost
+    gain, low, high = report.difference(numbers([*before]), numbers([*after]))
+    assert gain == pytest.approx(0.1)
+    # A binomial of 400 with probability .1; unpaired, the interval were .07 each side.
+    assert high - low == pytest.approx(2 * 1.96 * (0.1 * 0.9 / 400) ** 0.5, rel=0.15)
+    assert report.difference(numbers([*before]), numbers([*after], seed=1)) is None
 
 
 def test_the_second_stage_can_do_without_what_it_compares(begun):

@@ -17,12 +17,13 @@ from agents.tokenizers.uniform import Uniform
 from polyview import devices
 from polyview.data.mixture import of_domain
 from polyview.errors import InputError
-from polyview.model import Model, merge_module, module_at, split_module
+from polyview.model import Model, merge_module, split_module
 from polyview.rl.critic import Critic
 from polyview.rl.joined import Joined
 from polyview.rl.ppo import PPO
 from polyview.rl.rows import HostRows
 from polyview.runs.checksum import flatten
+from polyview.runs.load import part_of
 
 BODY = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "hidden": 24}
 
@@ -192,7 +193,7 @@ def test_each_row_is_played_and_judged_by_its_own_domain(rng):
     found, judged = acted(play, now, past)
     assert found.action.shape == (6,)
     for number, name in enumerate(("a", "b")):
-        policy = Model(split_module(model), None).part(f"policies.{name}")
+        policy = part_of(Model(split_module(model), None), f"policies.{name}")
         own = {
             key.partition("/")[2]: value[number::2]
             for key, value in now.items()
@@ -211,7 +212,7 @@ def test_each_row_is_played_and_judged_by_its_own_domain(rng):
             for key, value in play["views"].items()
             if key.startswith(f"{name}/")
         }
-        whole = module_at(model, f"policies.{name}").judge(mine)
+        whole = model.policies[name].judge(mine)
         np.testing.assert_allclose(
             judged.log_prob[number::2], whole.log_prob, rtol=1e-5
         )

@@ -34,7 +34,6 @@ from ml_collections import ConfigDict
 
 from polyview.data.sources.protocol import default_data_dir
 from polyview.errors import InputError
-from polyview.model import module_at
 from polyview.nn.vit import ViT
 from polyview.runs import positions, torch_names
 from polyview.runs.checkpoint import fixed_record
@@ -303,7 +302,7 @@ def _of_file(
                 for name, leaf in wanted.items()
                 if under(name, entry.at)
             }
-            encoder, spare = module_at(module, entry.at), every.keys() - names.keys()
+            encoder, spare = _at(module, entry.at), every.keys() - names.keys()
             places = torch_names.places(encoder, every, layout)
             needed = [place.theirs for place in places if place.ours not in spare]
             part = part_of(theirs, needed, asked=asked, leave=entry.leave)
@@ -327,6 +326,14 @@ def _notes(part: Part, outside: list[str]) -> tuple[str, ...]:
     if left := [*part.beside, *outside]:
         notes.append(f"left out: {groups(left, part.prefix)}")
     return tuple(notes)
+
+
+def _at(module: Any, path: str) -> Any:
+    """Return the module at a path."""
+    for name in filter(None, path.split(".")):
+        keys = module.keys() if isinstance(module, nnx.Dict) else ()
+        module = module[name] if name in keys else getattr(module, name)
+    return module
 
 
 def _learned_positions(module: nnx.Module | None) -> dict[str, ViT]:

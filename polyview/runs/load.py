@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from polyview import devices
 from polyview.config.spec import build
 from polyview.config.trust import allow_list
-from polyview.errors import InputError, fits_together
+from polyview.errors import InputError, fits_together, nearest
 from polyview.model import (
     Model,
     Parts,
@@ -258,6 +258,18 @@ def encoder_of(model: Loaded, modality: str) -> dict[str, jax.Array]:
             "name one: --modality"
         )
     return found
+
+
+def part_of(model: Model, path: str) -> Model:
+    """The model of a module within a model, such as "policies.maze".
+
+    Raises InputError for a path without a module.
+    """
+    whole = merge_module(*model.parts)
+    known = {".".join(map(str, at)): part for at, part in nnx.iter_modules(whole)}
+    if path not in known:
+        raise InputError(f"the model has no part {path}{nearest(path, known)}")
+    return Model(split_module(known[path]), model.sharding)
 
 
 def with_arrays(model: Loaded, arrays: Mapping[str, Any]) -> Loaded:
