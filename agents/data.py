@@ -12,7 +12,7 @@ uniform times, for a policy that is asked about each alone.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,45 @@ class Context:
     def _told(self) -> Told:
         assert self.text is not None
         return Told(self.text, self.length, self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """m images of an episode that are near in time: views "image", [m, h, w, c].
+
+    For encoders that are trained on the frames of demonstrations without actions: what
+    is a moment later has one meaning.
+
+    Attributes:
+      m: views.
+      augment: `augment(image, rng, 1)` makes a view of each, as
+        `polyview.data.augment:RandomResizedCrop` does.
+      within: steps from a moment drawn uniformly, to each side.
+      field: of the images.
+    """
+
+    m: int
+    augment: Callable[..., np.ndarray]
+    within: int = 2
+    field: str = "image"
+
+    def __post_init__(self) -> None:
+        check_range(1, m=self.m)
+        check_range(0, within=self.within)
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+        frames = rows_of(example, self.field)
+        # Not `rng.integers`, which another version of NumPy may draw otherwise.
+        moment = int(rng.random() * len(frames))
+        first = max(moment - self.within, 0)
+        count = min(moment + self.within + 1, len(frames)) - first
+        times = first + (rng.random(self.m) * count).astype(np.int64)
+        shown = [self.augment(frames[time], rng, 1) for time in times]
+        return {
+            "views": {"image": np.concatenate(shown)},
+            "present": {"image": np.ones(self.m, bool)},
+            "targets": {},
+        }
 
 
 def _taken(values: np.ndarray, time: np.ndarray, real: np.ndarray) -> np.ndarray:

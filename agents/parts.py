@@ -153,7 +153,8 @@ def _seen(run: str, hidden: int) -> dict[str, Any]:
     with fits_together(f"vision={run}"):
         config = config_of(run)
         tower = config["model"]["towers"]["image"]
-        size = (viewing_spec(config) or config)["views"]["augment"]["size"]
+        views = (viewing_spec(config) or config)["views"]
+        size = views.get("views", views)["augment"]["size"]
     keys = ("partial", "encoder", "mean", "std")
     return {
         "partial": "agents.bridges:Image",

@@ -20,6 +20,8 @@ mixture, for the policy of all domains and for those of one.
 A finished run is a row of the JSON and is not repeated: run again to resume. Data are
 recorded first, with --pixels 64:
 
+    python -m polyview.main --workdir OWN --config configs/gea_frames.py:\\
+        data=gea_gotolocal+gea_pickuploc+gea_open_door+gea_arm+gea_maze+gea_flat+gea_pong
     python -m agents.prepare llm
     python -m agents.prepare --env babyai:GoToLocal --episodes 2000 --name gea_gotolocal
     python -m agents.prepare --env babyai:PickupLoc --episodes 2000 --name gea_pickuploc
@@ -170,14 +172,16 @@ def success(run: Path, only: tuple[str, ...] = ALL) -> dict[str, Any]:
 
 def vision(flags: argparse.Namespace) -> Iterator:
     """Yield policies that see by other encoders, and one with another body."""
-    arms = {
+    if not flags.own:
+        raise InputError("--own RUN is needed: a run of configs/gea_frames.py")
+    arms = {  # the random ones have the architecture of our own encoder
+        "random, trained": {"seeing": "random_trained", "vision": flags.own},
+        "random, frozen": {"seeing": "random_frozen", "vision": flags.own},
+        "own frames, frozen": {"seeing": "frozen", "vision": flags.own},
+        "own frames, trained": {"seeing": "trained", "vision": flags.own},
         "ImageNet, frozen": {"seeing": "frozen"},
-        "random, trained": {"seeing": "random_trained"},
-        "random, frozen": {"seeing": "random_frozen"},
         "ImageNet, frozen, language model": {"seeing": "frozen", "body": "llm"},
     }
-    if flags.own:
-        arms["own frames, frozen"] = {"seeing": "frozen", "vision": flags.own}
     for seed in flags.seeds:
         for name, given in arms.items():
 

@@ -98,6 +98,7 @@ GOLDEN = VARIANTS | {
         "data=babyai_gotolocal+metaworld_two,tokenizer=codes,observations=,weights=2+1",
         "data=babyai_gotolocal,body=scratch,words=pred,observations=,demonstrations=50",
     ],
+    "gea_frames": [""],
     "gea_online": [
         "start=generalist,play=babyai_gotolocal,scales=100",
         "start=generalist,play=babyai_gotolocal,scratch=True,clone=0.0,popart=False",

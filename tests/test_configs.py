@@ -172,7 +172,7 @@ def test_every_config_is_in_this_list():
     others |= {"agents_policy", "agents_tokenizer", "agents_babyai"}
     others |= {"agents_rearrange", "agents_rearrange_clone", "ppo_cartpole"}
     others |= {"rewards_distil", "rewards_ppo", "rewards_tuning"}
-    others |= {"gea_supervised", "gea_online"}
+    others |= {"gea_supervised", "gea_online", "gea_frames"}
     assert names == {*VARIANTS, *others}
 
 

@@ -11,7 +11,9 @@ from test_agents_weights import gguf_file, put
 from test_lowering import exported
 
 from agents import demonstrate, domains, recording, report, video
+from agents.data import Frames
 from polyview.config.file import load_config
+from polyview.config.text import to_json
 from polyview.errors import InputError
 from polyview.rl.learner import PolicyLearner
 from polyview.runs.evaluating import Asked, evaluate
@@ -239,6 +241,44 @@ def test_domains_that_do_not_fit_are_refused(begun, codes, shelf, tmp_path):
         online(begun, "play=gotoo")
     with pytest.raises(InputError, match="is no run of configs/gea_supervised.py"):
         online(codes)
+
+
+def test_an_encoder_of_frames_is_seen_by_all_domains(shelf, tmp_path, monkeypatch):
+    shapes = {"image": [5, 5, 3]}
+    monkeypatch.setattr(recording, "describe", lambda name: {"observations": shapes})
+    config = load_config("configs/gea_frames.py:data=goto,pixels=32")
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "config.json").write_text(to_json(config))
+    run = str(tmp_path / "frames")
+    found = {
+        seeing: domains.seen(["a", "b"], "image", run, seeing, 24)
+        for seeing in domains.SEEING
+    }
+    for seeing, (bridges, by_domain, init) in found.items():
+        assert by_domain == {"a": {"image": "image"}, "b": {"image": "image"}}
+        assert bridges["image"]["size"] == 24
+        assert bridges["image"]["tower"]["frozen"] == seeing.endswith("frozen")
+        assert bool(init) == (not seeing.startswith("random"))
+    assert found["frozen"][2]["bridges.image.tower.encoder"]["from"] == run
+    with pytest.raises(InputError, match="seeing='frosen'; did you mean 'frozen'"):
+        domains.seen(["a"], "image", run, "frosen", 24)
+
+
+def test_frames_of_a_sample_are_near_in_time():
+    def whole(frame, rng, m):
+        return frame[None]
+
+    frames = np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1)
+    views, seen = Frames(64, whole, within=2), set()
+    for seed in range(200):
+        shown = views({"image": frames}, np.random.default_rng(seed))["views"]["image"]
+        assert shown.shape == (64, 1, 1, 1)
+        times = sorted(set(shown.ravel().tolist()))
+        assert times[-1] - times[0] <= 4
+        seen.add(tuple(times))
+    # Every moment is drawn, and at the ends fewer frames are near.
+    middles = {(t - 2, t - 1, t, t + 1, t + 2) for t in range(2, 7)}
+    assert seen >= middles | {(0, 1, 2), (0, 1, 2, 3), (6, 7, 8), (5, 6, 7, 8)}
 
 
 def test_prompts_that_differ_by_blanks_alone_are_refused(monkeypatch):
