@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from agents.generalist import Generalist, chosen_rows
+from agents.generalist import Generalist, first_rows
 from polyview.data.mixture import DOMAIN, most_rows, of_domain, under
 from polyview.errors import InputError, check_range
 from polyview.objectives.base import Batch
@@ -85,7 +85,7 @@ class MixedCloning:
                 continue
             # Its own rows first, then others, in which nothing of it is present.
             order = jnp.argsort(domains != number, stable=True)
-            own = chosen_rows(of_domain(batch, name), order[: rows[name]])
+            own = first_rows(of_domain(batch, name), order, rows[name])
             policy, noise = module.policies[name], jax.random.fold_in(key, number)
             own_loss, metrics = Cloning()(policy, None, own, noise)
             loss += self.weights.get(name, 1.0) * own_loss
@@ -128,7 +128,7 @@ class PlayAndClone:
         for number, name in enumerate(module.playing):
             count = len(module.playing)
             at = jnp.arange(number, len(rest["taken"]), count)
-            own = chosen_rows(rest, at)
+            own = first_rows(rest, at, len(at))
             own["play"] |= {"views": under(own["play"]["views"], name)}
             own_loss, metrics = self.play(module.policies[name], None, own, key)
             farthest.append(metrics.pop("farthest_ratio"))

@@ -210,14 +210,17 @@ class Critics:
         return _interleaved(*parts)
 
 
-def chosen_rows(tree: Any, at: jax.Array) -> Any:
-    """Return the rows int[n] of arrays, split again over the ambient mesh's devices.
+def first_rows(tree: Any, order: jax.Array, count: int) -> Any:
+    """Return the first `count` rows in an order int[n], and as few more as devices ask.
 
-    The compiler would give all of them to each device. It still does where n is not a
-    multiple of the devices' number.
+    That is, as many as can be split evenly over the ambient mesh; the compiler would
+    give all rows to each device. Where n has no such number, it does.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    splits = not mesh.empty and mesh.size > 1 and len(at) % mesh.size == 0
+    size = 1 if mesh.empty else mesh.size
+    even = -(-count // size) * size
+    splits = size > 1 and even <= len(order)
+    at = order[: even if splits else count]
 
     def chosen(x: jax.Array) -> jax.Array:
         if not splits:

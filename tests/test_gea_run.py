@@ -98,7 +98,7 @@ def codes(shelf, tmp_path_factory):
     return folder
 
 
-DATA = "data=goto+reach2+reach3,weights=2+1+1,model=tiny,room=60"
+DATA = "data=goto+reach2,weights=2+1,model=tiny,room=60"
 SMALL = {"log_every": "1", "checkpoint_every": "1"}
 
 
@@ -231,7 +231,7 @@ def test_domains_that_do_not_fit_are_refused(begun, codes, shelf, tmp_path):
     with pytest.raises(InputError, match="give 3 numbers joined by +"):
         domains.weights("1+2", ["a", "b", "c"])
     with pytest.raises(InputError, match="weights of the mixture are all 0"):
-        Trainer(supervised(codes, "weights=0+0+0"))
+        Trainer(supervised(codes, "weights=0+0"))
     with pytest.raises(InputError, match="needs tokenizer=RUN"):
         load_config(f"configs/gea_supervised.py:{DATA},observations=,body=scratch")
     record(shelf, "reach4", 4, np.random.default_rng(4))
