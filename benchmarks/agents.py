@@ -7,16 +7,17 @@
 
 tokenizers: VQ and RVQ of 1, 2 and 4 codebooks, with and without the replacement of
 dead codes, and k-means of the same size, on expert actions of five Meta-World tasks;
-error on held-out episodes. cloning: success on these tasks, by
-adapter, with a small body trained from scratch and with four layers of the language
-model. babyai: PickupLoc by adapter and number of demonstrations. transfer: a tokenizer
-of the five tasks against one of all seven, on two held-out tasks with 50 demonstrations
-each. Rates are chosen on the seeds of validation, by success of one seed; tables are of
-the test seeds. A finished run is a row of the JSON and is not repeated: run again to
-resume. Data are recorded first:
+error on held-out episodes. cloning: success on these tasks, by adapter, with a small
+body trained from scratch and with four layers of the language model, and in PointMaze
+with the small one. babyai: PickupLoc by adapter and number of demonstrations. transfer:
+a tokenizer of the five tasks against one of all seven, on two held-out tasks with 50
+demonstrations each. Rates are chosen on the seeds of validation, by success of one
+seed; tables are of the test seeds. A finished run is a row of the JSON and is not
+repeated: run again to resume. Data are recorded first:
 
     python -m agents.prepare llm
     python -m agents.prepare --env babyai:PickupLoc --name babyai_pickup
+    python -m agents.prepare --env dvf.navigation:KnownGoals --episodes 500 --name maze
     python -m agents.prepare --name metaworld_five --episodes 100 --validation 20 \\
         --test 20 --env metaworld:reach-v3 metaworld:push-v3 metaworld:drawer-open-v3 \\
         metaworld:drawer-close-v3 metaworld:button-press-topdown-v3
@@ -48,9 +49,10 @@ from polyview.training.trainer import Trainer
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("tokenizers", "cloning", "babyai", "transfer")
 SEEDS = 3
-LENGTHS = {"babyai_pickup": 12, "metaworld_five": 8, "metaworld_two": 8}  # of texts
+# Tokens of texts.
+LENGTHS = {"babyai_pickup": 12, "metaworld_five": 8, "metaworld_two": 8, "maze": 8}
 DRAWS = "4"  # steps of an episode in a batch
-FIVE, PICKUP = "metaworld_five", "babyai_pickup"
+FIVE, PICKUP, MAZE = "metaworld_five", "babyai_pickup", "maze"
 SEVEN, TWO = "metaworld_seven", "metaworld_two"  # with two more tasks; those alone
 STEPS = 1500
 # {name of a tokenizer: arguments of the config, overrides}
@@ -63,6 +65,7 @@ TOKENIZERS: dict[str, tuple[str, dict[str, str]]] = {
 RATES = ("3e-4", "1e-3", "3e-3")
 ADAPTERS = ("pred", "uniform", "vq", "rvq")
 BODIES = ("scratch", "llm")
+TOLD = ("name", "data", "body", "adapter", "demonstrations", "tokenizer_of")
 WORDS = ("pred", "lang", "semlang")
 DEMONSTRATIONS = (100, 1000)
 
@@ -117,18 +120,20 @@ def tokenizer(
 
 def cloning(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
     """Yield the runs of the table of adapters and bodies on Meta-World."""
-    for body, adapter, rate in itertools.product(BODIES, ADAPTERS, RATES):
-        about = {"body": body, "adapter": adapter, "rate": rate, "split": "validation"}
-        # The rate of a body of the language model is chosen for one adapter, since a
-        # run takes long: for all others too.
+    arms = list(itertools.product((FIVE, MAZE), BODIES, ADAPTERS))
+    # A run of the language model takes long: in one world alone, and its rate is chosen
+    # for one adapter, for all others too.
+    arms = [one for one in arms if one[:2] != (MAZE, "llm")]
+    for (data, body, adapter), rate in itertools.product(arms, RATES):
+        about = {"data": data, "body": body, "adapter": adapter, "rate": rate}
         if body == "scratch" or adapter == "pred":
-            yield arm(flags, FIVE, about, 0, episodes=20)
-    for seed, body, adapter in itertools.product(range(SEEDS), BODIES, ADAPTERS):
-        chosen = best(rows, {"body": body, "adapter": adapter}) or best(
-            rows, {"body": body, "adapter": "pred"}
-        )
-        about = {"body": body, "adapter": adapter, "rate": chosen, "split": "test"}
-        yield arm(flags, FIVE, about, seed, episodes=50)
+            yield arm(flags, data, {**about, "split": "validation"}, 0, episodes=20)
+    for seed, (data, body, adapter) in itertools.product(range(SEEDS), arms):
+        of = {"data": data, "body": body}
+        chosen = best(rows, {**of, "adapter": adapter})
+        chosen = chosen or best(rows, {**of, "adapter": "pred"})
+        given = {**of, "adapter": adapter, "rate": chosen, "split": "test"}
+        yield arm(flags, data, given, seed, episodes=50)
 
 
 def babyai(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
@@ -137,8 +142,8 @@ def babyai(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
         about = {"adapter": adapter, "rate": rate, "demonstrations": 1000}
         yield arm(flags, PICKUP, {**about, "split": "validation"}, 0, episodes=100)
     for seed, count, adapter in itertools.product(range(SEEDS), DEMONSTRATIONS, WORDS):
-        rate = best(rows, {"adapter": adapter})
-        about = {"adapter": adapter, "rate": rate, "demonstrations": count}
+        chosen = best(rows, {"adapter": adapter})
+        about = {"adapter": adapter, "rate": chosen, "demonstrations": count}
         yield arm(flags, PICKUP, {**about, "split": "test"}, seed, episodes=200)
 
 
@@ -146,7 +151,7 @@ def transfer(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
     """Yield policies of two held-out tasks by tokenizers of other tasks, and of all."""
     cloned = RESULTS / "agents_cloning.json"
     known = json.loads(cloned.read_text())["rows"] if cloned.exists() else []
-    rate = best(known, {"body": "llm", "adapter": "pred"})
+    rate = best(known, {"data": FIVE, "body": "llm", "adapter": "pred"})
     if rate is None:
         raise InputError("the rate is chosen by the table of cloning: run that first")
     for seed, data in itertools.product(range(SEEDS), (FIVE, SEVEN)):
@@ -230,8 +235,7 @@ def write(output: Path, table: str, rows: list[dict]) -> None:
     groups: dict[str, list[float]] = {}
     for row in rows:
         if row.get("split", "test") == "test" and row.get("steps", STEPS) == STEPS:
-            keys = ("name", "body", "adapter", "demonstrations", "tokenizer_of")
-            name = ", ".join(str(row[key]) for key in keys if key in row)
+            name = ", ".join(str(row[key]) for key in TOLD if key in row)
             groups.setdefault(name, []).append(row[number])
     content = {
         "command": f"python -m benchmarks.agents {table} --workdir DIR",
