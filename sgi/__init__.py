@@ -14,6 +14,7 @@ of play. Imports run one way, from here to `polyview`, never back.
     losses       losses as functions of arrays, independent of the network
     pretrain     the objective: self-prediction, goals, inverse model, cloning
     latents      command line: recorded play as episodes of latents
+    pong         one point of Pong, as a world with instructions and an expert
     ram          RAM addresses of the positions of objects in each game
     probes, probes_figures    linear probes of those positions, and their figures
     agent        Rainbow with self-prediction as an objective; acting; initial weights

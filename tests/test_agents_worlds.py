@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from agents.demonstrate import demonstrate, expert
-from agents.environments import babyai, metaworld, worlds
+from agents.environments import babyai, metaworld
 from agents.environments.worlds import world
 from polyview.errors import InputError
+from polyview.rl import episodes
 
 pytest.importorskip("minigrid")
 with_metaworld = pytest.mark.skipif(
@@ -95,7 +96,7 @@ def test_fingerprints_tell_values_apart():
             vars(self).update(fields)
 
     def printed(*values):
-        return worlds.fingerprint(*values).tobytes()
+        return episodes.fingerprint(*values).tobytes()
 
     same, box = Box(a=1), Box(a=1)
     loop = Box(a=1)
@@ -140,7 +141,7 @@ def test_success_is_worth_one_and_begins_the_next_episode():
     # The agent arrived in front of the ball. What it sees now is another level.
     assert room.arrived["grid"][3, 5, :2].tolist() == [BALL, RED]
     assert outcome.observation is room.observation is not room.arrived
-    following = world("babyai:GoToRedBallNoDists").reset(worlds.seed_of(11, 1))
+    following = world("babyai:GoToRedBallNoDists").reset(episodes.seed_of(11, 1))
     np.testing.assert_array_equal(outcome.observation["grid"], following["grid"])
     assert not room.step(6).done and room.observation is room.arrived
 

@@ -11,10 +11,10 @@ import pytest
 from agents import demonstrate as demonstrating
 from agents import recording
 from agents.demonstrate import expert
-from agents.environments import worlds
 from agents.environments.worlds import world
 from agents.rearrange.words import SKILLS
 from polyview.errors import InputError
+from polyview.rl import episodes
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,7 +83,7 @@ def test_success_ends_an_episode_and_the_next_one_begins(context):
     assert sum(own) == pytest.approx(15) and own[-1] > 10
     assert outcome.finished == (1.0, len(rewards)) and len(images) == 1
     assert context.arrived["instruction"] == shown["instruction"]
-    following = world("rearrange:context").reset(worlds.seed_of(11, 1))
+    following = world("rearrange:context").reset(episodes.seed_of(11, 1))
     assert outcome.observation["instruction"] == following["instruction"]
     np.testing.assert_array_equal(outcome.observation["image"], following["image"])
 

@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from agents.environments import worlds
 from agents.environments.worlds import Observation
 from polyview.errors import InputError, nearest
+from polyview.rl import episodes
 from polyview.rl.environment import Outcome
 
 ACTIONS = (
@@ -38,7 +38,7 @@ _VIEW = 7  # cells that the agent sees, across and ahead
 _TILE = 32  # pixels of a cell in a film
 
 
-class BabyAI(worlds.Episodes):
+class BabyAI(episodes.Episodes):
     """A level of BabyAI; see `agents.environments.worlds:World`.
 
     Args:
@@ -55,7 +55,7 @@ class BabyAI(worlds.Episodes):
 
     def __init__(self, level: str, *, reward: str = "success", pixels: int = 0):
         super().__init__(dense=reward == "dense")
-        worlds.check_pixels(pixels, 1024)
+        episodes.check_pixels(pixels, 1024)
         gymnasium, known = _gymnasium(), levels()
         if level not in known:
             raise InputError(f"BabyAI has no level '{level}'{nearest(level, known)}")
@@ -88,7 +88,7 @@ class BabyAI(worlds.Episodes):
     def fingerprint(self) -> np.ndarray:
         """Return the SHA-256 of all that determines what happens next, uint8[32]."""
         own = self.environment
-        return worlds.fingerprint(
+        return episodes.fingerprint(
             self._seed,
             self._episode,
             self._score,
@@ -108,7 +108,7 @@ class BabyAI(worlds.Episodes):
         return self.environment.get_frame(tile_size=_TILE)
 
     def _begin(self) -> None:
-        seed = worlds.seed_of(self._seed, self._episode)
+        seed = episodes.seed_of(self._seed, self._episode)
         # It prints each mission that it rejects.
         with contextlib.redirect_stdout(io.StringIO()):
             raw, _ = self.environment.reset(seed=seed)

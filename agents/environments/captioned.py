@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from agents.environments import worlds
 from agents.environments.babyai import BabyAI
 from agents.environments.worlds import Observation, World
 from polyview.errors import InputError, check_range
+from polyview.rl import episodes
 from polyview.rl.environment import Outcome
 
 Caption = Callable[[World], str]
@@ -140,7 +140,7 @@ class Moves(_Around):
 
     def fingerprint(self) -> np.ndarray:
         """The SHA-256 of all that determines what happens next, uint8[32]."""
-        return worlds.fingerprint(self.own.fingerprint(), self._grip)
+        return episodes.fingerprint(self.own.fingerprint(), self._grip)
 
     def _ended(self) -> None:
         self._grip = 0.0

@@ -23,6 +23,12 @@ _DOORS = ("open", "closed", "locked")
 _WALL = 2
 
 _NAMED = re.compile(rf"(?:({'|'.join(_COLOURS)}) )?(door|key|ball|box|object)\b")
+# How a sentence begins that says of a thing where it is.
+_SEEN, _CARRIED = "You see", "You carry"
+_SHOWN = re.compile(
+    rf"(?:{_SEEN}|{_CARRIED}) an? (?:(?:{'|'.join(_DOORS)}) )?(?:{'|'.join(_COLOURS)}) "
+    rf"(?:{'|'.join(_KINDS.values())})\b"
+)
 
 # Of Meta-World: what the first object is, by the beginning of a task's name.
 _THINGS = {
@@ -61,7 +67,7 @@ def captioner(name: str, goal_only: bool = False) -> Callable[[World], str]:
     """Return what describes `arrived` of a world of a name such as babyai:GoToLocal.
 
     It may be called while the next episode has not begun; see
-    `agents.environments.worlds:stop`. goal_only: see `babyai`.
+    `polyview.rl.episodes:stop`. goal_only: see `babyai`.
 
     Raises InputError for an unknown world, and for goal_only in another than BabyAI.
     """
@@ -72,6 +78,8 @@ def captioner(name: str, goal_only: bool = False) -> Callable[[World], str]:
         "rearrange": lambda room: rearrange(room.environment),
         "wordle": lambda room: wordle(room.arrived["state"]),
     }
+    if kind not in known:
+        raise InputError(f"{name} has no captions; {', '.join(known)} have")
     if goal_only and kind != "babyai":
         raise InputError(f"goal-aware captions are for BabyAI, not for {name}")
     return known[kind]
@@ -151,16 +159,24 @@ def _babyai(cells: bytes, instruction: str | None) -> str:
         places = [
             f"{_a(thing)} {_place(ahead, right)}" for (_, ahead, right), thing in seen
         ]
-        sentences.append(f"You see {'; '.join(places)}.")
+        sentences.append(f"{_SEEN} {'; '.join(places)}.")
     elif instruction is None:
-        sentences.append("You see no objects.")
+        sentences.append(f"{_SEEN} no objects.")
     if missing:
         sentences.append(f"You do not see {' or '.join(map(_a, missing))}.")
     if instruction is None and cells[3 * (7 * 3 + 5)] == _WALL:
         sentences.append("A wall is right in front of you.")
     if carried:
-        sentences.append(f"You carry {_a(carried)}.")
+        sentences.append(f"{_CARRIED} {_a(carried)}.")
     return " ".join(sentences)
+
+
+def shows_object(caption: str) -> bool:
+    """Return whether a caption says where an object of BabyAI is, in sight or in hand.
+
+    What it says is not seen does not count. It is False for all other worlds.
+    """
+    return _SHOWN.search(caption) is not None
 
 
 def _is(thing: _Thing, named: Sequence[tuple[str, str]]) -> bool:

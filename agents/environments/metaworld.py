@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.environments import worlds
 from agents.environments.worlds import Observation
 from polyview.errors import InputError, nearest
+from polyview.rl import episodes
 from polyview.rl.environment import Outcome
 
 # Of those not listed, the words of the name are the instruction.
@@ -64,7 +64,7 @@ _UNUSED = {"_last_stable_obs"}  # a field of tasks: each step writes it before i
 _FILM = 480  # pixels; no more than Meta-World's models allow
 
 
-class MetaWorld(worlds.Episodes):
+class MetaWorld(episodes.Episodes):
     """A task of Meta-World; see `agents.environments.worlds:World`.
 
     Args:
@@ -80,7 +80,7 @@ class MetaWorld(worlds.Episodes):
 
     def __init__(self, task: str, *, reward: str = "success", pixels: int = 0):
         super().__init__(dense=reward == "dense")
-        worlds.check_pixels(pixels, _FILM)
+        episodes.check_pixels(pixels, _FILM)
         known = tasks()
         if task not in known:
             raise InputError(f"Meta-World has no task '{task}'{nearest(task, known)}")
@@ -125,7 +125,7 @@ class MetaWorld(worlds.Episodes):
         fields = {k: v for k, v in vars(own).items() if isinstance(v, plain)}
         # Tasks move parts of their model.
         places = (own.model.body_pos, own.model.body_quat, own.model.site_pos)
-        return worlds.fingerprint(
+        return episodes.fingerprint(
             self._seed,
             self._episode,
             self._score,
@@ -150,7 +150,7 @@ class MetaWorld(worlds.Episodes):
         del own.sawyer_observation_space  # its bounds would clip the goal to 0
 
     def _begin(self) -> None:
-        self.environment.seed(worlds.seed_of(self._seed, self._episode))
+        self.environment.seed(episodes.seed_of(self._seed, self._episode))
         raw, _ = self.environment.reset()
         self._score, self._steps = 0.0, 0
         self.observation = self._observed(raw)

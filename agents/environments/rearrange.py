@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from agents.environments import worlds
 from agents.environments.worlds import Observation
 from agents.rearrange.environment import LIMIT
 from agents.rearrange.pictures import SIZE
 from agents.rearrange.room import Room
 from agents.rearrange.words import SKILLS
 from polyview.errors import InputError
+from polyview.rl import episodes
 from polyview.rl.environment import Outcome
 
 
-class Rearrange(worlds.Episodes):
+class Rearrange(episodes.Episodes):
     """A split of TextRearrange; see `agents.environments.worlds:World`.
 
     Args:
@@ -66,14 +66,16 @@ class Rearrange(worlds.Episodes):
         state = self.environment.state
         moving = map(np.asarray, state[1:])
         row = self._row()
-        return worlds.fingerprint(self._seed, self._episode, self._score, row, *moving)
+        return episodes.fingerprint(
+            self._seed, self._episode, self._score, row, *moving
+        )
 
     def render(self) -> np.ndarray:
         """Draw the whole room, with what is behind doors, uint8[236, 968, 3]."""
         return self.environment.render()
 
     def _row(self) -> int:
-        seed = worlds.seed_of(self._seed, self._episode)
+        seed = episodes.seed_of(self._seed, self._episode)
         return seed % len(self.environment.table)
 
     def _begin(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from agents.environments import worlds
 from agents.environments.captions import captioner
 from polyview.errors import InputError, check_range
+from polyview.rl import episodes
 from polyview.rl.rows import HostRows, Shapes
 
 PADDING = -1  # of texts; 0 is a token
@@ -104,7 +105,7 @@ class WorldRow:
         self._world.environment.step = self._step_and_keep
         # Its next episode would begin from a seed of its own: half of all resets for
         # nothing.
-        self._world.on_end = worlds.stop
+        self._world.on_end = episodes.stop
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         """Begin an episode from a seed, and return what it shows."""
@@ -120,7 +121,7 @@ class WorldRow:
         over = False
         try:
             self._world.step(action)
-        except worlds.Over:
+        except episodes.Over:
             over = True
         success = self._world.success
         _, own, ended, cut, _ = self._result

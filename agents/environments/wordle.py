@@ -4,9 +4,10 @@
                           their marks, 1 to 3 as below; zeros where nothing is guessed
 
 An action is a word of `WORDS`, and any may be guessed at any time. The hidden one is
-among them. After each guess every letter is marked: RIGHT in its place; ELSEWHERE if
-the hidden word has it, in a place that is not guessed right, and as often at most as it
-is there, from the left; else ABSENT.
+among them; training, validation and test each hide words of their own. After each guess
+every letter is marked: RIGHT in its place; ELSEWHERE if the hidden word has it, in a
+place that is not guessed right, and as often at most as it is there, from the left;
+else ABSENT.
 """
 
 import functools
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.environments import worlds
 from agents.environments.worlds import Observation
 from polyview.errors import InputError, nearest
+from polyview.rl import episodes
 from polyview.rl.environment import Outcome
 
 # Common words of five letters, American and British alike.
@@ -69,8 +70,19 @@ _A = ord("a") - 1  # so that a is 1
 _SPELT = np.array([[ord(letter) - _A for letter in word] for word in WORDS])
 _WORTH = 0.9  # of the dense reward, that is lost by the last guess
 
+# Of five words in the order of the alphabet three are hidden in training (300), the
+# fourth in validation and the fifth in test (100 each, as many as an evaluation plays).
+_HIDDEN = tuple(
+    tuple(number for number in range(len(WORDS)) if number % 5 in places)
+    for places in ((0, 1, 2), (3,), (4,))
+)
+# Seeds below the first belong to evaluation by validation, below the second by test
+# (`agents.evaluation.success`); from there to the third those of recorded episodes, by
+# the remainder of 3 (`agents.demonstrate`); all others to training.
+_SEEDS = (2**20, 2**22, 2**31)
 
-class Wordle(worlds.Episodes):
+
+class Wordle(episodes.Episodes):
     """The game; see `agents.environments.worlds:World`.
 
     Args:
@@ -79,8 +91,7 @@ class Wordle(worlds.Episodes):
         less 0.9 of the share of the guesses that were used, as BabyAI's.
       pixels: 0; there are no pictures.
 
-    The hidden word of a seed is `WORDS[seed % 500]`: as many seeds in a row as there
-    are words play each once.
+    For the hidden word see `hidden`.
     """
 
     kind = "wordle"
@@ -113,7 +124,7 @@ class Wordle(worlds.Episodes):
     def fingerprint(self) -> np.ndarray:
         """Return the SHA-256 of all that determines what happens next, uint8[32]."""
         game = self.environment
-        return worlds.fingerprint(
+        return episodes.fingerprint(
             self._seed, self._episode, self._score, game.hidden, game.state
         )
 
@@ -122,12 +133,29 @@ class Wordle(worlds.Episodes):
         return draw(self.environment.state)
 
     def _begin(self) -> None:
-        seed = worlds.seed_of(self._seed, self._episode)
         self._score, self._steps = 0.0, 0
-        self.observation = self._observed(self.environment.begin(seed % len(WORDS)))
+        word = hidden(self._seed, self._episode)
+        self.observation = self._observed(self.environment.begin(word))
 
     def _observed(self, state: np.ndarray) -> Observation:
         return {"state": state, "instruction": INSTRUCTION}
+
+
+def hidden(seed: int, episode: int = 0) -> int:
+    """Return the number of the word that an episode hides.
+
+    seed, episode: of the last reset, and how many episodes have ended since. They are
+    of training, validation or test by the seed, and no two of these share a word. Below
+    2**22 as many seeds in a row as there are words in a part play each once.
+    """
+    validation, test, recorded = _SEEDS
+    if seed < test:
+        split = 1 if seed < validation else 2
+    else:
+        split = seed % 3 if seed < recorded else 0
+    own, words = episodes.seed_of(seed, episode), _HIDDEN[split]
+    # Recorded seeds of a split have one remainder, and so would meet a third of words.
+    return words[(own if own < test else own // 3) % len(words)]
 
 
 class Game:

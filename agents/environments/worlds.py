@@ -1,5 +1,5 @@
 """Worlds by their names: `babyai:GoToLocal`, `metaworld:reach-v3`, `rearrange:train`,
-`wordle:english`.
+`wordle:english`. Those of other packages are `MODULE:CLASS`, with a dot in the module.
 
 A world is an environment (`polyview.rl.environment`) whose observations are dicts: the
 arrays of one step, and `instruction`, a text that stays the same for an episode. With
@@ -11,16 +11,16 @@ An episode depends on its seed and its actions alone, not on what was played bef
 When it ends, the next one begins from a seed that follows from that of the reset.
 """
 
-import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
 
+from polyview.config.spec import build
+from polyview.config.trust import allow_list
 from polyview.errors import InputError, nearest
-from polyview.rl.environment import Environment, Finished, Outcome
+from polyview.rl.environment import Environment
 
 KINDS = ("babyai", "metaworld", "rearrange", "wordle")
 REWARDS = ("success", "dense")
@@ -31,9 +31,14 @@ Observation = dict[str, Any]
 class World(Environment, Protocol):
     """An environment with instructions; see the module.
 
+    A class of another package need not know of this one. It takes `reward` and `pixels`
+    as `world` does, and may have a method `expert()`, which returns an expert
+    (`agents.demonstrate:Expert`) for the episode that has just begun.
+    `polyview.rl.episodes:Episodes` has what all worlds do alike.
+
     Attributes:
       name: of the world, as `world` takes it.
-      kind: one of `KINDS`.
+      kind: one of `KINDS`, or another word for what is alike in several worlds.
       actions: the names of numbered actions; None if actions are continuous.
       box: (number of values, lowest, highest) of continuous actions; None if numbered.
       limit: the most steps that an episode can have.
@@ -64,74 +69,28 @@ class World(Environment, Protocol):
         """Draw the world as it is now, uint8[h, w, 3], for people."""
 
 
-class Episodes(ABC):
-    """The episodes of a world, one after another; see the module.
+def world(
+    name: str, *, reward: str = "success", pixels: int = 0, typed: bool = False
+) -> World:
+    """Return the world of a name, in an episode of seed 0; see the module.
 
-    A world begins the next one in `_begin`, with the seed that `seed_of` gives, and
-    returns `_outcome` from its `step`, having set `arrived` and `success`.
-    """
+    Args:
+      name: `KIND:TASK` or `MODULE:CLASS`.
+      reward: see the module.
+      pixels: the size of the field `image` of observations, uint8[pixels, pixels, 3]; 0
+        for none, or for the world's own size where it always shows one.
+      typed: the user typed this name, and any module may be imported. Others come from
+        a manifest or a config, which may be a stranger's: then only what is in some
+        `trusted.txt` is (`polyview.config.trust`).
 
-    def __init__(self, dense: bool) -> None:
-        self._dense = dense
-        self.observation: Observation = {}
-        self.arrived: Observation = {}
-        self.on_end: Callable[[], None] | None = None
-        self._score, self._steps = 0.0, 0
-
-    def reset(self, seed: int) -> Observation:
-        """Start an episode from a seed, and return its first observation."""
-        check_seed(seed)
-        self._seed, self._episode = int(seed), 0
-        self._begin()
-        self.arrived, self.success = self.observation, False
-        return self.observation
-
-    @abstractmethod
-    def _begin(self) -> None:
-        """Begin an episode, and set `observation` and the score."""
-
-    def _outcome(self, own: float, over: bool) -> Outcome:
-        """Return the result of a step; begin the next episode if this one is over.
-
-        own: the world's own reward.
-        """
-        reward = float(own) if self._dense else float(self.success)
-        self._score, self._steps = self._score + reward, self._steps + 1
-        if not over:
-            self.observation = self.arrived
-            return Outcome(self.observation, reward, False, None)
-        finished = Finished(self._score, self._steps)
-        self._episode += 1
-        if self.on_end is not None:
-            self.on_end()
-        self._begin()
-        return Outcome(self.observation, reward, True, finished)
-
-
-class Over(Exception):
-    """The episode is over; the world does not begin the next one. See `stop`."""
-
-
-def stop() -> None:
-    """Raise Over. As a world's `on_end` it keeps the next episode from beginning.
-
-    What the world has set of the episode's last step, such as `arrived`, stays.
-    """
-    raise Over
-
-
-def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:
-    """Return the world of a name, `KIND:TASK`, in an episode of seed 0.
-
-    reward: see the module. pixels: the size of the field `image` of observations,
-    uint8[pixels, pixels, 3]; 0 for none.
-
-    Raises InputError for an unknown name or reward, and if the package that simulates
-    the world is not installed.
+    Raises InputError for an unknown name or reward, a name that is not trusted, and if
+    the package that simulates the world is not installed.
     """
     kind, task = parse(name)
     if reward not in REWARDS:
         raise InputError(f"no reward '{reward}' of {name}{nearest(reward, REWARDS)}")
+    if kind not in KINDS:
+        return _brought(name, reward, pixels, typed)
     if kind == "babyai":
         from agents.environments.babyai import BabyAI
 
@@ -149,25 +108,42 @@ def world(name: str, *, reward: str = "success", pixels: int = 0) -> World:
     return MetaWorld(task, reward=reward, pixels=pixels)
 
 
+def _brought(name: str, reward: str, pixels: int, typed: bool) -> World:
+    """Return the world of a class `MODULE:CLASS`."""
+    parts = name.partition(":")[0].split(".")
+    if not typed and not allow_list() & {name, *accumulate(parts, "{}.{}".format)}:
+        raise InputError(
+            f"{name} is in no trusted.txt and may be a stranger's; if you trust it, "
+            f"give {{'partial': '{name}'}} in its place, and --trust {parts[0]}"
+        )
+    spec = {"target": name, "reward": reward, "pixels": pixels}
+    return build(spec, None if typed else allow_list(), "the world")
+
+
 def made_of(one: str | Callable[[], World], pixels: int = 0) -> World:
     """Return the world of a name, with images, or the one that a function makes."""
     return world(one, pixels=pixels) if isinstance(one, str) else one()
 
 
 def parse(name: str) -> tuple[str, str]:
-    """Return kind and task of a world's name. Raises InputError for an unknown kind."""
+    """Return kind and task of a world's name, or module and class; nothing is imported.
+
+    Raises InputError for an unknown kind, and what is no name of a class.
+    """
     kind, _, task = name.partition(":")
-    if kind not in KINDS or not task:
+    words = [*kind.split("."), task]
+    brought = len(words) > 2 and all(word.isidentifier() for word in words)
+    if not brought and (kind not in KINDS or not task):
         raise InputError(
             f"'{name}' is no world; give one such as babyai:GoToLocal, "
-            f"metaworld:reach-v3, rearrange:train or wordle:english"
-            f"{nearest(kind, KINDS) if kind not in KINDS else ''}"
+            f"metaworld:reach-v3, rearrange:train, wordle:english or package.module:"
+            f"Class{nearest(kind, KINDS) if kind not in KINDS else ''}"
         )
     return kind, task
 
 
 def kind_of(names: Sequence[str], verb: str) -> str:
-    """Return the kind of worlds that make one data set.
+    """Return the kind, or the module, of worlds that make one data set.
 
     verb: what is done to them, for messages. Raises InputError if there are none, if
     they are of several kinds, and if one is there twice.
@@ -183,63 +159,3 @@ def kind_of(names: Sequence[str], verb: str) -> str:
     if twice:
         raise InputError(f"{twice[0]} is given twice")
     return kinds.pop()
-
-
-def seed_of(seed: int, episode: int) -> int:
-    """Return the seed of an episode, counted from 0 since the reset with `seed`."""
-    if not episode:
-        return seed
-    return int(np.random.SeedSequence(seed, spawn_key=(episode,)).generate_state(1)[0])
-
-
-def check_pixels(pixels: int, most: int) -> None:
-    """Raise InputError if a world cannot draw images of a size."""
-    if type(pixels) is not int or not 0 <= pixels <= most:
-        raise InputError(f"images of {pixels} pixels cannot be drawn; give 0 to {most}")
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError if no episode can be reset with a seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"a world cannot be reset with seed {seed!r}; give 0 or more")
-
-
-def fingerprint(*values: Any) -> np.ndarray:
-    """Return the SHA-256 of values, uint8[32].
-
-    They are numbers, texts, arrays, containers of values, and objects, which count by
-    their class and their fields. An object that occurs twice is not the same as two
-    equal ones. Fields called `env` are left out: they point back to the whole.
-    """
-    digest = hashlib.sha256()
-    seen: dict[int, int] = {}
-
-    def add(value: Any) -> None:
-        if isinstance(value, Enum):
-            value = value.value
-        if isinstance(value, np.generic):
-            value = value.item()
-        if value is None or isinstance(value, bool | int | float | str | bytes):
-            digest.update(f"{type(value).__name__} {value!r};".encode())
-        elif isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype} {value.shape};".encode())
-            digest.update(value.tobytes())
-        elif isinstance(value, Mapping):
-            digest.update(f"{len(value)} items;".encode())
-            for key in sorted(value, key=str):
-                digest.update(f"{key}=".encode())
-                add(value[key])
-        elif isinstance(value, Sequence):
-            digest.update(f"{len(value)} values;".encode())
-            for item in value:
-                add(item)
-        elif id(value) in seen:
-            digest.update(f"object {seen[id(value)]};".encode())
-        else:
-            seen[id(value)] = len(seen)
-            digest.update(f"{type(value).__name__}:".encode())
-            add({name: v for name, v in vars(value).items() if name != "env"})
-
-    for value in values:
-        add(value)
-    return np.frombuffer(digest.digest(), np.uint8)

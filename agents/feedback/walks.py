@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.demonstrate import Failed, expert
-from agents.environments.worlds import Over, World, stop
+from agents.environments.worlds import World
 from polyview.errors import check_range
+from polyview.rl.episodes import Over, stop
 
 UNKNOWN = float("nan")  # a value
 

@@ -2,6 +2,8 @@
 
     environment      the protocols of environments: one, rows, and on the device
     rows             environments on the host side by side, in processes
+    joined           rows of several environments, which take turns
+    episodes         what environments with a seed an episode have in common
     cartpole         a pole on a cart, on the device
     acting           what an actor is, and how it plays rows of episodes
     actors           actors without a language model
@@ -14,5 +16,5 @@
     distributional   C51: returns as distributions
     aggregates       scores over runs and tasks, and their intervals
 
-`environment`, `rollout` and `aggregates` need only numpy.
+`environment`, `episodes`, `joined`, `rollout` and `aggregates` need only numpy.
 """
