@@ -211,15 +211,27 @@ def actions(names: Sequence[str], size: int) -> dict[str, Any]:
 
 def mixture(
     names: Sequence[str],
-    split: str,
-    shares: Mapping[str, float],
+    share: float,
+    weights: Mapping[str, float],
     seen_by: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the source and the views of a mixture; seen_by: {domain: its views}."""
+    """Return the source and the views of a mixture.
+
+    Args:
+      names: of the domains.
+      share: of each domain's demonstrations, the first of them, at least one.
+      weights: {domain: its weight}; seen_by: {domain: its views}.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"share={share}; give more than 0, and 1 at most")
+    splits = dict.fromkeys(names, "train")
+    for name in names if share < 1 else ():
+        count = recording.describe(name)["counts"]["episodes"]
+        splits[name] = f"train[:{max(round(share * count), 1)}]"
     source = {
         "target": "polyview.data.mixture:Mixture",
-        "sources": {name: parts.held(name, split) for name in names},
-        "weights": dict(shares),
+        "sources": {name: parts.held(name, split) for name, split in splits.items()},
+        "weights": dict(weights),
     }
     views = {"target": "polyview.data.mixture:OfDomains", "views": dict(seen_by)}
     return source, views

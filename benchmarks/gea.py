@@ -18,7 +18,7 @@ values on their own scale and without. unseen: levels, splits and goals outside 
 mixture, for the policy of all domains and for those of one.
 
 A finished run is a row of the JSON and is not repeated: run again to resume. Data are
-recorded first, with --pixels 64:
+recorded first, all with --pixels 64:
 
     python -m polyview.main --workdir OWN --config configs/gea_frames.py:\\
         data=gea_gotolocal+gea_pickuploc+gea_open_door+gea_arm+gea_maze+gea_flat+gea_pong
@@ -28,7 +28,7 @@ recorded first, with --pixels 64:
     python -m agents.prepare --env babyai:Open --episodes 2000 --name gea_open_door
     python -m agents.prepare --env rearrange:train --episodes 2000 --name gea_flat
     python -m agents.prepare --env dvf.navigation:KnownGoals --name gea_maze
-    python -m agents.prepare --env sgi.pong:Pong --episodes 500 --name gea_pong
+    python -m agents.prepare --env sgi.pong:Pong --episodes 200 --name gea_pong
     python -m agents.prepare --name gea_arm --episodes 100 --validation 20 --test 20 \\
         --env metaworld:reach-v3 metaworld:push-v3 metaworld:drawer-open-v3 \\
         metaworld:drawer-close-v3 metaworld:button-press-topdown-v3
@@ -68,8 +68,8 @@ ALL = (GOTO, PICKUP, OPEN, ARM, MAZE, FLAT, PONG)
 CONTINUOUS = (ARM, MAZE)
 SEEDS = 3
 STEPS = 1500  # updates of a policy of all domains
-FEW = 200  # demonstrations of a domain before it is played
-QUARTER = 250  # of 1,000; arm and Pong have 500, and give half
+FEW = 0.1  # of the demonstrations, before a domain is played
+QUARTER = 0.25  # of the demonstrations
 THOUSAND = 100  # steps of the environments
 UNSEEN = {  # {domain: worlds that no mixture has}
     GOTO: ["babyai:GoToRedBall", "babyai:GoToLocalS8N7"],
@@ -186,7 +186,7 @@ def vision(flags: argparse.Namespace) -> Iterator:
         for name, given in arms.items():
 
             def measure(given: dict = given, seed: int = seed) -> dict[str, Any]:
-                run = imitated(flags, ALL, seed, demonstrations=QUARTER, **given)
+                run = imitated(flags, ALL, seed, share=QUARTER, **given)
                 return success(run)
 
             yield {"name": name, "seed": seed}, measure
@@ -204,7 +204,7 @@ def stages(flags: argparse.Namespace) -> Iterator:
         for name, given in arms.items():
 
             def measure(given: str | None = given, seed: int = seed) -> dict[str, Any]:
-                first = imitated(flags, ALL, seed, demonstrations=FEW, body=flags.body)
+                first = imitated(flags, ALL, seed, share=FEW, body=flags.body)
                 if given is None:
                     return success(first)
                 return played(flags, first, (GOTO,), given, seed)
@@ -212,7 +212,7 @@ def stages(flags: argparse.Namespace) -> Iterator:
             yield {"name": name, "body": flags.body, "seed": seed}, measure
 
         def again(seed: int = seed) -> dict[str, Any]:
-            first = imitated(flags, ALL, seed, demonstrations=FEW, body=flags.body)
+            first = imitated(flags, ALL, seed, share=FEW, body=flags.body)
             return own_successes(flags, first, seed)
 
         yield {"name": "own successes", "body": flags.body, "seed": seed}, again
@@ -340,7 +340,7 @@ def popart(flags: argparse.Namespace) -> Iterator:
         for name, given in arms.items():
 
             def measure(given: str = given, seed: int = seed) -> dict[str, Any]:
-                first = imitated(flags, ALL, seed, demonstrations=FEW)
+                first = imitated(flags, ALL, seed, share=FEW)
                 return played(flags, first, names, f"clone=0.0,{given}", seed, names)
 
             yield {"name": name, "seed": seed}, measure

@@ -36,7 +36,7 @@ def get_config(argument: str = "") -> dict:
         seed=0,
     )
     names = domains.named(args["data"])
-    source, _ = domains.mixture(names, "train", domains.weights("", names), {})
+    source, _ = domains.mixture(names, 1.0, domains.weights("", names), {})
     crop = {
         "target": "polyview.data.augment:RandomResizedCrop",
         "size": args["pixels"],

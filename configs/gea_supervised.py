@@ -19,7 +19,7 @@ first ones; rank; words, of numbered actions, "semlang", "lang" or "pred"; token
 a run; vision, a run whose encoder sees images; seeing, "frozen", "trained",
 "random_trained" or "random_frozen" (the run's weights, or random ones); pixels, images
 are resized to; observations, names joined by + (images alone); room, tokens of an
-instruction; demonstrations, of each domain (0: all); steps; batch_size, episodes; rate;
+instruction; share of each domain's demonstrations; steps; batch_size, episodes; rate;
 episodes of the evaluation; split, "validation" to choose by, "test" once; seed.
 Hardware: two laptop cores. Rates are in docs/gea.md.
 """
@@ -48,7 +48,7 @@ def get_config(argument: str = "") -> dict:
         pixels=64,
         observations="image",
         room=24,
-        demonstrations=0,
+        share=1.0,
         steps=1500,
         batch_size=32,
         rate=1e-3,
@@ -76,9 +76,7 @@ def get_config(argument: str = "") -> dict:
         for name in names
     }
     shares = domains.weights(args["weights"], names)
-    count = args["demonstrations"]
-    split = f"train[:{count}]" if count else "train"
-    source, mixed = domains.mixture(names, split, shares, views)
+    source, mixed = domains.mixture(names, args["share"], shares, views)
     return {
         "seed": args["seed"],
         "steps": args["steps"],

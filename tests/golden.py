@@ -96,7 +96,7 @@ GOLDEN = VARIANTS | {
     "rewards_ppo": ["reward=distilled", "reward=distilled,form=thresholded,fast=False"],
     "gea_supervised": [
         "data=babyai_gotolocal+metaworld_two,tokenizer=codes,observations=,weights=2+1",
-        "data=babyai_gotolocal,body=scratch,words=pred,observations=,demonstrations=50",
+        "data=babyai_gotolocal,body=scratch,words=pred,observations=,share=0.05",
     ],
     "gea_frames": [""],
     "gea_online": [
