@@ -1,6 +1,6 @@
 """Behaviour cloning: the loss of an expert's actions, alone and beside PPO."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from agents.generalist import Generalist, first_rows
-from polyview.data.mixture import DOMAIN, most_rows, of_domain, under
-from polyview.errors import InputError, check_range
+from polyview.data.mixture import DOMAIN, most_rows, of_domain, shares, under
+from polyview.errors import InputError, check_range, nearest
 from polyview.objectives.base import Batch
 
 
@@ -41,9 +41,9 @@ class Cloning:
 
 @dataclass(frozen=True)
 class MixedCloning:
-    """The weighted mean over domains of the loss of `Cloning` in each.
+    """The weighted sum over domains of the loss of `Cloning` in each.
 
-        sum_d w_d L_d / sum_d w_d
+        sum_d w_d L_d
 
     The module is `agents.generalist:Generalist`, the batch of a
     `polyview.data.mixture:Mixture` of its domains. Only a domain's own rows pass its
@@ -54,7 +54,9 @@ class MixedCloning:
         may have in a batch. If a batch has more, the loss is NaN.
       weights: {domain: w}; a domain that is not named has 1.
 
-    Raises InputError for other domains than the module's, and a batch without them.
+    Raises InputError for other domains than the module's, a batch without them, weights
+    that are all 0, and a domain that has less than one row of a batch on average: where
+    it is absent, its loss would count as 0.
     """
 
     shares: Mapping[str, float]
@@ -66,6 +68,8 @@ class MixedCloning:
     def __call__(
         self, module: Generalist, target_module: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
+        if not hasattr(module, "domains"):
+            raise InputError("cloning takes a batch whole; set microbatch to None")
         if DOMAIN not in batch["targets"]:
             raise InputError(
                 "there is no domain in the batch; set source and views to those of "
@@ -77,8 +81,8 @@ class MixedCloning:
                 f"model {', '.join(module.domains)}"
             )
         domains = batch["targets"][DOMAIN]
-        rows = most_rows(self.shares, len(domains))
-        loss, weight = jnp.zeros(()), 0.0
+        rows = self._rows(module.domains, len(domains))
+        loss = jnp.zeros(())
         told: dict[str, Any] = {}
         for number, name in enumerate(module.domains):
             if not rows[name]:
@@ -89,12 +93,27 @@ class MixedCloning:
             policy, noise = module.policies[name], jax.random.fold_in(key, number)
             own_loss, metrics = Cloning()(policy, None, own, noise)
             loss += self.weights.get(name, 1.0) * own_loss
-            weight += self.weights.get(name, 1.0)
             left_out = (domains == number).sum() > rows[name]
             loss = jnp.where(left_out, jnp.nan, loss)
             told |= {f"{name}/loss": own_loss}
             told |= {f"{name}/{what}": value for what, value in metrics.items()}
-        return loss / max(weight, 1e-12), told
+        return loss, told
+
+    def _rows(self, known: Sequence[str], batch_size: int) -> dict[str, int]:
+        """Return the most rows of each domain in a batch."""
+        for name in self.weights:
+            if name not in known:
+                raise InputError(f"objective.weights: {name}{nearest(name, known)}")
+        if not any(self.weights.get(name, 1.0) for name in known):
+            raise InputError("objective.weights are all 0; raise one")
+        exact = zip(self.shares, shares(self.shares, batch_size), strict=True)
+        for name, share in exact:
+            if 0 < share < 1:
+                raise InputError(
+                    f"the domain {name} has {float(share):.2g} rows of a batch of "
+                    f"{batch_size}; raise batch_size, or its share of the mixture"
+                )
+        return most_rows(self.shares, batch_size)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A domain is a data set of demonstrations (`agents.recording`), and is called by 
 name: its worlds, its prompt, its views, its part of the model and its evaluation.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ PROMPTS = {
     "pong": ("a player of a game", "moves of a joystick", "the last three frames"),
 }
 SEEING = ("frozen", "trained", "random_trained", "random_frozen")
+CODES = "codes"  # the adapter of all continuous actions
 CRITIC = {"hidden": 512, "rate": 0.01}  # ours; only numbered actions have values
 
 
@@ -30,7 +32,7 @@ def named(data: str) -> list[str]:
     """
     names = data.split("+")
     for name in names:
-        if not name.isidentifier():
+        if not name.isidentifier() or name == CODES:
             raise InputError(
                 f"data={data}: {name!r} is no name of a domain; record it under "
                 "letters, digits and _ alone, with --name"
@@ -133,13 +135,15 @@ def adapters(
       model: the prepared language model whose words are written.
     """
     found: dict[str, Any] = {}
+    shared: dict[tuple, str] = {}
     options: dict[str, dict[str, Any]] = {}
     init: dict[str, Any] = {}
     for name in names:
         action = recording.describe(name)["action"]
         if "names" in action:
             own = parts.named(words, action["names"], model)
-            at = next((key for key, spec in found.items() if spec == own), name)
+            meaning = tuple(action["names"])  # two of equal length may not be alike
+            at = shared.setdefault(meaning, name)
             found[at] = own
             options[name] = {"adapter": at, "critic": dict(CRITIC)}
             continue
@@ -155,9 +159,9 @@ def adapters(
                 f"{name} has actions of {size} numbers, and the tokenizer {tokenizer} "
                 f"of {most}; train one with data={'+'.join(names)}"
             )
-        found["codes"] = {"partial": "agents.adapters:Tokens", "tokenizer": own}
-        options[name] = {"adapter": "codes"} | ({"size": size} if size < most else {})
-        init = {"adapters.codes.tokenizer": {"from": tokenizer, "path": ""}}
+        found[CODES] = {"partial": "agents.adapters:Tokens", "tokenizer": own}
+        options[name] = {"adapter": CODES} | ({"size": size} if size < most else {})
+        init = {f"adapters.{CODES}.tokenizer": {"from": tokenizer, "path": ""}}
     return found, options, init
 
 
@@ -235,6 +239,12 @@ def mixture(
     }
     views = {"target": "polyview.data.mixture:OfDomains", "views": dict(seen_by)}
     return source, views
+
+
+def fewest(shares: Mapping[str, float]) -> int:
+    """Return the rows of the smallest batch that has one of each domain."""
+    given = [share for share in shares.values() if share]
+    return math.ceil(sum(given) / min(given))
 
 
 def weights(text: str, names: Sequence[str]) -> dict[str, float]:
@@ -317,6 +327,7 @@ def begun_from(run: str) -> dict[str, Any]:
         copied = ("model", "source", "views", "objective", "evaluations")
         config = parts.config_of(run, copied)
         model: Any = config.get("model") or {}
-    if model.get("partial") != "agents.generalist:Generalist":
+    known = model.get("partial") == "agents.generalist:Generalist"
+    if not known or "views" not in (config.get("views") or {}):
         raise InputError(f"{run} is no run of configs/gea_supervised.py")
     return config

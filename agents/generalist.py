@@ -170,12 +170,12 @@ class Generalist(nnx.Module):
         for number, (name, policy) in enumerate(
             zip(self.playing, self._played, strict=True)
         ):
-            yield name, policy, functools.partial(rows_of, number, len(self.playing))
+            yield name, policy, functools.partial(own_rows, number, len(self.playing))
 
     def _own(self, play: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Return the rows of a domain in play, with its own views."""
         number = self.playing.index(name)
-        own = rows_of(number, len(self.playing), dict(play))
+        own = own_rows(number, len(self.playing), dict(play))
         return own | {"views": under(own["views"], name)}
 
 
@@ -199,12 +199,12 @@ class Critics:
     def adapt(self, returns: jax.Array, mask: jax.Array) -> None:
         """Follow the returns of each domain."""
         for number, critic in enumerate(self._critics):
-            critic.adapt(*rows_of(number, len(self._critics), (returns, mask)))
+            critic.adapt(*own_rows(number, len(self._critics), (returns, mask)))
 
     def _through(self, name: str, values: jax.Array) -> jax.Array:
         count = len(self._critics)
         parts = [
-            getattr(critic, name)(rows_of(number, count, values))
+            getattr(critic, name)(own_rows(number, count, values))
             for number, critic in enumerate(self._critics)
         ]
         return _interleaved(*parts)
@@ -230,7 +230,7 @@ def first_rows(tree: Any, order: jax.Array, count: int) -> Any:
     return jax.tree.map(chosen, tree)
 
 
-def rows_of(number: int, count: int, tree: Any) -> Any:
+def own_rows(number: int, count: int, tree: Any) -> Any:
     """Return the rows of a domain: `number`, and each `count` after it."""
     return jax.tree.map(lambda x: x[number::count], tree)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agents.data import TEXT, Context
@@ -57,8 +58,8 @@ class Chance:
             size, low, high = self._world.box
             drawn = low + (high - low) * self._rng.random((n, size))
             action = drawn.astype(np.float32)
-        nothing: Any = np.zeros(n, np.float32)
-        return (), Acted(action, nothing, nothing)
+        nothing = np.zeros(n, np.float32)
+        return (), Acted(*map(jnp.asarray, (action, nothing, nothing)))
 
 
 def _now(views: Context, lanes: Sequence["Lane"]) -> dict[str, np.ndarray]:

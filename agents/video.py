@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     from polyview.config.spec import build
     from polyview.config.trust import allow_list
     from polyview.rl import animation
-    from polyview.runs.load import evaluated_model, load, part_of
+    from polyview.runs.load import evaluated_model, load, model_at
 
     whole = devices.replicated(devices.make_mesh())
     trust = tuple(flags.trust)
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     lane.world.on_end = last
     model = evaluated_model(loaded, whole)
     if acting.policy:
-        model = part_of(model, acting.policy)
+        model = model_at(model, acting.policy)
     for _ in play(model, [lane], views):
         if lane.ended:
             lane.over()

@@ -20,8 +20,6 @@ mixture, for the policy of all domains and for those of one.
 A finished run is a row of the JSON and is not repeated: run again to resume. Data are
 recorded first, all with --pixels 64:
 
-    python -m polyview.main --workdir OWN --config configs/gea_frames.py:\\
-        data=gea_gotolocal+gea_pickuploc+gea_open_door+gea_arm+gea_maze+gea_flat+gea_pong
     python -m agents.prepare llm
     python -m agents.prepare --env babyai:GoToLocal --episodes 2000 --name gea_gotolocal
     python -m agents.prepare --env babyai:PickupLoc --episodes 2000 --name gea_pickuploc
@@ -32,6 +30,8 @@ recorded first, all with --pixels 64:
     python -m agents.prepare --name gea_arm --episodes 100 --validation 20 --test 20 \\
         --env metaworld:reach-v3 metaworld:push-v3 metaworld:drawer-open-v3 \\
         metaworld:drawer-close-v3 metaworld:button-press-topdown-v3
+    python -m polyview.main --workdir OWN --config configs/gea_frames.py:\\
+        data=gea_gotolocal+gea_pickuploc+gea_open_door+gea_arm+gea_maze+gea_flat+gea_pong
 """
 
 import argparse
@@ -58,7 +58,7 @@ from polyview.errors import InputError
 from polyview.evaluation.selective import bootstrap
 from polyview.rl.learner import PolicyLearner
 from polyview.runs import metrics
-from polyview.runs.load import frozen_model, part_of
+from polyview.runs.load import frozen_model, model_at
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("tokenizer", "vision", "stages", "sharing", "popart", "unseen")
@@ -244,7 +244,7 @@ def played(
 
 def own_successes(flags: argparse.Namespace, first: Path, seed: int) -> dict[str, Any]:
     """Imitate a run's own successes in a domain, and return success there."""
-    folder = default_data_dir() / f"{GOTO}_own_{seed}"
+    folder = default_data_dir() / f"own_{first.name}"
     if not folder.exists():
         record(first, GOTO, folder, episodes=1000)
     begun = domains.begun_from(str(first))
@@ -282,7 +282,7 @@ def record(run: Path, domain: str, folder: Path, episodes: int) -> None:
     won: list[dict[str, Any]] = []
     mesh = devices.make_mesh()
     with jax.set_mesh(mesh):
-        model = part_of(frozen_model(str(run)), acting.policy)
+        model = model_at(frozen_model(str(run)), acting.policy)
         for number in play(model, lanes, acting.views):
             lane = lanes[number]
             if not lane.ended:
@@ -383,7 +383,7 @@ def write(output: Path, table: str, rows: list[dict]) -> None:
             name: {domain: student(values) for domain, values in own.items()}
             for name, own in groups.items()
         },
-        "differences_are": "paired over seeds and episodes: mean, and 95 % (bootstrap)",
+        "differences_are": "paired over seeds: mean, and ends of 95 % (bootstrap)",
         "differences": differences(rows),
         "rows": rows,
     }
@@ -391,28 +391,29 @@ def write(output: Path, table: str, rows: list[dict]) -> None:
 
 
 def differences(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """Return the gain over the first arm, by arm and domain, where both are measured.
+    """Return the gain over the first arm of a body, by arm and domain, of shared seeds.
 
     Seeds are drawn with replacement, as each of them is one run of either arm.
     """
-    by_name: dict[str, dict[int, Mapping]] = {}
+    arms: dict[Any, dict[str, dict[int, Mapping]]] = {}
     for row in rows:
         if "name" in row and "success" in row:
-            by_name.setdefault(row["name"], {})[row["seed"]] = row["success"]
-    if not by_name:
-        return {}
-    first, *others = by_name
+            own = arms.setdefault(row.get("body"), {})
+            own.setdefault(row["name"], {})[row["seed"]] = row["success"]
     found: dict[str, dict[str, list[float]]] = {}
-    for name in others:
-        seeds = sorted(by_name[first].keys() & by_name[name].keys())
-        for domain in by_name[name][seeds[0]] if seeds else ():
-            gains = [
-                by_name[name][seed][domain] - by_name[first][seed][domain]
-                for seed in seeds
-            ]
-            got = bootstrap(_mean, [np.array(gains)], 2000, 0)
-            own = found.setdefault(f"{name} - {first}", {})
-            own[domain] = [got.value, got.low, got.high]
+    for body, (first, *others) in ((body, [*own]) for body, own in arms.items()):
+        for name in others:
+            one, other = arms[body][first], arms[body][name]
+            seeds = sorted(one.keys() & other.keys())
+            gains: dict[str, list[float]] = {}
+            for seed in seeds:
+                for domain in one[seed].keys() & other[seed].keys():
+                    gain = other[seed][domain] - one[seed][domain]
+                    gains.setdefault(domain, []).append(gain)
+            title = f"{name} - {first}" + (f", {body}" if body else "")
+            for domain, values in sorted(gains.items()):
+                got = bootstrap(_mean, [np.array(values)], 2000, 0)
+                found.setdefault(title, {})[domain] = [got.value, got.low, got.high]
     return found
 
 

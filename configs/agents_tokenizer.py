@@ -37,7 +37,8 @@ def get_config(argument: str = "") -> dict:
         steps=3000,
         split="validation",
     )
-    names = args["data"].split("+")
+    several = "+" in args["data"]
+    names = domains.named(args["data"]) if several else [args["data"]]
     low, high, distinct = domains.ranges(names)
     if distinct is not None and args["codes"] > distinct:
         raise InputError(

@@ -19,6 +19,7 @@ Hardware: two laptop cores. Rates are in docs/gea.md.
 from agents import domains
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
+from polyview.errors import InputError
 
 ROLLOUT = 32
 
@@ -40,6 +41,9 @@ def get_config(argument: str = "") -> dict:
         scales="",
         seed=0,
     )
+    for key in ("thousand", "rows"):
+        if args[key] < 1:
+            raise InputError(f"{key}={args[key]}; give 1 or more")
     begun = domains.begun_from(args["start"])
     playing = domains.named(args["play"])
     model = {**begun["model"], "playing": sorted(playing)}
@@ -102,10 +106,11 @@ def get_config(argument: str = "") -> dict:
         "evaluations": begun["evaluations"],
     }
     if args["clone"]:
-        # Some steps of an episode of each domain; in the paper, 2 samples a device.
+        # The fewest episodes with one of each domain; in the paper, 2 samples a device.
+        # On several devices, set a multiple of their number.
         found["beside"] = {
             "source": begun["source"],
             "views": begun["views"],
-            "batch_size": len(views),
+            "batch_size": domains.fewest(begun["objective"]["shares"]),
         }
     return found

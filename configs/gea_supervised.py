@@ -101,7 +101,11 @@ def get_config(argument: str = "") -> dict:
             "playing": [],
         },
         "init": (init | of_bridges | of_adapters) or None,
-        "objective": {"target": "agents.clone:MixedCloning", "shares": shares},
+        "objective": {
+            "target": "agents.clone:MixedCloning",
+            "shares": shares,
+            "weights": dict.fromkeys(names, 1.0),
+        },
         "optimizer": {
             "partial": "polyview.training.optimizer:adamw",
             "learning_rate": parts.constant_rate(args["rate"]),

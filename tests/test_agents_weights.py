@@ -774,10 +774,10 @@ def test_a_merged_body_is_prepared_again(run, shelf, tmp_path, capsys):
     adapted: Any = load(run, trust=TRUST).module
     x = np.random.default_rng(1).normal(size=(2, 7, 64))
     expected = hidden_of(adapted.reader["body"], x)
-    merged: Any = merge_module(*language_model("merged")._parts)
+    merged: Any = merge_module(*language_model("merged").parts)
     scale = np.abs(expected).max()
     assert np.abs(hidden_of(merged.body, x) - expected).max() <= 1e-5 * scale
-    base: Any = merge_module(*language_model("tiny", 1)._parts)
+    base: Any = merge_module(*language_model("tiny", 1).parts)
     assert np.abs(hidden_of(base.body, x) - expected).max() > 1e-3 * scale
     generate.main(["the", "--model", "merged", "--tokens", "2"])
 

@@ -241,6 +241,10 @@ def test_domains_that_do_not_fit_are_refused(begun, codes, shelf, tmp_path):
         online(begun, "play=gotoo")
     with pytest.raises(InputError, match="is no run of configs/gea_supervised.py"):
         online(codes)
+    with pytest.raises(InputError, match="rows=0; give 1 or more"):
+        load_config(f"configs/gea_online.py:start={begun},play=goto,rows=0")
+    with pytest.raises(InputError, match="two domains with one name, reach2"):
+        load_config("configs/agents_tokenizer.py:data=reach2+reach2")
 
 
 def test_an_encoder_of_frames_is_seen_by_all_domains(shelf, tmp_path, monkeypatch):

@@ -16,14 +16,14 @@ from agents.llm.llama import Body
 from agents.tokenizers.uniform import Uniform
 from polyview import devices
 from polyview.data.mixture import of_domain
-from polyview.errors import InputError
+from polyview.errors import InputError, OutOfRange
 from polyview.model import Model, merge_module, split_module
 from polyview.rl.critic import Critic
 from polyview.rl.joined import Joined
 from polyview.rl.ppo import PPO
 from polyview.rl.rows import HostRows
 from polyview.runs.checksum import flatten
-from polyview.runs.load import part_of
+from polyview.runs.load import model_at
 
 BODY = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "hidden": 24}
 
@@ -119,12 +119,12 @@ def test_the_loss_of_a_mixture_is_that_of_each_domain_alone(rng):
         alone, _ = Cloning()(model.policies[name], None, own, key)
         np.testing.assert_allclose(told[f"{name}/loss"], alone, rtol=2e-5)
         expected.append(alone)
-    np.testing.assert_allclose(loss, np.mean(expected), rtol=2e-5)
+    np.testing.assert_allclose(loss, np.sum(expected), rtol=2e-5)
     weights = {"a": 3.0, "maze": 0.0}
     weighed, _ = jax.jit(lambda b: MixedCloning(SHARES, weights)(model, None, b, key))(
         batch
     )
-    by_hand = (3 * expected[0] + expected[1]) / 4
+    by_hand = 3 * expected[0] + expected[1]
     np.testing.assert_allclose(weighed, by_hand, rtol=2e-5)
 
 
@@ -145,6 +145,15 @@ def test_a_mixture_of_other_domains_is_refused(rng):
     batch = mixed(rng, ROWS)
     with pytest.raises(InputError, match="the mixture has the domains a, b"):
         MixedCloning({"a": 1, "b": 1})(made(), None, batch, jax.random.key(0))
+    for refused, message in (
+        (MixedCloning(SHARES, {"c": 1.0}), "objective.weights: c; available: a, b"),
+        (MixedCloning(SHARES, {"a": 0.0, "b": 0.0, "maze": 0.0}), "are all 0"),
+        (MixedCloning(SHARES | {"b": 0.1}), "b has 0.26 rows of a batch of 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            refused(made(), None, batch, jax.random.key(0))
+    with pytest.raises(InputError, match="set microbatch to None"):
+        MixedCloning(SHARES)({}, None, batch, jax.random.key(0))
     with pytest.raises(InputError, match="no twoo; did you mean 'two'"):
         bad = {"b": {"bridges": {"state": "twoo"}, "adapter": "few"}}
         made(domains=bad, playing=())
@@ -193,7 +202,7 @@ def test_each_row_is_played_and_judged_by_its_own_domain(rng):
     found, judged = acted(play, now, past)
     assert found.action.shape == (6,)
     for number, name in enumerate(("a", "b")):
-        policy = part_of(Model(split_module(model), None), f"policies.{name}")
+        policy = model_at(Model(split_module(model), None), f"policies.{name}")
         own = {
             key.partition("/")[2]: value[number::2]
             for key, value in now.items()
@@ -368,3 +377,5 @@ def test_rows_that_cannot_be_shared_are_refused():
         Joined(BOTH, 5, 0)
     with pytest.raises(InputError, match="scales names c"):
         Joined(BOTH, 4, 0, scales={"c": 2.0})
+    with pytest.raises(OutOfRange, match=r"scales=\[-1.0\]"):
+        Joined(BOTH, 4, 0, scales={"b": -1.0})

@@ -14,7 +14,7 @@ from polyview import hosts
 from polyview.errors import InputError, check_range, nearest
 from polyview.evaluation.base import Result
 from polyview.rl.aggregates import success_interval
-from polyview.runs.load import part_of
+from polyview.runs.load import model_at
 
 # Seeds of episodes to act in. Those of demonstrations begin at 2^22.
 _SEEDS = {"validation": 0, "test": 2**20}
@@ -81,8 +81,9 @@ class Success:
             made = [made_of(one, shown) for _ in range(each)]
             lanes += [Lane(own, seeds, self.limit) for own in made]
         self._check(lanes, each)
-        by_chance = isinstance(model, Chance)
-        acting = part_of(model, self.policy) if self.policy and not by_chance else model
+        acting = model
+        if self.policy and not isinstance(model, Chance):
+            acting = model_at(model, self.policy)
         for number in play(acting, lanes, self.views):
             if lanes[number].ended:
                 lanes[number].over()

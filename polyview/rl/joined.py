@@ -51,6 +51,7 @@ class Joined:
             raise InputError(
                 f"scales names {unknown[0]}; there are {', '.join(environments)}"
             )
+        check_range(0.0, 1e30, scales=list(scales.values()))
         each = {"count": count // self.groups, "first": first // self.groups}
         self._rows = {  # by name, as they are when a config is read again from JSON
             name: environments[name](seed=seed * self.groups + number, **each)

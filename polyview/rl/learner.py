@@ -36,7 +36,7 @@ from polyview.config.spec import build
 from polyview.config.trust import targets
 from polyview.data import pipeline
 from polyview.data.sources.protocol import identity
-from polyview.errors import HUGE, InputError, check_range, fits_together
+from polyview.errors import HUGE, InputError, fits_together
 from polyview.evaluation.base import specs_of
 from polyview.model import Model, Parts, abstract_module, merge_module, split_module
 from polyview.rl import acting
@@ -179,8 +179,7 @@ class PolicyLearner(Learner):
         """
         if (given := self.config.get("beside")) is None:
             return None
-        check_range(1, batch_size=given.batch_size)
-        if given.batch_size % self.mesh.size:
+        if given.batch_size < 1 or given.batch_size % self.mesh.size:
             raise InputError(
                 f"beside.batch_size={given.batch_size} cannot be split over "
                 f"{self.mesh.size} devices; give a multiple"

@@ -260,7 +260,7 @@ def encoder_of(model: Loaded, modality: str) -> dict[str, jax.Array]:
     return found
 
 
-def part_of(model: Model, path: str) -> Model:
+def model_at(model: Model, path: str) -> Model:
     """The model of a module within a model, such as "policies.maze".
 
     Raises InputError for a path without a module.
