@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-sgi demo-crossmodal demo-zero-shot demo-dvf demo-agents test \
-    test-slow test-docs golden lint docs setup clean
+.PHONY: demo demo-sgi demo-crossmodal demo-zero-shot demo-dvf demo-agents \
+    demo-rewards test test-slow test-docs golden lint docs setup clean
 
 demo: setup
 	bash launch/demo.sh $(BIN)/python
@@ -23,6 +23,9 @@ demo-dvf: setup
 
 demo-agents: setup
 	bash launch/demo_agents.sh $(BIN)/python
+
+demo-rewards: setup
+	bash launch/demo_rewards.sh $(BIN)/python
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print what was found, and write it if asked to; see `--help`."""
     flags = _parse(arguments)
     # JAX is imported late, so that usage errors do not wait for it.
-    from agents.feedback import texts
+    from agents.feedback import reading, texts
     from agents.llm import running
 
     room = texts.made(flags.env, flags.permute)
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         if flags.layers is not None:
             raise InputError("--layers is for a prepared model; a run has its own")
+        reading.check_body(flags.run)
         speaker = running.of_run(flags.run, flags.model, tuple(flags.trust))
     cli.check_jax()
     found: dict[str, Any] = {
@@ -174,7 +175,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SEED",
         help="give BabyAI's actions other effects",
     )
-    add("--goal-only", action="store_true", help="captions of the goal's objects alone")
+    add("--goal_only", action="store_true", help="captions of the goal's objects alone")
     add("--seed", type=int, default=0, help="of the episodes (0)")
     add("--output", type=Path, metavar="FILE.json", help="write all figures")
     cli.add_trust(parser)

@@ -16,7 +16,8 @@ Judges:
 
 --goal shuffled asks for the goal of another pair, a control; other keys choose another
 wording. Labels lie in labels/NAME.jsonl beside the pairs, and what is known of them in
-labels/NAME.json. To resume an interrupted judge, run the same command again.
+labels/NAME.json: of each split that is labelled, by whichever command, and of all. To
+resume an interrupted judge, run the same command again.
 """
 
 import argparse
@@ -53,10 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     described = pairs.describe(flags.pairs)
     path = labels.path_of(default_data_dir() / flags.pairs, _name(flags))
-    whole = {split: pairs.read(flags.pairs, split) for split in flags.split}
+    whole = {split: pairs.read(flags.pairs, split) for split in _SPLITS}
     rate = None
     if flags.judge.endswith(".jsonl"):
-        _bring(Path(flags.judge), path, described["digest"], flags.pairs)
+        _bring(Path(flags.judge), path, described["digest"], whole)
     else:
         cli.cache_compiled()
         cli.check_jax()
@@ -70,8 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
         there = path.exists()
         done = labels.begin(path, header) if there else set()
         left = {
-            split: [pair for pair in own[: flags.n] if pair["pair"] not in done]
-            for split, own in whole.items()
+            split: [
+                pair for pair in whole[split][: flags.n] if pair["pair"] not in done
+            ]
+            for split in flags.split
         }
         begun = time.perf_counter()
         # Of whole splits, so that answers do not depend on what is asked.
@@ -81,15 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
         _label(asks, left, path)
         if count := sum(map(len, left.values())):
             rate = count / (time.perf_counter() - begun)
-    found = _audit(path, whole, described["digest"])
-    from agents.feedback.audit import told
+    from agents.feedback.audit import audit, told
 
-    content = {"pairs": flags.pairs, **found, "pairs_per_second": rate}
+    every = labels.read(path, described["digest"])
+    content = {"pairs": flags.pairs, **_audit(every, whole), "pairs_per_second": rate}
     files.write_whole(
         path.with_suffix(".json"), f"{json.dumps(content, indent=1)}\n".encode()
     )
     fast = "" if rate is None else f" ({rate:.2f} pairs/s)"
-    print(f"{path}{fast}: {told(found['all'])}")
+    now = [pair for split in flags.split for pair in whole[split]]
+    print(f"{path}{fast}: {told(audit(now, every))}")
 
 
 def _label(
@@ -109,14 +113,14 @@ def _label(
                 file.flush()
 
 
-def _bring(file: Path, path: Path, digest: str, name: str) -> None:
+def _bring(file: Path, path: Path, digest: str, whole: Mapping[str, Sequence]) -> None:
     """Copy a user's labels to `path`. Raises InputError if they are not of these."""
-    from agents.feedback import labels, pairs
+    from agents.feedback import labels
 
     content = files.read_bounded(file, labels.LONGEST) if file.is_file() else b""
     brought = labels.read(file, digest)
-    known = {pair["pair"] for split in _SPLITS for pair in pairs.read(name, split)}
-    strange = sorted(set(brought.ids.tolist()) - known)
+    known = {pair["pair"] for own in whole.values() for pair in own}
+    strange, name = sorted(set(brought.ids.tolist()) - known), path.parents[1].name
     if strange:
         raise InputError(f"{file} has labels of pair {strange[0]}, which {name} lacks")
     if path.exists() and path.read_bytes() != content:
@@ -124,16 +128,15 @@ def _bring(file: Path, path: Path, digest: str, name: str) -> None:
     files.write_whole(path, content)
 
 
-def _audit(path: Path, whole: Mapping[str, Sequence], digest: str) -> dict[str, Any]:
-    """Return the header of labels, and their audit on each split and on all."""
-    from agents.feedback import labels
+def _audit(there: Any, whole: Mapping[str, Sequence]) -> dict[str, Any]:
+    """Return the header of labels, and their audit on all pairs that they have, and on
+    each split of which they have any. whole: the pairs of all splits."""
     from agents.feedback.audit import audit
 
-    there = labels.read(path, digest)
     every = [pair for own in whole.values() for pair in own]
-    found: dict[str, Any] = {"header": there.header, "all": audit(every, there)}
-    found["splits"] = {split: audit(own, there) for split, own in whole.items()}
-    return found
+    each = {split: audit(own, there) for split, own in whole.items()}
+    labelled = {split: own for split, own in each.items() if own["pairs"]}
+    return {"header": there.header, "all": audit(every, there), "splits": labelled}
 
 
 def _judge(flags: argparse.Namespace) -> Any:

@@ -224,30 +224,30 @@ REWARD_WEIGHTS = (0.01, 0.03, 0.1, 0.3)
 
 def ppo(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
     """Yield policies by each reward; weights first, by the oracle's reward."""
+    length = {"thousand": flags.thousand}  # runs of another one are other rows
     for form, weight in itertools.product(("thresholded", "potential"), REWARD_WEIGHTS):
         about = {"name": f"oracle, {form}", "weight": weight, "seed": CHOOSING}
-        yield about, lambda about=about: learnt(flags, about)
+        yield length | about, lambda about=about: learnt(flags, about)
     for seed, (name, (_, form)) in itertools.product(range(LEARNERS), ARMS.items()):
-        about = {"name": name, "weight": weight_of(rows, form), "seed": seed}
-        yield about, lambda about=about: learnt(flags, about)
+        weight = weight_of(rows, form, flags.thousand) if form else 0.0
+        about = {"name": name, "weight": weight, "seed": seed}
+        yield length | about, lambda about=about: learnt(flags, about)
 
 
-def weight_of(rows: list[dict], form: str) -> float:
-    """Return the weight with the largest mean success in the seed that chooses."""
-    own = [
-        row
-        for row in rows
-        if row["seed"] == CHOOSING and row["name"] == f"oracle, {form}"
-    ]
-    return max(own, key=lambda row: row["mean_success"])["weight"] if form else 0.0
+def weight_of(rows: list[dict], form: str, thousand: int) -> float:
+    """Return the weight with the largest mean success in the seed that chooses, after
+    so many thousands of steps."""
+    kept = {"seed": CHOOSING, "name": f"oracle, {form}", "thousand": thousand}
+    own = [row for row in rows if kept.items() <= row.items()]
+    return max(own, key=lambda row: row["mean_success"])["weight"]
 
 
 def learnt(flags: argparse.Namespace, about: Mapping[str, Any]) -> dict[str, Any]:
     """Train a policy; return its curve.
 
-    success: of the episodes that ended of late, by thousands of steps; reached: the
-    first of these from which it is at least .8, None if it never is; fooled: the share
-    of episodes without success whose reward was high.
+    at: thousands of steps; success: of the episodes that had ended of late there;
+    reached: the first of `at` where it is .8 or more, None if it never is; fooled: the
+    share of episodes without success whose reward was high.
     """
     source, form = ARMS[about["name"]]
     seed = about["seed"]
@@ -264,6 +264,7 @@ def learnt(flags: argparse.Namespace, about: Mapping[str, Any]) -> dict[str, Any
         given += f",reward={run},form={form},weight={about['weight']}"
         config = load_config(f"configs/rewards_ppo.py:{given}")
     words = "_".join((source or "alone", form, f"{about['weight']:g}", str(seed)))
+    words += f"_{flags.thousand}"
     folder = flags.workdir / f"ppo_{words.replace('.', '')}"
     trained(config, folder, PolicyLearner)
     lines = metrics.read(folder / "metrics.jsonl")
@@ -272,7 +273,7 @@ def learnt(flags: argparse.Namespace, about: Mapping[str, Any]) -> dict[str, Any
     success = [line["success"] for line in lines]
     enough = [now for now, rate in zip(steps, success, strict=True) if rate >= REACHED]
     found: dict[str, Any] = {
-        "thousand": [round(now, 1) for now in steps],
+        "at": [round(now, 1) for now in steps],
         "success": [round(rate, 3) for rate in success],
         "mean_success": sum(success) / len(success),
         "last_success": success[-1],
@@ -343,19 +344,24 @@ def audit(data: str, name: str, options: list[str], split: str) -> dict[str, Any
     found = json.loads(path.read_text())
     dropped = pairs.describe(data)["counts"][split]
     return {
-        **found["all"],
+        **found["splits"][split],
+        "prompt": found["header"]["prompt"],
         "pairs_per_second": found["pairs_per_second"],
         "equal_captions_dropped": dropped["equal"],
     }
 
 
 def write(output: Path, study: str, rows: list[dict]) -> None:
-    """Write all rows so far, and means over seeds with 95 % intervals (Student)."""
+    """Write all rows so far, and means over seeds with 95 % intervals (Student).
+
+    Those of PPO are of runs of one length.
+    """
     number = {"oracle": "spearman", "ppo": "mean_success"}.get(study)
     groups: dict[str, list[float]] = {}
     for row in rows:
         if number and row["seed"] != CHOOSING:
-            groups.setdefault(row["name"], []).append(row[number])
+            length = f", {row['thousand']:,} thousand steps" if study == "ppo" else ""
+            groups.setdefault(row["name"] + length, []).append(row[number])
     content: dict[str, Any] = {
         "command": f"python -m benchmarks.rewards {study} --workdir DIR"
     }

@@ -16,6 +16,8 @@ steps of the environments, in thousands; rows; rate; fast; processes; seed.
 Hardware: two laptop cores.
 """
 
+from typing import Any
+
 import agents_babyai
 
 from agents import parts as own
@@ -50,22 +52,26 @@ def get_config(argument: str = "") -> dict:
     if args["body"] not in ("moment", "gru"):
         raise InputError(f"body={args['body']!r}; give moment or gru")
     rewarding, scale = own.scale_of(run)
-    described = pairs.describe(rewarding["source"]["name"])
+    described = pairs.describe(_part(run, rewarding, "source.name", str))
     level = args["level"] or _level(described)
     same = ("body", "model", "thousand", "rows", "rate", "fast", "processes", "seed")
     given = ",".join(f"{key}={args[key]}" for key in same)
     made = agents_babyai.get_config(f"level={level},{given}")
-    if made["views"]["text"] != rewarding["views"]["text"]:
+    if made["views"]["text"] != _part(run, rewarding, "views.text", dict):
         raise InputError(
             f"{run} reads the tokens of another language model than model="
             f"{args['model']}; give its own"
         )
-    (reads,) = rewarding["views"]["observations"]
-    if reads == "caption":
+    shown = _part(run, rewarding, "views.observations", list)
+    if len(shown) != 1:
+        raise InputError(
+            f"{run} reads {len(shown)} observations; train one that reads 1"
+        )
+    if shown == ["caption"]:
         made["environment"] |= {
             "caption": True,
-            "caption_length": rewarding["views"]["room"],
-            "goal_only": described["settings"]["goal_only"],
+            "caption_length": _part(run, rewarding, "views.room", int),
+            "goal_only": described["settings"].get("goal_only", False),
         }
     made["model"] = {
         "partial": "agents.feedback.shaping:Rewarded",
@@ -81,9 +87,22 @@ def get_config(argument: str = "") -> dict:
         extrinsic=args["extrinsic"],
         discount=made["discount"],
         power=args["power"],
-        counted=reads,
+        counted=shown[0],
     )
     return made
+
+
+def _part(run: str, config: dict, key: str, kind: type) -> Any:
+    """Return a part of a run's config. Raises InputError if it is of another kind."""
+    found: Any = config
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{run} is damaged: its config has no {key}; train it again: "
+            "configs/rewards_distil.py"
+        )
+    return found
 
 
 def _level(described: dict) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_agents_llm import row_by_loops
 from test_agents_weights import gguf_file, put
 
 from agents import ask, parts
@@ -21,6 +22,7 @@ from agents.environments.worlds import world
 from agents.feedback import probes, texts
 from agents.feedback.tuning import Answered, AnswerLoss, Perplexity, paragraphs
 from agents.feedback.walks import Moment, Walk
+from agents.llm import prompted as llm_prompted
 from agents.llm.llama import Body
 from agents.llm.prompted import Asked, Prompted, prompted
 from agents.llm.running import language_model, of_model, of_run
@@ -43,17 +45,20 @@ END = 2
 
 
 def body(*, rngs):
-    made = Body(**SIZES, vocabulary=40, theta=100.0, rngs=rngs)
-    for own in (made.blocks, made):
-        for name in ("attention_norm", "mlp_norm", "norm"):
-            if hasattr(own, name):
-                scale = getattr(own, name)
-                scale[...] = jax.random.uniform(rngs.params(), scale.shape) + 0.5
-    return made
+    return Body(**SIZES, vocabulary=40, theta=100.0, rngs=rngs)
 
 
-def made(strings=STRINGS):
-    return Prompted(body=body, strings=strings, end=END, rngs=nnx.Rngs(3))
+@pytest.fixture(scope="module")
+def small():
+    """A model that is asked for one of `STRINGS`."""
+    given = {"body": body, "strings": STRINGS, "end": END}
+    made = nnx.eval_shape(lambda: Prompted(**given, rngs=nnx.Rngs(0)))
+    graph, shapes = nnx.split(made)
+    drawn = np.random.default_rng(0)
+    return nnx.merge(  # by numpy: JAX compiles a program for each array
+        graph,
+        jax.tree.map(lambda x: jnp.float32(drawn.normal(0, 0.4, x.shape)), shapes),
+    )
 
 
 def log_prob_by_loops(scores_of, prompt):
@@ -81,40 +86,31 @@ def log_prob_by_loops(scores_of, prompt):
     return found
 
 
-def test_answers_are_scored_in_one_pass_as_each_by_itself(rng):
-    model = made()
+def test_answers_are_scored_in_one_pass_as_each_by_itself(small, rng):
     prompts = [rng.integers(0, 40, length).tolist() for length in (1, 3, 6)]
     text = np.full((3, 8), -1, np.int32)
     for row, prompt in enumerate(prompts):
         text[row, : len(prompt)] = prompt
-    found = jax.jit(lambda rows: model.log_prob(rows))(text)
+    found = jax.jit(lambda rows: small.log_prob(rows))(text)
     np.testing.assert_allclose(np.exp(found).sum(1), 1, rtol=1e-5)
 
-    @jax.jit
-    def logits(row, real):
-        hidden, _ = model.body(model.body.embed(row), real)
-        return model.body.logits(hidden)[0]
+    table = np.asarray(small.body.embedding[...], np.float64)
 
     def scores_of(tokens):
-        row = np.pad(tokens, (0, 9 - len(tokens))).astype(np.int32)[None]
-        scores = logits(row, np.arange(9)[None] < len(tokens))
-        return np.asarray(scores, np.float64)[len(tokens) - 1]
+        return table @ row_by_loops(small.body, table[tokens])[-1]
 
     for row, prompt in enumerate(prompts):
         loops = log_prob_by_loops(scores_of, prompt)
         np.testing.assert_allclose(found[row], loops, rtol=2e-5, atol=1e-6)
 
 
-def test_a_prompt_that_is_too_long_for_the_body_is_refused():
-    def short(*, rngs):
-        return Body(**SIZES, vocabulary=40, context=10, rngs=rngs)
-
-    model = Prompted(body=short, strings=STRINGS, end=END, rngs=nnx.Rngs(0))
+def test_a_prompt_that_is_too_long_for_the_body_is_refused(small, monkeypatch):
+    monkeypatch.setattr(small.body, "context", 10)
     rows = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    assert jax.eval_shape(lambda x: model.log_prob(x), rows).shape == (1, 5)
+    assert jax.eval_shape(lambda x: small.log_prob(x), rows).shape == (1, 5)
     longer = jax.ShapeDtypeStruct((1, 9), jnp.int32)
     with pytest.raises(InputError, match="context of 10"):
-        jax.eval_shape(lambda x: model.log_prob(x), longer)
+        jax.eval_shape(lambda x: small.log_prob(x), longer)
 
 
 class Letters:
@@ -399,15 +395,30 @@ def shelf(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="module")
+def base(shelf):
+    """The tiny model as it was prepared, on one device."""
+    one = partial(jax.make_mesh, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        patch.setattr(jax, "make_mesh", one)
+        return language_model("tiny", 1)
+
+
 def config_of(shelf, **overrides):
     first = f"model=tiny,plain={shelf}/plain.txt,steps=3,episodes=4,rank=2,rate=0.02"
-    first += ",length=360,room=120,layers=1"
+    first += ",length=360,room=359,layers=1"
     small = {"evaluations.perplexity.source.episodes": "1", "log_every": "1"}
     small |= {"evaluations.perplexity.answers": "3"}
-    return load_config(f"configs/rewards_tuning.py:{first}", small | overrides)
+    config = load_config(f"configs/rewards_tuning.py:{first}", small | overrides)
+    with config.unlocked():
+        config.model.body.lora.targets = ("query", "down")
+        # Plain text has the shape of answers, and so their programs.
+        config.evaluations.perplexity.length = 360
+    return config
 
 
-def test_the_loss_is_that_of_answers_alone(shelf, on_devices):
+def test_the_loss_is_that_of_answers_alone(shelf, base, on_devices):
     on_devices(1)
     config = config_of(shelf)
     views, source = build(config.views), build(config.source)
@@ -425,16 +436,15 @@ def test_the_loss_is_that_of_answers_alone(shelf, on_devices):
         }
         for part in ("views", "targets")
     }
-    model = language_model("tiny", 1)
     text = batch["views"]["text"][:, 0]
     tokens, real = np.where(text >= 0, text, 0), text >= 0
-    logs = np.asarray(model.call("log_likelihood", tokens, real), np.float64)
+    logs = np.asarray(base.call("log_likelihood", tokens, real), np.float64)
     each = [
         logs[row, place - 1]
         for row, places in enumerate(batch["targets"]["places"])
         for place in places[places >= 0]
     ]
-    module = merge_module(*model._parts)
+    module = merge_module(*base.parts)
     key = jax.random.key(0)
     loss, metrics = jax.jit(lambda b: AnswerLoss()(module, None, b, key))(batch)
     np.testing.assert_allclose(loss, -np.mean(each), rtol=1e-4)
@@ -455,18 +465,15 @@ def run(shelf, tmp_path_factory):
 
 
 def test_forgetting_is_measured_against_the_body_without_adapters(
-    run, shelf, on_devices
+    run, shelf, base, on_devices
 ):
     on_devices(1)
     found = json.loads((run / "eval" / "3-perplexity.json").read_text())
-    base = language_model("tiny", 1)
     words = Tokenizer(config_of(shelf).views.text.sha256)
-    logs = []
-    for paragraph in paragraphs(shelf / "plain.txt"):
-        tokens = words.encode(paragraph)[:96]
-        row = np.pad(tokens, (0, 96 - len(tokens))).astype(np.int32)[None]
-        own = base.call("log_likelihood", row, np.arange(96)[None] < len(tokens))
-        logs += np.asarray(own)[0, : len(tokens) - 1].tolist()
+    every = [words.encode(text) for text in paragraphs(shelf / "plain.txt")]
+    rows, real = words.rows(paragraphs(shelf / "plain.txt") * 4, 360)
+    own = np.asarray(base.call("log_likelihood", rows, real))
+    logs = [n for row, tokens in enumerate(every) for n in own[row, : len(tokens) - 1]]
     assert found["before"]["plain"] == pytest.approx(math.exp(-np.mean(logs)), rel=1e-4)
     assert found["after"]["answers"] < found["before"]["answers"]
     assert found["forgotten"] != 1
@@ -474,11 +481,16 @@ def test_forgetting_is_measured_against_the_body_without_adapters(
     assert "plain text" in found["summary"]
 
 
-def test_the_command_asks_what_a_run_made_of_a_model(run, shelf, capsys, on_devices):
+def test_the_command_asks_what_a_run_made_of_a_model(
+    run, shelf, capsys, monkeypatch, on_devices
+):
     on_devices(1)
+    # All prompts have one shape: one program for each question.
+    monkeypatch.setattr(llm_prompted, "_BUCKET", 512)
+    monkeypatch.setattr(llm_prompted, "_ROWS", (4,))
     output = shelf / "found.json"
     common = ["--env", "babyai:GoToObj", "--model", "tiny", "--episodes", "1"]
-    common += ["--limit", "2", "--output", str(output)]
+    common += ["--goal_only", "--limit", "2", "--output", str(output)]
     ask.main([*common, "--run", str(run), "--trust", "agents"])
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(output.read_text())
@@ -486,7 +498,7 @@ def test_the_command_asks_what_a_run_made_of_a_model(run, shelf, capsys, on_devi
     assert "of 1 episodes; chance" in lines[0] and found["policy"]["limit"] == 2
     for what, line in zip(ask.WHAT[1:], lines[1:], strict=True):
         assert f"of {found[what]['questions']} questions; " in line
-    assert found["run"] == str(run) and found["calibrated"]
+    assert found["run"] == str(run) and found["calibrated"] and found["goal_only"]
     # Its weights, and not those of the model that it began with.
     asked = texts.acting("go", "You see a red ball.", ("go forward", "turn left"))
     scores = []

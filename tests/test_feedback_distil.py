@@ -32,6 +32,7 @@ from polyview.training.trainer import Trainer
 
 AUTO = jax.sharding.AxisType.Auto
 KINDS, COLOURS = (5, 6), (0, 1, 2)
+AT = {"target": "test_feedback_distil:Letters"}
 NAMES = {"key": 5, "ball": 6, "red": 0, "green": 1, "blue": 2}
 
 
@@ -184,7 +185,8 @@ def network(rngs):
 
 
 def test_devices_change_nothing(x64, rng):
-    graph, params = nnx.split(network(nnx.Rngs(0)))
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape) / 2, shapes)
     batch = {
         "views": {"state": rng.normal(size=(16, 2, 3))},
         "targets": {
@@ -211,14 +213,16 @@ def test_devices_change_nothing(x64, rng):
 
 def test_pairs_meet_their_labels(shelf):
     source = ArrayRecord("goto", "validation")
-    path = judged("some", shelf, [source[3], source[5]])
+    gaps = [np.subtract(*source[index]["value"]) for index in range(80)]
+    one, other = (next(n for n in range(80) if gaps[n] * s > 0) for s in (1, -1))
+    path = judged("some", shelf, [source[one], source[other]])
     with path.open("a") as file:  # unknown, then two that disagree, and a tie
-        for line in ((7, 3), (9, 0), (9, 1), (11, 2)):
+        for line in ((37, 3), (39, 0), (39, 1), (41, 2)):
             pair = int(source[line[0]]["pair"])
             file.write(json.dumps({"pair": pair, "label": line[1]}) + "\n")
     found = Preferred(source, "goto", "some")
     rows = [found[index] for index in range(len(found))]
-    assert [row["pair"] - 600 for row in rows] == [3, 5, 9, 11]
+    assert [row["pair"] - 600 for row in rows] == [*sorted([one, other]), 39, 41]
     assert [row["preference"] for row in rows[2:]] == [0.5, 0.5]
     for row in rows[:2]:
         gap = row["value"][0] - row["value"][1]
@@ -226,7 +230,7 @@ def test_pairs_meet_their_labels(shelf):
     again = Preferred(source, "goto", "some")
     assert again.digest == found.digest
     with path.open("a") as file:
-        file.write(json.dumps({"pair": int(source[20]["pair"]), "label": 0}) + "\n")
+        file.write(json.dumps({"pair": int(source[50]["pair"]), "label": 0}) + "\n")
     assert Preferred(source, "goto", "some").digest != found.digest
 
 
@@ -265,20 +269,22 @@ def test_a_run_learns_the_order_and_its_scale_becomes_that_of_shaping(
     shelf, tmp_path, monkeypatch, on_devices
 ):
     on_devices(1)
-    at = "test_feedback_distil:Letters"
-    monkeypatch.setattr(parts, "tokenizer", lambda name: {"target": at})
+    monkeypatch.setattr(parts, "tokenizer", lambda name: dict(AT))
     config = load_config(
-        "configs/rewards_distil.py:data=goto,steps=120",
+        "configs/rewards_distil.py:data=goto,steps=80",
         {"batch_size": "100", "views.length": "8", "optimizer.warm_up": "0.0"}
         | {"evaluations.reward.views.length": "8"},
     )
     train(Trainer(config), tmp_path / "run")
-    told = json.loads((tmp_path / "run" / "eval" / "120-reward.json").read_text())
+    told = json.loads((tmp_path / "run" / "eval" / "80-reward.json").read_text())
     # An object is looked for by its colour and its kind among all that are there.
     assert told["spearman"] > 0.9
+    print(told["spearman"])
     low, high = told["spearman_interval"]
     assert low < told["spearman"] < high
     assert told["labels"] == {k: told["truth"][k] for k in told["labels"]}
+    assert told["judge"]["accuracy"]["share"] == told["judge"]["agreement"] == 1
+    assert told["columns"]["judge %"] == 100 and told["judge"]["pairs"] == 600
     found, scale = parts.scale_of(str(tmp_path / "run"))
     assert found["source"]["name"] == "goto" and scale == told["scale"]
     # The scale is that of the rewards of all distinct moments of training.
@@ -350,6 +356,40 @@ def test_a_reward_that_is_the_same_everywhere_gives_no_scale(shelf, tmp_path):
     )
     with pytest.raises(InputError, match="alike .deviation 0."):
         parts.scale_of(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("source", None, "its config has no source.name"),
+        ("source", {"name": 3}, "its config has no source.name"),
+        ("views", [], "its config has no views.text"),
+        ("views", {"text": AT}, "its config has no views.observations"),
+        ("views", {"text": AT, "observations": ["caption"]}, "has no views.room"),
+        ("views", {"text": AT, "observations": ["grid", "caption"]}, "reads 2 obs"),
+        ("model", {"partial": "polyview.nn.towers:Towers"}, "holds no reward"),
+    ],
+)
+def test_a_damaged_run_of_a_reward_is_told_in_a_line(
+    shelf, tmp_path, monkeypatch, key, value, told
+):
+    pytest.importorskip("minigrid")
+    monkeypatch.setattr(parts, "tokenizer", lambda name: dict(AT))
+    (tmp_path / "eval").mkdir()
+    scale = {"mean": 0.0, "deviation": 1.0, "quantiles": [-1.0, 1.0]}
+    (tmp_path / "eval" / "9-reward.json").write_text(json.dumps({"scale": scale}))
+    spec = {
+        "source": {"name": "goto"},
+        "views": {"text": AT, "observations": ["grid"]},
+        "model": {"partial": "agents.feedback.distil:Sought"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(spec))
+    given = f"configs/rewards_ppo.py:reward={tmp_path},fast=False"
+    assert load_config(given).shaping.deviation == 1.0
+    (tmp_path / "config.json").write_text(json.dumps(spec | {key: value}))
+    with pytest.raises(InputError, match=told) as error:
+        load_config(given)
+    assert str(error.value).count("\n") <= 1 and "Error" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,25 @@ import itertools
 import json
 import math
 import os
+import re
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from scipy import stats
+from test_agents_llm import row_by_loops
+from test_agents_weights import PAIRS, WORDS
 
 from agents import judge as command
+from agents.environments import captions
 from agents.feedback import audit, labels, pairs, prompts, reading
 from agents.feedback import judge as judging
 from agents.feedback.judge import Asked, Embedding, Oracle, Scalar, Shorter
+from agents.llm import tokenizer, vocabulary
 from agents.llm.llama import Body
 from polyview import devices
 from polyview.data.prepare import records
@@ -41,37 +49,51 @@ def body(*, rngs):
     return Body(**SIZES, vocabulary=len(TEXT) + len(WHOLE), rngs=rngs)
 
 
-ASKED = repr([prompts.WORDINGS, prompts.RATED, prompts.NOTHING])
+ASKED = [
+    *(prompts.comparison(key, "go", "near", "far") for key in prompts.WORDINGS),
+    prompts.rating("go", "near"),
+]
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """One example each, so that there are fewer letters to read."""
-    for name, wording in prompts.WORDINGS.items():
-        short = wording._replace(examples=wording.examples[-1:])
-        monkeypatch.setitem(prompts.WORDINGS, name, short)
-    rated = prompts.RATED._replace(examples=prompts.RATED.examples[-1:])
-    monkeypatch.setattr(prompts, "RATED", rated)
+    """One short example each, and few sizes: little to read and to compile."""
+    for name, wording in {**prompts.WORDINGS, "RATED": prompts.RATED}.items():
+        answer = wording.examples[-1][-1]
+        short = wording._replace(examples=[("go", "near", "far", answer)])
+        if name == "RATED":
+            monkeypatch.setattr(prompts, name, short)
+        else:
+            monkeypatch.setitem(prompts.WORDINGS, name, short)
+    monkeypatch.setattr(reading, "_BUCKET", 64)
+    monkeypatch.setattr(audit, "_DRAWS", 10)
 
 
 @pytest.fixture(scope="module")
 def reader() -> reading.Reader:
-    return reading.Reader(body=body, rngs=nnx.Rngs(0))
+    made = nnx.eval_shape(lambda: reading.Reader(body=body, rngs=nnx.Rngs(0)))
+    graph, shapes = nnx.split(made)
+    drawn = np.random.default_rng(0)
+    return nnx.merge(  # by numpy: JAX compiles a program for each array
+        graph,
+        jax.tree.map(lambda x: jnp.float32(drawn.normal(0, 0.4, x.shape)), shapes),
+    )
 
 
 @pytest.fixture(scope="module")
 def language(reader) -> reading.Language:
-    """A tiny random body that reads."""
-    model = Model(split_module(reader), devices.replicated(devices.make_mesh()))
+    """A tiny random body that reads, on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = partial(jax.make_mesh, devices=jax.devices()[:1])
+        patch.setattr(jax, "device_count", lambda: 1)
+        patch.setattr(jax, "make_mesh", one)
+        model = Model(split_module(reader), devices.replicated(devices.make_mesh()))
     return reading.Language(model, "0" * 64, Letters(), 1000)
 
 
 def alone(reader, tokens: list[int]) -> np.ndarray:
-    """Hidden states of one text that is read at once, without padding: [t, width]."""
-    row = np.array([tokens])
-    return np.asarray(reader.body(reader.body.embed(row), np.ones(row.shape, bool))[0])[
-        0
-    ]
+    """Hidden states of one text, by loops over its positions: float64[t, width]."""
+    return row_by_loops(reader.body, np.asarray(reader.body.embedding[...])[tokens])
 
 
 def logits(reader, prompt: prompts.Prompt, choices: list[str]) -> np.ndarray:
@@ -86,8 +108,8 @@ def pair_of(number: int, values=(0.0, -1.0), goal="go to the red ball", **change
         "pair": number,
         "instruction": goal,
         "task": 0,
-        "caption_1": f"a ball {number % 7} steps ahead",
-        "caption_2": f"a key {number % 5} steps to the left",
+        "caption_1": f"a ball {number % 7}",
+        "caption_2": f"a key {number % 5} off",
         "value": np.array(values, np.float64),
         "episode": np.array([number, number]),
         "time": np.array([3, 0]),
@@ -112,7 +134,7 @@ def labelled(found, made) -> labels.Labels:
 def test_answers_equal_reading_the_whole_prompt(language, reader):
     """With a shared beginning, in batches, with padding, each prompt once."""
     asked = [
-        prompts.comparison("default", f"go {n}", "near" * n, "far") for n in (1, 9)
+        prompts.comparison("default", f"go {n}", "near" * n, "far") for n in (1, 12)
     ]
     answers = reading.Answers(language, [*asked, asked[0]], prompts.LETTERS)
     assert len(answers) == 2
@@ -216,12 +238,28 @@ def test_what_cannot_be_asked_is_refused(language):
 
 def test_a_changed_text_needs_another_version():
     """Labels name the version of what was asked: set it, then this digest."""
-    digest = hashlib.sha256(ASKED.encode()).hexdigest()[:8]
-    assert (prompts.VERSION, digest) == ("1", "d91ea6d2")
+    digest = hashlib.sha256(repr([ASKED, prompts.NOTHING]).encode()).hexdigest()[:8]
+    assert (prompts.VERSION, digest) == ("2", "529413b7")
+
+
+@pytest.mark.parametrize("split", ["smollm", "llama-bpe", "gpt-2"])
+def test_what_is_read_apart_has_the_tokens_of_the_whole(split):
+    """Also by tokenizers that merge newlines, which they do unless a word follows."""
+    merges = [" ".join(pair) for pair in (*PAIRS, "ĊĊ")]
+    about = {"model": "gpt2", "split": split, "where": ""}
+    made = vocabulary.of_lists([*WORDS, "ĊĊ"], merges, [], **about)
+    words = tokenizer.of_text(made, "")
+
+    def encode(text):
+        return words.encode(text).ids
+
+    assert len(encode("\n\n")) == 1
+    for prompt in ASKED:
+        assert encode(prompt.shared) + encode(prompt.own) == encode(prompt.text)
 
 
 def test_an_oracle_errs_as_it_is_told():
-    made = drawn_pairs(4000)
+    made = drawn_pairs(3000)
     truth = np.array([np.sign(p["value"][0] - p["value"][1]) for p in made])
     plain = np.array([Oracle()(made)(pair) for pair in made])
     np.testing.assert_array_equal(plain, np.stack([truth, truth], 1))
@@ -322,6 +360,15 @@ def test_labels_that_prefer_nothing_are_refused(tmp_path):
     ties = written(tmp_path / "a.jsonl", LINES[5], LINES[6], LINES[9])
     with pytest.raises(InputError, match="all labels are ties or unknown"):
         labels.preference(labels.read(ties))
+    # Nor those of which a pair has two, one against the other.
+    both = [f'{{"pair": {n}, "label": {label}}}' for n in (3, 5) for label in (0, 1)]
+    cancelling = labels.read(written(tmp_path / "c.jsonl", *both, LINES[5]))
+    for orders in labels.ORDERS:
+        with pytest.raises(InputError, match="cancel one another: they prefer nothing"):
+            labels.preference(cancelling, orders=orders)
+    one = labels.read(written(tmp_path / "d.jsonl", *both, LINES[3]))
+    with pytest.raises(InputError, match="prefer the first observation"):
+        labels.preference(one)
     for line, which in ((LINES[3], "first"), (LINES[4], "second")):
         one = labels.read(written(tmp_path / "b.jsonl", line, LINES[5]))
         with pytest.raises(InputError, match=f"prefer the {which} observation"):
@@ -383,6 +430,9 @@ def test_labels_of_others_are_refused(tmp_path):
 def test_the_audit_equals_loops(rng):
     """Shares, halves, groups, ranks with ties; pairs of unknown value left out."""
     made = drawn_pairs(60)
+    for pair in made:
+        pair["caption_1"] = "You see a locked red door 2 steps ahead."
+        pair["caption_2"] = "You do not see a key. You carry a green key."
     for number in (3, 7):
         made[number]["value"][1] = math.nan
     for number in (10, 11, 12):
@@ -428,6 +478,24 @@ def test_the_audit_equals_loops(rng):
     assert found["kendall"]["value"] == pytest.approx(expected)
     json.dumps(found, allow_nan=False)
     assert "58 pairs" not in audit.told(found) and "60 pairs" in audit.told(found)
+
+
+def test_what_a_caption_says_is_not_seen_is_not_counted_as_seen():
+    """Captions of the goal alone, of a view with the goal, with others, and empty."""
+    goal, views = "go to the red ball", np.zeros((3, 7, 7, 3), np.uint8)
+    views[0, 3, 4], views[1, 2, 2] = (6, 0, 0), (5, 1, 0)
+    told = [captions.babyai(view, goal, goal_only=True) for view in views]
+    plain = [captions.babyai(view) for view in views]
+    assert "not see a red ball" in told[1] and "green key" in plain[1]
+    for found, seen in ((told, (4, 4, 1)), (plain, (1, 4, 4))):
+        made = [
+            pair_of(3 * n + k, caption_1=found[n], caption_2=found[k])
+            for n in range(3)
+            for k in range(3)
+        ]
+        groups = audit.audit(made, labelled([[1, 1]] * 9, made))["by_seen"]
+        counts = [groups[name]["pairs"] for name in ("neither", "one", "both")]
+        assert tuple(counts) == seen
 
 
 def test_an_audit_without_values_or_evidence_says_so():
@@ -517,6 +585,22 @@ def test_an_interrupted_file_goes_on_byte_for_byte(
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
+def test_a_report_keeps_what_earlier_commands_have_labelled(made_pairs, capsys):
+    path = made_pairs / "labels" / "oracle.json"
+    run("--split", "test", "--n", 3)
+    run("--split", "validation")
+    capsys.readouterr()
+    run("--split", "train")
+    assert capsys.readouterr().out.partition(": ")[2].startswith("12 pairs, ")
+    report = json.loads(path.read_text())
+    counts = {split: own["pairs"] for split, own in report["splits"].items()}
+    assert counts == {"train": 12, "validation": 8, "test": 3}
+    assert report["all"]["pairs"] == 23
+    run("--split", "validation")  # nothing is left to do
+    again = json.loads(path.read_text())
+    assert again["splits"] == report["splits"] and again["all"] == report["all"]
+
+
 def test_what_a_model_cannot_be_asked_leaves_nothing_and_done_pairs_are_not_read(
     made_pairs, language, monkeypatch
 ):
@@ -557,6 +641,26 @@ def test_labels_of_a_user_are_checked_and_copied(made_pairs, tmp_path):
     with pytest.raises(InputError, match=f"and that of these is {digest}"):
         run("--name", "b", judged=str(mine))
     assert not (made_pairs / "labels" / "b.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong"),
+    [
+        ({}, "has no body of a language model"),
+        ({"model": None}, "has no body of a language model"),
+        ({"model": {"partial": "agents.feedback.distil:Sought"}}, "has no body of a"),
+        ({"model": {"body": {"partial": "polyview.nn.resnet:ResNet"}}}, "has no body"),
+        ({"model": {"body": {"layers": 1}}, "views": None}, "views.text is no token"),
+        ({"model": {"body": {"layers": 1}}, "views": {"text": "x"}}, "is no tokenizer"),
+    ],
+)
+def test_runs_of_another_kind_are_told_in_a_line(made_pairs, tmp_path, config, wrong):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=wrong) as error:
+        run("--run", tmp_path / "run", judged="model")
+    assert str(error.value).count("\n") <= 1
+    assert not re.search(r"\w+Error|object", str(error.value))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_a_caption_says_all_that_is_seen_and_where(rng):
         away = [ahead + abs(right) for ahead, right in places]
         assert away == sorted(away)
         assert ("A wall is right" in text) == (grid[3, 5, 0] == 2)
+        assert captions.shows_object(text) == bool(things)
         assert "You see" in text and not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
     assert captions.babyai(np.zeros((7, 7, 3), np.uint8)) == "You see no objects."
 
@@ -105,6 +106,7 @@ def test_a_goal_aware_caption_says_what_the_instruction_names_alone(rng):
                 if any(name.endswith(one) for one in names)
             }
             assert read_caption(text) == kept
+            assert captions.shows_object(text) == bool(kept)
             assert "wall" not in text and text
             said = text.partition("You do not see ")[2].partition(".")[0]
             if "object" not in instruction:
@@ -127,6 +129,7 @@ def test_a_caption_of_textrearrange_says_what_the_picture_shows():
         for action in (0, 16, 28, 2, 5, 1, 33, 35, 4):
             room.step(action)
             state, text = room.environment.state, describe(room)
+            assert not captions.shows_object(text)  # of BabyAI
             at = int(state.agent)
             names = [words.CATEGORIES[n] for n in state.episode.categories]
             places = np.asarray(state.places).tolist()
@@ -378,11 +381,33 @@ def test_other_data_are_no_pairs(levels, tmp_path):
     with pytest.raises(InputError, match="'flipped', split train, are damaged"):
         pairs.read("flipped", "train", tmp_path)
     (tmp_path / "broken").mkdir()
-    manifest = json.loads((levels / "manifest.json").read_text())
-    del manifest["provenance"]["counts"]
-    (tmp_path / "broken" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="damaged: its counts"):
-        pairs.describe("broken", tmp_path)
+    for key, value, told in (("counts", None, "counts"), ("tasks", [], "tasks are")):
+        manifest = json.loads((levels / "manifest.json").read_text())
+        manifest["provenance"][key] = value
+        (tmp_path / "broken" / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match=f"damaged: its {told}"):
+            pairs.describe("broken", tmp_path)
+
+
+@pytest.mark.parametrize("field", ["pair", "value", "caption_2", "episode"])
+def test_a_pair_that_lacks_a_field_is_told(levels, tmp_path, field):
+    records.write(
+        tmp_path / "less",
+        {
+            split: [
+                {name: value for name, value in pair.items() if name != field}
+                for pair in pairs.read("levels", split, levels.parent)
+            ]
+            for split in SPLITS
+        },
+        version="1",
+        targets={},
+        source="",
+        licence="",
+        provenance=json.loads((levels / "manifest.json").read_text())["provenance"],
+    )
+    with pytest.raises(InputError, match=rf"damaged \(record 0 has no {field}\)"):
+        pairs.read("less", "validation", tmp_path)
 
 
 def test_the_command_prepares_pairs(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """Rewards that are shaped by a fixed reward network: what they are, and in a run."""
 
+import argparse
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from test_rl_acting import STATE, after, config, simple
 
 from agents.feedback.shaping import Potential, Raw, Thresholded, hashes
+from benchmarks import measure_missing, rewards
 from polyview.errors import InputError
 from polyview.rl.acting import Acted, Played, Shown
 from polyview.rl.learner import PolicyLearner
@@ -26,7 +29,7 @@ class Numbers:
         return views["state"][:, 0]
 
 
-def steps_of(rng, rows=4, length=40):
+def steps_of(rng, rows=8, length=40):
     """Return chance play [length, rows], and the views that came last.
 
     An episode ends one time in four; half of the ends are cut-offs. What is seen are
@@ -45,26 +48,25 @@ def steps_of(rng, rows=4, length=40):
     acted = Acted(nothing.astype(np.int32), nothing, nothing)
     reward = reward.astype(np.float32)
     played = Played(shown, acted, reward, terminated, over[1:], success)
-    return jax.tree.map(jnp.asarray, (played, {"state": seen[-1]}))
+    return played, {"state": seen[-1]}
 
 
 @functools.cache
 def compiled(shaping):
-    return jax.jit(functools.partial(shaping, Numbers))
+    """Return what begins, and what shapes rewards."""
+    begin = jax.jit(functools.partial(shaping.begin, limit=40))
+    return begin, jax.jit(functools.partial(shaping, Numbers))
 
 
 def shaped(shaping, played, last, parts=2):
     """Return rewards and metrics of play that comes in parts, one call each."""
-    shown = jax.tree.map(lambda x: x[0], played.shown)
-    carry, found = shaping.begin(shown, 40), []
+    begin, call = compiled(shaping)
+    carry, found = begin(jax.tree.map(lambda x: x[0], played.shown)), []
     length = len(played.reward) // parts
-    call = compiled(shaping)
+    whole = np.concatenate([played.shown.views["state"], last["state"][None]])
     for start in range(0, len(played.reward), length):
         own = jax.tree.map(lambda x, at=start: x[at : at + length], played)
-        whole = {
-            "state": jnp.concatenate([played.shown.views["state"], last["state"][None]])
-        }
-        following = {"state": whole["state"][start + length]}
+        following = {"state": whole[start + length]}
         rewards, carry, metrics = call(carry, own, following)
         found.append(rewards)
     return np.concatenate(found), metrics
@@ -125,7 +127,7 @@ def test_potentials_telescope_over_each_episode(rng):
     seen = np.concatenate([played.shown.views["state"], last["state"][None]])[..., 0]
     phi = 2 * (seen - 0.5) / 2
     ends = 0
-    for row in range(4):
+    for row in range(8):
         start = 0
         for end in np.flatnonzero(played.over[:, row]):
             times = np.arange(start, end + 1)
@@ -156,8 +158,7 @@ def test_a_potential_leaves_the_best_policy_of_a_chain_and_a_raw_reward_does_not
     played = Played(shown, acted, reward, ends[None], ends[None], ends[None])
 
     def best(shaping):
-        given = jax.tree.map(jnp.asarray, (played, {"state": tempting[following]}))
-        rewards, _ = shaped(shaping, *given, parts=1)
+        rewards, _ = shaped(shaping, played, {"state": tempting[following]}, parts=1)
         worth = np.zeros(states)
         for _ in range(500):
             rest = np.where(ends, 0, worth[following])
@@ -175,7 +176,8 @@ def test_a_potential_leaves_the_best_policy_of_a_chain_and_a_raw_reward_does_not
 
 def test_who_is_fooled_is_counted(rng):
     played, last = steps_of(rng)
-    _, metrics = shaped(FORMS["raw"][0], played, last, parts=1)
+    # What is counted does not depend on the form.
+    _, metrics = shaped(FORMS["thresholded"][0], played, last, parts=1)
     seen = np.concatenate([played.shown.views["state"], last["state"][None]])[..., 0]
     scores = (seen[1:] - 0.5) / 2
     taken = ~np.asarray(played.shown.over)
@@ -201,23 +203,25 @@ def test_hashes_see_every_number_and_its_place(rng):
     swapped[0, 0, 0], swapped[0, 0, 1] = x[0, 0, 1], x[0, 0, 0]
     if (swapped != x).any():
         others.append(swapped)
-    found = np.asarray(hashes(jnp.concatenate([jnp.asarray(o) for o in others])))
+    found = np.asarray(jax.jit(hashes)(np.concatenate(others)))
     assert all(len(set(half.tolist())) == len(others) for half in found.T)
     numbers = jnp.array([[0.5, -1.0], [0.5, -1.0], [0.5, -1.5]])
-    a, b, c = map(tuple, np.asarray(hashes(numbers)).tolist())
+    a, b, c = map(tuple, np.asarray(jax.jit(hashes)(numbers)).tolist())
     assert a == b != c
 
 
 def test_devices_change_nothing(rng, on_devices):
-    played, last = steps_of(rng, rows=8)
+    played, last = steps_of(rng)
     shaping, _ = FORMS["thresholded"]
-    whole, told = shaped(shaping, played, last)
+    whole, told = shaped(shaping, played, last, parts=1)
     mesh = jax.make_mesh((8,), ("data",), (AUTO,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
     own = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    first = jax.device_put(jax.tree.map(lambda x: x[0], played.shown), own)
     spread = jax.device_put(played, rows), jax.device_put(last, own)
+    begin, call = compiled(shaping)
     with jax.set_mesh(mesh):
-        found, metrics = shaped(shaping, *spread)
+        found, _, metrics = call(begin(first), *spread)
     np.testing.assert_array_equal(found, whole)
     assert metrics["fooled"] == pytest.approx(told["fooled"])
 
@@ -245,11 +249,12 @@ def test_a_shaped_run_that_is_stopped_goes_on_exactly(tmp_path, on_devices):
 
     learner.take = kept
     state = train(learner, tmp_path / "whole")
+    learner.check = lambda workdir: None  # it has passed, and would trace all again
 
     def stopping(state, inputs):
-        if int(inputs) == 1:
+        if len(states) == 3:
             raise KeyboardInterrupt
-        return taken(state, inputs)
+        return kept(state, inputs)
 
     learner.take = stopping
     with pytest.raises(KeyboardInterrupt):
@@ -307,3 +312,29 @@ def test_an_actor_without_a_reward_network_is_told(tmp_path, on_devices):
     on_devices(1)
     with pytest.raises(InputError, match="give agents.feedback.shaping:Rewarded"):
         PolicyLearner(config(simple(), shaping=OWN)).check(tmp_path)
+
+
+def test_runs_of_two_lengths_are_rows_of_their_own(tmp_path, monkeypatch):
+    """The weight that is chosen is that of runs of the same length."""
+    best, played = {10: 0.03, 20: 0.3}, []
+
+    def learnt(flags, about):
+        played.append((flags.thousand, about))
+        success = 0.9 if about["weight"] == best[flags.thousand] else 0.2
+        return {"at": [1.0], "mean_success": success + about["seed"] / 1e6}
+
+    monkeypatch.setattr(rewards, "learnt", learnt)
+    monkeypatch.setattr("polyview.hosts.machine", dict)
+    rows, output = [], tmp_path / "ppo.json"
+    for thousand in (10, 20, 10):
+        flags = argparse.Namespace(thousand=thousand, workdir=tmp_path)
+        study = rewards.ppo(flags, rows)
+        measure_missing(study, rows, lambda: rewards.write(output, "ppo", rows))
+    each = 2 * len(rewards.REWARD_WEIGHTS) + rewards.LEARNERS * len(rewards.ARMS)
+    assert [row["thousand"] for row in rows] == [10] * each + [20] * each
+    assert len(played) == 2 * each  # nothing is measured again
+    shaped = [row for row in rows if row["seed"] < rewards.LEARNERS and row["weight"]]
+    assert {(row["thousand"], row["weight"]) for row in shaped} == {*best.items()}
+    means = json.loads(output.read_text())["means"]
+    assert len(means) == 2 * len(rewards.ARMS)
+    assert means["oracle, potential, 10 thousand steps"][0] == pytest.approx(0.900002)

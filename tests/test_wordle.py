@@ -1,5 +1,6 @@
 """Wordle marks as the original, its expert heeds all marks, and captions say them."""
 
+import itertools
 import re
 
 import numpy as np
@@ -10,8 +11,10 @@ from agents.environments import captions, wordle
 from agents.environments.rows import rows
 from agents.environments.wordle import ABSENT, ELSEWHERE, RIGHT, WORDS, marks
 from agents.environments.worlds import world
+from agents.evaluation import success
 from polyview.data.sources.array_record import ArrayRecord
 from polyview.errors import InputError
+from polyview.rl.rows import seed_of
 
 SIGNS = {".": ABSENT, "?": ELSEWHERE, "!": RIGHT}
 
@@ -75,14 +78,14 @@ def test_there_are_500_words_of_five_letters():
 
 
 def test_a_game_ends_with_the_word_or_with_six_guesses(game):
-    first = game.reset(503)
+    first = game.reset(100)
     assert first["instruction"] and not first["state"].any()
     assert first["state"].shape == game.shapes["state"]
-    outcome = game.step(3)  # as many seeds as words play each once
+    outcome = game.step(3)  # the first word of validation, for the second time
     assert outcome.reward == 1 and outcome.finished == (1.0, 1) and game.success
     assert wordle.read(game.arrived["state"]) == ([WORDS[3]], [[RIGHT] * 5])
     assert not game.observation["state"].any()  # the next one has begun
-    game.reset(503)
+    game.reset(100)
     for number in range(6):
         assert not game.arrived["state"][10 * number :].any()
         outcome = game.step(4 + number)
@@ -91,8 +94,51 @@ def test_a_game_ends_with_the_word_or_with_six_guesses(game):
     assert words == list(WORDS[4:10])
     assert found == [marked(word, WORDS[3]) for word in words]
     dense = world("wordle:english", reward="dense")
-    dense.reset(3)
+    dense.reset(0)
     assert dense.step(4).reward == 0 and dense.step(3).reward == pytest.approx(0.7)
+
+
+def hidden_words(game, seeds, games=1):
+    """The numbers of the words that some games from each seed hide."""
+    found = []
+    for seed in seeds:
+        game.reset(seed)
+        found.append(game.environment.hidden)
+        for _ in range(games - 1):
+            game.step(game.environment.hidden)
+            found.append(game.environment.hidden)
+    return found
+
+
+def hide(game, word):
+    """Begin a game that hides a word."""
+    every = (seed for first in (0, 2**20, 2**31) for seed in range(first, first + 900))
+    game.reset(next(seed for seed in every if WORDS[wordle.hidden(seed)] == word))
+
+
+def test_training_validation_and_test_hide_words_of_their_own(game):
+    """In recorded episodes, in evaluations, in rows of play, and in games after that
+    of a seed; all words are hidden, and evaluations play each once."""
+    recorded = [
+        hidden_words(game, itertools.islice(demonstrate.seeds(5, split, 0), 3000))
+        for split in range(3)
+    ]
+    for split, size in enumerate((300, 100, 100)):
+        shares = np.bincount(recorded[split], minlength=500)[[*set(recorded[split])]]
+        assert len(shares) == size and shares.max() < 4 * 3000 / size
+    parts = [set(words) for words in recorded]
+    assert set().union(*parts) == {*range(500)} and sum(map(len, parts)) == 500
+    for name, part in (("validation", 1), ("test", 2)):
+        first = success._SEEDS[name]
+        evaluated = hidden_words(game, range(first, first + 100))
+        assert set(evaluated) == parts[part] and len(set(evaluated)) == 100
+        last = hidden_words(game, range(first + 2**20 - 50, first + 2**20))
+        assert set(last) <= parts[part]
+    played = [seed_of(3, row, episode) for row in range(20) for episode in range(20)]
+    assert set(hidden_words(game, played)) <= parts[0]
+    for seed, part in ((0, 1), (2**20, 2), (played[0], 0), (2**22 + 3, 1)):
+        later = set(hidden_words(game, [seed], games=60))
+        assert later <= parts[part] and len(later) > 30
 
 
 def test_seed_and_guesses_determine_a_game(game):
@@ -113,20 +159,21 @@ def test_seed_and_guesses_determine_a_game(game):
 
 def test_the_expert_guesses_what_all_marks_allow(game):
     lengths = []
-    for seed in range(0, 500, 20):
+    for seed in [*range(0, 100, 8), *range(2**31, 2**31 + 900, 72)]:
         episode = demonstrate.demonstrate(game, seed)
         assert episode is not None
         said = [WORDS[action] for action in episode["actions"]]
         lengths.append(len(said))
-        assert said[-1] == WORDS[seed]
+        word = WORDS[wordle.hidden(seed)]
+        assert said[-1] == word
         for number, guess in enumerate(said):
             for before in said[:number]:
-                assert marked(before, guess) == marked(before, WORDS[seed])
+                assert marked(before, guess) == marked(before, word)
     assert np.mean(lengths) < 3.6 and max(lengths) <= 6
 
 
 def test_the_expert_guesses_what_tells_most_words_apart(game):
-    game.reset(WORDS.index("crane"))
+    hide(game, "crane")
     game.step(WORDS.index("route"))
     known = marked("route", "crane")
     allowed = [word for word in WORDS if marked("route", word) == known]
@@ -171,13 +218,14 @@ def test_captions_say_all_marks_and_the_guesses_left(game, rng):
         game.reset(int(seed))
         describe = captions.captioner("wordle:english")
         for number in range(1, 6):
-            guess = int(rng.integers(500))
-            game.step((guess + (guess == seed)) % 500)
+            guess, right = int(rng.integers(500)), wordle.hidden(int(seed))
+            game.step((guess + (guess == right)) % 500)
             text = describe(game)
             assert read_caption(text) == wordle.read(game.arrived["state"])
             left = f"{6 - number} guesses are" if number < 5 else "1 guess is"
             assert text.endswith(f" {left} left.")
-    game.reset(WORDS.index("table"))
+            assert not captions.shows_object(text)
+    hide(game, "table")
     game.step(WORDS.index("toast"))
     assert captions.captioner("wordle:english")(game) == (
         "Guess 1 was toast: the first t is right; a is in the word but elsewhere; "

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from agents.feedback import labels as files
-from agents.feedback.audit import share, spearman
+from agents.feedback.audit import audit, share, spearman
 from agents.feedback.distil import Pair
 from agents.feedback.pairs import describe
 from polyview.data.sources.protocol import Source, default_data_dir
@@ -19,6 +19,7 @@ from polyview.evaluation.base import Result, in_words
 from polyview.evaluation.selective import bootstrap
 
 _ROWS = 256  # pairs of a call of the model
+_OF_JUDGE = ("pairs", "accuracy", "accuracy_one_order", "first_answers", "agreement")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Rewards:
                     of those of one episode; across: of two
         labels      the share that r orders as the labels do, ties left out; None if no
                     pair of this split is labelled
+        judge       what the labels of the training split are worth themselves; see
+                    `agents.feedback.audit`
         scale       of r over distinct moments of the training split: mean, deviation,
                     and `quantiles`, at 0, .05, ... 1; for `agents.feedback.shaping`
 
@@ -70,6 +73,8 @@ class Rewards:
         seen = _moments(pairs, rewards, values)
         known, of_known = self._scored(model, self.known)
         scale = _scale(_moments(known, of_known, np.zeros(of_known.shape)).rewards)
+        labels = self._read()
+        judge = audit(known, labels)
         numbers: dict[str, Any] = {
             "protocol": {
                 "test": in_words(self.spec, "test", self.test),
@@ -82,7 +87,8 @@ class Rewards:
             "moments": len(seen.rewards),
             **self._correlation(seen),
             "truth": _truth(pairs, rewards, values),
-            "labels": self._labels(pairs, rewards),
+            "labels": self._labels(labels, pairs, rewards),
+            "judge": {key: judge.get(key) for key in _OF_JUDGE},
             "scale": scale,
         }
         return Result(
@@ -122,19 +128,23 @@ class Rewards:
         interval = [found.low, found.high]
         return {"spearman": found.value, "spearman_interval": interval}
 
-    def _labels(self, pairs: list[Any], rewards: np.ndarray) -> dict | None:
+    def _read(self) -> files.Labels:
         folder = Path(default_data_dir()) / self.name
         path = files.path_of(folder, self.labels)
-        known = files.read(path, describe(self.name)["digest"])
+        return files.read(path, describe(self.name)["digest"])
+
+    def _labels(
+        self, labels: files.Labels, pairs: list[Any], rewards: np.ndarray
+    ) -> dict | None:
         calibration = {int(pair["pair"]) for pair in _all(self.known)}
-        sides = files.preference(known, self.tie_quantile, self.orders, calibration)
+        sides = files.preference(labels, self.tie_quantile, self.orders, calibration)
         own = [sides.get(int(pair["pair"]), 0.5) - 0.5 for pair in pairs]
         found = share(rewards[:, 0] - rewards[:, 1], np.array(own))
         return found if found["pairs"] else None
 
     @staticmethod
     def summary(numbers: Mapping) -> str:
-        """Correlation with values, and the share of pairs in the right order."""
+        """Correlation with values, and the shares of pairs in the right order."""
         parts = []
         if numbers["spearman"] is not None:
             low, high = numbers["spearman_interval"]
@@ -144,6 +154,8 @@ class Rewards:
         for key, name in (("truth", "values"), ("labels", "labels")):
             if (own := numbers[key]) and own["share"] is not None:
                 parts.append(f"{own['share']:.3f} of pairs ordered as {name} do")
+        if (judge := numbers["judge"]["accuracy"]) and judge["share"] is not None:
+            parts.append(f"the labels are right in {judge['share']:.3f}")
         scale = numbers["scale"]
         parts.append(f"reward {scale['mean']:.2f} +- {scale['deviation']:.2f}")
         return ", ".join(parts)
@@ -157,6 +169,8 @@ class Rewards:
         for key in ("truth", "labels"):
             if (own := numbers[key]) and own["share"] is not None:
                 found[f"{key} %"] = 100 * own["share"]
+        if (judge := numbers["judge"]["accuracy"]) and judge["share"] is not None:
+            found["judge %"] = 100 * judge["share"]
         return found
 
 

@@ -6,19 +6,18 @@ nothing and are left out. Intervals are Wilson's, of 95 %, as if pairs were inde
 those of correlations resample the pairs.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from agents.environments.captions import shows_object
 from agents.feedback.labels import SCORED, UNKNOWN, Labels, contradictions
 from polyview.errors import InputError
 from polyview.evaluation.selective import bootstrap
 from polyview.rl.aggregates import success_interval
 
-_SEEN = re.compile(r"\b(?:ball|box|key|door)\b")  # an object of BabyAI
 _GROUPS = ("neither", "one", "both")
 _DRAWS = 200  # of a bootstrap
 
@@ -33,7 +32,7 @@ def audit(pairs: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, Any]:
     accuracy      of the score; accuracy_one_order: of the first question alone;
                   each with its interval and the number of pairs
     by_confidence halves and quarters of the pairs by the size of the score, surest
-                  first; by_seen: both captions mention an object of BabyAI, or one
+                  first; by_seen: both captions show an object of BabyAI, one or none
     spearman, kendall    of score and difference of values; with an interval
     """
     there = {int(pair["pair"]): pair for pair in pairs}
@@ -67,8 +66,7 @@ def audit(pairs: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, Any]:
         "quarters": _by_confidence(scores, gaps, 4),
     }
     captions = [(pair["caption_1"], pair["caption_2"]) for pair in own]
-    seen = np.array([sum(map(bool, map(_SEEN.search, both))) for both in captions])
-    seen = seen[valued]
+    seen = np.array([sum(map(shows_object, both)) for both in captions])[valued]
     if seen.any():
         found["by_seen"] = {
             name: share(scores[seen == number], gaps[seen == number])

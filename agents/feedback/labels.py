@@ -159,8 +159,8 @@ def preference(
       orders: "first" keeps the bias of position, to show what it does.
       calibration: pairs whose scores give the quantile, as those of train; None: all.
 
-    Raises InputError if all are ties or unknown, and with both orders if no pair is
-    decided otherwise than the rest; OutOfRange for a quantile outside 0 .. 1.
+    Raises InputError if no pair is preferred either way, and with both orders if all
+    are the same way; OutOfRange for a quantile outside 0 .. 1.
     """
     check_range(0.0, 1.0, tie_quantile=tie_quantile)
     scores = labels.scores(orders)
@@ -175,21 +175,25 @@ def preference(
     tied = (scores == 0) | (scored & (np.abs(scores) < least))
     sides = np.where(tied, 0.5, (scores > 0).astype(float))
     known = np.isfinite(scores)
-    decided = np.unique(sides[known & ~tied])
-    if not len(decided):
-        raise InputError("all labels are ties or unknown: they prefer nothing")
-    if orders == "both" and len(decided) == 1:
-        shown = "first" if decided[0] else "second"
+    lines: dict[int, list[float]] = {}
+    for pair, side in zip(
+        labels.ids[known].tolist(), sides[known].tolist(), strict=True
+    ):
+        lines.setdefault(pair, []).append(side)
+    found = {pair: sum(own) / len(own) for pair, own in lines.items()}
+    preferred = {side > 0.5 for side in found.values() if side != 0.5}
+    if not preferred:
+        raise InputError(
+            "all labels are ties or unknown, or a pair's lines cancel one another: "
+            "they prefer nothing"
+        )
+    if orders == "both" and len(preferred) == 1:
+        shown = "first" if preferred.pop() else "second"
         raise InputError(
             f"all labels prefer the {shown} observation of their pair, whatever it is; "
             "take another judge, or draw pairs in random order"
         )
-    found: dict[int, list[float]] = {}
-    for pair, side in zip(
-        labels.ids[known].tolist(), sides[known].tolist(), strict=True
-    ):
-        found.setdefault(pair, []).append(side)
-    return {pair: sum(own) / len(own) for pair, own in found.items()}
+    return found
 
 
 def contradictions(labels: Labels) -> int:

@@ -46,6 +46,10 @@ from polyview.errors import InputError, OutOfRange, check_range
 VERSION = "1.0.0"  # of the data
 APART = 3  # steps between the two moments of one episode, at least; of Wordle, 1
 COUNTS = ("pairs", "across", "episodes", "equal", "short", "unknown")
+# Of a record, beside what was observed.
+_FIELDS = frozenset(
+    "pair instruction task caption_1 caption_2 value episode time".split()
+)
 _PATIENCE = 200  # episodes one after the other without a pair, before it is given up
 _KEPT = 8  # moments of one instruction that are kept, for pairs across episodes
 
@@ -64,14 +68,18 @@ def read(
     Raises InputError if they do not exist or are damaged.
     """
     describe(name, data_dir)
-    found = ArrayRecord(name, split, data_dir)
+    source = ArrayRecord(name, split, data_dir)
     try:
-        return found.__getitems__(range(len(found)))
+        found = source.__getitems__(range(len(source)))
+        for number, record in enumerate(found):
+            if lacks := sorted(_FIELDS - record.keys()):
+                raise CorruptRecord(f"record {number} has no {lacks[0]}")
     except CorruptRecord as error:
         raise InputError(
             f"pairs '{name}', split {split}, are damaged ({error}); remove the folder, "
             "and prepare again"
         ) from None
+    return found
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
@@ -119,6 +127,9 @@ def _wrong(provenance: Mapping[str, Any]) -> str:
     for key, kind in {**kinds, "observations": dict, "counts": dict}.items():
         if type(provenance.get(key)) is not kind:
             return f"its {key} is {provenance.get(key)!r}"
+    tasks = provenance["tasks"]
+    if not tasks or not all(isinstance(task, str) for task in tasks):
+        return f"its tasks are {tasks}"
     for name, shape in provenance["observations"].items():
         if name not in OBSERVED or type(shape) is not list:
             return f"its observations are {provenance['observations']}"

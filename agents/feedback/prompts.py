@@ -14,14 +14,20 @@ from typing import NamedTuple
 
 from polyview.errors import InputError, nearest
 
-VERSION = "1"
+VERSION = "2"
 LETTERS = (" A", " B")  # of answers, each one token
 DIGITS = tuple("0123456789")
 NOTHING = "N/A"  # a goal without content (Zhao et al. 2021)
+_APART = "\n\n"
 
 
 class Prompt(NamedTuple):
-    """shared: begins all prompts of a wording; own: follows, up to the answer."""
+    """shared: begins all prompts of a wording; own: follows, up to the answer.
+
+    The empty line between them begins `own`: read apart, both have the same tokens as
+    together. A tokenizer takes newlines at the end of a text for one token, and before
+    a word for two.
+    """
 
     shared: str
     own: str
@@ -45,11 +51,11 @@ class Wording(NamedTuple):
     def ask(self, goal: str, a: str, b: str = "") -> Prompt:
         """Return the prompt that the answer follows."""
         shown = [
-            f"{self.fields.format(goal=goal, a=a, b=b)}{answer}\n\n"
+            f"{_APART}{self.fields.format(goal=goal, a=a, b=b)}{answer}"
             for goal, a, b, answer in self.examples
         ]
-        shared = f"{self.instruction}\n\n{''.join(shown)}"
-        return Prompt(shared, self.fields.format(goal=goal, a=a, b=b))
+        own = _APART + self.fields.format(goal=goal, a=a, b=b)
+        return Prompt(self.instruction + "".join(shown), own)
 
 
 _COMPARED = (

@@ -26,6 +26,7 @@ from polyview.errors import InputError, check_range
 from polyview.model import Parts
 from polyview.runs.checksum import flatten
 from polyview.runs.load import untrained_model
+from polyview.runs.workdir import read_config
 
 _READER = "agents.feedback.reading:Reader"
 _BUCKET = 16  # prompts are padded to a multiple of so many tokens
@@ -152,7 +153,7 @@ class Answers:
             rest = encode(prompt.own)
             if len(self._shared) + len(rest) > language.context:
                 raise InputError(
-                    f"{prompt.own!r:.80} makes a prompt of "
+                    f"{prompt.own.strip()!r:.80} makes a prompt of "
                     f"{len(self._shared) + len(rest)} tokens, and the model's context "
                     f"has {language.context}: shorten captions"
                 )
@@ -237,10 +238,28 @@ def of_shape(name: str, layers: int | None = None, seed: int = 0) -> Language:
 
 
 def of_run(run: Path, name: str, trust: tuple[str, ...] = ()) -> Language:
-    """Return the body of a run; see `agents.llm.running:of_run`."""
+    """Return the body of a run; see `agents.llm.running:of_run` and `check_body`."""
+    check_body(run)
     speaker = running.of_run(run, name, trust)
     made = speaker.parts(_READER)
     return _language(speaker, made, _digest(made))
+
+
+def check_body(run: Path) -> None:
+    """Raise InputError unless the config of a run has a body of a language model.
+
+    Nothing that it names is called: it may be a stranger's, and anything.
+    """
+    config = read_config(run).to_dict()
+    model, views = config.get("model"), config.get("views", {})
+    spec = model.get("body") if isinstance(model, dict) else None
+    if not isinstance(spec, dict) or "layers" not in spec:
+        raise InputError(
+            f"{run} has no body of a language model; name a run that has one, as of "
+            "configs/rewards_tuning.py"
+        )
+    if not isinstance(views, dict) or not isinstance(views.get("text"), dict | None):
+        raise InputError(f"{run} is damaged: its config's views.text is no tokenizer")
 
 
 def _language(speaker: Speaker, made: Parts, digest: str) -> Language:
