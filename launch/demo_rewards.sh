@@ -25,6 +25,6 @@ about=thousand=120,fast=$fast
 for policy in sparse shaped; do
     "$python" -m polyview.evaluate --run "$runs/$policy"
 done
-echo; echo "== judge %: of the labels; Spearman, truth %: of the reward; success: of policies"
+echo; echo "== judge %, asked once %: labels that are right; Spearman, truth %: of the reward"
 "$python" -m polyview.report --run "$runs/reward" "$runs/sparse" "$runs/shaped" \
     --output "$runs/report.html"

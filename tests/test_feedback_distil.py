@@ -284,7 +284,8 @@ def test_a_run_learns_the_order_and_its_scale_becomes_that_of_shaping(
     assert low < told["spearman"] < high
     assert told["labels"] == {k: told["truth"][k] for k in told["labels"]}
     assert told["judge"]["accuracy"]["share"] == told["judge"]["agreement"] == 1
-    assert told["columns"]["judge %"] == 100 and told["judge"]["pairs"] == 600
+    assert told["columns"]["judge %"] == told["columns"]["asked once %"] == 100
+    assert told["judge"]["pairs"] == 600
     found, scale = parts.scale_of(str(tmp_path / "run"))
     assert found["source"]["name"] == "goto" and scale == told["scale"]
     # The scale is that of the rewards of all distinct moments of training.

@@ -98,7 +98,7 @@ def after(learner, steps):
     with jax.set_mesh(learner.mesh):
         state, found = learner.create(None), []
         for number in range(steps):
-            state, metrics = learner.take(state, np.int32(number))
+            state, metrics = learner.take(state, (np.int32(number), ()))
             found.append({k: np.asarray(v).item() for k, v in metrics.items()})
     return state, found
 
@@ -186,7 +186,7 @@ def test_a_run_that_is_stopped_goes_on_exactly(where, tmp_path):
     taken = learner.take
 
     def stopping(state, inputs):
-        if int(inputs) == 2:
+        if int(inputs[0]) == 2:
             raise KeyboardInterrupt
         return taken(state, inputs)
 

@@ -169,8 +169,10 @@ class Rewards:
         for key in ("truth", "labels"):
             if (own := numbers[key]) and own["share"] is not None:
                 found[f"{key} %"] = 100 * own["share"]
-        if (judge := numbers["judge"]["accuracy"]) and judge["share"] is not None:
-            found["judge %"] = 100 * judge["share"]
+        of_judge = {"accuracy": "judge %", "accuracy_one_order": "asked once %"}
+        for key, name in of_judge.items():
+            if (judge := numbers["judge"][key]) and judge["share"] is not None:
+                found[name] = 100 * judge["share"]
         return found
 
 
