@@ -6,8 +6,8 @@ domain has its instruction, its observations, its actions and its values, and wh
 acts in one world acts here as `policies.NAME`.
 
 As an actor (`polyview.rl.acting:Actor`) it plays the domains `playing` side by side, in
-rows of `polyview.rl.joined:Joined`: row i is of domain i modulo their number, and its
-observations are called "domain/name".
+rows of `polyview.rl.joined:Joined`: row i belongs to domain i mod n,
+of n domains, and its observations are called "domain/name".
 """
 
 import functools

@@ -93,6 +93,23 @@ def scratch(name: str) -> dict[str, Any]:
     return {**SCRATCH, "vocabulary": known}
 
 
+def imitating(
+    kind: str, name: str, layers: int | None, rank: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the spec of a body that imitates, and its `init`.
+
+    kind: "llm", the first layers of a prepared model with low-rank adapters, or
+    "scratch". Raises InputError for another kind, and for "llm" without a model.
+    """
+    if kind not in ("llm", "scratch"):
+        raise InputError(f"body={kind!r} is neither 'llm' nor 'scratch'")
+    if kind == "scratch":
+        return scratch(name), {}
+    if not name:
+        raise InputError("body=llm needs model=NAME; without a model: body=scratch")
+    return body(name, layers, {**LORA, "rank": rank}), body_weights(name)
+
+
 def bridges(
     data: str, observations: str = "", vision: str = "", hidden: int = 512
 ) -> tuple[dict[str, dict], dict]:

@@ -354,7 +354,7 @@ def audit(data: str, name: str, options: list[str], split: str) -> dict[str, Any
 def write(output: Path, study: str, rows: list[dict]) -> None:
     """Write all rows so far, and means over seeds with 95 % intervals (Student).
 
-    Those of PPO are of runs of one length.
+    The means of PPO are over runs of the same length.
     """
     number = {"oracle": "spearman", "ppo": "mean_success"}.get(study)
     groups: dict[str, list[float]] = {}

@@ -54,15 +54,8 @@ def get_config(argument: str = "") -> dict:
     data, name = args["data"], args["model"]
     described = recording.describe(data)
     adapter, init = own.adapter(args["adapter"], data, name, args["tokenizer"])
-    if args["body"] not in ("llm", "scratch"):
-        raise InputError(f"body={args['body']!r} is neither 'llm' nor 'scratch'")
-    if args["body"] == "llm":
-        if not name:
-            raise InputError("body=llm needs model=NAME; without a model: body=scratch")
-        lora = {**own.LORA, "rank": args["rank"]}
-        body, init = own.body(name, args["layers"], lora), own.body_weights(name) | init
-    else:
-        body = own.scratch(name)
+    body, laid = own.imitating(args["body"], name, args["layers"], args["rank"])
+    init = laid | init
     bridges, seen = own.bridges(data, args["observations"], args["vision"])
     count = described["counts"]["episodes"]
     if not 0 <= args["demonstrations"] <= count:

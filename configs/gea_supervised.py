@@ -28,7 +28,6 @@ from agents import domains, recording
 from agents import parts as own
 from polyview.config import parts
 from polyview.config.overrides import parse_arguments
-from polyview.errors import InputError
 
 
 def get_config(argument: str = "") -> dict:
@@ -57,13 +56,7 @@ def get_config(argument: str = "") -> dict:
         seed=0,
     )
     names, model = domains.named(args["data"]), args["model"]
-    if args["body"] not in ("llm", "scratch"):
-        raise InputError(f"body={args['body']!r} is neither 'llm' nor 'scratch'")
-    if args["body"] == "llm":
-        body = own.body(model, args["layers"], {**own.LORA, "rank": args["rank"]})
-        init = own.body_weights(model)
-    else:
-        body, init = own.scratch(model), {}
+    body, init = own.imitating(args["body"], model, args["layers"], args["rank"])
     bridges, seen_by, of_bridges = domains.seen(
         names, args["observations"], args["vision"], args["seeing"], args["pixels"]
     )

@@ -248,7 +248,7 @@ def of_run(run: Path, name: str, trust: tuple[str, ...] = ()) -> Language:
 def check_body(run: Path) -> None:
     """Raise InputError unless the config of a run has a body of a language model.
 
-    Nothing that it names is called: it may be a stranger's, and anything.
+    The config is not trusted: nothing that it names is imported or called.
     """
     config = read_config(run).to_dict()
     model, views = config.get("model"), config.get("views", {})

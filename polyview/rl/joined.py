@@ -1,8 +1,8 @@
 """Rows of several environments, which take turns. Numpy only.
 
-Row i, counted over all hosts, is of environment i modulo their number. So each part of
-the rows that is a multiple of that number, on a host or in a minibatch, has as many of
-each.
+Row i, counted over all hosts, belongs to environment i mod n, of n environments. Any
+block of rows whose length is a multiple of n, such as a host's or a minibatch, has
+equally many of each.
 """
 
 from collections.abc import Callable, Mapping
