@@ -28,23 +28,24 @@ and metaworld_seven likewise with window-open-v3 and plate-slide-v3, metaworld_t
 
 import argparse
 import itertools
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from benchmarks import begin, measure_missing, student
-from polyview import devices, errors, files
+from benchmarks import student
+from benchmarks.studies import (
+    Row,
+    begin,
+    evaluated,
+    measure_missing,
+    own_evaluations,
+    read,
+    trained,
+)
+from polyview import errors
 from polyview.config.file import load_config
 from polyview.errors import InputError
-from polyview.evaluation.base import specs_of
-from polyview.runs.evaluating import build_evaluations
-from polyview.runs.load import frozen_model
-from polyview.training.train import train
-from polyview.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("tokenizers", "cloning", "babyai", "transfer")
@@ -80,17 +81,21 @@ def main() -> None:
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"agents_{flags.table}.json"
     begin(flags.workdir)
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
     runs = {
         "tokenizers": tokenizers,
         "cloning": cloning,
         "babyai": babyai,
         "transfer": transfer,
     }[flags.table]
-    measure_missing(runs(flags, rows), rows, lambda: write(output, flags.table, rows))
+    measure_missing(
+        lambda rows: runs(flags, rows),
+        output,
+        flags.workdir,
+        lambda rows: summary(flags.table, rows),
+    )
 
 
-def tokenizers(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
+def tokenizers(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
     """Yield the runs of the table of tokenizers."""
     for seed, name in itertools.product(range(SEEDS), TOKENIZERS):
 
@@ -118,7 +123,7 @@ def tokenizer(
     return trained(config, flags.workdir / f"tokenizer_{data}_{words}_{seed}")
 
 
-def cloning(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
+def cloning(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
     """Yield the runs of the table of adapters and bodies on Meta-World."""
     arms = list(itertools.product((FIVE, MAZE), BODIES, ADAPTERS))
     # A run of the language model takes long: in one world alone, and its rate is chosen
@@ -130,27 +135,26 @@ def cloning(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
             yield arm(flags, data, {**about, "split": "validation"}, 0, episodes=20)
     for seed, (data, body, adapter) in itertools.product(range(SEEDS), arms):
         of = {"data": data, "body": body}
-        chosen = best(rows, {**of, "adapter": adapter})
-        chosen = chosen or best(rows, {**of, "adapter": "pred"})
-        given = {**of, "adapter": adapter, "rate": chosen, "split": "test"}
-        yield arm(flags, data, given, seed, episodes=50)
+        chosen_by = adapter if body == "scratch" else "pred"
+        if rate := best(rows, {**of, "adapter": chosen_by}):
+            given = {**of, "adapter": adapter, "rate": rate, "split": "test"}
+            yield arm(flags, data, given, seed, episodes=50)
 
 
-def babyai(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
+def babyai(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
     """Yield the runs of the table of words on BabyAI."""
     for adapter, rate in itertools.product(WORDS, RATES):
         about = {"adapter": adapter, "rate": rate, "demonstrations": 1000}
         yield arm(flags, PICKUP, {**about, "split": "validation"}, 0, episodes=100)
     for seed, count, adapter in itertools.product(range(SEEDS), DEMONSTRATIONS, WORDS):
-        chosen = best(rows, {"adapter": adapter})
-        about = {"adapter": adapter, "rate": chosen, "demonstrations": count}
-        yield arm(flags, PICKUP, {**about, "split": "test"}, seed, episodes=200)
+        if rate := best(rows, {"adapter": adapter}):
+            about = {"adapter": adapter, "rate": rate, "demonstrations": count}
+            yield arm(flags, PICKUP, {**about, "split": "test"}, seed, episodes=200)
 
 
-def transfer(flags: argparse.Namespace, rows: list[dict]) -> Iterator:
+def transfer(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
     """Yield policies of two held-out tasks by tokenizers of other tasks, and of all."""
-    cloned = RESULTS / "agents_cloning.json"
-    known = json.loads(cloned.read_text())["rows"] if cloned.exists() else []
+    known = read(RESULTS / "agents_cloning.json")
     rate = best(known, {"data": FIVE, "body": "llm", "adapter": "pred"})
     if rate is None:
         raise InputError("the rate is chosen by the table of cloning: run that first")
@@ -194,55 +198,29 @@ def arm(
 
 
 def best(rows: list[dict], about: Mapping[str, Any]) -> str | None:
-    """Return the rate with the most success on validation, None if none was tried."""
+    """Return the rate with the most success on validation, None until all are tried."""
     own = [
         row
         for row in rows
         if row.get("split") == "validation" and about.items() <= row.items()
     ]
-    return max(own, key=lambda row: row["success"])["rate"] if own else None
+    if {row["rate"] for row in own} != {*RATES}:
+        return None
+    return max(own, key=lambda row: row["success"])["rate"]
 
 
-def trained(config: Any, run: Path, kind: Callable[..., Any] = Trainer) -> Path:
-    """Return a run's folder; train it, or go on, if it is not finished."""
-    if not (run / "done").exists():
-        with config.unlocked():
-            evaluations, config.evaluations = config.evaluations, None
-        train(kind(config), run)
-        files.write_whole(
-            run / "done", json.dumps(evaluations.to_dict(), default=list).encode()
-        )
-    return run
-
-
-def evaluated(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results of evaluations, by name; asked: their specs."""
-    mesh = devices.make_mesh()
-    with jax.set_mesh(mesh):
-        model = frozen_model(str(run))
-        built = build_evaluations(specs_of({"evaluations": asked}), None, lambda: None)
-        return {name: one(model, mesh) for name, one in built.items()}
-
-
-def own_evaluations(run: Path) -> dict[str, Any]:
-    """Return the specs of a run's evaluations."""
-    return json.loads((run / "done").read_text())
-
-
-def write(output: Path, table: str, rows: list[dict]) -> None:
-    """Write all rows so far, and means over seeds with 95 % intervals (Student)."""
+def summary(table: str, rows: list[dict]) -> dict[str, Any]:
+    """Return means over seeds with 95 % intervals (Student)."""
     number = "error" if table == "tokenizers" else "success"
     groups: dict[str, list[float]] = {}
     for row in rows:
         if row.get("split", "test") == "test" and row.get("steps", STEPS) == STEPS:
             name = ", ".join(str(row[key]) for key in TOLD if key in row)
             groups.setdefault(name, []).append(row[number])
-    content = {
+    return {
         "command": f"python -m benchmarks.agents {table} --workdir DIR",
         "means": {name: student(values) for name, values in groups.items()},
-        "rows": rows,
     }
-    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -31,14 +31,15 @@ from ml_collections import ConfigDict
 import dvf.load
 import dvf.parts
 import dvf.prepare
-from benchmarks import begin, student
+from benchmarks import student
+from benchmarks.studies import Row, begin, measure_missing
 from dvf import tabular
 from dvf.evaluation.accuracy import ValueAccuracy
 from dvf.evaluation.queries import read
 from dvf.load import sampled
 from dvf.rewards import learnt
 from dvf.value import FromFutures
-from polyview import drawing, errors, files, hosts
+from polyview import drawing, errors
 from polyview.config.file import load_config
 from polyview.config.spec import build
 from polyview.data.sources.array_record import ArrayRecord
@@ -113,20 +114,24 @@ def main() -> None:
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"dvf_{flags.study}.json"
     begin(flags.workdir)
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
+    rows = measure_missing(
+        lambda _: runs(flags),
+        output,
+        flags.workdir,
+        lambda rows: summary(flags.study, rows),
+    )
+    if flags.study in SHOWN:
+        figure = compared(summary(flags.study, rows)["means"], SHOWN[flags.study])
+        output.with_suffix(".png").write_bytes(drawing.png(figure))
+
+
+def runs(flags: argparse.Namespace) -> Iterator[Row]:
+    """Yield the runs of a study."""
     for seed in flags.seeds or range(SEEDS[flags.study]):
         for arm in arms(flags.study):
-            about = {**arm._asdict(), "seed": seed, "steps": int(flags.steps)}
-            if any(about.items() <= row.items() for row in rows):
-                continue
-            row = {"name": arm.name, **about, **one(flags, arm, seed)}
-            rows.append(row)
-            print(told(row), flush=True)
-            write(output, flags.study, rows)
-    if flags.study in SHOWN:
-        means = json.loads(output.read_text())["means"]
-        figure = compared(means, SHOWN[flags.study])
-        output.with_suffix(".png").write_bytes(drawing.png(figure))
+            about = {"name": arm.name, **arm._asdict()}
+            about |= {"seed": seed, "steps": int(flags.steps)}
+            yield about, lambda arm=arm, seed=seed: one(flags, arm, seed)
 
 
 @drawing.styled
@@ -187,7 +192,7 @@ def one(flags: argparse.Namespace, arm: Arm, seed: int) -> dict[str, Any]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["time"]["seconds"] for line in lines if "time" in line]
     model, _ = dvf.load.read(workdir)
-    found: dict[str, Any] = {"seconds": seconds[-1], "machine": hosts.machine()}
+    found: dict[str, Any] = {"seconds": seconds[-1]}
     if flags.study == "grid":
         found |= on_grid(config, model)
     else:
@@ -324,20 +329,8 @@ def on_grid(config: ConfigDict, model: Any, samples: int = 5000) -> dict[str, An
     return {"distance": float(distances.mean()), "farthest": float(distances.max())}
 
 
-def told(row: dict) -> str:
-    """Return a row as a line."""
-    text = f"{row['name']} (setting {row['setting']}) seed {row['seed']}:"
-    if "distance" in row:
-        return f"{text} total variation {row['distance']:.3f}, {row['seconds']:.0f} s"
-    value, share = row["value"], row["control"]["share"]
-    return (
-        f"{text} correlation {value['correlation']:.3f}, RMSE {value['rmse']:.3f}, "
-        f"bias {value['bias']:+.3f}, share {share:.3f}, {row['seconds']:.0f} s"
-    )
-
-
-def write(output: Path, study: str, rows: list[dict]) -> None:
-    """Write all rows so far, and means with their 95 % intervals over seeds."""
+def summary(study: str, rows: list[dict]) -> dict[str, Any]:
+    """Return means with their 95 % intervals over seeds."""
     names = dict.fromkeys((row["name"], row["setting"]) for row in rows)
     means = []
     for name, setting in names:
@@ -349,14 +342,12 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
             if values:
                 found[f"{group} {key}".strip()] = student(values)
         means.append(found)
-    content = {
+    return {
         "command": f"python -m benchmarks.dvf {study} --workdir DIR",
         "settings": TRIED,
         "means_are": "mean, low and high of 95 % over seeds (Student)",
         "means": means,
-        "rows": rows,
     }
-    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 _MEANS = (

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import dvf.weigh
-from benchmarks import begin, student
+from benchmarks import student
 from benchmarks.dvf import DATA, TRIED, best
+from benchmarks.studies import begin
 from dvf import recording
 from dvf.evaluation.play import Returns
 from dvf.players import GoalPlayer

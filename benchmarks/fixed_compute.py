@@ -28,7 +28,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import begin, spread
+from benchmarks import spread
+from benchmarks.studies import begin
 from polyview import devices, errors, hosts
 from polyview.config.file import load_config
 from polyview.config.spec import build

@@ -35,7 +35,6 @@ recorded first, all with --pixels 64:
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,9 +47,16 @@ from ml_collections import ConfigDict
 from agents import domains, recording
 from agents.environments.worlds import made_of
 from agents.playing import Lane, play
-from benchmarks import begin, measure_missing, student
-from benchmarks.agents import evaluated, own_evaluations, trained
-from polyview import devices, errors, files
+from benchmarks import student
+from benchmarks.studies import (
+    Row,
+    begin,
+    evaluated,
+    measure_missing,
+    own_evaluations,
+    trained,
+)
+from polyview import devices, errors
 from polyview.config.file import load_config
 from polyview.config.spec import build
 from polyview.data.sources.protocol import default_data_dir
@@ -95,7 +101,6 @@ def main() -> None:
     if flags.table != "tokenizer" and not flags.vision:
         raise InputError("--vision RUN is needed: whose encoder sees images")
     begin(flags.workdir)
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
     study = {
         "tokenizer": tokenizers,
         "vision": vision,
@@ -104,7 +109,12 @@ def main() -> None:
         "popart": popart,
         "unseen": unseen,
     }[flags.table]
-    measure_missing(study(flags), rows, lambda: write(output, flags.table, rows))
+    measure_missing(
+        lambda rows: study(flags),
+        output,
+        flags.workdir,
+        lambda rows: summary(flags.table, rows),
+    )
 
 
 def codes(flags: argparse.Namespace, names: tuple[str, ...], seed: int) -> Path:
@@ -116,7 +126,7 @@ def codes(flags: argparse.Namespace, names: tuple[str, ...], seed: int) -> Path:
     return trained(config, flags.workdir / f"codes-{'-'.join(names)}-{seed}")
 
 
-def tokenizers(flags: argparse.Namespace) -> Iterator:
+def tokenizers(flags: argparse.Namespace) -> Iterator[Row]:
     """Yield errors of one tokenizer for both worlds, and of one for each."""
     for seed in flags.seeds:
         for names in (CONTINUOUS, *((name,) for name in CONTINUOUS)):
@@ -170,7 +180,7 @@ def success(run: Path, only: tuple[str, ...] = ALL) -> dict[str, Any]:
     }
 
 
-def vision(flags: argparse.Namespace) -> Iterator:
+def vision(flags: argparse.Namespace) -> Iterator[Row]:
     """Yield policies that see by other encoders, and one with another body."""
     if not flags.own:
         raise InputError("--own RUN is needed: a run of configs/gea_frames.py")
@@ -192,7 +202,7 @@ def vision(flags: argparse.Namespace) -> Iterator:
             yield {"name": name, "seed": seed}, measure
 
 
-def stages(flags: argparse.Namespace) -> Iterator:
+def stages(flags: argparse.Namespace) -> Iterator[Row]:
     """Yield imitation of few demonstrations, and what may follow."""
     arms = {
         "imitation": None,
@@ -245,7 +255,7 @@ def played(
 def own_successes(flags: argparse.Namespace, first: Path, seed: int) -> dict[str, Any]:
     """Imitate a run's own successes in a domain, and return success there."""
     folder = default_data_dir() / f"own_{first.name}"
-    if not folder.exists():
+    if not folder.exists():  # one row a seed asks for it: no other process writes it
         record(first, GOTO, folder, episodes=1000)
     begun = domains.begun_from(str(first))
     held = begun["source"]["sources"][GOTO]["source"]
@@ -315,7 +325,7 @@ def record(run: Path, domain: str, folder: Path, episodes: int) -> None:
     )
 
 
-def sharing(flags: argparse.Namespace) -> Iterator:
+def sharing(flags: argparse.Namespace) -> Iterator[Row]:
     """Yield a policy of all domains, and one of each of as many updates a domain."""
     for seed in flags.seeds:
         for names in (ALL, *((name,) for name in ALL)):
@@ -328,7 +338,7 @@ def sharing(flags: argparse.Namespace) -> Iterator:
             yield {"of": "all" if names == ALL else names[0], "seed": seed}, measure
 
 
-def popart(flags: argparse.Namespace) -> Iterator:
+def popart(flags: argparse.Namespace) -> Iterator[Row]:
     """Yield two domains that are played, the rewards of one times 100."""
     names = (GOTO, PICKUP)
     arms = {
@@ -346,7 +356,7 @@ def popart(flags: argparse.Namespace) -> Iterator:
             yield {"name": name, "seed": seed}, measure
 
 
-def unseen(flags: argparse.Namespace) -> Iterator:
+def unseen(flags: argparse.Namespace) -> Iterator[Row]:
     """Yield success in worlds outside of the mixture."""
     for seed in flags.seeds:
         for domain, worlds in UNSEEN.items():
@@ -369,15 +379,15 @@ def unseen(flags: argparse.Namespace) -> Iterator:
                 yield {"of": of, "domain": domain, "seed": seed}, measure
 
 
-def write(output: Path, table: str, rows: list[dict]) -> None:
-    """Write all rows so far; means over seeds with 95 % intervals (Student)."""
+def summary(table: str, rows: list[dict]) -> dict[str, Any]:
+    """Return means over seeds with 95 % intervals (Student), and differences."""
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         keys = ("name", "of", "body", "domain")
         name = ", ".join(str(row[key]) for key in keys if key in row)
         for domain, value in (row.get("success") or row["errors"]).items():
             groups.setdefault(name, {}).setdefault(domain, []).append(value)
-    content = {
+    return {
         "command": f"python -m benchmarks.gea {table} --workdir DIR",
         "means": {
             name: {domain: student(values) for domain, values in own.items()}
@@ -385,9 +395,7 @@ def write(output: Path, table: str, rows: list[dict]) -> None:
         },
         "differences_are": "paired over seeds: mean, and ends of 95 % (bootstrap)",
         "differences": differences(rows),
-        "rows": rows,
     }
-    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def differences(rows: list[dict]) -> dict[str, dict[str, list[float]]]:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import begin, spread
+from benchmarks import spread
+from benchmarks.studies import begin
 from polyview import devices, drawing, errors, files, hosts
 from polyview.config.file import load_config
 from polyview.config.overrides import apply_overrides

@@ -13,15 +13,22 @@ row of the JSON and is not repeated: run again to resume. Data are recorded firs
 """
 
 import argparse
-import json
+import itertools
 import shutil
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import begin, student
-from benchmarks.agents import evaluated, own_evaluations, trained
-from polyview import errors, files, hosts
+from benchmarks import student
+from benchmarks.studies import (
+    Row,
+    begin,
+    evaluated,
+    measure_missing,
+    own_evaluations,
+    trained,
+)
+from polyview import errors
 from polyview.config.file import evaluations_of, load_config
 from polyview.rl.learner import PolicyLearner
 from polyview.runs import metrics
@@ -65,23 +72,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     flags = parser.parse_args()
     begin(flags.workdir)
-    rows = json.loads(flags.output.read_text())["rows"] if flags.output.exists() else []
-    for seed in range(3):
-        for arm in ARMS:
-            if seed >= arm.seeds or flags.only not in (None, arm.body):
-                continue
-            for stage in ("imitation", "PPO"):
-                about = {"name": arm.name, "seed": seed, "stage": stage}
-                about["steps"] = flags.steps
-                if stage == "PPO":
-                    about["million"] = flags.million
-                if any(about.items() <= row.items() for row in rows):
-                    continue
-                started = time.perf_counter()
-                found = measured(flags, arm, seed, stage)
-                found["seconds"] = time.perf_counter() - started
-                rows.append({**about, **found, "machine": hosts.machine()})
-                write(flags.output, rows)
+    measure_missing(lambda _: study(flags), flags.output, flags.workdir, summary)
+
+
+def study(flags: argparse.Namespace) -> Iterator[Row]:
+    """Yield each stage of each policy."""
+    for seed, arm, stage in itertools.product(range(3), ARMS, ("imitation", "PPO")):
+        if seed >= arm.seeds or flags.only not in (None, arm.body):
+            continue
+        about = {"name": arm.name, "seed": seed, "stage": stage, "steps": flags.steps}
+        if stage == "PPO":
+            about["million"] = flags.million
+        yield about, lambda a=arm, n=seed, of=stage: measured(flags, a, n, of)
 
 
 def measured(
@@ -121,27 +123,23 @@ def measured(
     }
     if stage == "PPO":
         shutil.rmtree(run)
-    told = {name: own["success"] for name, own in found["splits"].items()}
-    print(f"{arm.name} seed {seed}, {stage}: {told}", flush=True)
     return found
 
 
-def write(output: Path, rows: list[dict]) -> None:
-    """Write all rows so far, and means over seeds with 95 % intervals (Student)."""
+def summary(rows: list[dict]) -> dict[str, Any]:
+    """Return means over seeds with 95 % intervals (Student)."""
     means: dict[str, dict] = {}
     for row in rows:
         own = means.setdefault(f"{row['name']}, {row['stage']}", {})
         for split, found in row["splits"].items():
             own.setdefault(split, []).append(found["success"])
-    content = {
+    return {
         "command": "python -m benchmarks.rearrange --workdir DIR",
         "means": {
             name: {split: student(values) for split, values in own.items()}
             for name, own in means.items()
         },
-        "rows": rows,
     }
-    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from benchmarks import begin, student
+from benchmarks import student
+from benchmarks.studies import begin
 from polyview import devices, errors, files, hosts
 from polyview.config.file import evaluations_of, load_config
 from polyview.config.spec import build

@@ -35,9 +35,17 @@ from typing import Any, NamedTuple
 from agents import judge as judging
 from agents import prepare
 from agents.feedback import pairs
-from benchmarks import Row, begin, measure_missing, student
-from benchmarks.agents import evaluated, own_evaluations, trained
-from polyview import errors, files
+from benchmarks import student
+from benchmarks.studies import (
+    Row,
+    begin,
+    evaluated,
+    locked,
+    measure_missing,
+    own_evaluations,
+    trained,
+)
+from polyview import errors
 from polyview.config.file import load_config
 from polyview.data.sources.protocol import default_data_dir
 from polyview.rl.learner import PolicyLearner
@@ -104,7 +112,6 @@ def main() -> None:
     flags = parser.parse_args()
     output = flags.output or RESULTS / f"rewards_{flags.study}.json"
     begin(flags.workdir)
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
     study = {
         "oracle": oracle,
         "judge": judged,
@@ -112,7 +119,12 @@ def main() -> None:
         "ppo": ppo,
         "tuning": tuning,
     }[flags.study]
-    measure_missing(study(flags, rows), rows, lambda: write(output, flags.study, rows))
+    measure_missing(
+        lambda rows: study(flags, rows),
+        output,
+        flags.workdir,
+        lambda rows: summary(flags.study, rows),
+    )
 
 
 def oracle(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
@@ -157,8 +169,9 @@ def reward(
     words = "_".join((data, labels, orders, str(seed)))
     name = f"reward_{words}_{split}" + ("" if learns else "_untrained")
     run = flags.workdir / name
-    if not list(run.glob("eval/*-reward.json")):
-        train(Trainer(config), run)  # and evaluate: configs of policies read the scale
+    with locked(run.with_name(f"{name}.lock")):
+        if not list(run.glob("eval/*-reward.json")):
+            train(Trainer(config), run)  # and evaluate: configs of policies read it
     return run
 
 
@@ -230,15 +243,18 @@ def ppo(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
         yield length | about, lambda about=about: learnt(flags, about)
     for seed, (name, (_, form)) in itertools.product(range(LEARNERS), ARMS.items()):
         weight = weight_of(rows, form, flags.thousand) if form else 0.0
-        about = {"name": name, "weight": weight, "seed": seed}
-        yield length | about, lambda about=about: learnt(flags, about)
+        if weight is not None:
+            about = {"name": name, "weight": weight, "seed": seed}
+            yield length | about, lambda about=about: learnt(flags, about)
 
 
-def weight_of(rows: list[dict], form: str, thousand: int) -> float:
+def weight_of(rows: list[dict], form: str, thousand: int) -> float | None:
     """Return the weight with the largest mean success in the seed that chooses, after
-    so many thousands of steps."""
+    so many thousands of steps; None before all weights are tried."""
     kept = {"seed": CHOOSING, "name": f"oracle, {form}", "thousand": thousand}
     own = [row for row in rows if kept.items() <= row.items()]
+    if {row["weight"] for row in own} != {*REWARD_WEIGHTS}:
+        return None
     return max(own, key=lambda row: row["mean_success"])["weight"]
 
 
@@ -328,13 +344,15 @@ def prepared(env: str, options: list[str]) -> str:
     """Return the name of pairs; prepare them if they are missing."""
     words = "_".join((env, *options)).replace("-", "").replace(":", "_")
     name = f"pairs_{words.replace('.', '')}".lower()
-    prepare.main(["--pairs", env, *options, "--name", name])
+    with locked(default_data_dir() / f"{name}.lock"):
+        prepare.main(["--pairs", env, *options, "--name", name])
     return name
 
 
 def labelled(data: str, name: str, options: list[str], split: str) -> Path:
     """Return the file of labels of a split of pairs; a judge adds those it lacks."""
-    judging.main(["--pairs", data, "--name", name, "--split", split, *options])
+    with locked(default_data_dir() / f"{data}-{name}.lock"):
+        judging.main(["--pairs", data, "--name", name, "--split", split, *options])
     return default_data_dir() / data / "labels" / f"{name}.json"
 
 
@@ -351,8 +369,8 @@ def audit(data: str, name: str, options: list[str], split: str) -> dict[str, Any
     }
 
 
-def write(output: Path, study: str, rows: list[dict]) -> None:
-    """Write all rows so far, and means over seeds with 95 % intervals (Student).
+def summary(study: str, rows: list[dict]) -> dict[str, Any]:
+    """Return means over seeds with 95 % intervals (Student).
 
     The means of PPO are over runs of the same length.
     """
@@ -368,8 +386,7 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
     if groups:
         content["means_of"] = number
         content["means"] = {name: student(values) for name, values in groups.items()}
-    content["rows"] = rows
-    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
+    return content
 
 
 if __name__ == "__main__":

@@ -9,21 +9,23 @@ network, 10,000 steps instead of 100,000, 8,000 updates instead of 196,000, 20 g
 evaluation, each of at most 3,000 steps. Learning rates are ten times the official ones,
 since there are so few updates. Each seed is a separate run: several in one program are
 slow on a CPU. A finished run is a row of the JSON and is not repeated: run the command
-again to resume. An interrupted run resumes from its last checkpoint.
+again to resume, or on each core once. An interrupted run resumes from its last
+checkpoint.
 """
 
 import argparse
+import functools
 import itertools
-import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import begin
-from polyview import drawing, errors, files, hosts
+from benchmarks.studies import Row, begin, locked, measure_missing
+from polyview import drawing, errors
 from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
 from polyview.training.train import train
@@ -63,32 +65,35 @@ def main() -> None:
     flags = parser.parse_args()
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
     begin(flags.workdir)
-    rows = json.loads(flags.output.read_text())["rows"] if flags.output.exists() else []
+    about = {
+        "command": "python -m benchmarks.sgi_finetune --workdir DIR",
+        "budget": BUDGET,
+        "rates": RATES,
+    }
+    rows = measure_missing(
+        lambda _: runs(flags), flags.output, flags.workdir, lambda _: about
+    )
+    flags.output.with_suffix(".png").write_bytes(drawing.png(curves(rows)))
+
+
+def runs(flags: argparse.Namespace) -> Iterator[Row]:
+    """Yield the runs of all seeds, games and starts."""
     for seed, game, start in itertools.product(flags.seeds, flags.games, flags.starts):
         row = {"game": game, "start": start, "seed": seed, "steps": flags.steps}
-        made = config(row)
-        row["config"] = text_digest(to_json(made))[:16]  # without the donor's path
-        if any(row.items() <= done.items() for done in rows):
-            continue
+        row["config"] = text_digest(to_json(config(row)))[:16]  # without a donor's path
+        yield row, functools.partial(played, flags.workdir, row)
+
+
+def played(workdir: Path, row: dict) -> dict:
+    """Play, and return the scores."""
+    game, made = row["game"], config(row)
+    with locked(workdir / f"{game}.lock"):
         prepare.main(["--game", game])
-        if start == "pretrained":
-            made.init_from = str(pretrained(flags.workdir / f"network-{game}", game))
-        workdir = flags.workdir / f"{game}-{start}-{seed}-{row['config']}"
-        train(Player(made), workdir)
-        rows.append(row | scores(workdir))
-        record = {
-            "command": "python -m benchmarks.sgi_finetune --workdir DIR",
-            "budget": BUDGET,
-            "rates": RATES,
-            "rows": rows,
-        }
-        files.write_whole(flags.output, f"{json.dumps(record, indent=1)}\n".encode())
-        before, after = (np.mean(rows[-1][name]) for name in ("random", "scores"))
-        print(
-            f"{game:9s} {start:10s} seed {seed}: {before:.1f} -> {after:.1f}",
-            flush=True,
-        )
-    flags.output.with_suffix(".png").write_bytes(drawing.png(curves(rows)))
+        if row["start"] == "pretrained":
+            made.init_from = str(pretrained(workdir / f"network-{game}", game))
+    run = workdir / f"{game}-{row['start']}-{row['seed']}-{row['config']}"
+    train(Player(made), run)
+    return scores(run)
 
 
 def pretrained(workdir: Path, game: str) -> Path:
@@ -128,7 +133,6 @@ def scores(workdir: Path) -> dict:
             for line in run.history
         ],
         "seconds": run.history[-1]["time"]["seconds"],
-        "machine": hosts.machine(),
     }
 
 

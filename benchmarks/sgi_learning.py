@@ -7,11 +7,12 @@
 which the demo differs from the paper, and with all three and one other change. `terms`
 trains every subset of the loss's three terms in three games. Each run is the SGI demo,
 400 steps long in Breakout, scored on episodes that nothing was trained on. A finished
-run is a row of the JSON and is not repeated: run the command again to resume. An
-interrupted run resumes from its last checkpoint.
+run is a row of the JSON and is not repeated: run the command again to resume, or on
+each core once. An interrupted run resumes from its last checkpoint.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -22,8 +23,8 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 
-from benchmarks import begin
-from polyview import errors, files, hosts
+from benchmarks.studies import Row, begin, locked, measure_missing
+from polyview import errors
 from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
 from polyview.runs.evaluating import Asked, evaluate
@@ -83,24 +84,30 @@ def main() -> None:
     os.environ["POLYVIEW_DATA"] = str(flags.workdir / "data")
     begin(flags.workdir)
     games = flags.games or GAMES[flags.study]
-    for game in games:
-        record(game)
-    rows = json.loads(output.read_text())["rows"] if output.exists() else []
+    with locked(flags.workdir / "data.lock"):
+        for game in games:
+            record(game)
+    rows = measure_missing(
+        lambda _: runs(flags, games),
+        output,
+        flags.workdir,
+        lambda rows: summary(flags.study, rows),
+    )
+    plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
+
+
+def runs(flags: argparse.Namespace, games: list[str]) -> Iterator[Row]:
+    """Yield the runs of a study."""
     for seed, game, arm in itertools.product(flags.seeds, games, arms(flags.study)):
         config = load_config(f"{CONFIG}:game={game},seed={seed}", arm.overrides)
         config.steps = flags.steps or STEPS.get(game, config.steps)
         config.checkpoint_every = config.steps // 4
         row = {"game": game, "arm": arm.name, "seed": seed, "steps": config.steps}
         row["config"] = text_digest(to_json(config))[:16]
-        if any(row.items() <= done.items() for done in rows):
-            continue
         name = arm.name.replace(" ", "_")
-        folder = f"{flags.study}-{game}-{name}-{seed}-{row['config']}"
+        folder = flags.workdir / f"{flags.study}-{game}-{name}-{seed}-{row['config']}"
         references = arm.name == " + ".join(TERMS)
-        rows.append(row | run(config, flags.workdir / folder, references))
-        write(output, flags.study, rows)
-        print(told(rows[-1]), flush=True)
-    plot(rows, flags.study).savefig(output.with_suffix(".png"), dpi=150)
+        yield row, functools.partial(run, config, folder, references)
 
 
 def record(game: str) -> None:
@@ -163,35 +170,17 @@ def run(config, workdir: Path, references: bool) -> dict:
                 for name, score in scores.items()
             }
     seconds = [line["time"]["seconds"] for line in logged if "time" in line]
-    return found | {"seconds": seconds[-1], "machine": hosts.machine()}
+    return found | {"seconds": seconds[-1]}
 
 
-def told(row: dict) -> str:
-    """Return a row as a line."""
-    actions, curve = row["actions"], row["curve"]
-    text = (
-        f"{row['game']:9s} {row['arm']:20s} seed {row['seed']}: actions "
-        f"{actions['accuracy']:.3f} (chance {actions['chance']:.3f}, ceiling "
-        f"{actions['ceiling']:.3f}), RankMe {curve['frames/rankme'][-1][1]:.1f}, "
-        f"cosine {curve['cosine'][-1][1]:.3f}"
-    )
-    scores = row.get("variables", {}).values()
-    if scores:
-        means = (np.mean([score[m] for score in scores]) for m in ("r2", "accuracy"))
-        text += "; probes R^2 {:.3f}, accuracy {:.3f}".format(*means)
-    return text
-
-
-def write(output: Path, study: str, rows: list[dict]) -> None:
-    """Write all rows so far."""
-    content = {
+def summary(study: str, rows: list[dict]) -> dict:
+    """Return what was trained."""
+    return {
         "command": f"python -m benchmarks.sgi_learning {study} --workdir DIR",
         "config": load_config(f"{CONFIG}:game={rows[0]['game']}").to_dict(),
         "steps": STEPS,
         "arms": {arm.name: arm.overrides for arm in arms(study)},
-        "rows": rows,
     }
-    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def plot(rows: list[dict], study: str):

@@ -8,13 +8,10 @@ on generated images, `han` on characters. The weight of a local loss is chosen o
 validation classes with seed 0; that seed's chosen run is among the seeds reported, by
 numbers that do not use these classes. The references (random, pixels, ...) are measured
 once, beside the first run of seed 0. A finished run is a row of the JSON and is not
-repeated: run the command again to resume. Several processes may share the work: one on
-each core (`taskset -c 0`, `-c 1`) trains up to 1.5 times as much as one on both.
+repeated: run the command again to resume, or on each core once.
 """
 
 import argparse
-import contextlib
-import fcntl
 import functools
 import itertools
 import json
@@ -29,8 +26,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy import stats
 
-from benchmarks import begin, student
-from polyview import errors, files, hosts
+from benchmarks import student
+from benchmarks.studies import Row, begin, measure_missing
+from polyview import errors
 from polyview.config.file import load_config
 from polyview.config.text import text_digest, to_json
 from polyview.errors import InputError
@@ -93,55 +91,39 @@ def main() -> None:
     output = flags.output or RESULTS / f"zero_shot_{flags.study}.json"
     seeds = flags.seeds or range(5 if flags.study == "parts" else 3)
     begin(flags.workdir)
-    trained = True
-    while trained:  # again, for what waited for another process to choose a weight
-        trained = False
-        for seed, (method, local) in itertools.product(seeds, pairs):
-            rows = read(output)
-            check_rows(rows, output, flags.study, seeds, flags.steps)
-            for arm in weighted(rows, method, local, seed):
-                trained |= one(flags, output, arm, seed)
-    rows = read(output)
+    rows = measure_missing(
+        lambda rows: runs(flags, pairs, seeds, rows, output),
+        output,
+        flags.workdir,
+        lambda rows: summary(flags.study, rows),
+    )
     if kept_rows(rows):
         plot(rows).savefig(output.with_suffix(".png"), dpi=150)
     if 0 not in seeds:
         check_chosen(rows, pairs)
 
 
-def one(flags: argparse.Namespace, output: Path, arm: Arm, seed: int) -> bool:
-    """Train an arm and add its row, unless it is there or another process trains it."""
-    digest = digest_of(flags.study, arm, seed, flags.steps)
-    workdir = flags.workdir / f"{flags.study}-{digest}"
-    with locked(workdir.with_suffix(".lock"), wait=False) as free:
-        if not free or any(row.get("config") == digest for row in read(output)):
-            return False
-        first = next(arms(flags.study)) == (arm.method, arm.local) and seed == 0
-        config = configured(flags.study, arm, seed, flags.steps)
-        found = run(config, workdir, references=first)
-    about = {"name": arm.name, **arm._asdict(), "seed": seed, "config": digest}
-    new = [about | found.pop("trained")]
-    new += [{"name": name, "seed": seed, **of} for name, of in found.items()]
-    with locked(flags.workdir / "rows.lock", wait=True):
-        write(output, flags.study, read(output) + new)
-    print(told(new[0]), flush=True)
-    return True
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Yield whether this process alone holds a lock; wait for it if asked to."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def read(output: Path) -> list[dict]:
-    """Return the rows so far."""
-    return json.loads(output.read_text())["rows"] if output.exists() else []
+def runs(
+    flags: argparse.Namespace,
+    pairs: Collection[tuple[str, str]],
+    seeds: Collection[int],
+    rows: list[dict],
+    output: Path,
+) -> Iterator[Row]:
+    """Yield the runs of a study, and the references that the first one measured."""
+    check_rows(rows, output, flags.study, seeds, flags.steps)
+    for seed, (method, local) in itertools.product(seeds, pairs):
+        first = next(arms(flags.study)) == (method, local) and seed == 0
+        for arm in weighted(rows, method, local, seed):
+            digest = digest_of(flags.study, arm, seed, flags.steps)
+            about = {"name": arm.name, **arm._asdict(), "seed": seed, "config": digest}
+            config = configured(flags.study, arm, seed, flags.steps)
+            run = flags.workdir / f"{flags.study}-{digest}"
+            yield about, functools.partial(trained, config, run, references=first)
+            if first and any(about.items() <= row.items() for row in rows):
+                for name in REFERENCES:
+                    of = {"name": name, "seed": seed}
+                    yield of, functools.partial(measured, run, name)
 
 
 def check_rows(
@@ -247,20 +229,19 @@ def loaded(study: str, arm: Arm, steps: int | None) -> ConfigDict:
     return load_config(f"configs/zero_shot_{study}.py:{argument}")
 
 
-def run(config: ConfigDict, workdir: Path, references: bool) -> dict[str, dict]:
-    """Train and evaluate; return what was measured, {"trained" or reference: ...}."""
+def trained(config: ConfigDict, workdir: Path, references: bool) -> dict:
+    """Train and evaluate; return what was measured.
+
+    references: evaluate these too, beside the run.
+    """
     train(Trainer(config), workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["time"]["seconds"] for line in lines if "time" in line]
     own = workdir / "eval" / f"{config.steps}-zero_shot_attributes.json"
     if references or not own.exists():
         evaluate(workdir, None, Asked(references=references))
-    found = {"trained": measured(workdir, str(config.steps))}
-    found["trained"] |= {"seconds": seconds[-1], "machine": hosts.machine()}
-    for name in REFERENCES if references else ():
-        found[name] = measured(workdir, name)
     shutil.rmtree(workdir / "checkpoints")
-    return found
+    return measured(workdir, str(config.steps)) | {"seconds": seconds[-1]}
 
 
 def measured(workdir: Path, subject: str) -> dict:
@@ -293,17 +274,6 @@ def measured(workdir: Path, subject: str) -> dict:
     if path.exists():
         kept["evidence"] = json.loads(path.read_text())["columns"]
     return kept
-
-
-def told(row: dict) -> str:
-    """Return a row as a line."""
-    accuracy = ", ".join(f"{k} {v:.3f}" for k, v in row["ridge"].items())
-    split = next(iter(row["ridge"]))
-    ratio = row["tre_ratio"].get(split, [float("nan")])[0]
-    weight = f" x {row['weight']:g}" if row.get("local", "none") != "none" else ""
-    return (
-        f"{row['name']}{weight} seed {row['seed']}: {accuracy}; TRE ratio {ratio:.3f}"
-    )
 
 
 def kept_rows(rows: list[dict]) -> dict[str, list[dict]]:
@@ -349,8 +319,8 @@ def differences(by_name: dict[str, list[dict]], study: str) -> dict[str, dict]:
     return table
 
 
-def write(output: Path, study: str, rows: list[dict]) -> None:
-    """Write all rows so far, their means, and the paper's claims in numbers."""
+def summary(study: str, rows: list[dict]) -> dict:
+    """Return means, and the paper's claims in numbers."""
     means = {}
     by_name = kept_rows(rows)
     for name, own in by_name.items():
@@ -362,7 +332,7 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
                 s: interval([r["tre_ratio"][s][0] for r in own]) for s in splits
             },
         }
-    content = {
+    return {
         "command": f"python -m benchmarks.zero_shot {study} --workdir DIR",
         "weights_tried": WEIGHTS,
         "classifier": "ridge to attributes, class-averaged accuracy of unseen classes",
@@ -370,9 +340,7 @@ def write(output: Path, study: str, rows: list[dict]) -> None:
         "differences_are": "paired over seeds: mean, low and high of 95 % (Student)",
         "differences": differences(by_name, study),
         "spearman": rank_correlation(means),
-        "rows": rows,
     }
-    files.write_whole(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def rank_correlation(means: dict) -> dict[str, float]:

@@ -11,7 +11,8 @@ import pytest
 from test_rl_acting import STATE, after, config, simple
 
 from agents.feedback.shaping import Potential, Raw, Thresholded, hashes
-from benchmarks import measure_missing, rewards
+from benchmarks import rewards
+from benchmarks.studies import measure_missing
 from polyview.errors import InputError
 from polyview.rl.acting import Acted, Played, Shown
 from polyview.rl.learner import PolicyLearner
@@ -325,11 +326,15 @@ def test_runs_of_two_lengths_are_rows_of_their_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rewards, "learnt", learnt)
     monkeypatch.setattr("polyview.hosts.machine", dict)
-    rows, output = [], tmp_path / "ppo.json"
+    output = tmp_path / "ppo.json"
     for thousand in (10, 20, 10):
         flags = argparse.Namespace(thousand=thousand, workdir=tmp_path)
-        study = rewards.ppo(flags, rows)
-        measure_missing(study, rows, lambda: rewards.write(output, "ppo", rows))
+        rows = measure_missing(
+            functools.partial(rewards.ppo, flags),
+            output,
+            tmp_path,
+            functools.partial(rewards.summary, "ppo"),
+        )
     each = 2 * len(rewards.REWARD_WEIGHTS) + rewards.LEARNERS * len(rewards.ARMS)
     assert [row["thousand"] for row in rows] == [10] * each + [20] * each
     assert len(played) == 2 * each  # nothing is measured again
