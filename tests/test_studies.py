@@ -56,6 +56,17 @@ def test_two_share_the_rows_and_wait_for_what_the_rest_depends_on(tmp_path, mach
     assert {row["chosen"] for row in content["rows"] if "seed" in row} == {2}
 
 
+def test_what_another_process_has_just_measured_is_left(tmp_path, machine):
+    output = tmp_path / "table.json"
+
+    def study(rows):
+        output.write_text(json.dumps({"rows": [{"rate": 1, "value": 5}]}))
+        yield {"rate": 1}, lambda: pytest.fail("measured again")
+
+    (row,) = measure_missing(study, output, tmp_path, lambda rows: {})
+    assert row["value"] == 5
+
+
 def test_a_study_goes_on_where_it_failed(tmp_path, machine):
     study, output = Study(), tmp_path / "table.json"
 
