@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from polyview.config import parts
+from polyview.config.spec import build
 from polyview.errors import InputError
 from polyview.nn.decoder import Decoder, Doubled
 from polyview.nn.heads import Identity, Linear, Projector
@@ -18,6 +20,7 @@ from polyview.objectives import locality
 from polyview.objectives.locality import Locality, WithLocal
 from polyview.objectives.reconstruction import AAE, VAE, Autoencoder
 from polyview.objectives.supervised import Attributes, Classification
+from polyview.training.trainer import healths
 
 SMALL = partial(SmallConv, size=8, widths=(4, 6, 8), features=5)
 WIDE = {"dtype": jnp.float64, "param_dtype": jnp.float64}
@@ -243,6 +246,7 @@ def test_a_model_without_parts_says_so(batch):
 
 
 LOCAL = {"label": locality.local_labels}
+SUPCON = build(parts.contrastive("supcon_labels", temperature=0.1))
 OBJECTIVES = {
     "DIM": Locality(),
     "AMDIM": Locality("other_views"),
@@ -252,6 +256,7 @@ OBJECTIVES = {
     "attributes": Attributes(target="v"),
     "AE": Autoencoder(),
     "AE and labels": WithLocal(Autoencoder(), LOCAL),
+    "SupCon and labels": WithLocal(SUPCON, LOCAL),
     "VAE": VAE(log_variance="v"),
     "AAE": AAE(),
 }
@@ -265,7 +270,8 @@ def test_every_objective_reads_them(name, batch):
         def loss_of(params):
             module = nnx.merge(graph, params, rest, copy=True)
             loss, metrics = OBJECTIVES[name](module, None, batch, key)
-            return loss, {k: v for k, v in metrics.items() if k != "features"}
+            features = metrics.pop("features")
+            return loss, metrics | healths(features)  # as the trainer logs them
 
         return jax.value_and_grad(loss_of, has_aux=True)(params)
 

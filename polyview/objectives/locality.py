@@ -303,7 +303,10 @@ class WithLocal:
             loss, metrics = self.objective(once, target_module, batch, key)
             metrics = {**metrics, "model": loss}
         features = once.features or once(batch, key=key, train=True)
-        metrics.setdefault("features", {self.modality: features[self.modality]})
+        own = metrics.get("features", {self.modality: features[self.modality]})
+        # Health is that of vectors, and not of the outputs of positions.
+        positions = {f"local_{target}" for target in self.local}
+        metrics["features"] = {k: v for k, v in own.items() if k not in positions}
         present = batch["present"][self.modality]
         for target, loss_of in self.local.items():
             truth = target_of(batch, target, "a name in objective.local")
