@@ -4,6 +4,7 @@ Each is made by `bridge(width, rngs=)`, with the width of the body. Tokens leave
 the scale of embeddings of words, which a fixed body expects.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.typing import DTypeLike
 from polyview.errors import InputError, check_range
 from polyview.nn.denoiser import CrossBlock
 from polyview.nn.towers import Tower
+from polyview.nn.vit import sincos
 
 SCALE = 0.1  # root mean square of a token's numbers (ours); SmolLM2's words have .14
 _STILL = 1e-3  # of the largest deviation: a number below it does not change (ours)
@@ -201,7 +203,9 @@ class Image(_Bridge):
 
     (The resampler of Jaegle et al. 2021.) `tower(rngs=)` makes a
     `polyview.nn.towers:Tower` with `local=True`; its `frozen=True` leaves an encoder's
-    weights as `init` gives them. Images are resized to `size` a side, if it is given.
+    weights as `init` gives them. The tower is run as after training: an encoder with
+    statistics of the batch keeps those it begins with. Images are resized to `size` a
+    side, if it is given. Fixed positions tell the places of the map, which is square.
     """
 
     def __init__(
@@ -241,6 +245,13 @@ class Image(_Bridge):
         index = jnp.zeros(len(x), jnp.int32)
         found: Any = self.tower(x[:, None], index=index, key=None, train=False)
         local = self.reduce(found.local[:, 0])
+        side = math.isqrt(local.shape[1])
+        if side**2 != local.shape[1]:
+            raise InputError(
+                f"the map of a bridge's tower has {local.shape[1]} places, and is not "
+                "square; give images as high as wide"
+            )
+        local += sincos(side, local.shape[2]).astype(local.dtype)
         latents = self.latents[...].astype(local.dtype)
         z = jnp.broadcast_to(latents, (len(x), *latents.shape[1:]))
         z = self.read(z, local)

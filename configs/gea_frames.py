@@ -65,7 +65,14 @@ def get_config(argument: str = "") -> dict:
             },
         },
         "model": parts.image_model(
-            encoder={"partial": "polyview.nn.resnet:resnet_tiny", "in_channels": 3},
+            # No statistics of the batch, so that a policy can train it from random
+            # weights too, for comparison.
+            encoder={
+                "partial": "polyview.nn.small_conv:SmallConv",
+                "size": args["pixels"],
+                "in_channels": 3,
+                "widths": (32, 64, 64, 128),
+            },
             projector={
                 "partial": "polyview.nn.heads:Projector",
                 "hidden": (128,),

@@ -272,6 +272,32 @@ def test_an_image_is_read_by_latents_from_the_map_of_a_tower(rng):
     assert not any("encoder" in name for name in flatten(split_module(bridge).params))
 
 
+class Pixels(nnx.Module):
+    """Its map is the pixels."""
+
+    features = 3
+
+    def __init__(self, *, rngs):
+        pass
+
+    def __call__(self, x, *, train, key=None):
+        local = x.reshape(len(x), -1, 3)
+        return local.mean(1), local
+
+
+def test_an_image_tells_where_things_are(rng):
+    def tower(*, rngs):
+        return Tower(encoder=Pixels, projector=Identity, local=True, rngs=rngs)
+
+    bridge = Image(8, tower=tower, tokens=3, features=8, rngs=nnx.Rngs(0))
+    images = rng.integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
+    turned = images.transpose(0, 2, 1, 3)  # the same pixels at other places
+    found = bridge(jnp.asarray(np.concatenate([images, turned])))
+    assert np.abs(np.asarray(found[0] - found[1])).max() > 1e-4
+    with pytest.raises(InputError, match="8 places, and is not square"):
+        bridge(jnp.asarray(images[:, :2]))
+
+
 def test_a_state_is_standardised_and_a_token_has_the_scale_of_a_word(rng):
     told = State(8, mean=[3.0, -1.0], std=[2.0, 0.5], hidden=4, rngs=nnx.Rngs(0))
     plain = State(8, mean=[0.0, 0.0], std=[1.0, 1.0], hidden=4, rngs=nnx.Rngs(0))
