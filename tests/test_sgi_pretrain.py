@@ -421,13 +421,19 @@ def leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
+OWN = {"inverse_sees": "online", "augmentation": "none"}  # beyond the paper
+
+
 @pytest.mark.slow
-def test_training_avoids_collapse_and_is_equal_on_four_devices():
+@pytest.mark.parametrize("own", [False, True], ids=["official", "with options of ours"])
+def test_training_avoids_collapse_and_is_equal_on_four_devices(own):
     transformation, batch = optax.adam(1e-2), windows(8, seed=3)
-    graph, *_ = abstract_module(network)
-    make = partial(create_state, network, transformation, target_decay=0.99)
+    module = partial(network, standardise=own)
+    graph, *_ = abstract_module(module)
+    make = partial(create_state, module, transformation, target_decay=0.99)
     start, fixed = jax.jit(make, compiler_options=HURRY)(jnp.uint32(0))
-    step = make_step(graph, Pretrain(cloning=1.0), transformation, 0.99)
+    objective = Pretrain(cloning=1.0, **(OWN if own else {}))
+    step = make_step(graph, objective, transformation, 0.99)
 
     def take(state, batch, number, seed):
         return step(state, fixed, batch, number, seed)
