@@ -1,11 +1,17 @@
-"""Seconds of an update by the official code of SGI, for `benchmarks.sgi --official`.
+"""Updates by the official code of SGI: their seconds, and what they learn.
 
     PYTHON benchmarks/sgi_official.py CHECKOUT update S
+    PYTHON benchmarks/sgi_official.py CHECKOUT learn FOLDER STEPS SEED [TERM ...]
 
 PYTHON has torch, kornia and rlpyt; CHECKOUT is a clone of mila-iqia/SGI. Calls the
-loss of its `SPRCategoricalDQN` on noise, gradients, clipping and Adam, in its order,
-with its settings for fine-tuning (`update`) or pre-training (`pretrain`). Packages that
-only play games or log are not needed. Prints JSON.
+loss of its `SPRCategoricalDQN`, gradients, clipping and Adam, in its order, with its
+settings for fine-tuning (`update`) or pre-training (`pretrain`). Packages that only
+play games or log are not needed. Prints JSON.
+
+`update` and `pretrain`, for `benchmarks.sgi --official`, measure seconds on noise.
+`learn`, for `benchmarks.sgi_peer`, pre-trains the network of size S on
+windows that the official loader reads from FOLDER/game, with the named terms of the
+loss, and prints the terms of each 25 steps.
 """
 
 import importlib
@@ -13,9 +19,11 @@ import json
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+TERMS = ("spr", "goal", "inverse")
 ACTIONS, JUMPS, N_STEP, GOAL_WINDOW = 18, 5, 10, 50
 # Of its configuration: scripts/config.yaml and scripts/experiments/sgim_pretrain.sh.
 LEARNING_RATE, EPSILON, CLIP = 1e-4, 1.5e-4, 10.0
@@ -25,7 +33,6 @@ MODELS = {
 }
 NETWORK = {
     "image_shape": (4, 1, 84, 84),
-    "output_size": ACTIONS,
     "n_atoms": 51,
     "dueling": True,
     "jumps": JUMPS,
@@ -54,10 +61,19 @@ NETWORK = {
 
 
 def main() -> None:
-    """Measure the seconds of some updates."""
-    checkout, kind, size = sys.argv[1:]
+    """Measure the seconds of some updates, or print what is learnt."""
+    checkout, kind, *rest = sys.argv[1:]
     code = load(Path(checkout))
-    take = updates(code, kind, size)
+    if kind == "learn":
+        folder, steps, seed, *terms = rest
+        print(json.dumps(learn(code, Path(folder), int(steps), int(seed), terms)))
+        return
+    (size,) = rest
+    # The losses of C51, self-prediction, goals and actions.
+    weights = (1, 5, 0, 0) if kind == "update" else (0, 1, 1, 1)
+    batch = 32 if kind == "update" else 256
+    samples = noise(code.torch, batch, kind == "update")
+    take = updates(code, kind, size, batch, weights, ACTIONS, lambda: samples)
     take()
     seconds = []
     for _ in range(5):
@@ -72,7 +88,7 @@ def load(checkout: Path) -> types.SimpleNamespace:
     package = types.ModuleType("src")
     package.__path__ = [str(checkout / "src")]
     sys.modules["src"] = package
-    for name in ("atari_py", "wandb"):
+    for name in ("atari_py", "cv2", "gym", "gym.utils", "wandb"):
         sys.modules.setdefault(name, mock.MagicMock())
     modules = {
         name: importlib.import_module(module)
@@ -86,12 +102,67 @@ def load(checkout: Path) -> types.SimpleNamespace:
     return types.SimpleNamespace(**modules)
 
 
-def updates(code: types.SimpleNamespace, kind: str, size: str):
-    """Return a function that takes one step of the optimiser."""
+def learn(
+    code: types.SimpleNamespace, folder: Path, steps: int, seed: int, terms: list[str]
+) -> dict:
+    """Pre-train; return the mean of each term over each 25 steps: [[step, value]]."""
+    torch = code.torch
+    torch.manual_seed(seed)
+    loading = importlib.import_module("src.offline_dataset")
+    with mock.patch("builtins.print"):
+        loader, *_ = loading.get_offline_dataloaders(
+            data_path=folder,
+            tmp_data_path=folder,
+            games=["game"],
+            checkpoints=[1],
+            frames=4,
+            k_step=GOAL_WINDOW + N_STEP,
+            n_step_return=N_STEP,
+            discount=0.99,
+            samples=1_000_000,
+            dataset_on_gpu=False,
+            dataset_on_disk=False,
+            batch_size=32,
+            full_action_set=False,
+            num_workers=0,
+            pin_memory=False,
+            prefetch_factor=None,
+        )
+    actions = int(loader.dataset.games[0].action.max()) + 1
+
+    def forever():
+        while True:
+            yield from loader
+
+    weights = (0, *(int(term in terms) for term in TERMS))
+    windows = forever()
+    take = updates(code, "pretrain", "S", 32, weights, actions, lambda: next(windows))
+    found: dict[str, list] = {term: [] for term in TERMS}
+    logged: list[tuple] = []
+    for step in range(1, steps + 1):
+        logged.append(take()[1:])
+        if step % 25 == 0:
+            for term, values in zip(TERMS, zip(*logged, strict=True), strict=True):
+                found[term].append([step, sum(values) / len(values)])
+            logged = []
+    return {"curve": found, "torch": torch.__version__}
+
+
+def updates(
+    code: types.SimpleNamespace,
+    kind: str,
+    size: str,
+    batch: int,
+    weights: tuple[int, ...],
+    actions: int,
+    sample: Callable,
+):
+    """Return a function that takes a step of the optimiser, and returns the losses."""
     torch, fine_tuning = code.torch, kind == "update"
     make = lambda: code.models.SPRCatDqnModel(  # noqa: E731
         **NETWORK,
         **MODELS[size],
+        output_size=actions,
         rl=fine_tuning,
         goal_rl=not fine_tuning,
         inverse_model=not fine_tuning,
@@ -102,7 +173,7 @@ def updates(code: types.SimpleNamespace, kind: str, size: str):
     algorithm = code.algos.SPRCategoricalDQN.__new__(code.algos.SPRCategoricalDQN)
     vars(algorithm).update(
         agent=agent_of(code, model, target),
-        _batch_size=32 if fine_tuning else 256,
+        _batch_size=batch,
         n_step_return=N_STEP,
         discount=0.99,
         double_dqn=True,
@@ -128,13 +199,11 @@ def updates(code: types.SimpleNamespace, kind: str, size: str):
         lr=LEARNING_RATE,
         eps=EPSILON,
     )
-    weights = (1, 5, 0, 0) if fine_tuning else (0, 1, 1, 1)
-    samples = noise(torch, algorithm.batch_size, fine_tuning)
     # The target network of fine-tuning is copied, that of pre-training an average.
     rate = 1.0 if fine_tuning else 0.01
 
-    def take() -> None:
-        found = algorithm.loss(samples, offline=not fine_tuning)
+    def take() -> list[float]:
+        found = algorithm.loss(sample(), offline=not fine_tuning)
         losses = found[0], found[4], found[2], found[6]  # C51, SPR, goal, inverse
         total = sum(w * x for w, x in zip(weights, losses, strict=True) if w)
         optimizer.zero_grad()
@@ -146,6 +215,7 @@ def updates(code: types.SimpleNamespace, kind: str, size: str):
             new = model.state_dict()
             for name, old in target.state_dict().items():
                 old.copy_(rate * new[name] + (1 - rate) * old)
+        return [float(loss) for loss in losses]
 
     return take
 
