@@ -313,9 +313,32 @@ def rows(
     return {"partial": at, "processes": processes, "pixels": shown, **spec}
 
 
-def learnt(run: str) -> dict[str, Any]:
-    """Return the `init` that begins with all weights of a run."""
-    return {"": {"from": run, "path": ""}}
+def informed(
+    model: Mapping[str, Any], names: Sequence[str], observations: str
+) -> dict[str, Any]:
+    """Return the model, whose values in some domains read more than its actions do.
+
+    observations: of each domain, as of `agents.parts:bridges`.
+    """
+    bridges, of = dict(model["bridges"]), dict(model["domains"])
+    for name in names:
+        own, _ = parts.bridges(name, observations)
+        at = {observation: f"values_{name}_{observation}" for observation in own}
+        bridges |= {at[observation]: spec for observation, spec in own.items()}
+        of[name] = {**of[name], "privileged": at}
+    return {**model, "bridges": bridges, "domains": of}
+
+
+def learnt(run: str, informed: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the `init` that begins with all weights of a run.
+
+    informed: domains whose values read more than they did there, and begin anew.
+    """
+    init: dict[str, Any] = {"from": run, "path": ""}
+    if informed:
+        values = [f"policies.{name}.critic.*" for name in informed]
+        init |= {"fresh": values, "leave": values}
+    return {"": init}
 
 
 def begun_from(run: str) -> dict[str, Any]:

@@ -37,9 +37,10 @@ class Generalist(nnx.Module):
       body: makes `agents.llm.llama:Body`.
       bridges: {name: makes a bridge of `agents.bridges`}.
       adapters: {name: makes an adapter of `agents.adapters`}.
-      domains: {domain: options of `agents.policy:Policy`}, where "bridges" is
-        {observation: name of a bridge} and "adapter" the name of one. With "size" an
-        action has so many numbers, and the adapter's have more, as `Padded` takes them.
+      domains: {domain: options of `agents.policy:Policy`}, where "bridges", and
+        "privileged" if there is any, is {observation: name of a bridge} and "adapter"
+        the name of one. With "size" an action has so many numbers, and the adapter's
+        have more, as `Padded` takes them.
       playing: the domains that it plays as an actor, in the order of their names.
 
     Raises InputError for names of bridges, adapters and domains that there are not.
@@ -78,14 +79,18 @@ class Generalist(nnx.Module):
         adapter = self._shared(self.adapters, options.pop("adapter"), name)
         if (size := options.pop("size", None)) is not None:
             adapter = functools.partial(Padded, adapter=adapter, size=size)
-        seen = {
-            observation: self._shared(self.bridges, bridge, name)
-            for observation, bridge in options.pop("bridges").items()
-        }
+        seen, privileged = (
+            {
+                observation: self._shared(self.bridges, bridge, name)
+                for observation, bridge in (options.pop(key, None) or {}).items()
+            }
+            for key in ("bridges", "privileged")
+        )
         return Policy(
             body=lambda rngs: self.body,
             bridges=seen,
             adapter=adapter,
+            privileged=privileged,
             **options,
             rngs=rngs,
         )

@@ -69,6 +69,8 @@ class Policy(nnx.Module):
       span: steps that the policy sees.
       tells: whether later steps see the actions, and not the observations alone.
       critic: options of `polyview.rl.critic:Critic`, of values; None: there are none.
+      privileged: {observation: makes a bridge}, what values read beside the state, and
+        actions do not: while it is learnt by, and not to act. Without a critic, none.
       episodes: the most that a row has in `judge`: one instruction is kept for each.
     """
 
@@ -81,10 +83,14 @@ class Policy(nnx.Module):
         span: int = 1,
         tells: bool = True,
         critic: Mapping[str, Any] | None = None,
+        privileged: Mapping[str, Callable[..., Any]] | None = None,
         episodes: int = 8,
         rngs: nnx.Rngs,
     ):
         check_range(1, span=span, episodes=episodes)
+        privileged = privileged or {}
+        if privileged and critic is None:
+            raise InputError("privileged is what values read: give model.critic")
         if not bridges:
             raise InputError("a policy needs a bridge from an observation")
         self.body = body(rngs=rngs)
@@ -92,7 +98,10 @@ class Policy(nnx.Module):
         made = {name: bridge(width, rngs=rngs) for name, bridge in bridges.items()}
         self.bridges: Any = nnx.Dict(made)
         self.adapter: Any = adapter(width, rngs=rngs)
-        self.critic = None if critic is None else Critic(width, **critic, rngs=rngs)
+        made = {name: bridge(width, rngs=rngs) for name, bridge in privileged.items()}
+        self.privileged: Any = nnx.Dict(made)
+        read = width * (1 + len(made))
+        self.critic = None if critic is None else Critic(read, **critic, rngs=rngs)
         self.span, self.tells, self.episodes = span, tells and span > 1, episodes
         self.observed = sum(bridge.count for bridge in self.bridges.values())
 
@@ -169,7 +178,8 @@ class Policy(nnx.Module):
             None if legal is None else rearrange(legal, "b m a -> (b m) a"),
         )
         log_prob, entropy, choices = (part.reshape(b, m) for part in found)
-        return Judged(log_prob, entropy, self._value(hidden[:, :, 0]), choices)
+        value = self._value(hidden[:, :, 0], views)
+        return Judged(log_prob, entropy, value, choices)
 
     # One step at a time.
 
@@ -239,7 +249,11 @@ class Policy(nnx.Module):
                 self.body, jnp.stack(states, 1), action, legal
             )
             log_prob = measured.log_prob
-        return kept, Acted(action, log_prob, self._value(states[0]))
+        value = jnp.zeros(n)
+        if {*self.privileged} <= {*views}:  # else it acts, and does not learn
+            shown = {name: views[name][:, None] for name in self.privileged}
+            value = self._value(states[0][:, None], shown)[:, 0]
+        return kept, Acted(action, log_prob, value)
 
     # Pieces of both.
 
@@ -389,14 +403,18 @@ class Policy(nnx.Module):
 
     def _observations(self, views: Mapping[str, jax.Array]) -> jax.Array:
         """Return the tokens of observations [b, m, ...]: [b, m, tokens, width]."""
-        found = []
-        for name, bridge in self.bridges.items():
-            if name not in views:
-                raise InputError(f"the views have no {name!r}, which a bridge reads")
-            m = views[name].shape[1]
-            seen = bridge(rearrange(views[name], "b m ... -> (b m) ..."))
-            found.append(rearrange(seen, "(b m) s d -> b m s d", m=m))
+        found = [self._tokens(views, *item) for item in self.bridges.items()]
         return jnp.concatenate(found, 2)
+
+    def _tokens(
+        self, views: Mapping[str, jax.Array], name: str, bridge: Any
+    ) -> jax.Array:
+        """Return the tokens of one observation [b, m, ...]: [b, m, tokens, width]."""
+        if name not in views:
+            raise InputError(f"the views have no {name!r}, which a bridge reads")
+        m = views[name].shape[1]
+        seen = bridge(rearrange(views[name], "b m ... -> (b m) ..."))
+        return rearrange(seen, "(b m) s d -> b m s d", m=m)
 
     def _parts(self, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the embeddings of all parts of actions [n, length, width]."""
@@ -411,10 +429,15 @@ class Policy(nnx.Module):
         """Tokens of a step that later ones see."""
         return self.observed + (self.adapter.length if self.tells else 0)
 
-    def _value(self, hidden: jax.Array) -> jax.Array:
+    def _value(self, hidden: jax.Array, views: Mapping[str, jax.Array]) -> jax.Array:
+        """Return normalised values [b, m] of states [b, m, width]."""
         if self.critic is None:
             return jnp.zeros(hidden.shape[:-1])
-        return self.critic(hidden)
+        read = [hidden]
+        for name, bridge in self.privileged.items():
+            seen = self._tokens(views, name, bridge).mean(2)
+            read.append(seen.astype(hidden.dtype))
+        return self.critic(jnp.concatenate(read, -1))
 
     def _check_context(self, words: int) -> None:
         length = words + self.span * self._kept()

@@ -11,7 +11,8 @@ Arguments: start, a run of configs/gea_supervised.py; scratch, True to begin fro
 weights that it began from, not those that it learnt; play, domains joined by +; clone,
 the weight of cloning; thousand, steps of the environments; rows, environments side by
 side; rate; fast, BabyAI by envpool where it is installed; processes of other worlds;
-popart, False for values on the scale of returns; scales, what rewards are multiplied
+popart, False for values on the scale of returns; privileged, observations joined by +
+that values read and actions do not, such as grid; scales, what rewards are multiplied
 by, numbers joined by + in the order of play; seed.
 Hardware: two laptop cores. Rates are in docs/gea.md.
 """
@@ -38,6 +39,7 @@ def get_config(argument: str = "") -> dict:
         fast=False,
         processes=0,
         popart=True,
+        privileged="",
         scales="",
         seed=0,
     )
@@ -54,6 +56,8 @@ def get_config(argument: str = "") -> dict:
             else of
             for name, of in model["domains"].items()
         }
+    told = sorted(playing) if args["privileged"] else []
+    model = domains.informed(model, told, args["privileged"])
     views, minibatches = begun["views"]["views"], 4
     steps = max(args["thousand"] * 1000 // (args["rows"] * ROLLOUT), 1)
     environments = {
@@ -83,7 +87,9 @@ def get_config(argument: str = "") -> dict:
             "scales": domains.weights(args["scales"], playing),
         },
         "model": model,
-        "init": begun["init"] if args["scratch"] else domains.learnt(args["start"]),
+        "init": begun["init"]
+        if args["scratch"]
+        else domains.learnt(args["start"], informed=told),
         "objective": {
             "target": "agents.clone:PlayAndClone",
             "play": {

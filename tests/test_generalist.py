@@ -227,6 +227,42 @@ def test_each_row_is_played_and_judged_by_its_own_domain(rng):
         )
 
 
+def test_values_alone_read_what_is_privileged(rng):
+    of = {"bridges": {"state": "three"}, "adapter": "many", "critic": CRITIC}
+    domains = {"a": {**of, "privileged": {"secret": "two"}}}
+    policy = made(playing=["a"], domains=domains).policies["a"]
+    state, first = rng.normal(size=(4, 3)), jnp.ones(4, bool)
+    views = {"state": state, "secret": rng.normal(size=(4, 2))}
+    views = {name: jnp.asarray(x, jnp.float32) for name, x in views.items()}
+    memory = policy.body.empty_cache(4, 8)
+    key = jax.random.key(0)
+    told, other, untold = (
+        policy.act(memory, seen, first, key)[1]
+        for seen in (
+            views,
+            views | {"secret": -views["secret"]},
+            {"state": views["state"]},
+        )
+    )
+    for acted in (other, untold):
+        np.testing.assert_array_equal(told.action, acted.action)
+        np.testing.assert_array_equal(told.log_prob, acted.log_prob)
+    assert (told.value != other.value).all() and not untold.value.any()
+    play = {
+        "views": {name: x[:, None] for name, x in views.items()},
+        "first": first[:, None],
+        "real": first[:, None],
+        "actions": told.action[:, None],
+    }
+    judged = policy.judge(play)
+    np.testing.assert_allclose(judged.value[:, 0], told.value, atol=1e-6)
+    del play["views"]["secret"]
+    with pytest.raises(InputError, match="no 'secret', which a bridge reads"):
+        policy.judge(play)
+    with pytest.raises(InputError, match="privileged is what values read"):
+        made(domains={"a": domains["a"] | {"critic": None}}, playing=["a"])
+
+
 def test_values_of_each_domain_have_their_own_scale(rng):
     model = made()
     returns = rng.normal(size=(8, 5)).astype(np.float32)
