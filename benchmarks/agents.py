@@ -136,8 +136,8 @@ def cloning(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
     for seed, (data, body, adapter) in itertools.product(range(SEEDS), arms):
         of = {"data": data, "body": body}
         chosen_by = adapter if body == "scratch" else "pred"
-        if rate := best(rows, {**of, "adapter": chosen_by}):
-            given = {**of, "adapter": adapter, "rate": rate, "split": "test"}
+        if chosen := best(rows, {**of, "adapter": chosen_by}):
+            given = {**of, "adapter": adapter, "rate": chosen, "split": "test"}
             yield arm(flags, data, given, seed, episodes=50)
 
 
@@ -147,8 +147,8 @@ def babyai(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
         about = {"adapter": adapter, "rate": rate, "demonstrations": 1000}
         yield arm(flags, PICKUP, {**about, "split": "validation"}, 0, episodes=100)
     for seed, count, adapter in itertools.product(range(SEEDS), DEMONSTRATIONS, WORDS):
-        if rate := best(rows, {"adapter": adapter}):
-            about = {"adapter": adapter, "rate": rate, "demonstrations": count}
+        if chosen := best(rows, {"adapter": adapter}):
+            about = {"adapter": adapter, "rate": chosen, "demonstrations": count}
             yield arm(flags, PICKUP, {**about, "split": "test"}, seed, episodes=200)
 
 

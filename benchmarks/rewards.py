@@ -242,9 +242,9 @@ def ppo(flags: argparse.Namespace, rows: list[dict]) -> Iterator[Row]:
         about = {"name": f"oracle, {form}", "weight": weight, "seed": CHOOSING}
         yield length | about, lambda about=about: learnt(flags, about)
     for seed, (name, (_, form)) in itertools.product(range(LEARNERS), ARMS.items()):
-        weight = weight_of(rows, form, flags.thousand) if form else 0.0
-        if weight is not None:
-            about = {"name": name, "weight": weight, "seed": seed}
+        chosen = weight_of(rows, form, flags.thousand) if form else 0.0
+        if chosen is not None:
+            about = {"name": name, "weight": chosen, "seed": seed}
             yield length | about, lambda about=about: learnt(flags, about)
 
 

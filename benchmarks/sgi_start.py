@@ -41,9 +41,9 @@ STUDIED = 256  # windows of the batch that is measured
 class Watched(Trainer):
     """A trainer that measures a batch of other play every so many steps."""
 
-    def __init__(self, config: Any, every: int, output: Path, told: dict):
+    def __init__(self, config: Any, every: int, output: Path, about: dict):
         super().__init__(config)
-        self.every, self.output, self.told = every, output, told
+        self.every, self.output, self.about = every, output, about
         other = {**config.source, "name": config.source.name.replace("random", "probe")}
         held = build(other, None, where="source")
         sample = partial(pipeline.batches, held, self.views, seed=1, steps=1)
@@ -98,7 +98,7 @@ class Watched(Trainer):
             row["norms"][name] = by_layer(gradients)
         content = {"rows": []} | read(self.output)
         rows = [old for old in content["rows"] if old["step"] < step]
-        text = json.dumps(content | self.told | {"rows": [*rows, row]}, indent=1)
+        text = json.dumps(content | self.about | {"rows": [*rows, row]}, indent=1)
         files.write_whole(self.output, f"{text}\n".encode())
 
 
@@ -139,12 +139,12 @@ def main() -> None:
     named = f"sgi_start_{flags.game}_{flags.batch_size}"
     output, workdir = RESULTS / f"{named}.json", flags.workdir / named
     command = f"python -m benchmarks.sgi_start --workdir DIR --game {flags.game}"
-    told = {
+    about = {
         "command": f"{command} --steps {flags.steps} --batch_size {flags.batch_size}",
         "machine": hosts.machine(),
         "batch": f"{STUDIED} windows of play of another seed",
     }
-    train(Watched(config, flags.every, output, told), workdir)
+    train(Watched(config, flags.every, output, about), workdir)
     content = read(output)
     content["actions"] = [
         {"step": int(path.name.partition("-")[0]), **read(path)}
